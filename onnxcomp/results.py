@@ -1,0 +1,200 @@
+"""What each stage found out, as plain data; `Report.to_json` is the contract that scripts read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Verdict = Literal["accepted", "over-budget", "unchanged"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing a pass changed."""
+
+    node: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One thing a pass left alone, and why."""
+
+    node: str
+    why: str
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """Size and cost of one model. `bytes` counts the .onnx file and its external data."""
+
+    bytes: int
+    parameters: int
+    nonzero_parameters: int
+    macs: int
+    nodes: int
+    opset: int
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did, as the manager saw it."""
+
+    name: str
+    spec: str
+    guarantee: str
+    seconds: float
+    changes: int
+    skips: tuple[Skip, ...] = ()
+    summary: str = ""
+    details: tuple[Change, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    bytes_before: int = 0
+    bytes_after: int = 0
+    operators_before: dict[str, int] = field(default_factory=dict)
+    operators_after: dict[str, int] = field(default_factory=dict)
+    rolled_back: str = ""
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One weighted layer before and after. `own_sqnr_db`: the layer's own error on the original's inputs, in dB."""
+
+    node: str
+    op: str
+    precision: tuple[str, str]
+    bytes: tuple[int, int]
+    parameters: tuple[int, int]
+    own_sqnr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A task metric before and after. `drop` is positive when the result is worse, whichever way the metric points."""
+
+    metric: str
+    samples: int
+    before: float
+    after: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class OutputFidelity:
+    """How close one output stayed to the original's. SQNR is null when the outputs are equal."""
+
+    identical: bool
+    sqnr_db: float | None
+    max_abs_error: float
+    top1_agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Closeness of all outputs on `samples` samples that calibration did not see."""
+
+    samples: int
+    source: Literal["data", "synthetic"]
+    outputs: dict[str, OutputFidelity]
+
+    @property
+    def worst_sqnr_db(self) -> float | None:
+        """The lowest SQNR over the outputs in dB; None when all are identical."""
+        values = [o.sqnr_db for o in self.outputs.values() if o.sqnr_db is not None]
+        return min(values) if values else None
+
+    @property
+    def identical(self) -> bool:
+        """Whether every output is bit-equal."""
+        return all(o.identical for o in self.outputs.values())
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Latency of a pair, measured interleaved in one process. Times in milliseconds; `speedup` is before/after."""
+
+    provider: str
+    nodes_on_provider: int
+    nodes_elsewhere: int
+    batch: int
+    threads: int
+    before_ms: dict[str, float]
+    after_ms: dict[str, float]
+    speedup: float
+    speedup_interval: tuple[float, float]
+
+    @property
+    def outcome(self) -> Literal["faster", "slower", "no change"]:
+        """A ratio whose 95 % interval holds 1 is "no change"."""
+        low, high = self.speedup_interval
+        return "faster" if low > 1.0 else "slower" if high < 1.0 else "no change"
+
+
+@dataclass(frozen=True)
+class BudgetLine:
+    """One budget and how the result stands to it; the value is None when it could not be measured."""
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class FileRef:
+    """A file and the SHA-256 of its bytes (of the .onnx file and then its external data)."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How many samples calibration saw and where they came from."""
+
+    samples: int
+    source: str
+
+
+@dataclass
+class Report:
+    """Everything one run measured; filled by the driver stage by stage."""
+
+    tool: dict[str, str]
+    machine: dict[str, Any]
+    seed: int
+    source: FileRef
+    before: ModelStats
+    after: ModelStats
+    exit_code: int = 0
+    verdict: Verdict = "accepted"
+    reason: str = ""
+    output: FileRef | None = None
+    calibration: Calibration | None = None
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    passes: list[PassRecord] = field(default_factory=list)
+    layers: list[LayerRecord] = field(default_factory=list)
+    accuracy: Accuracy | None = None
+    fidelity: Fidelity | None = None
+    benchmarks: list[Benchmark] = field(default_factory=list)
+    budget: list[BudgetLine] = field(default_factory=list)
+    guesses: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON-ready data, schema 1; NaN and infinities become null."""
+        finite: dict[str, Any] = _finite({"schema": 1, **asdict(self)})
+        return finite
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
