@@ -1,0 +1,1 @@
+"""What users have at hand, turned into batches of feeds."""

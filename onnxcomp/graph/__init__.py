@@ -1,0 +1,1 @@
+"""The graph that passes work on: loading, editing, facts about operators, cost."""

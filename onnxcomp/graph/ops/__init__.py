@@ -1,0 +1,1 @@
+"""Facts about operators, one frozen record each, grouped by family."""

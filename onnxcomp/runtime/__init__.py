@@ -1,0 +1,1 @@
+"""Sessions, providers, streaming activation statistics and latency on ONNX Runtime."""

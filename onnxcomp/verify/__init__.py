@@ -1,0 +1,1 @@
+"""Judging a pair of models: structure, fidelity, accuracy, budgets."""
