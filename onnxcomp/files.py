@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -16,11 +16,14 @@ CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, rename: Callable[[], Path] | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing that takes the name `path` only when the block ends well.
 
     The bytes go to a temporary file in the same folder, are flushed to disk and renamed. After an error, an
     interrupt included, the temporary file is removed and `path` is as it was.
+
+    Args:
+        rename: asked after the last write for the name to take instead of `path`; for names that hold a hash.
 
     Raises:
         OutputError: the folder is missing, read-only or full.
@@ -36,7 +39,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        temporary.replace(rename() if rename else path)
     except OSError as error:
         raise _refused(path, error) from error
     finally:

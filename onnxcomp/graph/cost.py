@@ -1,0 +1,158 @@
+"""What a graph costs: bytes, parameters, multiply-accumulates, as a whole and layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcomp.graph import shapes as shape_tools
+from onnxcomp.graph.ir import Array, Constant, Graph, Node
+from onnxcomp.graph.ops.facts import Operators
+from onnxcomp.results import ModelStats
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One node that holds weights or multiplies: parameters and bytes of its weights, MACs of one sample."""
+
+    node: str
+    op: str
+    parameters: int
+    bytes: int
+    macs: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Weight elements and how many of them are not zero."""
+
+    total: int
+    nonzero: int
+
+
+def stats(
+    graph: Graph, operators: Operators, *, file_bytes: int, sample: Mapping[str, tuple[int, ...]] | None = None
+) -> ModelStats:
+    """Size and cost of a model.
+
+    Args:
+        file_bytes: bytes of the .onnx file and its external data.
+        sample: shapes of one sample's inputs; symbolic dimensions count as 1 where none is given.
+    """
+    count = parameters(graph, operators)
+    inferred = shape_tools.infer(graph, shape_tools.one_sample(graph, sample))
+    return ModelStats(
+        bytes=file_bytes,
+        parameters=count.total,
+        nonzero_parameters=count.nonzero,
+        macs=sum(operators.facts(node).macs(node, inferred) for node in graph.walk()),
+        nodes=sum(1 for _ in graph.walk()),
+        opset=graph.opset,
+    )
+
+
+def parameters(graph: Graph, operators: Operators) -> Parameters:
+    """Count weight elements, biases too; not scales, zero points, shapes and indices. A shared weight counts once."""
+    total = nonzero = 0
+    seen: set[Constant] = set()
+    for node in graph.walk():
+        for port, tensor in enumerate(node.inputs):
+            if isinstance(tensor, Constant) and tensor not in seen:
+                elements = parameter_elements(node, port, tensor, operators)
+                if elements:
+                    seen.add(tensor)
+                    total += elements
+                    nonzero += min(elements, _nonzero(node, port, tensor))
+    return Parameters(total, nonzero)
+
+
+def parameter_elements(node: Node, port: int, constant: Constant, operators: Operators) -> int:
+    """How many weight elements an initializer holds for a port; 0 where it is no weight there."""
+    facts = operators.facts(node)
+    if port in facts.packed:
+        return facts.packed[port](node)
+    if port in facts.quantization_ports or port in facts.shape_ports:
+        return 0
+    if constant.dtype.kind == "f" or constant.dtype.name in ("bfloat16",) or "float" in constant.dtype.name:
+        return constant.size
+    return 0
+
+
+def layers(
+    graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, ...]] | None = None
+) -> list[LayerCost]:
+    """Nodes that hold weights or multiply, in graph order; weights behind a DequantizeLinear count for its reader."""
+    inferred = shape_tools.infer(graph, shape_tools.one_sample(graph, sample))
+    found = []
+    for node in graph.walk():
+        if node.op in ("DequantizeLinear", "QuantizeLinear", "Constant", "Identity"):
+            continue
+        facts = operators.facts(node)
+        held = [held_weight(node, port, operators) for port in range(len(node.inputs))]
+        macs = facts.macs(node, inferred)
+        count = sum(h[0] for h in held)
+        if macs or (count and (facts.weights is not None and count > 1)):
+            found.append(
+                LayerCost(node.name, node.op, count, sum(h[1] for h in held), macs, precision_of(node, operators))
+            )
+    return found
+
+
+def held_weight(node: Node, port: int, operators: Operators) -> tuple[int, int]:
+    """Parameters and bytes that a port takes from an initializer, looked at through DequantizeLinear and the like."""
+    source, at, constant = trace_weight(node, port)
+    if constant is None:
+        return 0, 0
+    elements = parameter_elements(source, at, constant, operators)
+    return elements, constant.nbytes if elements else 0
+
+
+def trace_weight(node: Node, port: int) -> tuple[Node, int, Constant | None]:
+    """Follow a port back through DequantizeLinear, Cast, Transpose, Reshape, Identity and scaling to an initializer."""
+    for _ in range(8):
+        constant = node.constant(port)
+        if constant is not None:
+            return node, port, constant
+        tensor = node.input(port)
+        producer = tensor.producer if tensor is not None else None
+        if producer is None or producer.op not in _WEIGHT_FORMS:
+            break
+        node, port = producer, 0
+        if producer.op == "Mul" and producer.constant(0) is None and producer.constant(1) is not None:
+            port = 0  # Cast -> Mul(scale): the integers come in on the computed side
+    return node, port, None
+
+
+def precision_of(node: Node, operators: Operators) -> str:
+    """Type in which a node's weight is stored: float32, int8, …; the activations' type where it has none."""
+    for weight_port in range(len(node.inputs)):
+        source, at, constant = trace_weight(node, weight_port)
+        if constant is None or not parameter_elements(source, at, constant, operators):
+            continue
+        if source.op == "MatMulNBits":
+            return f"int{int(source.attrs.get('bits', 4))}"
+        return constant.dtype.name
+    return "float32"
+
+
+_WEIGHT_FORMS = {"DequantizeLinear", "Cast", "Transpose", "Reshape", "Identity", "Mul", "Unsqueeze", "Squeeze"}
+
+
+def _nonzero(node: Node, port: int, constant: Constant) -> int:
+    values: Array = constant.values
+    zero = None
+    if node.op == "DequantizeLinear" and port == 0:
+        point = node.constant(2)
+        if point is not None and np.asarray(point.values).astype(np.int32).any():
+            zero = np.asarray(point.values).astype(np.int32)
+            axis = int(node.attrs.get("axis", 1))
+            if zero.ndim == 1 and zero.size > 1:
+                zero = zero.reshape([-1 if a == axis % values.ndim else 1 for a in range(values.ndim)])
+            if zero.ndim == values.ndim or zero.size == 1:
+                return int(np.count_nonzero(values.astype(np.int32) != zero))
+    if values.dtype.name in ("int4", "uint4", "int2", "uint2"):
+        values = values.astype(np.int8)
+    return int(np.count_nonzero(values))

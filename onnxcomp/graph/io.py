@@ -1,0 +1,206 @@
+"""Model files to graphs and back: clear errors on bad files, atomic writes, external data streamed."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import TensorProto
+
+from onnxcomp.errors import ModelError, OutputError
+from onnxcomp.files import atomic_write
+from onnxcomp.graph.codec import all_tensors, decode, encode, external_location
+from onnxcomp.graph.ir import Constant, Graph, elem_type, tensor_proto
+
+EXTERNAL_ABOVE_BYTES = 1_800_000_000  # protobuf messages end at 2 GiB
+EXTERNAL_TENSOR_BYTES = 1024  # smaller tensors stay in the .onnx file, where shape inference can read them
+ALIGNMENT_BYTES = 4096  # lets runtimes map the tensors
+
+
+def load(path: str | Path, *, keep_initializer_inputs: bool = False) -> Graph:
+    """Read a model file. Weights stay in the file until a pass reads them.
+
+    Args:
+        path: the .onnx file; external data is looked for beside it.
+        keep_initializer_inputs: leave weights that are listed as graph inputs among the inputs.
+
+    Raises:
+        ModelError: the file is missing, truncated, not ONNX, too new, or refers to missing external data.
+    """
+    path = Path(path)
+    model = read_proto(path)
+    graph = decode(model, path.parent, keep_initializer_inputs=keep_initializer_inputs)
+    graph.source = path.resolve()
+    return graph
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """The ModelProto of a file, external data not loaded but checked to be there.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    where = f"file {path}"
+    try:
+        model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
+    except FileNotFoundError as error:
+        raise ModelError("the model file does not exist", where=where, do="check the path") from error
+    except OSError as error:
+        raise ModelError(f"the model file cannot be read: {error.strerror}", where=where, do="check the path") from error
+    except (DecodeError, ValueError) as error:
+        raise ModelError(
+            "this is not an ONNX model, or it is truncated", where=where, do="copy or export the file again"
+        ) from error
+    if not model.HasField("graph") or not model.ir_version:
+        raise ModelError("this is not an ONNX model", where=where, do="give a file that an ONNX exporter wrote")
+    _check_versions(model, where)
+    for tensor in _external_tensors(model.graph):
+        external_location(tensor, path.parent)
+    return model
+
+
+def save(graph: Graph, path: str | Path) -> list[Path]:
+    """Write a model file so that it appears whole or not at all; the same graph gives the same bytes.
+
+    External data is written first, to NAME.HASH.data beside the model, when the model came with external data or
+    would pass protobuf's 2 GiB.
+
+    Returns:
+        The files written, the .onnx file first.
+
+    Raises:
+        OutputError: the folder cannot be written, or `path` is the file the graph was loaded from.
+    """
+    path = Path(path)
+    if graph.source is not None and path.resolve() == graph.source:
+        raise OutputError("the output would overwrite the input model", where=f"file {path}", do="choose another -o")
+    written: list[Path] = []
+    if graph.external or total_bytes(graph) > EXTERNAL_ABOVE_BYTES:
+        model = _with_external_data(graph, path, written)
+    else:
+        model = encode(graph)
+    with atomic_write(path) as file:
+        file.write(_serialized(model))
+    return [path, *written]
+
+
+def to_bytes(graph: Graph) -> bytes:
+    """The model as one message, weights inside.
+
+    Raises:
+        ModelError: it does not fit protobuf's 2 GiB.
+    """
+    return _serialized(encode(graph))
+
+
+@contextmanager
+def runnable(graph: Graph) -> Iterator[bytes | Path]:
+    """The model in a form that a runtime opens: bytes, or a temporary file where it is too large for that."""
+    if total_bytes(graph) <= EXTERNAL_ABOVE_BYTES // 2:
+        yield to_bytes(graph)
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+        copy = graph.clone()
+        copy.external = True
+        path = Path(folder) / "model.onnx"
+        save(copy, path)
+        yield path
+
+
+def total_bytes(graph: Graph) -> int:
+    """Bytes of all initializers as stored, without reading them."""
+    return sum(constant.nbytes for constant in (*graph.constants(), *graph.unused))
+
+
+def model_files(path: Path) -> list[Path]:
+    """The .onnx file and the external data files it refers to.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    model = read_proto(path)
+    found = dict.fromkeys(external_location(t, path.parent)[0] for t in _external_tensors(model.graph))
+    return [path, *found]
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
+    try:
+        data: bytes = model.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError) as error:
+        raise ModelError(
+            "the model does not fit protobuf's 2 GiB", where="serialization", do="save it with external data"
+        ) from error
+    return data
+
+
+def _check_versions(model: onnx.ModelProto, where: str) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
+    if version is None and not model.opset_import:
+        raise ModelError("the model imports no operator set", where=where, do="export it with an opset version")
+    if version is not None and not 1 <= version <= newest:
+        raise ModelError(
+            f"the model uses opset {version}, and the installed onnx knows up to {newest}",
+            where=where,
+            do="upgrade onnx, or export with an older opset",
+        )
+
+
+def _external_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    return (t for t in all_tensors(graph) if t.data_location == TensorProto.EXTERNAL)
+
+
+def _with_external_data(graph: Graph, path: Path, written: list[Path]) -> onnx.ModelProto:
+    """Encode with large tensors in a data file named by its hash; each is read, written and let go in turn."""
+    placed: dict[Constant, tuple[int, int]] = {}
+    digest = hashlib.sha256()
+    staging = path.with_name(f"{path.stem}.data")
+    hashed: list[Path] = []
+
+    def finish() -> Path:
+        final = path.with_name(f"{path.stem}.{digest.hexdigest()[:12]}.data")
+        hashed.append(final)
+        return final
+
+    with atomic_write(staging, rename=finish) as file:
+        position = 0
+        for constant in graph.constants():
+            if constant.nbytes < EXTERNAL_TENSOR_BYTES or constant.dtype == np.dtype(object):
+                continue
+            padding = bytes(-position % ALIGNMENT_BYTES)
+            data = _raw(constant)
+            for part in (padding, data):
+                file.write(part)
+                digest.update(part)
+            placed[constant] = (position + len(padding), data.nbytes)
+            position += len(padding) + data.nbytes
+    written.append(hashed[0])
+    return encode(graph, lambda c: _reference(c, hashed[0].name, *placed[c]) if c in placed else tensor_proto(c))
+
+
+def _raw(constant: Constant) -> memoryview:
+    """The tensor's bytes in ONNX's raw form: little endian, 4- and 2-bit values packed."""
+    array = np.asarray(constant.values)
+    if constant.nbytes == array.nbytes:
+        return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return memoryview(tensor_proto(constant).raw_data)
+
+
+def _reference(constant: Constant, location: str, offset: int, length: int) -> onnx.TensorProto:
+    proto = onnx.TensorProto(
+        name=constant.name,
+        data_type=elem_type(constant.dtype),
+        dims=constant.shape,
+        data_location=TensorProto.EXTERNAL,
+    )
+    if constant.envelope is not None:
+        proto.MergeFrom(constant.envelope)
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        proto.external_data.add(key=key, value=value)
+    return proto
