@@ -1,0 +1,50 @@
+"""What do all tests share? The builders' folder on sys.path, the digits that ship with the project, optional assets."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `import builders` from any test file
+
+# deadline off: timings never decide a test; derandomized: the same tests run everywhere, every time
+settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], max_examples=50
+)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def digits() -> Path:
+    """The CNN with BatchNormalization that ships in models/."""
+    return ROOT / "models" / "digits-cnn.onnx"
+
+
+@pytest.fixture(scope="session")
+def digits_data() -> tuple[Path, Path]:
+    """Its .npz files: training (calibration) and test."""
+    return ROOT / "models" / "digits-train.npz", ROOT / "models" / "digits-test.npz"
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of large models and data named by ONNXCOMP_TEST_ASSETS; tests that need it skip without it."""
+    folder = os.environ.get("ONNXCOMP_TEST_ASSETS", "")
+    if not folder:
+        pytest.skip("ONNXCOMP_TEST_ASSETS is not set: the folder with larger models and data is optional")
+    path = Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"ONNXCOMP_TEST_ASSETS names {folder}, which is not a folder")
+    return path
