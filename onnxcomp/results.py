@@ -83,12 +83,16 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class OutputFidelity:
-    """How close one output stayed to the original's. SQNR is null when the outputs are equal."""
+    """How close one output stayed to the original's. SQNR is null when the outputs are equal.
+
+    It is null, too, for outputs that are no floating-point numbers: `equal_share` tells how many elements agree.
+    """
 
     identical: bool
     sqnr_db: float | None
     max_abs_error: float
     top1_agreement: float | None = None
+    equal_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,10 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Latency of a pair, measured interleaved in one process. Times in milliseconds; `speedup` is before/after."""
+    """Latency of a pair, measured interleaved in one process. Times in milliseconds; `speedup` is before/after.
+
+    `session_seconds`: how long opening a session took, before and after; no part of the latency.
+    """
 
     provider: str
     nodes_on_provider: int
@@ -124,6 +131,7 @@ class Benchmark:
     after_ms: dict[str, float]
     speedup: float
     speedup_interval: tuple[float, float]
+    session_seconds: tuple[float, float] | None = None
 
     @property
     def outcome(self) -> Literal["faster", "slower", "no change"]:

@@ -1,0 +1,301 @@
+"""How much faster is one model than another, and how sure is that?
+
+Only ratios measured interleaved in one process are trusted. What was found to spoil them, and what is done:
+
+- The machine's speed drifts. Models take turns in blocks of some milliseconds, in an order that alternates, and each
+  block is compared with its neighbour in time only.
+- Interruptions. A block counts by the median of its calls, a round by the median of its pairs.
+- Two sessions of one and the same file differ by about 1 % for as long as they live (where their memory happens to
+  lie), however long one measures. So a measurement is made of rounds, each with newly opened sessions, and the spread
+  between the rounds gives the interval; a bootstrap within one pair of sessions would be far too sure.
+  Method: Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", ISMM 2013 (repeat at the highest level that
+  varies).
+
+The interval is Student's, 95 %, of the mean of the rounds' log ratios. Its variance is pooled with a prior worth
+`PRIOR_ROUNDS` rounds of `SESSION_SPREAD`, so that few rounds that agree by chance do not look sure, and it is never
+narrower than +-`RESOLUTION`. Rounds stop early only by how narrow the interval is, never by where it lies, so stopping
+does not favour either outcome.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxcomp.errors import ModelError, UsageError
+from onnxcomp.results import Benchmark
+from onnxcomp.runtime import providers
+from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.runtime.session import Feeds, Session, open_session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Model = Path | str | bytes
+
+ROUNDS = 8
+LEAST_ROUNDS = 3
+LEAST_PAIRS = 4
+BLOCK_SECONDS = 0.006
+WARM_UP_SECONDS = 0.03
+WARM_UP_CALLS = 3
+SESSION_SPREAD = 0.01
+PRIOR_ROUNDS = 3
+RESOLUTION = 0.01
+# two-sided 95 % quantiles of Student's t by degrees of freedom
+_T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12)
+
+
+@dataclass
+class _Contender:
+    """One model: every call's time in ms, and for each round the medians of its blocks in ms."""
+
+    model: Model
+    calls_ms: list[float] = field(default_factory=list)
+    rounds: list[list[float]] = field(default_factory=list)
+    session_seconds: list[float] = field(default_factory=list)
+    placement: providers.Placement | None = None
+
+
+def compare(
+    before: Model,
+    after: Model,
+    feed: Feeds,
+    *,
+    provider: str = "cpu",
+    threads: int = 1,
+    seconds: float = 4.0,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Benchmark:
+    """Latency of `after` against `before`, measured interleaved.
+
+    Args:
+        before, after: files, or the bytes of models.
+        feed: one array for each input; both models run it again and again.
+        provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name.
+        threads: threads inside one operator; 0 means every usable core. 1 by default, which is comparable across
+            machines and what a loaded server sees.
+        seconds: about how long to measure; slow models take what the least number of calls takes.
+        seed: of the order in which the models take turns.
+        progress: shows the rounds.
+
+    Raises:
+        ModelError: a model does not load or run, or the two take different inputs.
+        DataError: the feed does not fit.
+        EnvironmentLacksError: the provider does not run on this machine.
+    """
+    pair = [before, after]
+    (found,) = bench_many(pair, feed, provider=provider, threads=threads, seconds=seconds, seed=seed, progress=progress)
+    return found
+
+
+def bench_many(
+    models: Sequence[Model],
+    feed: Feeds,
+    *,
+    provider: str = "cpu",
+    threads: int = 1,
+    seconds: float = 4.0,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> list[Benchmark]:
+    """Latency of each further model against the first; a single model is measured against itself.
+
+    Arguments and errors are those of `compare`; `seconds` is for each model after the first.
+    """
+    if not models:
+        raise UsageError("there is no model to measure", do="name at least one")
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise UsageError(f"{seconds} seconds cannot be measured", do="give a positive number of seconds")
+    contenders = [_Contender(model) for model in (models if len(models) > 1 else [*models, *models])]
+    rivals = len(contenders) - 1
+    opened = _open_all(contenders, range(len(contenders)), provider, threads)
+    _same_inputs(opened)
+    rng = np.random.default_rng(seed)
+    for number in progress.track(_rounds(contenders, seconds * rivals), ROUNDS, "measuring latency"):
+        if number:
+            opened = _open_all(contenders, rng.permutation(len(contenders)), provider, threads)
+        _measure_round(contenders, [_caller(session, feed) for session in opened], seconds * rivals / ROUNDS, rng)
+    first = contenders[0]
+    batch = next((int(array.shape[0]) for array in feed.values() if array.ndim), 1)
+    return [_benchmark(first, rival, opened[0], batch) for rival in contenders[1:]]
+
+
+def log_ratio_interval(rounds: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """Mean of the rounds' median log ratios and the half width of its 95 % interval.
+
+    Args:
+        rounds: for each round, the log ratio of each pair of neighbouring blocks.
+    """
+    medians = np.array([np.median(pairs) for pairs in rounds])
+    within = np.mean([_median_variance(pairs) for pairs in rounds])
+    count = len(medians)
+    prior = SESSION_SPREAD**2 + float(within)
+    freedom = PRIOR_ROUNDS + count - 1
+    variance = (PRIOR_ROUNDS * prior + float(((medians - medians.mean()) ** 2).sum())) / freedom
+    half = _T95[min(freedom, len(_T95) - 1)] * math.sqrt(variance / count)
+    return float(medians.mean()), max(half, RESOLUTION)
+
+
+def _rounds(contenders: list[_Contender], seconds: float) -> Iterator[int]:
+    """Number the rounds until the time is used up or every interval is as narrow as it is allowed to get."""
+    start = time.perf_counter()
+    for number in range(4 * ROUNDS):
+        if number >= LEAST_ROUNDS:
+            spent = time.perf_counter() - start
+            sure = all(log_ratio_interval(_pairs(contenders[0], rival))[1] <= RESOLUTION for rival in contenders[1:])
+            if sure or spent * (number + 1) / number > seconds:
+                return
+        yield number
+
+
+def _open_all(contenders: list[_Contender], order: Sequence[int] | Any, provider: str, threads: int) -> list[Session]:
+    opened: dict[int, Session] = {}
+    for index in (int(i) for i in order):
+        contender = contenders[index]
+        start = time.perf_counter()
+        opened[index] = session = open_session(contender.model, provider=provider, threads=threads)
+        contender.session_seconds.append(time.perf_counter() - start)
+        contender.placement = contender.placement or session.placement()
+    return [opened[index] for index in range(len(contenders))]
+
+
+def _measure_round(
+    contenders: list[_Contender], callers: list[Callable[[], object]], seconds: float, rng: np.random.Generator
+) -> None:
+    for contender in contenders:
+        contender.rounds.append([])
+    with _no_garbage_collection():
+        calls = [_warm_up(caller) for caller in callers]
+        start = time.perf_counter()
+        order = rng.permutation(len(callers))
+        while len(contenders[0].rounds[-1]) < LEAST_PAIRS or time.perf_counter() - start < seconds:
+            for index in order:
+                times_ms = _block(callers[index], calls[index])
+                contenders[index].calls_ms.extend(times_ms)
+                contenders[index].rounds[-1].append(float(np.median(times_ms)))
+            order = order[::-1]  # A B, B A: what drifts steadily cancels
+            if len(order) > 2 and len(contenders[0].rounds[-1]) % 2 == 0:
+                order = rng.permutation(len(callers))
+
+
+def _warm_up(caller: Callable[[], object]) -> int:
+    """Run until caches and memory pools are filled; returns how many calls make a block."""
+    start = time.perf_counter()
+    fastest, done = math.inf, 0
+    while done < WARM_UP_CALLS or time.perf_counter() - start < WARM_UP_SECONDS:
+        begin = time.perf_counter()
+        caller()
+        fastest = min(fastest, time.perf_counter() - begin)
+        done += 1
+        if done > 1 and time.perf_counter() - start > 100 * WARM_UP_SECONDS:
+            break  # calls of seconds: the first one has filled what there is to fill
+    return max(1, round(BLOCK_SECONDS / fastest))
+
+
+def _block(caller: Callable[[], object], calls: int) -> list[float]:
+    clock = time.perf_counter_ns
+    times_ms = []
+    for _ in range(calls):
+        begin = clock()
+        caller()
+        times_ms.append((clock() - begin) / 1e6)
+    return times_ms
+
+
+def _caller(session: Session, feed: Feeds) -> Callable[[], object]:
+    """One inference, finished when it returns; on a GPU with inputs and outputs that stay on the device."""
+    session.run(feed)  # the first run says clearly what does not fit
+    raw = session.raw
+    if session.provider not in (providers.CUDA, providers.TENSORRT):
+        arrays = dict(feed)
+        return lambda: raw.run(None, arrays)
+    return bound_caller(session, feed, "cuda")
+
+
+def bound_caller(session: Session, feed: Feeds, device: str) -> Callable[[], object]:
+    """One inference through IOBinding with `device` memory, synchronised before it returns."""
+    import onnxruntime as ort
+
+    binding = session.raw.io_binding()
+    for name, array in feed.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
+    for port in session.outputs:
+        binding.bind_output(port.name, device, 0)
+    raw = session.raw
+
+    def call() -> None:
+        binding.synchronize_inputs()
+        raw.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return call
+
+
+def _same_inputs(sessions: Sequence[Session]) -> None:
+    first = {port.name: port.type for port in sessions[0].inputs}
+    for session in sessions[1:]:
+        if {port.name: port.type for port in session.inputs} != first:
+            raise ModelError(
+                f"the models take different inputs: {sessions[0].signature()}, but {session.signature()}",
+                where=session.where,
+                do="only models with the same inputs can be timed on the same data",
+            )
+
+
+def _pairs(first: _Contender, rival: _Contender) -> list[NDArray[np.float64]]:
+    rounds = zip(first.rounds, rival.rounds, strict=True)
+    return [np.log(np.asarray(before)) - np.log(np.asarray(after)) for before, after in rounds]
+
+
+def _median_variance(values: NDArray[np.float64]) -> float:
+    """Variance of the median of a sample, from its quartiles as for a normal distribution (robust to outliers)."""
+    low, high = np.quantile(values, [0.25, 0.75])
+    deviation = float(high - low) / 1.349
+    return math.pi / 2 * deviation**2 / len(values)
+
+
+def _benchmark(first: _Contender, rival: _Contender, session: Session, batch: int) -> Benchmark:
+    center, half = log_ratio_interval(_pairs(first, rival))
+    placed = rival.placement or session.placement()
+    return Benchmark(
+        provider=session.provider,
+        nodes_on_provider=placed.on_provider,
+        nodes_elsewhere=placed.nodes_elsewhere,
+        batch=batch,
+        threads=session.threads,
+        before_ms=_percentiles(first.calls_ms),
+        after_ms=_percentiles(rival.calls_ms),
+        speedup=math.exp(center),
+        speedup_interval=(math.exp(center - half), math.exp(center + half)),
+        session_seconds=(_median(first.session_seconds), _median(rival.session_seconds)),
+    )
+
+
+def _percentiles(calls_ms: list[float]) -> dict[str, float]:
+    p50, p90 = np.quantile(calls_ms, [0.5, 0.9])
+    return {"p50": float(p50), "p90": float(p90)}
+
+
+def _median(values: list[float]) -> float:
+    return float(np.median(values))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

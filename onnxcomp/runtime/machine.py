@@ -1,0 +1,242 @@
+"""What machine is this: processor, instruction sets, cores, memory, versions, and how much memory the process took."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# our name -> the names under which Linux's /proc/cpuinfo or macOS's sysctl lists it; ordered from old to new
+_ISA = {
+    "sse4_2": ("sse4_2", "sse4.2"),
+    "avx": ("avx", "avx1.0"),
+    "f16c": ("f16c",),
+    "fma": ("fma",),
+    "avx2": ("avx2",),
+    "avx512f": ("avx512f",),
+    "avx512bw": ("avx512bw",),
+    "avx512_vnni": ("avx512_vnni", "avx512vnni"),
+    "avx_vnni": ("avx_vnni",),
+    "avx_vnni_int8": ("avx_vnni_int8",),
+    "avx512_bf16": ("avx512_bf16",),
+    "avx512_fp16": ("avx512_fp16",),
+    "amx_bf16": ("amx_bf16",),
+    "amx_int8": ("amx_int8",),
+    "neon": ("asimd", "neon", "advsimd"),
+    "fp16": ("asimdhp", "feat_fp16"),
+    "dotprod": ("asimddp", "feat_dotprod"),
+    "i8mm": ("i8mm", "feat_i8mm"),
+    "bf16": ("bf16", "feat_bf16"),
+    "sve": ("sve",),
+    "sve2": ("sve2",),
+    "sme": ("sme", "feat_sme"),
+}
+_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "onnx", "onnx-graphsurgeon", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine that the measurements were made on. Memory in bytes; None where the system does not tell."""
+
+    cpu: str
+    isa: tuple[str, ...]
+    cores: int
+    physical_cores: int | None
+    memory_bytes: int | None
+    system: str
+    python: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a report says about the machine."""
+        return {
+            "cpu": self.cpu,
+            "isa": list(self.isa),
+            "cores": self.cores,
+            "physical_cores": self.physical_cores,
+            "memory_bytes": self.memory_bytes,
+            "system": self.system,
+            "python": self.python,
+        }
+
+
+@cache
+def machine() -> Machine:
+    """Look at this machine; nothing here fails, what is unknown stays empty."""
+    return Machine(
+        cpu=_cpu_name(),
+        isa=instruction_sets(),
+        cores=usable_cores(),
+        physical_cores=_physical_cores(),
+        memory_bytes=_memory_bytes(),
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=versions(),
+    )
+
+
+def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
+    """Version of each installed distribution, without importing it; what is not installed is left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def usable_cores() -> int:
+    """Cores this process may use: its affinity, cut by the quota of its control group."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
+    if quota.isdigit() and period.isdigit():
+        affinity = min(affinity, max(1, round(int(quota) / int(period))))
+    return affinity
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size this process has had, in bytes; 0 where the system does not tell.
+
+    On Linux VmHWM: unlike `getrusage` it does not carry the size of the process that started this one.
+    """
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return _windows_peak()
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """The vector and matrix instruction sets that matter for inference, from old to new."""
+    flags = _flags()
+    return tuple(name for name, spellings in _ISA.items() if flags.intersection(spellings))
+
+
+def int8_arithmetic() -> str:
+    """`exact` or `saturating`: what ONNX Runtime's u8*s8 kernels do on this machine, found by running one.
+
+    Without VNNI, x86 adds two neighbouring products of u8*s8 in 16 bits (`vpmaddubsw`), which saturates at 32,767;
+    255 * 127 * 2 = 64,770 does.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    from onnxcomp.runtime.session import open_session
+
+    rows, size = 4, 64
+    weight = numpy_helper.from_array(np.full((size, size), 127, np.int8), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+        "saturation",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [rows, size])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [rows, size])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    found = open_session(model.SerializeToString()).run({"x": np.full((rows, size), 255, np.uint8)})["y"]
+    return "exact" if bool((found == 255 * 127 * size).all()) else "saturating"
+
+
+def _flags() -> frozenset[str]:
+    if sys.platform == "darwin":
+        listed = _sysctl("machdep.cpu.features", "machdep.cpu.leaf7_features").lower().split()
+        optional = (line.rpartition(":") for line in _sysctl_all("hw.optional").lower().splitlines())
+        arm = {key.rpartition(".")[2].strip() for key, _, value in optional if value.strip() == "1"}
+        return frozenset(listed) | arm
+    if sys.platform == "win32":
+        present = ctypes.windll.kernel32.IsProcessorFeaturePresent
+        numbers = {"neon": 19, "sse4_2": 38, "avx": 39, "avx2": 40, "avx512f": 41, "asimddp": 43}
+        return frozenset(name for name, number in numbers.items() if present(number))
+    for line in _read("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip().lower() in ("flags", "features"):
+            return frozenset(value.lower().split())
+    return frozenset()
+
+
+def _cpu_name() -> str:
+    if sys.platform == "darwin":
+        return _sysctl("machdep.cpu.brand_string").strip() or platform.machine()
+    fields = dict.fromkeys(("model name", "Model", "Hardware"), "")
+    for line in _read("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in fields and not fields[key.strip()]:
+            fields[key.strip()] = value.strip()
+    return next((name for name in fields.values() if name), "") or platform.processor() or platform.machine()
+
+
+def _physical_cores() -> int | None:
+    if sys.platform == "darwin":
+        text = _sysctl("hw.physicalcpu").strip()
+        return int(text) if text.isdigit() else None
+    cores, package = set(), ""
+    for line in _read("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "physical id":
+            package = value.strip()
+        elif key.strip() == "core id":
+            cores.add((package, value.strip()))
+    return len(cores) or None
+
+
+def _memory_bytes() -> int | None:
+    if sys.platform == "win32":
+        return None
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+    limit = _read("/sys/fs/cgroup/memory.max").strip()
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def _windows_peak() -> int:
+    class Counters(ctypes.Structure):
+        _fields_ = (
+            ("cb", ctypes.c_ulong),
+            ("faults", ctypes.c_ulong),
+            ("peak", ctypes.c_size_t),
+            ("rest", ctypes.c_size_t * 7),
+        )
+
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    windll = getattr(ctypes, "windll", None)
+    if windll is None:
+        return 0
+    handle = ctypes.c_void_p(windll.kernel32.GetCurrentProcess())
+    ok = windll.psapi.GetProcessMemoryInfo(handle, ctypes.byref(counters), counters.cb)
+    return int(counters.peak) if ok else 0
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _sysctl(*names: str) -> str:
+    return _run("sysctl", "-n", *names)
+
+
+def _sysctl_all(prefix: str) -> str:
+    return _run("sysctl", prefix)
+
+
+def _run(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -1,0 +1,144 @@
+"""Where does a model's time go, and which kernels does ONNX Runtime really run?"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxcomp.runtime.session import Feeds, open_session
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto
+
+Model = Path | str | bytes
+
+KERNEL = "_kernel_time"
+# the operators whose time holds the time of nodes in their bodies
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+# above this a saved model keeps its weights in a file beside it: a protobuf message ends at 2 GB
+EXTERNAL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """Time of one node of the optimised graph.
+
+    `microseconds` is the interquartile mean over runs of the node's own time in one run: as robust as the median, and
+    finer than the whole microseconds that ONNX Runtime records. For If, Loop and Scan the bodies' nodes are taken off.
+    """
+
+    name: str
+    op: str
+    provider: str
+    microseconds: float
+
+
+def node_times(
+    model: Model,
+    feed: Feeds,
+    *,
+    provider: str = "cpu",
+    threads: int = 1,
+    runs: int = 20,
+    warm_up: int = 3,
+) -> list[NodeTime]:
+    """Kernel time of every node, in the order in which they first run.
+
+    Args:
+        model: a file or the bytes of a model.
+        feed: one array for each input.
+        provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name.
+        threads: threads inside one operator; 0 means every usable core.
+        runs: runs that count.
+        warm_up: runs before them that do not.
+
+    Raises:
+        ModelError, DataError, EnvironmentLacksError: as `open_session` and `Session.run` do.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-profile-") as folder:
+        prefix = Path(folder) / "run"
+        session = open_session(model, provider=provider, threads=threads, profile_prefix=prefix)
+        for _ in range(warm_up + runs):
+            session.run(feed)
+        events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf-8"))
+    return summarise(events, warm_up)
+
+
+def summarise(events: Iterable[dict[str, Any]], warm_up: int = 0) -> list[NodeTime]:
+    """The events of ONNX Runtime's profiler as one line a node; the first `warm_up` runs are left out."""
+    runs = _runs(events)[warm_up:]
+    facts: dict[str, tuple[str, str]] = {}
+    times: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(runs))
+    for number, run in enumerate(runs):
+        for event, own in _own_times(run):
+            name = event["name"].removesuffix(KERNEL)
+            facts.setdefault(name, (event["args"]["op_name"], event["args"]["provider"]))
+            times[name][number] += own
+    return [NodeTime(name, *fact, interquartile_mean(times[name])) for name, fact in facts.items()]
+
+
+def interquartile_mean(values: list[float]) -> float:
+    """Mean of the middle half of the values (of all, when there are fewer than four)."""
+    ordered = np.sort(values)
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def kernels(model: Model, *, provider: str = "cpu", threads: int = 1) -> Counter[str]:
+    """How often each operator stands in the graph that ONNX Runtime really runs, bodies of If, Loop and Scan included.
+
+    Fusions show here: `NhwcFusedConv`, `QLinearConv`, `DynamicQuantizeMatMul`. The names are without their domain.
+
+    Raises:
+        ModelError: the model does not load.
+        EnvironmentLacksError: the provider does not run on this machine.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-kernels-") as folder:
+        path = Path(folder) / "optimised.onnx"
+        config = {
+            "session.optimized_model_external_initializers_file_name": "weights.bin",
+            "session.optimized_model_external_initializers_min_size_in_bytes": str(EXTERNAL_BYTES),
+        }
+        open_session(model, provider=provider, threads=threads, save_optimized=path, config=config)
+        graph = onnx.load(path, load_external_data=False).graph
+    return Counter(node.op_type for node in _nodes(graph))
+
+
+def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in (attribute.g, *attribute.graphs):
+                yield from _nodes(body)
+
+
+def _runs(events: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Kernel events by the `model_run` that holds them, in order of time."""
+    events = list(events)
+    spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run")
+    found = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(KERNEL)]
+    found.sort(key=lambda e: (e["ts"], -e["dur"]))
+    return [[e for e in found if start <= e["ts"] <= end] for start, end in spans]
+
+
+def _own_times(run: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], float]]:
+    """Each event with its duration in microseconds, less that of the events inside it."""
+    own = [float(event["dur"]) for event in run]
+    holders: list[int] = []
+    for index, event in enumerate(run):
+        while holders and event["ts"] >= run[holders[-1]]["ts"] + run[holders[-1]]["dur"]:
+            holders.pop()
+        if holders:
+            own[holders[-1]] -= event["dur"]
+        if event["args"]["op_name"] in CONTROL_FLOW:
+            holders.append(index)
+    return ((event, max(0.0, time)) for event, time in zip(run, own, strict=True))

@@ -1,0 +1,317 @@
+"""How is a model run? A thin wrapper around an ONNX Runtime session whose every failure is an error to act on."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxcomp.errors import DataError, ModelError
+from onnxcomp.runtime import providers
+from onnxcomp.runtime.machine import usable_cores
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Array = np.ndarray[Any, Any]
+Feeds = Mapping[str, Array]
+
+_NUMPY = {
+    "float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "object",
+    **{name: name for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+}  # fmt: skip
+# ONNX Runtime hands these out as raw bytes or not at all; ml_dtypes names the values
+_EXOTIC = {
+    "bfloat16": "bfloat16", "float8e4m3fn": "float8_e4m3fn", "float8e4m3fnuz": "float8_e4m3fnuz",
+    "float8e5m2": "float8_e5m2", "float8e5m2fnuz": "float8_e5m2fnuz",
+    "int4": "int4", "uint4": "uint4", "int2": "int2", "uint2": "uint2",
+}  # fmt: skip
+_PACKED_BITS = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a model. `shape` holds sizes, names of symbolic sizes, or None for unnamed ones."""
+
+    name: str
+    shape: tuple[int | str | None, ...]
+    type: str
+
+    @property
+    def element(self) -> str:
+        """ONNX Runtime's name of the element type: `float`, `int64`, `bfloat16`; empty when this is no tensor."""
+        found = re.fullmatch(r"tensor\((\w+)\)", self.type)
+        return found.group(1) if found else ""
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The numpy dtype (ml_dtypes for the small ones, object for strings); None for a sequence, map or optional."""
+        if self.element in _NUMPY:
+            return np.dtype(_NUMPY[self.element])
+        if self.element in _EXOTIC:
+            import ml_dtypes
+
+            small: type[Any] = getattr(ml_dtypes, _EXOTIC[self.element])
+            return np.dtype(small)
+        return None
+
+    @property
+    def exotic(self) -> bool:
+        """Whether numpy alone cannot hold the values."""
+        return self.element in _EXOTIC
+
+
+class Session:
+    """An open model.
+
+    Attributes:
+        raw: the `onnxruntime.InferenceSession`.
+        inputs, outputs: the ports, in the model's order.
+        provider: the full name of the execution provider that was asked for, and that is really there.
+        threads: threads inside one operator.
+        where: the file, for messages.
+    """
+
+    def __init__(self, raw: Any, *, provider: str, threads: int, where: str) -> None:
+        self.raw = raw
+        self.provider = provider
+        self.threads = threads
+        self.where = where
+        self.inputs = tuple(_port(node) for node in raw.get_inputs())
+        self.outputs = tuple(_port(node) for node in raw.get_outputs())
+        self._exotic = any(port.exotic for port in (*self.inputs, *self.outputs))
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once.
+
+        Args:
+            feeds: one array for each input, of its dtype and shape; ml_dtypes arrays for bfloat16 and float8.
+            outputs: names of the outputs wanted; all by default.
+
+        Raises:
+            DataError: a feed is missing, unknown, of the wrong dtype or shape, or holds values the model refuses.
+            ModelError: an operator failed although the feeds fit.
+        """
+        names = [port.name for port in self.outputs] if outputs is None else list(outputs)
+        try:
+            values = self._run_values(feeds, names) if self._exotic else self.raw.run(names, dict(feeds))
+        except providers.ort_errors() as error:
+            raise self._run_error(feeds, error) from error
+        return dict(zip(names, values, strict=True))
+
+    def placement(self) -> providers.Placement:
+        """Where ONNX Runtime put the nodes, before it fuses them."""
+        return providers.placement(self.raw, self.provider)
+
+    def _run_values(self, feeds: Feeds, names: list[str]) -> list[Any]:
+        by_name = {port.name: port for port in self.inputs}
+        values = {name: _to_value(array, by_name.get(name)) for name, array in feeds.items()}
+        found = self.raw.run_with_ort_values(names, values)
+        ports = {port.name: port for port in self.outputs}
+        return [_from_value(value, ports[name]) for name, value in zip(names, found, strict=True)]
+
+    def _run_error(self, feeds: Feeds, error: Exception) -> DataError | ModelError:
+        text = clean(str(error))
+        if wrong := self.mismatch(feeds):
+            return DataError(wrong, where=self.where, do=f"the model takes {self.signature()}")
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        if _code(error) == "INVALID_ARGUMENT":
+            return DataError(
+                f"the model refuses these values: {text}",
+                where=f"{self.where}, {shapes}",
+                do="check the values with onnxcomp data check: an index or id beyond a table's end does this",
+            )
+        return ModelError(
+            f"the model fails while it runs: {text}",
+            where=f"{self.where}, {shapes}",
+            do="check that the model takes these sizes (a Reshape may fix the batch size), or give others with --shape",
+        )
+
+    def mismatch(self, feeds: Feeds) -> str:
+        """How `feeds` differ from what the model takes, in words; empty when they fit."""
+        ports = {port.name: port for port in self.inputs}
+        if missing := [name for name in ports if name not in feeds]:
+            return f"no data for the input {missing[0]!r}"
+        if unknown := [name for name in feeds if name not in ports]:
+            return f"the model has no input {unknown[0]!r}"
+        for name, array in feeds.items():
+            port = ports[name]
+            if port.dtype is not None and not _same_dtype(array.dtype, port.dtype):
+                return f"the input {name!r} takes {port.dtype}, the data is {array.dtype}"
+            if not _fits(array.shape, port.shape):
+                return f"the input {name!r} takes the shape {_shape_text(port)}, the data has {list(array.shape)}"
+        return ""
+
+    def signature(self) -> str:
+        """The inputs in words: `x float32 [batch, 3, 32, 32]`."""
+        return ", ".join(f"{port.name} {port.dtype or port.type} {_shape_text(port)}" for port in self.inputs)
+
+
+def open_session(
+    model: Path | str | bytes,
+    *,
+    provider: str = "cpu",
+    threads: int = 1,
+    optimize: bool = True,
+    config: Mapping[str, str] | None = None,
+    provider_options: Mapping[str, str] | None = None,
+    save_optimized: Path | None = None,
+    profile_prefix: Path | None = None,
+) -> Session:
+    """Open a model for running.
+
+    Args:
+        model: a file (its external data is found beside it) or the bytes of a model.
+        provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name; never replaced by another one.
+        threads: threads inside one operator; 0 means every usable core. Operators run one after another.
+        optimize: ONNX Runtime's graph optimizations, all or none.
+        config: further session configuration entries, such as `session.x64quantprecision`.
+        provider_options: options of the provider.
+        save_optimized: where ONNX Runtime writes the graph it really runs.
+        profile_prefix: record every kernel's time in a file whose name begins so; `raw.end_profiling()` names it.
+
+    Raises:
+        ModelError: no such file, no valid model, an operator without a kernel.
+        EnvironmentLacksError: the provider does not run on this machine.
+        UsageError: ONNX Runtime knows no such provider.
+    """
+    import onnxruntime as ort
+
+    full = providers.require(provider)
+    threads = threads or usable_cores()
+    where = "the model in memory" if isinstance(model, bytes) else str(model)
+    source = model if isinstance(model, bytes) else _existing(Path(model))
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    entries = {"session.intra_op.allow_spinning": "0", providers.RECORD_ASSIGNMENT: "1", **(config or {})}
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    if save_optimized is not None:
+        options.optimized_model_filepath = str(save_optimized)
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
+    chosen = [(full, dict(provider_options or {}))]
+    try:
+        with providers.quiet_loading(full):
+            raw = ort.InferenceSession(source, options, providers=chosen, enable_fallback=0)
+    except providers.ort_errors() as error:
+        raise _load_error(error, where) from error
+    if full not in raw.get_providers():
+        raise providers.lacks(full, "ONNX Runtime fell back to another provider for this model")
+    session = Session(raw, provider=full, threads=threads, where=where)
+    if full != providers.CPU and not session.placement().on_provider:
+        raise providers.lacks(full, f"it takes none of the nodes of {where}")
+    return session
+
+
+def clean(text: str) -> str:
+    """ONNX Runtime's message without its prefix, source file names and line ends."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text.strip())
+    text = re.sub(r"/\S*onnxruntime_src/\S+:\d+ ?", "", text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+# (marks in ONNX Runtime's message, what it means, what to do)
+_LOAD_ADVICE = (
+    (
+        ("not a registered function/op", "No Op registered for", "Could not find an implementation"),
+        "ONNX Runtime has no kernel for an operator",
+        "it can be rewritten but not run here: --no-verify --no-bench skip what needs a run",
+    ),
+    (
+        ("guarantees* support", "is under development", "IR_VERSION", "IR version"),
+        "the model is newer than this ONNX Runtime",
+        "update onnxruntime, or export the model with an older opset",
+    ),
+    (("not acyclic",), "the graph has a cycle", "export the model again: no ONNX graph may have one"),
+    (
+        ("parsing failed", "No graph was found"),
+        "this is no whole ONNX model",
+        "check that the file was copied completely",
+    ),
+    (
+        ("xternal data", "xternal_data", "xternal initializer"),
+        "the external data cannot be read",
+        "put the model's external data file beside it, whole and unrenamed",
+    ),
+)
+
+
+def _load_error(error: Exception, where: str) -> ModelError:
+    text = clean(str(error))
+    for marks, what, do in _LOAD_ADVICE:
+        if any(mark in text for mark in marks):
+            return ModelError(f"{what}: {text}", where=where, do=do)
+    advice = "run onnx.checker on it, or export it again"
+    return ModelError(f"ONNX Runtime refuses the model: {text}", where=where, do=advice)
+
+
+def _existing(path: Path) -> str:
+    if not path.is_file():
+        raise ModelError(f"there is no model file {path.name}", where=str(path), do="check the path")
+    return str(path)
+
+
+def _code(error: Exception) -> str:
+    found = re.match(r"\[ONNXRuntimeError\] : \d+ : (\w+)", str(error))
+    return found.group(1) if found else ""
+
+
+def _port(node: Any) -> Port:
+    shape = tuple(size if isinstance(size, int) else (size or None) for size in node.shape or ())
+    return Port(node.name, shape, node.type)
+
+
+def _shape_text(port: Port) -> str:
+    return "[" + ", ".join("?" if size is None else str(size) for size in port.shape) + "]"
+
+
+def _fits(have: tuple[int, ...], want: tuple[int | str | None, ...]) -> bool:
+    if not want:  # a scalar and an unknown rank look the same here: ONNX Runtime's own words tell
+        return True
+    sizes = zip(have, want, strict=False)
+    return len(have) == len(want) and all(not isinstance(fixed, int) or fixed == size for size, fixed in sizes)
+
+
+def _same_dtype(have: np.dtype[Any], want: np.dtype[Any]) -> bool:
+    return have == want or (want.kind == "O" and have.kind in "OUS")
+
+
+def _to_value(array: Array, port: Port | None) -> Any:
+    import onnxruntime as ort
+    from onnx import helper
+
+    if port is None or not port.exotic or port.element in _PACKED_BITS:
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array) if array.ndim else array)
+    if array.dtype != port.dtype:
+        raise TypeError(f"{port.name} takes {port.dtype}")  # told apart from other failures by Session.mismatch
+    bits: NDArray[Any] = np.ascontiguousarray(array).view(f"uint{array.dtype.itemsize * 8}").reshape(array.shape)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, helper.np_dtype_to_tensor_dtype(array.dtype))
+
+
+def _from_value(value: Any, port: Port) -> Array:
+    if not port.exotic:
+        array: Array = value.numpy()
+        return array
+    dtype, shape = port.dtype or np.dtype(np.uint8), tuple(value.shape())
+    count = int(np.prod(shape))
+    raw = np.frombuffer(ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes()), np.uint8)
+    bits = _PACKED_BITS.get(port.element)
+    if bits is None:
+        return raw.view(dtype).reshape(shape)
+    # the first element sits in the lowest bits of its byte
+    places = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = ((raw[:, None] >> places) & ((1 << bits) - 1)).reshape(-1)[:count].astype(np.int8)
+    if not port.element.startswith("u"):
+        codes = np.where(codes >= 1 << (bits - 1), codes - (1 << bits), codes)
+    return codes.astype(dtype).reshape(shape)
