@@ -25,7 +25,21 @@ _HOMES = {
     "Report": "onnxcomp.results",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Graph",
+    "Guarantee",
+    "Outcome",
+    "Pass",
+    "PassContext",
+    "PassManager",
+    "Pipeline",
+    "Report",
+    "__version__",
+    "load",
+    "optimize",
+    "option",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ this codec builds the same kind of objects and keeps the rest in envelopes. See 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,19 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxcomp.errors import ModelError
-from onnxcomp.graph.ir import Array, Constant, Dim, Graph, Node, Stored, Tensor, Variable, elem_type, stored_bytes, tensor_proto
+from onnxcomp.graph.ir import (
+    Array,
+    Constant,
+    Dim,
+    Graph,
+    Node,
+    Stored,
+    Tensor,
+    Variable,
+    elem_type,
+    stored_bytes,
+    tensor_proto,
+)
 
 MIN_IR_FOR_FREE_INITIALIZERS = 4  # before IR 4 every initializer had to be a graph input too
 
@@ -109,7 +122,7 @@ class _Decoder:
         for tensor in proto.initializer:
             self._define(local, Constant(tensor.name, self._stored(tensor), scope, _without_data(tensor)))
         for sparse in proto.sparse_initializer:
-            stored = Stored(sparse, lambda sparse=sparse: _dense(sparse))
+            stored = Stored(sparse, partial(_dense, sparse))
             self._define(local, Constant(sparse.values.name, stored, scope))
         graph.order = [t for t in local.values() if isinstance(t, Constant)]
         self._inputs(proto, graph, local)
@@ -149,8 +162,15 @@ class _Decoder:
         inputs = [self._known(name, visible, where) if name else Variable("") for name in proto.input]
         outputs = [visible[name] if name else Variable("") for name in proto.output]
         name = proto.name or self._node_name(proto)
-        node = Node(proto.op_type, name, {}, inputs, outputs, proto.domain, _leftovers(
-            proto, "op_type", "name", "input", "output", "attribute", "domain"))
+        node = Node(
+            proto.op_type,
+            name,
+            {},
+            inputs,
+            outputs,
+            proto.domain,
+            _leftovers(proto, "op_type", "name", "input", "output", "attribute", "domain"),
+        )
         if not proto.name:
             node.unnamed = name
         for attribute in proto.attribute:
@@ -228,7 +248,9 @@ def external_location(proto: onnx.TensorProto, folder: Path | None) -> tuple[Pat
         needed = stored_bytes(int(np.prod(proto.dims, dtype=np.int64)), dtype)
         length = int(entries.get("length") or needed)
     except (ValueError, KeyError) as error:
-        raise ModelError(f"external data entry is malformed: {error}", where=where, do="export the model again") from error
+        raise ModelError(
+            f"external data entry is malformed: {error}", where=where, do="export the model again"
+        ) from error
     if offset < 0 or length < needed or offset + length > path.stat().st_size:
         raise ModelError(
             "the model's external data is truncated",
@@ -300,9 +322,7 @@ def shape_of(value: onnx.ValueInfoProto) -> tuple[Dim, ...] | None:
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
         return None
-    return tuple(
-        d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in kind.shape.dim
-    )
+    return tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in kind.shape.dim)
 
 
 def _leftovers(proto: Any, *handled: str) -> Any:
@@ -365,7 +385,7 @@ def _encode_graph(
         _encode_node(root, node, proto.node.add(), initializer, leave_out)
     for tensor in graph.inputs:
         proto.input.append(value_info(tensor))
-    for constant, value in graph.kept_inputs.items():
+    for value in graph.kept_inputs.values():
         proto.input.append(value)
     for tensor in graph.outputs:
         proto.output.append(_output_info(graph, tensor))
@@ -401,6 +421,13 @@ def _initializers(root: Graph, graph: Graph, scope: Graph | None) -> list[Consta
 def _rank(order: Sequence[Constant]) -> Callable[[Constant], int]:
     rank = {constant: i for i, constant in enumerate(order)}
     return lambda constant: rank.get(constant, len(rank))
+
+
+def encode_node(node: Node) -> onnx.NodeProto:
+    """One node without bodies as a NodeProto."""
+    proto = onnx.NodeProto()
+    _encode_node(Graph(), node, proto, tensor_proto, lambda constant: False)
+    return proto
 
 
 def _encode_node(

@@ -81,9 +81,7 @@ def parameter_elements(node: Node, port: int, constant: Constant, operators: Ope
     return 0
 
 
-def layers(
-    graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, ...]] | None = None
-) -> list[LayerCost]:
+def layers(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, ...]] | None = None) -> list[LayerCost]:
     """Nodes that hold weights or multiply, in graph order; weights behind a DequantizeLinear count for its reader."""
     inferred = shape_tools.infer(graph, shape_tools.one_sample(graph, sample))
     found = []

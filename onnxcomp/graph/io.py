@@ -52,7 +52,9 @@ def read_proto(path: Path) -> onnx.ModelProto:
     except FileNotFoundError as error:
         raise ModelError("the model file does not exist", where=where, do="check the path") from error
     except OSError as error:
-        raise ModelError(f"the model file cannot be read: {error.strerror}", where=where, do="check the path") from error
+        raise ModelError(
+            f"the model file cannot be read: {error.strerror}", where=where, do="check the path"
+        ) from error
     except (DecodeError, ValueError) as error:
         raise ModelError(
             "this is not an ONNX model, or it is truncated", where=where, do="copy or export the file again"
@@ -188,7 +190,7 @@ def _raw(constant: Constant) -> memoryview:
     """The tensor's bytes in ONNX's raw form: little endian, 4- and 2-bit values packed."""
     array = np.asarray(constant.values)
     if constant.nbytes == array.nbytes:
-        return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     return memoryview(tensor_proto(constant).raw_data)
 
 

@@ -312,7 +312,8 @@ class Graph:
     @property
     def functions(self) -> Sequence[onnx.FunctionProto]:
         """The model's local functions, which passes leave as they are."""
-        return self.root.model.functions
+        found: Sequence[onnx.FunctionProto] = self.root.model.functions
+        return found
 
     def is_function(self, node: Node) -> bool:
         """Whether a node calls one of the model's local functions."""

@@ -3,68 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import onnx
 from onnx import shape_inference
 
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import decode, encode_light
-from onnxcomp.graph.ir import Constant, Dim, Graph, Tensor, Variable
-
-
-@dataclass(frozen=True)
-class TensorType:
-    """What inference knows of a tensor: numpy dtype and shape, either may be unknown."""
-
-    dtype: np.dtype[Any] | None
-    shape: tuple[Dim, ...] | None
-
-
-class Shapes:
-    """Inferred types by tensor name."""
-
-    def __init__(self, types: Mapping[str, TensorType]) -> None:
-        self.types = types
-
-    def shape(self, tensor: Tensor | None) -> tuple[Dim, ...] | None:
-        """Shape of a tensor; None when unknown or omitted."""
-        if tensor is None:
-            return None
-        if isinstance(tensor, Constant):
-            return tensor.shape
-        known = self.types.get(tensor.name)
-        return known.shape if known is not None else tensor.shape
-
-    def static(self, tensor: Tensor | None) -> tuple[int, ...] | None:
-        """Shape of a tensor when every dimension is a number; else None."""
-        shape = self.shape(tensor)
-        if shape is None or not all(isinstance(d, int) for d in shape):
-            return None
-        return tuple(int(d) for d in shape if isinstance(d, int))
-
-    def rank(self, tensor: Tensor | None) -> int | None:
-        """Number of dimensions; None when unknown."""
-        shape = self.shape(tensor)
-        return None if shape is None else len(shape)
-
-    def dtype(self, tensor: Tensor | None) -> np.dtype[Any] | None:
-        """numpy dtype of a tensor; None when unknown."""
-        if tensor is None:
-            return None
-        if isinstance(tensor, Constant):
-            return tensor.dtype
-        known = self.types.get(tensor.name)
-        return known.dtype if known is not None and known.dtype is not None else tensor.dtype
+from onnxcomp.graph.evaluate import propagate
+from onnxcomp.graph.ir import Graph, Variable
+from onnxcomp.graph.types import Shapes, TensorType
 
 
 def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
     """Infer shapes and types of all tensors, bodies included.
 
     Args:
-        bind: concrete shapes of graph inputs by name; None leaves symbolic dimensions symbolic.
+        bind: concrete shapes of graph inputs by name; None leaves symbolic dimensions symbolic. With shapes given,
+            shape arithmetic (Shape, Gather, Concat, … down to a Reshape) is evaluated on the way, so that sizes come
+            out as numbers wherever they follow from the inputs.
     """
     model = encode_light(graph)
     if bind:
@@ -76,7 +32,10 @@ def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None) -> Sh
     types: dict[str, TensorType] = {}
     for scope in decode_types(inferred):
         types.update(scope)
-    return Shapes(types)
+    shapes = Shapes(types)
+    if bind:
+        propagate(graph, shapes)
+    return shapes
 
 
 def decode_types(model: onnx.ModelProto) -> list[dict[str, TensorType]]:
@@ -134,13 +93,20 @@ def check_structure(graph: Graph, *, strict: bool = True) -> None:
 
 
 def _bind(graph: onnx.GraphProto, bind: Mapping[str, tuple[int, ...]]) -> None:
+    """Give inputs their sizes, and every symbol that this settles its value in what the file says of other tensors."""
+    symbols: dict[str, int] = {}
     for value in graph.input:
-        if value.name in bind and value.type.HasField("tensor_type"):
-            shape = value.type.tensor_type.shape
-            del shape.dim[:]
-            for size in bind[value.name]:
-                shape.dim.add(dim_value=size)
-    del graph.value_info[:]
-    for value in graph.output:
+        if value.name not in bind or not value.type.HasField("tensor_type"):
+            continue
+        dims = value.type.tensor_type.shape.dim
+        for dim, size in zip(dims, bind[value.name], strict=False):
+            if dim.dim_param:
+                symbols[dim.dim_param] = size
+        del dims[:]
+        for size in bind[value.name]:
+            dims.add(dim_value=size)
+    for value in (*graph.value_info, *graph.output):
         if value.type.HasField("tensor_type"):
-            value.type.tensor_type.ClearField("shape")
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param in symbols:
+                    dim.dim_value = symbols[dim.dim_param]

@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxcomp.errors import UsageError
 from onnxcomp.graph.ir import Array, Constant, Node
-from onnxcomp.graph.shapes import Shapes
+from onnxcomp.graph.types import Shapes
 
 ENTRY_POINT_GROUP = "onnxcomp.operators"
 

@@ -14,6 +14,13 @@ def gather_weights(node: Node) -> tuple[Weight, ...]:
     return (Weight(0, role="embedding", out_axis=0, in_axes=(1,)),)
 
 
+def packed_rows(node: Node) -> int:
+    """GatherBlockQuantized: elements of the table; uint8 tables hold 8/bits values a byte."""
+    table = node.inputs[0]
+    per_byte = 8 // int(node.attrs.get("bits", 4)) if table.dtype.name == "uint8" else 1
+    return int(table.size) * per_byte
+
+
 RECORDS = (
     OpFacts("Gather", weights=gather_weights, moves_data=True),
     OpFacts("GatherElements", moves_data=True, shape_ports=(1,)),
@@ -45,12 +52,5 @@ RECORDS = (
     OpFacts("NonZero"),
     OpFacts("TopK", shape_ports=(1,)),
     OpFacts("OneHot", shape_ports=(1,)),
-    OpFacts("GatherBlockQuantized", "com.microsoft", quantization_ports=(2, 3), packed={0: lambda n: packed_rows(n)}),
+    OpFacts("GatherBlockQuantized", "com.microsoft", quantization_ports=(2, 3), packed={0: packed_rows}),
 )
-
-
-def packed_rows(node: Node) -> int:
-    """GatherBlockQuantized: elements of the table; uint8 tables hold 8/bits values a byte."""
-    table = node.inputs[0]
-    per_byte = 8 // int(node.attrs.get("bits", 4)) if table.dtype.name == "uint8" else 1
-    return int(table.size) * per_byte

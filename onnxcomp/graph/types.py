@@ -1,0 +1,56 @@
+"""What is known of a tensor without running the graph: its dtype and its shape."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxcomp.graph.ir import Constant, Dim, Tensor
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """What inference knows of a tensor: numpy dtype and shape, either may be unknown."""
+
+    dtype: np.dtype[Any] | None
+    shape: tuple[Dim, ...] | None
+
+
+class Shapes:
+    """Inferred types by tensor name."""
+
+    def __init__(self, types: MutableMapping[str, TensorType]) -> None:
+        self.types = types
+
+    def shape(self, tensor: Tensor | None) -> tuple[Dim, ...] | None:
+        """Shape of a tensor; None when unknown or omitted."""
+        if tensor is None:
+            return None
+        if isinstance(tensor, Constant):
+            return tensor.shape
+        known = self.types.get(tensor.name)
+        return known.shape if known is not None else tensor.shape
+
+    def static(self, tensor: Tensor | None) -> tuple[int, ...] | None:
+        """Shape of a tensor when every dimension is a number; else None."""
+        shape = self.shape(tensor)
+        if shape is None or not all(isinstance(d, int) for d in shape):
+            return None
+        return tuple(int(d) for d in shape if isinstance(d, int))
+
+    def rank(self, tensor: Tensor | None) -> int | None:
+        """Number of dimensions; None when unknown."""
+        shape = self.shape(tensor)
+        return None if shape is None else len(shape)
+
+    def dtype(self, tensor: Tensor | None) -> np.dtype[Any] | None:
+        """numpy dtype of a tensor; None when unknown."""
+        if tensor is None:
+            return None
+        if isinstance(tensor, Constant):
+            return tensor.dtype
+        known = self.types.get(tensor.name)
+        return known.dtype if known is not None and known.dtype is not None else tensor.dtype
