@@ -1,0 +1,249 @@
+"""What a pass is: a frozen dataclass whose fields are its options, and what it is given and gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from onnxcomp.errors import UsageError
+from onnxcomp.graph.ir import Constant, Graph, Node
+from onnxcomp.graph.ops.facts import Operators, Weight, load_operators
+from onnxcomp.manager.options import checked, option
+from onnxcomp.results import Change, Skip
+from onnxcomp.runtime.progress import SILENT, Progress
+
+__all__ = ["Guarantee", "Need", "Outcome", "Pass", "PassContext", "SampleSource", "WeightUse", "option"]
+
+
+class Guarantee(Enum):
+    """What a pass promises about the outputs of the model."""
+
+    EXACT = "exact"  # bit-equal
+    CLOSE = "close"  # within the pass's stated tolerance
+    LOSSY = "lossy"  # judged by the budget
+
+
+class Need(Enum):
+    """What a pass cannot work without."""
+
+    DATA = "calibration data"
+    LABELS = "labels"
+    TRAINING = "the training runtime"
+
+
+class SampleSource(Protocol):
+    """Samples that can be read again and again, a batch at a time."""
+
+    @property
+    def labels(self) -> np.ndarray[Any, Any] | None:
+        """Integer labels, one a sample; None where there are none."""
+
+    @property
+    def source(self) -> str:
+        """Where the samples come from, in words."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int | None = None) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """Feeds by input name, ready for the model."""
+
+
+class Evaluator(Protocol):
+    """Judges a candidate graph on samples set aside for choosing."""
+
+    def sqnr_db(self, graph: Graph) -> float:
+        """Fidelity to the original model, the worst output, in dB."""
+
+    def accuracy(self, graph: Graph) -> float | None:
+        """The task metric; None where there are no labels."""
+
+
+class CostModel(Protocol):
+    """What things cost on this machine; answers are recorded, so that a run can be repeated elsewhere."""
+
+    def latency_ms(self, graph: Graph) -> float:
+        """Median latency of one sample in milliseconds."""
+
+    def node_times_us(self, graph: Graph) -> dict[str, float]:
+        """Kernel time in microseconds by name of the node it came from, as far as the runtime kept the names."""
+
+
+@dataclass
+class PassContext:
+    """What a pass may use besides the graph.
+
+    Attributes:
+        operators: the table of operator facts.
+        target: name of the deployment target: cpu, cuda or tensorrt.
+        calibration: samples to calibrate on; None where no data was given.
+        sample_shapes: input shapes of one sample, by input name; empty where nothing is known beyond the model.
+        seed: for anything drawn at random.
+        threads: for ONNX Runtime sessions.
+        progress: shows long work.
+        evaluator, costs: set by the driver where a pass may measure while it works.
+    """
+
+    operators: Operators = field(default_factory=load_operators)
+    target: str = "cpu"
+    calibration: SampleSource | None = None
+    sample_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    seed: int = 0
+    threads: int = 2
+    progress: Progress = SILENT
+    evaluator: Evaluator | None = None
+    costs: CostModel | None = None
+
+
+@dataclass
+class Outcome:
+    """What a pass changed, what it skipped and why, and figures worth reporting.
+
+    Attributes:
+        changes, skips: one entry a node or tensor.
+        summary: one line, e.g. "104 of 113 Conv quantized".
+        notes: things the user should know, e.g. that the opset was raised.
+        metrics: figures with their unit in the name, e.g. `clipped_share`.
+    """
+
+    changes: list[Change] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    summary: str = ""
+    notes: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def change(self, node: Node | Constant | str, what: str) -> None:
+        """Record one change."""
+        self.changes.append(Change(node if isinstance(node, str) else node.name, what))
+
+    def skip(self, node: Node | Constant | str, why: str) -> None:
+        """Record one thing left alone, with the reason."""
+        self.skips.append(Skip(node if isinstance(node, str) else node.name, why))
+
+
+@dataclass(frozen=True)
+class WeightUse:
+    """A weight initializer at a port of a node, and all nodes that read it."""
+
+    node: Node
+    weight: Weight
+    constant: Constant
+
+    @property
+    def shared(self) -> bool:
+        """Whether anything else reads the initializer."""
+        return len(self.constant.outputs) > 1
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A rewrite of the graph. Subclass as a frozen dataclass; every field is an option, declared with `option`.
+
+    Class attributes:
+        name: as in spec strings.
+        guarantee: what it promises; override `promises` where that depends on options.
+        tolerance: for CLOSE, the largest error of an output relative to the output's largest magnitude.
+        needs: what it cannot work without; override `required` where that depends on options.
+    """
+
+    name: ClassVar[str]
+    guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
+    tolerance: ClassVar[float] = 1e-4
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    include: tuple[str, ...] = dataclasses.field(
+        default=(), kw_only=True, metadata={"doc": "globs of node or weight names to work on; empty means all"}
+    )
+    exclude: tuple[str, ...] = dataclasses.field(
+        default=(), kw_only=True, metadata={"doc": "globs of node or weight names to leave alone"}
+    )
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if value is not item.default:
+                object.__setattr__(self, item.name, checked(type(self), self.name, item, hints[item.name], value))
+        self.validate()
+
+    def validate(self) -> None:  # noqa: B027 (a hook that most passes do not need)
+        """Check options against each other; raise UsageError. The default accepts everything."""
+
+    def promises(self) -> Guarantee:
+        """The guarantee under these options."""
+        return self.guarantee
+
+    def required(self) -> frozenset[Need]:
+        """What these options need."""
+        return self.needs
+
+    @abstractmethod
+    def run(self, graph: Graph, context: PassContext) -> Outcome:
+        """Rewrite the graph in place and say what was done."""
+
+    def __str__(self) -> str:
+        from onnxcomp.manager.spec import format_pass
+
+        return format_pass(self)
+
+    # -- choosing nodes ----------------------------------------------------------------------------------------
+
+    def selects(self, graph: Graph) -> typing.Callable[[Node], bool]:
+        """A test for nodes by `include` and `exclude`; globs match node names and names of their initializers.
+
+        Raises:
+            UsageError: a glob matches nothing in the graph.
+        """
+        names = {n.name for n in graph.walk()} | {c.name for c in graph.constants()}
+        for key, globs in (("include", self.include), ("exclude", self.exclude)):
+            for glob in globs:
+                if not fnmatch.filter(names, glob):
+                    raise self._no_match(key, glob, names)
+
+        def matches(node: Node, globs: tuple[str, ...]) -> bool:
+            own = (node.name, *(t.name for t in node.inputs if isinstance(t, Constant)))
+            return any(fnmatch.fnmatchcase(name, glob) for glob in globs for name in own)
+
+        return lambda node: (not self.include or matches(node, self.include)) and not matches(node, self.exclude)
+
+    def weights(self, graph: Graph, context: PassContext, outcome: Outcome) -> list[WeightUse]:
+        """Every selected weight that is an initializer, in graph order, bodies of If, Loop and Scan included.
+
+        Weights that the facts name but that another node computes, and calls of local functions, are recorded as
+        skipped. A weight that several nodes share comes once for each; look at `WeightUse.shared`.
+
+        Raises:
+            UsageError: a glob matches nothing in the graph.
+        """
+        wanted = self.selects(graph)
+        uses: list[WeightUse] = []
+        for node in graph.walk():
+            if graph.is_function(node):
+                outcome.skip(node, f"calls the local function {node.op}; weights inside functions are left alone")
+                continue
+            for weight in context.operators.facts(node).weights(node):
+                constant = node.constant(weight.port)
+                if constant is not None:
+                    if wanted(node):
+                        uses.append(WeightUse(node, weight, constant))
+                    else:
+                        outcome.skip(node, "not selected by include and exclude")
+                elif (source := node.input(weight.port)) is not None and source.producer is not None:
+                    outcome.skip(node, f"its weight is computed by {source.producer}")
+        return uses
+
+    def _no_match(self, key: str, glob: str, names: set[str]) -> UsageError:
+        close = difflib.get_close_matches(glob.replace("*", ""), sorted(names), 3, 0.3)
+        return UsageError(
+            f"{self.name}: {key} {glob!r} matches no node and no weight",
+            where=f"pass {self.name}",
+            do=f"names like it: {', '.join(close)}" if close else "see onnxcomp inspect MODEL for the names",
+        )

@@ -1,0 +1,119 @@
+"""Does a rewritten model still give what its pass promised? Runs both on a few feeds and compares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxcomp.errors import DataError, GuaranteeError, ModelError
+from onnxcomp.graph.io import runnable
+from onnxcomp.graph.ir import Array, Graph
+from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext
+
+SYNTHETIC_SAMPLES = 2  # drawn at random only to compare two graphs with each other, never to calibrate
+
+
+def interface_of(graph: Graph) -> tuple[tuple[tuple[str, str, Any], ...], ...]:
+    """Names, types and shapes of inputs and outputs."""
+    return tuple(
+        tuple((t.name, str(t.dtype), tuple(t.shape) if t.shape is not None else None) for t in tensors)
+        for tensors in (graph.inputs, graph.outputs)
+    )
+
+
+class Probe:
+    """Compares graphs on the same few feeds: of the calibration data where there is any, else synthetic ones."""
+
+    def __init__(self, context: PassContext, *, enabled: bool = True) -> None:
+        self.context = context
+        self.enabled = enabled
+        self._feeds: list[dict[str, Array]] | None = None
+        self._last: tuple[Graph, list[dict[str, Array]]] | None = None
+
+    def compare(self, item: Pass, before: Graph, after: Graph, outcome: Outcome) -> None:
+        """Hold a pass to EXACT or CLOSE.
+
+        A model that ONNX Runtime cannot run, or that draws random numbers, cannot be compared; that is noted.
+
+        Raises:
+            GuaranteeError: names the output that differs and by how much.
+        """
+        if not self.enabled:
+            return
+        if any(self.context.operators.facts(node).random for node in before.walk()):
+            outcome.notes.append("guarantee not checked: the model draws random numbers")
+            return
+        try:
+            expected = self._outputs(before)
+        except (ModelError, DataError) as error:
+            outcome.notes.append(f"guarantee not checked: {error.what}")
+            return
+        try:
+            actual = self._outputs(after)
+        except (ModelError, DataError) as error:
+            raise GuaranteeError(
+                f"after {item.name} the model no longer runs: {error.what}", where=error.where, do="report this"
+            ) from error
+        for wanted, got in zip(expected, actual, strict=True):
+            for name in wanted:
+                self._judge(item, name, wanted[name], got[name])
+
+    def _judge(self, item: Pass, name: str, wanted: Any, got: Any) -> None:
+        if not isinstance(wanted, np.ndarray):
+            if repr(wanted) != repr(got):
+                raise _broken(item, name, "its value changed")
+            return
+        if wanted.shape != got.shape or wanted.dtype != got.dtype:
+            raise _broken(item, name, f"{wanted.dtype}{wanted.shape} became {got.dtype}{got.shape}")
+        if wanted.tobytes() == got.tobytes() if wanted.dtype != object else np.array_equal(wanted, got):
+            return
+        error = relative_error(wanted, got)
+        if item.promises() is Guarantee.CLOSE and error <= item.tolerance:
+            return
+        raise _broken(item, name, f"relative error {error:.3g}")
+
+    def _outputs(self, graph: Graph) -> list[dict[str, Array]]:
+        if self._last is not None and self._last[0] is graph:
+            return self._last[1]
+        from onnxcomp.runtime.session import open_session
+
+        feeds = self._probe_feeds(graph)
+        with runnable(graph) as model:
+            session = open_session(model, threads=self.context.threads, optimize=False)
+            outputs = [session.run(feed) for feed in feeds]
+        self._last = (graph, outputs)
+        return outputs
+
+    def _probe_feeds(self, graph: Graph) -> list[dict[str, Array]]:
+        if self._feeds is None:
+            if self.context.calibration is not None:
+                self._feeds = [next(iter(self.context.calibration.batches(2)))]
+            else:
+                from onnxcomp.data.inputs import InputSpec
+                from onnxcomp.data.open import random_data
+
+                inputs = [InputSpec(t.name, t.dtype, tuple(t.shape or ())) for t in graph.inputs]
+                data = random_data(inputs, SYNTHETIC_SAMPLES, self.context.seed, self.context.sample_shapes)
+                self._feeds = list(data.samples().batches(SYNTHETIC_SAMPLES))
+        return self._feeds
+
+
+def relative_error(wanted: Array, got: Array) -> float:
+    """Largest absolute difference over the largest magnitude of `wanted`; infinite where only one is finite."""
+    a, b = np.asarray(wanted, np.float64), np.asarray(got, np.float64)
+    finite = np.isfinite(a)
+    if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(a[finite]).max())
+    return float(np.abs(a[finite] - b[finite]).max()) / (scale or 1.0)
+
+
+def _broken(item: Pass, output: str, how: str) -> GuaranteeError:
+    return GuaranteeError(
+        f"{item.name} promises {item.promises().value} outputs and broke it: {how}",
+        where=f"output {output}",
+        do="report this pass to its author; run without it meanwhile",
+    )

@@ -1,0 +1,168 @@
+"""Running passes one after another and holding each to its promises."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from onnxcomp.errors import DataError, EnvironmentLacksError, GuaranteeError, ModelError
+from onnxcomp.graph.io import total_bytes
+from onnxcomp.graph.ir import Graph
+from onnxcomp.graph.shapes import check_structure
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
+from onnxcomp.manager.guarantee import Probe, interface_of
+from onnxcomp.manager.spec import parse_passes
+from onnxcomp.results import PassRecord
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in the order in which they run; `str` gives the spec string that `parse` reads."""
+
+    passes: tuple[Pass, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """Read a spec string such as `cleanup,quantize-qdq{activations=mse}`.
+
+        Raises:
+            UsageError: the text is malformed, or names an unknown pass or option.
+        """
+        return cls(parse_passes(text))
+
+    def __str__(self) -> str:
+        return ",".join(str(item) for item in self.passes)
+
+    def check_needs(self, context: PassContext) -> None:
+        """Fail before any work where a pass needs what is not there.
+
+        Raises:
+            DataError: calibration data or labels are missing.
+            EnvironmentLacksError: the training runtime is missing.
+        """
+        for item in self.passes:
+            needs = item.required()
+            samples = context.calibration
+            if (Need.DATA in needs or Need.LABELS in needs) and samples is None:
+                raise DataError(
+                    f"{item.name} needs calibration data", where=f"pass {item}", do="give real samples with --data"
+                )
+            if Need.LABELS in needs and samples is not None and samples.labels is None:
+                raise DataError(f"{item.name} needs labels", where=f"pass {item}", do="give them with --labels")
+            if Need.TRAINING in needs:
+                raise EnvironmentLacksError(
+                    f"{item.name} needs the training runtime", where=f"pass {item}", do="see onnxcomp doctor"
+                )
+
+
+@dataclass
+class RunResult:
+    """The rewritten graph and what each pass did."""
+
+    graph: Graph
+    records: list[PassRecord] = field(default_factory=list)
+
+    @property
+    def changes(self) -> int:
+        """How many things were changed in all."""
+        return sum(record.changes for record in self.records)
+
+
+@dataclass
+class PassManager:
+    """Runs a pipeline on a graph.
+
+    Attributes:
+        pipeline: what to run.
+        verify: check guarantees by running the model before and after each exact or close pass.
+        on_failure: `raise` stops at a broken promise; `rollback` undoes the pass, records why, and goes on.
+    """
+
+    pipeline: Pipeline
+    verify: bool = True
+    on_failure: Literal["raise", "rollback"] = "raise"
+
+    def run(self, graph: Graph, context: PassContext | None = None) -> RunResult:
+        """Run all passes. The graph given is not changed.
+
+        Raises:
+            GuaranteeError: a pass broke a promise and `on_failure` is `raise`.
+            ModelError: the graph is invalid before the first pass.
+            DataError, UsageError, EnvironmentLacksError: as the passes say.
+        """
+        context = context or PassContext()
+        self.pipeline.check_needs(context)
+        strict = _strict_enough(graph)
+        probe = Probe(context, enabled=self.verify)
+        result = RunResult(graph.clone())
+        passes = context.progress.track(self.pipeline.passes, len(self.pipeline.passes), "passes")
+        for item in passes:
+            result.graph, record = self._one(item, result.graph, context, probe, strict)
+            result.records.append(record)
+        return result
+
+    def _one(
+        self, item: Pass, graph: Graph, context: PassContext, probe: Probe, strict: bool
+    ) -> tuple[Graph, PassRecord]:
+        candidate = graph.clone()
+        start = time.perf_counter()
+        outcome = item.run(candidate, context)
+        failure = ""
+        try:
+            _check(item, graph, candidate, outcome, probe, strict)
+        except GuaranteeError as error:
+            if self.on_failure == "raise":
+                raise
+            failure, candidate = str(error), graph
+        if not outcome.changes and not outcome.summary:
+            outcome.summary = "nothing to do"
+        record = PassRecord(
+            name=item.name,
+            spec=str(item),
+            guarantee=item.promises().value,
+            seconds=round(time.perf_counter() - start, 3),
+            changes=0 if failure else len(outcome.changes),
+            skips=tuple(outcome.skips),
+            summary=failure or outcome.summary,
+            details=tuple(outcome.changes),
+            metrics=outcome.metrics,
+            notes=tuple(outcome.notes),
+            bytes_before=total_bytes(graph),
+            bytes_after=total_bytes(candidate),
+            operators_before=graph.operators(),
+            operators_after=candidate.operators(),
+            rolled_back=failure,
+        )
+        return candidate, record
+
+
+def _check(item: Pass, before: Graph, after: Graph, outcome: Outcome, probe: Probe, strict: bool) -> None:
+    try:
+        after.sort()
+        check_structure(after, strict=strict)
+    except ModelError as error:
+        raise GuaranteeError(
+            f"{item.name} left an invalid graph: {error.what}", where=error.where, do=_REPORT
+        ) from error
+    if interface_of(before) != interface_of(after):
+        raise GuaranteeError(
+            f"{item.name} changed the model's inputs or outputs",
+            where=f"{interface_of(before)} became {interface_of(after)}",
+            do=_REPORT,
+        )
+    if item.promises() is not Guarantee.LOSSY and outcome.changes:
+        probe.compare(item, before, after, outcome)
+
+
+def _strict_enough(graph: Graph) -> bool:
+    """Whether strict shape inference accepts the model as it came; some valid models with custom operators fail it."""
+    try:
+        check_structure(graph, strict=True)
+    except ModelError:
+        check_structure(graph, strict=False)
+        return False
+    return True
+
+
+_REPORT = "report this pass to its author; run without it meanwhile"

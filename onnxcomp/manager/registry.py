@@ -1,0 +1,74 @@
+"""Which passes exist, built in and installed, found by name and loaded on first use."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+
+from onnxcomp.errors import UsageError
+from onnxcomp.manager.base import Pass
+
+ENTRY_POINT_GROUP = "onnxcomp.passes"
+
+# in the order in which a pipeline usually runs them
+BUILTIN = {
+    "fold-constants": "onnxcomp.passes.fold_constants:FoldConstants",
+    "cleanup": "onnxcomp.passes.cleanup:Cleanup",
+    "fuse-batchnorm": "onnxcomp.passes.fuse_batchnorm:FuseBatchNorm",
+    "clip-weights": "onnxcomp.passes.clip_weights:ClipWeights",
+    "prune-weights": "onnxcomp.passes.prune_weights:PruneWeights",
+    "quantize-qdq": "onnxcomp.passes.quantize_qdq:QuantizeQdq",
+    "quantize-dynamic": "onnxcomp.passes.quantize_dynamic:QuantizeDynamic",
+    "quantize-weights": "onnxcomp.passes.quantize_weights:QuantizeWeights",
+}
+
+
+def names() -> list[str]:
+    """Names of all passes, the built-in ones first.
+
+    Raises:
+        UsageError: an installed package uses the name of another pass.
+    """
+    return [*BUILTIN, *sorted(_installed())]
+
+
+def find(name: str) -> type[Pass]:
+    """The class of a pass by its name.
+
+    Raises:
+        UsageError: there is no such pass, or an installed package clashes with another.
+    """
+    installed = _installed()
+    if name in BUILTIN:
+        module, attribute = BUILTIN[name].split(":")
+        cls: type[Pass] = getattr(importlib.import_module(module), attribute)
+        return cls
+    if name not in installed:
+        close = difflib.get_close_matches(name, [*BUILTIN, *installed], 1)
+        raise UsageError(
+            f"there is no pass {name!r}",
+            where="the pass spec",
+            do=f"did you mean {close[0]}?" if close else "see onnxcomp passes for the list",
+        )
+    loaded = installed[name].load()
+    if not (isinstance(loaded, type) and issubclass(loaded, Pass)) or loaded.name != name:
+        raise UsageError(
+            f"the installed pass {name!r} is not a Pass of that name",
+            where=f"entry point {installed[name].value}",
+            do="its package must register a subclass of onnxcomp.Pass under the pass's own name",
+        )
+    return loaded
+
+
+def _installed() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name in BUILTIN or (entry.name in found and found[entry.name].value != entry.value):
+            raise UsageError(
+                f"two passes are called {entry.name!r}",
+                where=f"entry point {entry.value}",
+                do="uninstall the package, or ask its author for another name",
+            )
+        found[entry.name] = entry
+    return found
