@@ -1,0 +1,99 @@
+"""What do the tensors inside a model look like on real data? Streams them a batch at a time, memory bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from onnxcomp.graph import shapes as shape_tools
+from onnxcomp.graph.io import runnable
+from onnxcomp.graph.ir import Array, Constant, Graph, Variable
+from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.runtime.session import Session, open_session
+
+BUDGET_BYTES = 192 * 2**20
+
+
+class Batches(Protocol):
+    """Samples that can be read a batch at a time."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int | None = None) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """Feeds by input name."""
+
+
+def stream(
+    graph: Graph,
+    names: Sequence[str],
+    samples: Batches,
+    *,
+    batch: int = 8,
+    threads: int = 2,
+    budget_bytes: int = BUDGET_BYTES,
+    progress: Progress = SILENT,
+    text: str = "calibrating",
+) -> Iterator[dict[str, Array]]:
+    """Yield the values of the named tensors on all samples.
+
+    The names are cut into groups whose values fit the budget together; for every batch each group is run and yielded
+    in turn, so a dictionary holds some of the names, and every name comes once a batch. Let the arrays go before the
+    next step.
+
+    Args:
+        names: tensors of the main graph, graph inputs included.
+        batch: samples a run, where the model's batch dimension is free.
+        budget_bytes: most that the values of one run may take.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the graph.
+    """
+    inputs = {t.name for t in graph.inputs}
+    computed = [n for n in dict.fromkeys(names) if n not in inputs]
+    fed = [n for n in dict.fromkeys(names) if n in inputs]
+    total = -(-len(samples) // batch)
+    sessions: list[tuple[list[str], Session]] | None = None
+    for feeds in progress.track(samples.batches(batch), total, text):
+        if fed:
+            yield {name: feeds[name] for name in fed}
+        if sessions is None:
+            groups = _groups(graph, computed, feeds, budget_bytes)
+            sessions = [(group, tapped(graph, group, threads)) for group in groups]
+        for _, session in sessions:
+            yield session.run(feeds)
+
+
+def tapped(graph: Graph, names: Sequence[str], threads: int) -> Session:
+    """A session whose outputs are the named tensors and nothing else."""
+    copy = graph.clone()
+    tensors = copy.tensors()
+    outputs = [tensors[name] for name in names]
+    copy.outputs = [t if isinstance(t, Constant) else _untyped(t) for t in outputs]
+    with runnable(copy) as model:
+        return open_session(model, threads=threads)
+
+
+def _untyped(tensor: Variable) -> Variable:
+    if tensor.dtype is None:
+        tensor.envelope = None  # ONNX Runtime infers the type of an output that states none
+    return tensor
+
+
+def _groups(graph: Graph, names: list[str], feeds: dict[str, Array], budget: int) -> list[list[str]]:
+    """Consecutive names whose values on one batch fit the budget; a tensor of unknown size counts as a quarter."""
+    shapes = shape_tools.infer(graph, {name: value.shape for name, value in feeds.items()})
+    tensors = graph.tensors()
+    groups: list[list[str]] = []
+    used = budget
+    for name in names:
+        shape, dtype = shapes.static(tensors[name]), shapes.dtype(tensors[name])
+        size = budget // 4 if shape is None or dtype is None else prod(shape) * dtype.itemsize
+        if used + size > budget or not groups:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += size
+    return groups
