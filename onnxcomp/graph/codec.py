@@ -474,7 +474,8 @@ def value_info(tensor: Variable) -> onnx.ValueInfoProto:
             value.name = tensor.name
             return value
     value.name = tensor.name
-    value.type.CopyFrom(helper.make_tensor_type_proto(elem_type(tensor.dtype), tensor.shape))
+    if tensor.dtype is not None:
+        value.type.CopyFrom(helper.make_tensor_type_proto(elem_type(tensor.dtype), tensor.shape))
     return value
 
 

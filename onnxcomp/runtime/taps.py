@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.io import runnable
-from onnxcomp.graph.ir import Array, Constant, Graph, Variable
+from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Session, open_session
 
@@ -70,16 +70,9 @@ def tapped(graph: Graph, names: Sequence[str], threads: int) -> Session:
     """A session whose outputs are the named tensors and nothing else."""
     copy = graph.clone()
     tensors = copy.tensors()
-    outputs = [tensors[name] for name in names]
-    copy.outputs = [t if isinstance(t, Constant) else _untyped(t) for t in outputs]
+    copy.outputs = [tensors[name] for name in names]
     with runnable(copy) as model:
         return open_session(model, threads=threads)
-
-
-def _untyped(tensor: Variable) -> Variable:
-    if tensor.dtype is None:
-        tensor.envelope = None  # ONNX Runtime infers the type of an output that states none
-    return tensor
 
 
 def _groups(graph: Graph, names: list[str], feeds: dict[str, Array], budget: int) -> list[list[str]]:
