@@ -1,0 +1,153 @@
+"""Does the result stay within what the user allows, and with which exit code does the command end?"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from onnxcomp.errors import DataError, UsageError
+from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity
+
+# of several missed budgets the lowest code wins
+EXIT_CODES = {"max_drop": 10, "max_size": 11, "min_speedup": 12, "min_sqnr": 14}
+
+# 0.99 - 0.98 is not more than 0.01, whatever binary fractions say
+ROUNDING = 1e-9
+
+_UNITS = {
+    "": 1, "b": 1,
+    **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", 1)},
+    **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", 1)},
+    **{prefix: 1000**power for power, prefix in enumerate("kmgt", 1)},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """A limit on a file's size: in bytes, or as a share of the original."""
+
+    bytes: float | None = None
+    share: float | None = None
+
+    def of(self, original_bytes: int) -> float:
+        """The limit in bytes."""
+        return self.share * original_bytes if self.share is not None else float(self.bytes or 0)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the result must keep; None means that nothing is asked.
+
+    Attributes:
+        max_drop: the metric may get worse by this much, in the metric's own unit.
+        min_sqnr: the lowest SQNR over the outputs, in dB.
+        max_size: of the .onnx file and its external data.
+        min_speedup: latency before / after.
+    """
+
+    max_drop: float | None = None
+    min_sqnr: float | None = None
+    max_size: Size | None = None
+    min_speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("max-drop", self.max_drop),
+            ("min-sqnr", self.min_sqnr),
+            ("min-speedup", self.min_speedup),
+        ):
+            if value is not None and not math.isfinite(value):
+                raise UsageError(f"--{name} takes a finite number, not {value}", where=f"--{name}")
+        if self.min_speedup is not None and self.min_speedup <= 0:
+            raise UsageError(
+                f"--min-speedup is before/after and above 0, not {self.min_speedup}",
+                where="--min-speedup",
+                do="1.5 asks for a third less time",
+            )
+
+    def require_metric(self, has_metric: bool) -> None:
+        """Refuse `max_drop` where nothing measures the task.
+
+        Raises:
+            DataError: `max_drop` is given, but there are neither labels nor a metric.
+        """
+        if self.max_drop is not None and not has_metric:
+            raise DataError(
+                "--max-drop needs a task metric, and there are neither labels nor a metric",
+                where="--max-drop",
+                do="give --labels (or data that holds them) or --metric; --min-sqnr needs neither",
+            )
+
+    def evaluate(
+        self,
+        *,
+        before_bytes: int,
+        after_bytes: int,
+        accuracy: Accuracy | None = None,
+        fidelity: Fidelity | None = None,
+        benchmark: Benchmark | None = None,
+    ) -> list[BudgetLine]:
+        """One line for each limit that was asked for. What could not be measured, NaN included, does not pass.
+
+        The speed-up is judged by its point estimate; its interval stands in the benchmark. For identical outputs the
+        SQNR is infinite, which a report shows as null.
+        """
+        lines = []
+        if self.max_drop is not None:
+            drop = accuracy.drop if accuracy is not None else None
+            lines.append(_at_most("max_drop", self.max_drop + ROUNDING, self.max_drop, drop))
+        if self.max_size is not None:
+            limit = self.max_size.of(before_bytes)
+            lines.append(_at_most("max_size", limit, limit, float(after_bytes)))
+        if self.min_speedup is not None:
+            lines.append(_at_least("min_speedup", self.min_speedup, benchmark.speedup if benchmark else None))
+        if self.min_sqnr is not None:
+            lines.append(_at_least("min_sqnr", self.min_sqnr, _sqnr(fidelity)))
+        return lines
+
+
+def exit_code(lines: Iterable[BudgetLine]) -> int:
+    """0 when every line passed, else the lowest code among the missed ones."""
+    return min((EXIT_CODES[line.name] for line in lines if not line.passed), default=0)
+
+
+def parse_size(text: str) -> Size:
+    """`4000000`, `4MB`, `1.5 MiB` (bytes) or `30%` (a share of the original).
+
+    k, M, G and T are powers of 1000, with an `i` powers of 1024; upper and lower case are the same.
+
+    Raises:
+        UsageError: it is none of these, or not above 0.
+    """
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%|[a-zA-Z]*)\s*", text)
+    unit = found.group(2).lower() if found else ""
+    number = float(found.group(1)) if found else 0.0
+    if found is None or (unit != "%" and unit not in _UNITS) or not 0 < number < math.inf:
+        raise UsageError(
+            f"{text!r} is no size",
+            where="--max-size",
+            do="give bytes, a size such as 4MB or 1.5MiB, or a share such as 30%",
+        )
+    return Size(share=number / 100) if unit == "%" else Size(bytes=number * _UNITS[unit])
+
+
+def _sqnr(fidelity: Fidelity | None) -> float | None:
+    if fidelity is None:
+        return None
+    if fidelity.identical:
+        return math.inf
+    worst = fidelity.worst_sqnr_db
+    if worst is not None:
+        return worst
+    # integers, booleans or strings differ: no SQNR tells how much that matters, unless every float output is the same
+    return math.inf if any(out.identical and out.equal_share is None for out in fidelity.outputs.values()) else None
+
+
+def _at_most(name: str, threshold: float, limit: float, value: float | None) -> BudgetLine:
+    return BudgetLine(name, limit, value, value is not None and value <= threshold)
+
+
+def _at_least(name: str, limit: float, value: float | None) -> BudgetLine:
+    return BudgetLine(name, limit, value, value is not None and value >= limit)

@@ -1,0 +1,50 @@
+"""Is the new model still right? Fidelity and accuracy from one pass over the samples, each model run once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnxcomp.results import Accuracy, Fidelity
+from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.runtime.session import Array
+from onnxcomp.verify.accuracy import Collected, Metric, scored
+from onnxcomp.verify.fidelity import Closeness, Source
+from onnxcomp.verify.pair import Runner, Samples
+
+
+def judge(
+    before: Path,
+    after: Path,
+    samples: Samples,
+    metric: Metric | None = None,
+    labels: Array | None = None,
+    *,
+    source: Source = "data",
+    provider: str = "cpu",
+    threads: int = 0,
+    progress: Progress = SILENT,
+) -> tuple[Fidelity, Accuracy | None]:
+    """Closeness of the outputs, and with a metric its value before and after.
+
+    Args:
+        before, after: model files with the same inputs and outputs.
+        samples: what both are run on; outputs are kept as a whole only when there is a metric.
+        metric: the task metric, or None.
+        labels: what the metric compares the outputs with, one a sample; None for a metric that needs none.
+        source: whether the samples are data or were made up.
+        provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name.
+        threads: threads inside one operator; 0 means every usable core.
+        progress: shows the batches.
+
+    Raises:
+        ModelError: a model does not load or run, or their inputs or outputs differ.
+        DataError: there are no samples, or they do not fit, or the metric refuses them.
+        EnvironmentLacksError: the provider does not run on this machine.
+    """
+    closeness, collected = Closeness(), Collected()
+    for answer in Runner(before, after, provider=provider, threads=threads).answers(samples, progress=progress):
+        closeness.add(answer)
+        if metric is not None:
+            collected.add(answer)
+    found = closeness.result(source)
+    return found, None if metric is None else scored(metric, collected, labels, found.samples)

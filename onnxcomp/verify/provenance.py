@@ -1,0 +1,97 @@
+"""Where does a compressed model come from? What it records about itself, checked against the report beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxcomp.errors import ModelError
+from onnxcomp.files import sha256_of
+from onnxcomp.graph.io import model_files, read_proto
+
+PREFIX = "onnxcomp."
+VERSION = "onnxcomp.version"
+SOURCE_SHA256 = "onnxcomp.source.sha256"
+SPEC = "onnxcomp.spec"
+CONFIG_SHA256 = "onnxcomp.config.sha256"
+REQUIRED = (VERSION, SOURCE_SHA256, SPEC)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of an artifact.
+
+    Attributes:
+        sha256: of the .onnx file and then its external data, as it is now.
+        recorded: the model's own metadata, keys that begin with `onnxcomp.`.
+        report: the report beside it, None when there is none; its `output.sha256` equals `sha256`.
+        source_unchanged: whether the file that the report names as the source still has the recorded hash; None when
+            it is not there or there is no report.
+    """
+
+    path: Path
+    sha256: str
+    recorded: dict[str, str]
+    report: Path | None = None
+    verdict: str | None = None
+    source: Path | None = None
+    source_unchanged: bool | None = None
+
+
+def stamp(*, version: str, source_sha256: str, spec: str, config_sha256: str | None = None) -> dict[str, str]:
+    """The metadata that an output model carries: no times, no paths, so that equal runs give equal bytes."""
+    found = {VERSION: version, SOURCE_SHA256: source_sha256, SPEC: spec}
+    return found if config_sha256 is None else {**found, CONFIG_SHA256: config_sha256}
+
+
+def provenance(artifact: Path) -> Provenance:
+    """Read what a model records about how it was made, and check it against the report beside it.
+
+    Raises:
+        ModelError: the file is no model, records no provenance, or is not the file that its report describes.
+    """
+    recorded = {entry.key: entry.value for entry in read_proto(artifact).metadata_props if entry.key.startswith(PREFIX)}
+    if missing := [key for key in REQUIRED if key not in recorded]:
+        raise ModelError(
+            f"the model records no provenance: its metadata has no {missing[0]}",
+            where=str(artifact),
+            do="only models that onnxcomp wrote have it; to judge any pair, give both: onnxcomp verify BEFORE AFTER",
+        )
+    sha256 = sha256_of(*model_files(artifact))
+    report = artifact.with_suffix(".json")
+    content = _read_report(report) if report.is_file() else None
+    if content is None:
+        return Provenance(artifact, sha256, recorded)
+    described = (content.get("output") or {}).get("sha256")
+    if described != sha256:
+        raise ModelError(
+            f"the model is not the one that its report describes: SHA-256 {sha256[:16]}…, in the report "
+            + (f"{described[:16]}…" if isinstance(described, str) else "none"),
+            where=f"{artifact}, {report}",
+            do="the file was changed after it was written, or the report is of another run: build it again",
+        )
+    origin = content.get("source") or {}
+    if origin.get("sha256") != recorded[SOURCE_SHA256]:
+        raise ModelError(
+            "the model and its report name different sources",
+            where=f"{artifact}, {report}",
+            do="the report is of another run: build the model again",
+        )
+    source = Path(str(origin.get("path")))
+    found = next((path for path in (source, report.parent / source) if path.is_file()), None)
+    unchanged = sha256_of(*model_files(found)) == recorded[SOURCE_SHA256] if found else None
+    return Provenance(artifact, sha256, recorded, report, content.get("verdict"), found, unchanged)
+
+
+def _read_report(path: Path) -> dict[str, Any] | None:
+    """The report; None for a file of somebody else that happens to have its name."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the report beside the model cannot be read: {error}", where=str(path), do="remove it, or build again"
+        ) from error
+    ours = isinstance(content, dict) and content.get("schema") == 1 and "tool" in content
+    return content if ours else None
