@@ -1,0 +1,306 @@
+"""What are the samples of a data source, and how are they read again and again as batches of feeds, lazily?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.data.arrays import Rows
+from onnxcomp.data.feeds import Array, Feed, Units, check_finite, conform, convert
+from onnxcomp.data.images import ImageFiles, narrow
+from onnxcomp.data.inputs import InputSpec
+from onnxcomp.data.pixels import Pixels
+from onnxcomp.errors import DataError
+
+Indices = npt.NDArray[np.intp]
+
+BATCH_BYTES, BATCH_SAMPLES = 4 << 20, 64  # a batch by default: large enough for speed, small beside any model
+NAMED = 10  # so many unreadable files are named, the rest counted
+
+
+class Column(Protocol):
+    """One input's part of every sample."""
+
+    def read(self, indices: Indices) -> Array:
+        """The model's input for these samples."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample."""
+
+
+class ReadyColumn:
+    """An array that is model-ready but for its exact number type. `single`: each row is the whole input of one feed."""
+
+    def __init__(self, rows: Rows, spec: InputSpec, *, single: bool = False) -> None:
+        self._rows, self._spec, self._single = rows, spec, single
+
+    def read(self, indices: Indices) -> Array:
+        """The rows, converted and checked for NaN and infinity."""
+        array = convert(self._rows.read(indices), self._spec, self._rows.name)
+        check_finite(array, self._spec, self._rows.name, indices)
+        return array[0] if self._single else array
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample."""
+        return int(np.prod(self._rows.shape[1:], dtype=np.int64)) * self._spec.dtype.itemsize
+
+
+class ConstantColumn:
+    """An input that is the same in every feed."""
+
+    def __init__(self, array: Array, spec: InputSpec, name: str) -> None:
+        self._array = convert(array, spec, name)
+        check_finite(self._array, spec, name)
+
+    def read(self, indices: Indices) -> Array:
+        """The constant."""
+        return self._array
+
+    @property
+    def row_bytes(self) -> int:
+        """A constant adds nothing to a sample."""
+        return 0
+
+
+class PixelColumn:
+    """An array of raw pictures: [n, h, w], [n, h, w, c] or (`channels_first`) [n, c, h, w]; flat rows [n, length]."""
+
+    def __init__(self, rows: Rows, pixels: Pixels, *, channels_first: bool) -> None:
+        self._rows, self.pixels, self._first = rows, pixels, channels_first
+
+    def read(self, indices: Indices) -> Array:
+        """The pictures, preprocessed."""
+        raw = self._rows.read(indices)
+        if raw.dtype != np.uint8:
+            raw = narrow(raw)
+        if raw.ndim == 2:
+            raw = raw[:, None]  # [n, length] -> [n, 1, length]
+        if raw.ndim == 3:
+            raw = raw[..., None]
+        elif self._first:
+            raw = raw.transpose(0, 2, 3, 1)
+        return self.pixels.tensor(self.pixels.canvases(raw))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample."""
+        return _tensor_bytes(self.pixels)
+
+
+class FileColumn:
+    """A folder of images."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self.files = files
+        self.pixels = files.pixels
+
+    def read(self, indices: Indices) -> Array:
+        """The pictures, preprocessed."""
+        return self.files.read(indices)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample."""
+        return _tensor_bytes(self.pixels)
+
+
+class Reader(Protocol):
+    """Where a Dataset has its feeds from. `batch`: samples that the model fixes for every feed, or None."""
+
+    batch: int | None
+
+    def __len__(self) -> int:
+        """How many samples."""
+
+    def read(self, indices: Indices) -> Feed:
+        """One feed of these samples."""
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample."""
+
+
+class RowReader:
+    """Feeds put together from columns; a sample is one row of each."""
+
+    def __init__(self, columns: Mapping[str, Column], samples: int, batch: int | None) -> None:
+        self.columns, self.batch, self._samples = dict(columns), batch, samples
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def read(self, indices: Indices) -> Feed:
+        """One feed of these samples."""
+        return {name: column.read(indices) for name, column in self.columns.items()}
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample."""
+        return sum(column.row_bytes for column in self.columns.values())
+
+
+class FeedReader:
+    """Sources that come as whole feeds: a sample is one feed, whatever its batch size."""
+
+    batch: int | None = 1
+    sample_bytes = 0
+
+    def __init__(self, units: Units, inputs: Sequence[InputSpec], where: str) -> None:
+        self.units, self._inputs, self._where = units, inputs, where
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def read(self, indices: Indices) -> Feed:
+        """The feed of the one index."""
+        (index,) = indices
+        return conform(self.units[int(index)], self._inputs, f"{self._where}, feed {index}")
+
+
+class Dataset:
+    """Samples of any source, read lazily.
+
+    Attributes:
+        source: where they come from, in words for reports.
+        inputs: what the model takes.
+        guesses: one line for each guess, with the flag that overrides it.
+        labels: [n, ...] for all samples; None if there are none. For whole feeds: one label a feed, or a row.
+        pixels: input name -> how pictures become that input; empty for model-ready data.
+        synthetic: whether the values are made up.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        inputs: Sequence[InputSpec],
+        reader: Reader,
+        *,
+        labels: Array | Sequence[Array] | None = None,
+        guesses: Sequence[str] = (),
+        problems: Sequence[str] = (),
+        synthetic: bool = False,
+    ) -> None:
+        self.source = source
+        self.inputs = tuple(inputs)
+        self.reader = reader
+        self.synthetic = synthetic
+        self._labels = labels
+        self._guesses = tuple(guesses)
+        self._problems = tuple(problems)
+        columns = reader.columns if isinstance(reader, RowReader) else {}
+        self.pixels = {n: c.pixels for n, c in columns.items() if isinstance(c, PixelColumn | FileColumn)}
+        self._files = next((c.files for c in columns.values() if isinstance(c, FileColumn)), None)
+
+    def __len__(self) -> int:
+        """Samples that the source lists, images that turn out unreadable included."""
+        return len(self.reader)
+
+    @property
+    def labels(self) -> Array | None:
+        """Labels of all samples."""
+        return self.labels_of(np.arange(len(self)))
+
+    @property
+    def guesses(self) -> tuple[str, ...]:
+        """What was guessed, and what was done to images that are not plain 8-bit ones; grows while images are read."""
+        remarks = self._files.remarks if self._files else {}
+        return (*self._guesses, *(f"{n} image{'s' * (n > 1)} {what}" for what, n in sorted(remarks.items())))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What was left out: unreadable images, counted and named, unused arrays; grows while images are read."""
+        bad = self._files.bad if self._files else {}
+        if not bad or not self._files:
+            return self._problems
+        verb = "image is unreadable and left" if len(bad) == 1 else "images are unreadable and left"
+        named = [f"{self._files.files[i]}: {bad[i]}" for i in sorted(bad)[:NAMED]]
+        more = [f"and {len(bad) - NAMED} more"] * (len(bad) > NAMED)
+        return (*self._problems, f"{len(bad)} {verb} out, of {len(self)}", *named, *more)
+
+    def labels_of(self, indices: Indices) -> Array | None:
+        """Labels of some samples, in their order."""
+        if self._labels is None:
+            return None
+        if isinstance(self._labels, np.ndarray):
+            return self._labels[indices]
+        return np.concatenate([self._labels[int(i)] for i in indices])
+
+    def name_of(self, index: int) -> str:
+        """A short name of one sample, for people."""
+        return self._files.files[index].name if self._files else f"sample {index}"
+
+    def usable(self, indices: Indices) -> Indices:
+        """Those of the indices whose samples can be read; images are decoded for that, once."""
+        indices = np.asarray(indices, np.intp)
+        return indices[self._files.usable(indices)] if self._files else indices
+
+    def subset(self, indices: npt.ArrayLike) -> Samples:
+        """The samples of these indices, in this order, without those that are unreadable."""
+        return Samples(self, self.usable(np.asarray(indices, np.intp)))
+
+    def samples(self) -> Samples:
+        """All samples, in the order of the source, without those that are unreadable.
+
+        Raises:
+            DataError: none is left.
+        """
+        samples = self.subset(np.arange(len(self)))
+        if not len(samples):
+            raise self.nothing()
+        return samples
+
+    def nothing(self) -> DataError:
+        """The error that says that no sample can be used."""
+        few = self.reader.batch and 0 < len(self) < self.reader.batch
+        what = f"{len(self)} samples, and the model takes {self.reader.batch} at a time" if few else "no usable sample"
+        return DataError(what, where="\n       ".join([self.source, *self.problems[:3]]), do="give more, or other data")
+
+
+class Samples:
+    """A part of a Dataset. Can be iterated again and again; holds indices, and in memory never more than one batch.
+
+    Where the model fixes its batch above 1, the samples that fill no batch at the end are left out, and not counted.
+    """
+
+    def __init__(self, dataset: Dataset, indices: Indices) -> None:
+        self.dataset = dataset
+        batch = dataset.reader.batch or 1
+        self.indices = indices[: len(indices) // batch * batch]
+
+    @property
+    def source(self) -> str:
+        """Where they come from."""
+        return self.dataset.source
+
+    @property
+    def labels(self) -> Array | None:
+        """Labels in the order of the samples, or None."""
+        return self.dataset.labels_of(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, size: int | None = None) -> Iterator[dict[str, Any]]:
+        """Feeds in the model's types and rank, in order; `size` samples each (the model's fixed batch goes first).
+
+        Raises:
+            DataError: a sample holds NaN or infinity, or does not fit; it is named.
+        """
+        reader = self.dataset.reader
+        fitting = max(1, min(BATCH_SAMPLES, BATCH_BYTES // max(reader.sample_bytes, 1)))
+        step = reader.batch or size or fitting
+        for start in range(0, len(self.indices), step):
+            yield reader.read(self.indices[start : start + step])
+
+    def head(self, n: int) -> Samples:
+        """The first n; at least one batch where the model fixes its batch."""
+        return Samples(self.dataset, self.indices[: max(n, self.dataset.reader.batch or 1)])
+
+
+def _tensor_bytes(pixels: Pixels) -> int:
+    return int(np.prod(pixels.canvas_shape)) * pixels.spec.dtype.itemsize

@@ -1,0 +1,243 @@
+"""Does a feed fit the model? Names, types, shapes and finite values; and sources that come as whole feeds."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from google.protobuf.message import DecodeError
+
+from onnxcomp.data.functions import calling
+from onnxcomp.data.inputs import InputSpec
+from onnxcomp.errors import DataError
+
+Array = npt.NDArray[Any]
+Feed = dict[str, Array]
+
+LABELS = "labels"  # the key under which a feed, or an .npz, carries its labels
+SPOOL_BYTES = 16 << 30
+READY = "store pictures as uint8 `images`, and every other array in the type and rank of the model's input"
+
+
+def convert(array: Array, spec: InputSpec, where: str) -> Array:
+    """The array in the input's type, if each value survives: int32 -> int64, float64 -> float32 (rounded), bool -> int.
+
+    Raises:
+        DataError: the types do not go together, or an integer does not fit the narrower type.
+    """
+    source, target = array.dtype, spec.dtype
+    if source == target:
+        return array
+    check_type(source, spec, where)
+    if target == np.dtype(object):
+        return array.astype(object)
+    with np.errstate(over="ignore"):
+        changed = array.astype(target)
+    if source.kind in "iu" and not np.can_cast(source, target, "safe") and not (changed == array).all():
+        raise DataError(f"a value does not fit {target}", where=where, do=READY)
+    return changed
+
+
+def check_type(source: np.dtype[Any], spec: InputSpec, where: str) -> None:
+    """Check that a type can stand for the input's.
+
+    Raises:
+        DataError: it cannot.
+    """
+    if not types_fit(source, spec.dtype):
+        raise DataError(f"{source} data for the input {spec}", where=where, do=READY)
+
+
+def types_fit(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
+    """Whether arrays of one type can stand for another: integers for integers, floats for floats, bool for integers."""
+    if source == target:
+        return True
+    if source.kind == "b" and target.kind in "iu":
+        return True
+    if target == np.dtype(object):
+        return source.kind in "US"
+    if source.kind in "iu" and target.kind in "iu":
+        return True
+    # bfloat16 and the like have kind "V" in numpy; floats round to them
+    return source.kind == "f" and (target.kind == "f" or target.name.startswith(("bfloat16", "float8")))
+
+
+def check_shape(shape: Sequence[int], spec: InputSpec, where: str, *, rows: bool = False) -> None:
+    """Check rank and fixed sizes; with `rows`, axis 0 counts samples and may differ.
+
+    Raises:
+        DataError: they differ.
+    """
+    if spec.shape is None:
+        return
+    start = 1 if rows else 0
+    fits = len(shape) == len(spec.shape) and all(
+        not isinstance(own, int) or own == size for own, size in zip(spec.shape[start:], shape[start:], strict=True)
+    )
+    if not fits:
+        raise DataError(
+            f"data of shape {list(shape)} for the input {spec}",
+            where=where,
+            do="give the model's rank and the sizes that it fixes" + (", samples along axis 0" if rows else ""),
+        )
+
+
+def check_finite(array: Array, spec: InputSpec, where: str, samples: npt.NDArray[np.intp] | None = None) -> None:
+    """Check that no value is NaN or infinite; `samples` are the indices of the samples in the rows.
+
+    Raises:
+        DataError: one is; it is named by sample and input.
+    """
+    if array.dtype.kind != "f" or bool(np.isfinite(array).all()):
+        return
+    bad = np.argwhere(~np.isfinite(array))[0]
+    value = "NaN" if np.isnan(array[tuple(bad)]) else "infinity"
+    row = f"sample {samples[bad[0]]}, " if samples is not None and len(bad) else ""
+    raise DataError(f"the data hold {value}", where=f"{where}, {row}input {spec.name}", do="remove or mend the sample")
+
+
+def conform(feed: Mapping[str, Any], inputs: Sequence[InputSpec], where: str) -> Feed:
+    """A whole feed in the model's names, types and shapes, in the order of its inputs.
+
+    Raises:
+        DataError: an input is missing or unknown, or an array does not fit.
+    """
+    names = [spec.name for spec in inputs]
+    missing = [name for name in names if name not in feed]
+    unknown = [name for name in feed if name not in names and name != LABELS]
+    if missing or unknown:
+        what = [f"no array for {', '.join(missing)}"] * bool(missing)
+        what += [f"unknown {', '.join(map(str, unknown))}"] * bool(unknown)
+        raise DataError("; ".join(what), where=where, do=f"the model's inputs are {', '.join(names)}")
+    result: Feed = {}
+    for spec in inputs:
+        array = np.asarray(feed[spec.name])
+        place = f"{where}, input {spec.name}"
+        check_shape(array.shape, spec, place)
+        array = convert(array, spec, place)
+        check_finite(array, spec, where)
+        result[spec.name] = np.ascontiguousarray(array).reshape(array.shape)
+    return result
+
+
+class Units(Protocol):
+    """Feeds that can be read one by one, again and again."""
+
+    def __len__(self) -> int:
+        """How many feeds."""
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
+        """One feed as it was given."""
+
+
+class TestSets:
+    """Folders `test_data_set_N` with `input_N.pb` (serialized TensorProto), as ONNX's own tests have them."""
+
+    def __init__(self, folders: Sequence[Path], inputs: Sequence[InputSpec]) -> None:
+        self._folders = list(folders)
+        self._names = [spec.name for spec in inputs]
+
+    def __len__(self) -> int:
+        return len(self._folders)
+
+    def __getitem__(self, index: int) -> dict[str, Array]:
+        folder = self._folders[index]
+        tensors = [_tensor(path) for path in _numbered(folder, "input_*.pb")]
+        names = [name for name, _ in tensors]
+        if not set(self._names) <= set(names):
+            # many files carry no names, or other ones: the number in the file name is the input's place
+            if len(tensors) != len(self._names):
+                raise DataError(
+                    f"{len(tensors)} input files for {len(self._names)} inputs",
+                    where=str(folder),
+                    do=f"give input_0.pb ... for {', '.join(self._names)}",
+                )
+            names = self._names
+        return {name: array for name, (_, array) in zip(names, tensors, strict=True) if name in self._names}
+
+
+class Spooled:
+    """Feeds of an iterator, kept in a temporary file: reading again gives the same values, and memory stays small."""
+
+    def __init__(self, feeds: Iterable[Any], where: str) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the data set
+        self._places: list[dict[str, tuple[int, np.dtype[Any]]]] = []
+        iterator = iter(feeds)
+        for count in itertools.count():
+            with calling(where, "the data function has to yield dicts: input name -> array"):
+                feed = next(iterator, None)
+            if feed is None:
+                return
+            if not isinstance(feed, Mapping):
+                raise DataError(
+                    f"item {count} is a {type(feed).__name__}, not a dict", where=where, do="yield {input name: array}"
+                )
+            self._places.append({str(name): self._put(value, where) for name, value in feed.items()})
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> dict[str, Array]:
+        return {name: self._get(*place) for name, place in self._places[index].items()}
+
+    def _put(self, value: Any, where: str) -> tuple[int, np.dtype[Any]]:
+        array = np.asarray(value)
+        if array.dtype.hasobject:
+            array = array.astype(str)
+        place = self._file.seek(0, io.SEEK_END)
+        if place + array.nbytes > SPOOL_BYTES:
+            raise DataError(
+                f"the feeds take more than {SPOOL_BYTES >> 30} GiB, or never end",
+                where=where,
+                do="return a sequence (with len() and [index]): its feeds are read one by one, when needed",
+            )
+        try:
+            np.save(self._file, array, allow_pickle=False)
+        except OSError as error:
+            raise DataError(
+                f"cannot keep the feeds: {error.strerror or error}",
+                where="the temporary folder (TMPDIR)",
+                do="free space there, or return a sequence (with len() and [index])",
+            ) from error
+        return place, array.dtype
+
+    def _get(self, place: int, dtype: np.dtype[Any]) -> Array:
+        self._file.seek(place)
+        # bfloat16 and the like come back as raw bytes: the view gives them their type again
+        return np.asarray(np.load(self._file, allow_pickle=False)).view(dtype)
+
+
+def test_sets_in(folder: Path) -> list[Path]:
+    """The `test_data_set_*` folders of a folder in order of their numbers, or the folder itself if it is one."""
+    if any(folder.glob("input_*.pb")):
+        return [folder]
+    return [f for f in _numbered(folder, "test_data_set_*") if f.is_dir() and any(f.glob("input_*.pb"))]
+
+
+def _numbered(folder: Path, pattern: str) -> list[Path]:
+    def number(path: Path) -> tuple[int, str]:
+        found = re.search(r"(\d+)(?:\.pb)?$", path.name)
+        return (int(found.group(1)) if found else -1), path.name
+
+    return sorted(folder.glob(pattern), key=number)
+
+
+def _tensor(path: Path) -> tuple[str, Array]:
+    tensor = onnx.TensorProto()
+    try:
+        tensor.ParseFromString(path.read_bytes())
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ValueError("its values lie in another file")
+        return tensor.name, onnx.numpy_helper.to_array(tensor)
+    except (OSError, DecodeError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path.name} is not a serialized tensor: {error}", where=str(path), do="write it as TensorProto"
+        ) from error

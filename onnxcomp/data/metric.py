@@ -1,0 +1,117 @@
+"""How good are a model's outputs at its task? Top-1, or a function of the user's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.data.functions import calling, load_function
+from onnxcomp.data.labels import check_labels
+from onnxcomp.errors import DataError, UsageError
+
+Outputs = Mapping[str, npt.NDArray[Any]]
+Score = Callable[[dict[str, npt.NDArray[Any]], npt.NDArray[Any] | None], Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A task metric.
+
+    Attributes:
+        name: as reports print it.
+        higher_is_better: its direction.
+        needs_all: it sees the whole of the evaluation data at once, in order (pairs stay together).
+        needs_labels: it cannot be computed without labels.
+    """
+
+    name: str
+    higher_is_better: bool
+    needs_all: bool
+    needs_labels: bool
+    function: Score
+
+    def score(self, outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
+        """The metric of outputs [samples, ...] by name, and of the samples' labels.
+
+        Raises:
+            DataError: labels are missing or do not fit; the user's function raises, or gives no finite number.
+        """
+        if labels is None and self.needs_labels:
+            raise DataError(
+                f"{self.name} needs labels",
+                where="the data",
+                do="give --labels, or a metric that needs none with --metric module.py:function",
+            )
+        with calling(f"the metric {self.name}", "it is called with (outputs: dict of arrays, labels or None)"):
+            result = self.function(dict(outputs), labels)
+        if not isinstance(result, int | float | np.number | np.ndarray) or np.size(result) != 1:
+            raise DataError(
+                f"the metric gave a {type(result).__name__}, not a number", where=self.name, do="return a float"
+            )
+        value = float(np.asarray(result).reshape(()))
+        if not math.isfinite(value):
+            raise DataError(f"the metric gave {value}", where=self.name, do="return a finite number")
+        return value
+
+    def drop(self, before: float, after: float) -> float:
+        """How much worse `after` is, whichever way the metric points."""
+        return before - after if self.higher_is_better else after - before
+
+
+def parse_metric(text: str | None) -> Metric:
+    """Top-1 for None or `top1`; else `module.py:function`, with `:min` at the end where lower is better.
+
+    Raises:
+        UsageError: no such file or function, or the file cannot be loaded.
+    """
+    if text is None or text in ("top1", "top-1"):
+        return Metric("top1", True, False, True, top1)
+    body, separator, direction = text.rpartition(":")
+    lower = bool(separator) and direction == "min"
+    reference = body if separator and direction in ("min", "max") else text
+    if ":" not in reference:
+        raise UsageError(
+            f"there is no metric {text!r}",
+            where=f"--metric {text}",
+            do="leave it out for top-1, or write module.py:function[:min]",
+        )
+    function = load_function(reference, "--metric")
+    return Metric(reference.rpartition(":")[2], not lower, True, False, function)
+
+
+def scores_of(outputs: Outputs) -> npt.NDArray[Any]:
+    """The first output that holds scores of classes, as [samples, classes]: two dimensions beside ones of size 1.
+
+    Raises:
+        DataError: there is none.
+    """
+    for array in outputs.values():
+        if array.ndim >= 2 and array.shape[1] >= 2 and math.prod(array.shape[2:]) == 1 and array.dtype.kind in "fiu":
+            return array.reshape(array.shape[:2])
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())
+    raise DataError(
+        "top-1 needs an output of [samples, classes]",
+        where=f"the model's outputs: {shapes}",
+        do="give the task's own metric with --metric module.py:function",
+    )
+
+
+def top1(outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
+    """Share of samples whose highest score is that of their label (the first one among equals).
+
+    Raises:
+        DataError: no output of [samples, classes], or labels that are not such classes, one a sample.
+    """
+    scores = scores_of(outputs)
+    assert labels is not None
+    if len(labels) != len(scores):
+        raise DataError(
+            f"{len(labels)} labels for {len(scores)} outputs", where="the labels", do="give one label for each sample"
+        )
+    check_labels(labels, scores.shape[1])
+    return float((scores.argmax(axis=1) == labels).mean())

@@ -1,0 +1,122 @@
+"""Which samples calibrate, which select, which judge? Drawn once from a seed, and never shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.data.dataset import Dataset, Samples
+from onnxcomp.errors import DataError
+
+SELECT_SHARE, SELECT_MOST = 0.1, 512  # what a search or an early stop looks at
+CALIBRATE_SHARE = 0.5  # calibration leaves at least half of small data to judge by
+
+
+@dataclass(frozen=True)
+class Split:
+    """Disjoint samples, each part in the order of its source; `notes` say where a share is smaller than asked for."""
+
+    calibrate: Samples
+    select: Samples
+    judge: Samples
+    notes: tuple[str, ...] = ()
+
+
+def split(
+    dataset: Dataset, *, calibrate: int, judge: int | None, seed: int = 0, eval_data: Dataset | None = None
+) -> Split:
+    """Share out the samples.
+
+    A tenth (at most 512) goes to `select`; calibration gets what it asks for, at most half; the rest judges, up to
+    `judge`. With `eval_data` its samples judge, all or the first `judge`, in their order, and `dataset` serves the other
+    two parts.
+
+    Raises:
+        DataError: fewer samples than parts, or `eval_data` is the same source as `dataset`.
+    """
+    if eval_data is not None and _same(dataset, eval_data):
+        raise DataError(
+            "the same data cannot calibrate and judge",
+            where=f"--data and --eval-data are both {dataset.source}",
+            do="give other samples to --eval-data, or leave it out: --data is split then",
+        )
+    batch = dataset.reader.batch or 1
+    total = len(dataset) // batch * batch
+    parts = 3 if eval_data is None else 2
+    if total < parts * batch:
+        raise DataError(
+            f"{len(dataset)} sample{'s' * (len(dataset) != 1)} cannot be shared out to {parts} parts"
+            + (f" of at least {batch}, the model's batch" if batch > 1 else ""),
+            where=dataset.source,
+            do="give more samples to --data" + (", or others that judge with --eval-data" if parts == 3 else ""),
+        )
+    select = _whole(min(SELECT_MOST, total * SELECT_SHARE), batch)
+    most = total - select if eval_data is not None else _whole(total * CALIBRATE_SHARE, batch)
+    wanted = _whole(calibrate, batch)
+    draw = _Draw(dataset, seed)
+    chosen, selected = draw.take(min(wanted, most)), draw.take(select)
+    if eval_data is not None:
+        judged = _judge(eval_data, judge)
+    else:
+        judged = draw.take(total if judge is None else _whole(judge, batch))
+    found = Split(chosen, selected, judged, _notes(chosen, calibrate, judged, judge, dataset))
+    for name, part in (("calibrate", found.calibrate), ("select", found.select), ("judge", found.judge)):
+        if not len(part):
+            raise DataError(
+                f"no usable sample is left to {name}", where=dataset.source, do="give more samples, or mend them"
+            )
+    return found
+
+
+class _Draw:
+    """Takes samples from a seeded permutation; unreadable ones are passed over."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self._dataset = dataset
+        self._order: npt.NDArray[np.intp] = np.random.default_rng(seed).permutation(len(dataset))
+        self._at = 0
+
+    def take(self, count: int) -> Samples:
+        """The next `count` usable samples, fewer at the end, in the order of the source."""
+        taken: list[npt.NDArray[np.intp]] = []
+        missing = count
+        while missing > 0 and self._at < len(self._order):
+            part = self._order[self._at : self._at + missing]
+            self._at += len(part)
+            taken.append(self._dataset.usable(part))
+            missing -= len(taken[-1])
+        indices = np.concatenate(taken) if taken else np.empty(0, np.intp)
+        return Samples(self._dataset, np.sort(indices))
+
+
+def _judge(eval_data: Dataset, judge: int | None) -> Samples:
+    if judge is None:
+        return eval_data.samples()
+    indices, at = np.empty(0, np.intp), 0
+    while len(indices) < judge and at < len(eval_data):
+        part = np.arange(at, min(at + judge - len(indices), len(eval_data)))
+        at += len(part)
+        indices = np.concatenate([indices, eval_data.usable(part)])
+    return Samples(eval_data, indices)
+
+
+def _notes(chosen: Samples, calibrate: int, judged: Samples, judge: int | None, dataset: Dataset) -> tuple[str, ...]:
+    notes = []
+    if len(chosen) < calibrate:
+        notes.append(f"{len(chosen)} samples calibrate, not the {calibrate} asked for: there are {len(dataset)}")
+    if judge is not None and len(judged) < judge:
+        notes.append(f"{len(judged)} samples judge, not the {judge} asked for")
+    return tuple(notes)
+
+
+def _whole(count: float, batch: int) -> int:
+    """At least one batch, and whole ones."""
+    return max(1, int(count) // batch) * batch
+
+
+def _same(one: Dataset, other: Dataset) -> bool:
+    first, second = Path(one.source), Path(other.source)
+    return one is other or (first.exists() and second.exists() and first.samefile(second))

@@ -1,0 +1,102 @@
+"""Made-up samples, for checks of structure and for those who ask for them: they are never taken for data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.data.dataset import Dataset
+from onnxcomp.data.feeds import Array, Feed
+from onnxcomp.data.inputs import InputSpec, with_shapes
+from onnxcomp.errors import DataError
+
+SPATIAL, SEQUENCE = 224, 16  # sizes for free dimensions of inputs with four dimensions or more, and of others
+
+
+class RandomReader:
+    """Rows (or whole feeds, where inputs share no batch axis) drawn from a generator of their own: seed and index."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], inputs: Sequence[InputSpec], n: int, seed: int) -> None:
+        self._shapes, self._inputs, self._seed = shapes, inputs, seed
+        leading = {spec.fixed(0) if spec.rank else 0 for spec in inputs}
+        # one leading size for all inputs: a batch; anything else: every sample is a feed of its own
+        self.rows = len(leading) == 1 and 0 not in leading
+        self.batch: int | None = leading.pop() if self.rows else 1
+        self._n = -(-n // (self.batch or 1)) * (self.batch or 1)  # whole batches
+
+    def __len__(self) -> int:
+        return self._n
+
+    def read(self, indices: npt.NDArray[np.intp]) -> Feed:
+        """One feed of these samples."""
+        feed: Feed = {}
+        for place, spec in enumerate(self._inputs):
+            shape = self._shapes[spec.name]
+            drawn = [self._draw(spec, shape[1:] if self.rows else shape, place, int(i)) for i in indices]
+            feed[spec.name] = np.stack(drawn) if self.rows else drawn[0]
+        return feed
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample."""
+        sizes = (
+            np.prod(self._shapes[s.name][int(self.rows) :], dtype=np.int64) * s.dtype.itemsize for s in self._inputs
+        )
+        return int(sum(sizes))
+
+    def _draw(self, spec: InputSpec, shape: tuple[int, ...], place: int, index: int) -> Array:
+        generator = np.random.default_rng([self._seed, place, index])
+        if spec.dtype.kind in "biu" or spec.dtype.name.startswith(("int", "uint")):
+            # 0 and 1 are valid as masks, token numbers, segment numbers and indices alike
+            return generator.integers(0, 2, shape).astype(spec.dtype)
+        return generator.standard_normal(shape, np.float32).astype(spec.dtype)
+
+
+def random_data(
+    inputs: Sequence[InputSpec], samples: int, seed: int = 0, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Dataset:
+    """Made-up samples: floats standard normal, integers 0 or 1, bool either; source "synthetic".
+
+    Free dimensions that `shapes` does not give get a guessed size, the same for the same name.
+
+    Raises:
+        DataError: the model takes strings, or an input of unknown rank without a shape.
+    """
+    specs = with_shapes(inputs, shapes)
+    # a size is drawn once for each name; what counts the batch is 1 wherever it stands
+    sizes: dict[int | str, int] = {spec.shape[0]: 1 for spec in specs if spec.shape and spec.shape[0]}
+    guesses: list[str] = []
+    concrete = {spec.name: _concrete(spec, sizes, guesses) for spec in specs}
+    reader = RandomReader(concrete, specs, samples, seed)
+    return Dataset("synthetic", specs, reader, guesses=guesses, synthetic=True)
+
+
+def _concrete(spec: InputSpec, sizes: dict[int | str, int], guesses: list[str]) -> tuple[int, ...]:
+    if spec.dtype == np.dtype(object) or spec.shape is None:
+        raise DataError(
+            f"no data can be made up for the input {spec}",
+            where=f"the input {spec.name}",
+            do="give data with --data" if spec.shape else f"give its shape: --shape {spec.name}=1x3x224x224",
+        )
+    result = []
+    for axis, dim in enumerate(spec.shape):
+        known = dim if isinstance(dim, int) else 1 if axis == 0 else sizes.get(dim) if dim else None
+        size = _free_size(spec, axis) if known is None else known
+        if known is None:
+            sizes[dim or f"{spec.name} {axis}"] = size
+            guesses.append(
+                f"{dim or f'dimension {axis}'} of {spec.name} = {size} guessed: override with --shape {spec.name}=..."
+            )
+        result.append(size)
+    return tuple(result)
+
+
+def _free_size(spec: InputSpec, axis: int) -> int:
+    assert spec.shape is not None
+    if len(spec.shape) < 4:
+        return SEQUENCE
+    # the one free dimension beside two fixed equal ones, or at the place of channels, counts channels
+    channels_last = spec.fixed(1) is not None and spec.fixed(1) not in (1, 3, 4) and axis == len(spec.shape) - 1
+    return 3 if axis == 1 or channels_last else SPATIAL
