@@ -158,6 +158,7 @@ def open_session(
     provider: str = "cpu",
     threads: int = 1,
     optimize: bool = True,
+    lean: bool = False,
     config: Mapping[str, str] | None = None,
     provider_options: Mapping[str, str] | None = None,
     save_optimized: Path | None = None,
@@ -170,6 +171,8 @@ def open_session(
         provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name; never replaced by another one.
         threads: threads inside one operator; 0 means every usable core. Operators run one after another.
         optimize: ONNX Runtime's graph optimizations, all or none.
+        lean: take little memory rather than time: weights stay mapped from their file and are not repacked, and what a
+            run allocated is given back.
         config: further session configuration entries, such as `session.x64quantprecision`.
         provider_options: options of the provider.
         save_optimized: where ONNX Runtime writes the graph it really runs.
@@ -193,6 +196,10 @@ def open_session(
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     entries = {"session.intra_op.allow_spinning": "0", providers.RECORD_ASSIGNMENT: "1", **(config or {})}
+    if lean:
+        entries["session.disable_prepacking"] = "1"
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     if save_optimized is not None:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import SpooledTemporaryFile as TemporarySpool
 from typing import Protocol
 
 import numpy as np
 
 from onnxcomp.errors import DataError, ModelError
+from onnxcomp.graph.io import model_files
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Array, Port, Session, open_session
 
 # a batch is as large as these allow; more does not run faster and takes memory
 BATCH_ROWS = 32
 BATCH_BYTES = 4 << 20
+# two models of which the files are larger than this together are run one after the other
+LARGE_BYTES = 512 << 20
+SPOOL_BYTES = 64 << 20
 
 
 class Samples(Protocol):
@@ -33,6 +41,15 @@ class Samples(Protocol):
 
 
 @dataclass(frozen=True)
+class Interface:
+    """Inputs and outputs of one model; `where` names its file."""
+
+    where: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True)
 class Answer:
     """Outputs of one batch: `rows` samples, the outputs of each model by name."""
 
@@ -43,28 +60,24 @@ class Answer:
 class Runner:
     """One or two models with the same inputs and outputs, run on the same samples.
 
+    Models above `LARGE_BYTES` are never in memory together: the outputs of the first are spooled, to disk when they
+    are large, and the samples are read once more for the second.
+
     Raises:
         ModelError: a model does not load, or the second differs from the first in inputs or outputs.
         EnvironmentLacksError: the provider does not run on this machine.
     """
 
     def __init__(self, *models: Path, provider: str = "cpu", threads: int = 0) -> None:
-        self.sessions = tuple(open_session(model, provider=provider, threads=threads) for model in models)
-        first = self.sessions[0]
-        for port in first.outputs:
-            if port.dtype is None:
-                raise ModelError(
-                    f"the output {port.name!r} is a {port.type}, which cannot be compared element by element",
-                    where=first.where,
-                    do="export the model with tensor outputs (for a classifier of scikit-learn: zipmap off)",
-                )
-        for session in self.sessions[1:]:
-            _same_interface(first, session)
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        """The outputs of the first model."""
-        return self.sessions[0].outputs
+        self.large = sum(file.stat().st_size for model in models for file in model_files(model)) > LARGE_BYTES
+        self._open = [
+            partial(open_session, model, provider=provider, threads=threads, lean=self.large) for model in models
+        ]
+        self._sessions: list[Session | None] = [None for _ in models]
+        self.interfaces = [self._interface(index) for index in range(len(models))]
+        _check_outputs(self.interfaces[0])
+        for interface in self.interfaces[1:]:
+            _check_same(self.interfaces[0], interface)
 
     def answers(self, samples: Samples, *, progress: Progress = SILENT, text: str = "verifying") -> Iterator[Answer]:
         """Run every sample once through each model.
@@ -78,49 +91,75 @@ class Runner:
         """
         if not len(samples):
             raise DataError("there are no samples to verify on", where="--data", do="give at least one sample")
-        size = self._batch_size(samples)
+        fixed = self._fixed_batch()
+        size = fixed or self._batch_size(samples)
         total = math.ceil(len(samples) / size)
-        for feed in progress.track(samples.batches(size), total, text):
-            rows = _rows(feed)
-            filled = _filled(feed, size) if self._fixed_batch() else feed
-            outputs = tuple(self._run(session, filled) for session in self.sessions)
-            added = _rows(filled) - rows
-            yield Answer(rows, tuple(_cut(found, rows, rows + added) for found in outputs) if added else outputs)
+        if not self.large:
+            for feed in progress.track(samples.batches(size), total, text):
+                answers = [self._run(index, feed, fixed) for index in range(len(self._open))]
+                yield Answer(_rows(feed), tuple(answers))
+            return
+        last = len(self._open) - 1
+        with ExitStack() as stack:
+            spools = [stack.enter_context(TemporarySpool(max_size=SPOOL_BYTES)) for _ in range(last)]
+            for index, spool in enumerate(spools):
+                for feed in progress.track(samples.batches(size), total, text):
+                    pickle.dump(self._run(index, feed, fixed), spool, protocol=pickle.HIGHEST_PROTOCOL)
+                self._sessions[index] = None
+                spool.seek(0)
+            for feed in progress.track(samples.batches(size), total, text):
+                stored = [pickle.load(spool) for spool in spools]
+                yield Answer(_rows(feed), (*stored, self._run(last, feed, fixed)))
+
+    def _session(self, index: int) -> Session:
+        session = self._sessions[index]
+        if session is None:
+            session = self._sessions[index] = self._open[index]()
+        return session
+
+    def _interface(self, index: int) -> Interface:
+        session = self._session(index)
+        self._let_go(index)
+        return Interface(session.where, session.inputs, session.outputs)
+
+    def _let_go(self, index: int) -> None:
+        if self.large:
+            self._sessions[index] = None
 
     def _batch_size(self, samples: Samples) -> int:
-        fixed = self._fixed_batch()
-        if fixed:
-            return fixed
         one = next(samples.batches(1))
         size = max(1, min(BATCH_ROWS, len(samples), BATCH_BYTES // max(1, sum(array.nbytes for array in one.values()))))
         if size == 1:
             return 1
         # exporters often leave the batch free at the input and fix it in a Reshape: then only one at a time works
         some = next(samples.batches(size))
-        try:
-            for session in self.sessions:
-                self._run(session, some)
-        except (ModelError, DataError):
-            return 1
+        for index in range(len(self._open)):
+            try:
+                self._run(index, some, 0)
+            except (ModelError, DataError):
+                return 1
+            finally:
+                self._let_go(index)
         return size
 
     def _fixed_batch(self) -> int:
-        """The batch size that one of the models fixes; 0 when it is free."""
-        sizes = {port.shape[0] for session in self.sessions for port in session.inputs if port.shape}
-        fixed = {size for size in sizes if isinstance(size, int)}
-        if len(fixed) > 1 and len(self.sessions) > 1:
-            each = [{port.shape[0] for port in session.inputs if port.shape} for session in self.sessions]
-            if all(len(own) == 1 for own in each):
-                raise ModelError(
-                    f"the models take batches of different sizes: {', '.join(map(str, sorted(fixed)))}",
-                    where=self.sessions[1].where,
-                    do="export both with the same batch size, or with a free one",
-                )
+        """The batch size that the models fix; 0 when it is free."""
+        own = [{port.shape[0] for port in each.inputs if port.shape} for each in self.interfaces]
+        fixed = {size for sizes in own for size in sizes if isinstance(size, int)}
+        if len(fixed) > 1 and all(len(sizes) == 1 for sizes in own):
+            raise ModelError(
+                f"the models take batches of different sizes: {', '.join(map(str, sorted(fixed)))}",
+                where=self.interfaces[1].where,
+                do="export both with the same batch size, or with a free one",
+            )
         return min(fixed, default=0)
 
-    def _run(self, session: Session, feed: dict[str, Array]) -> dict[str, Array]:
-        ports = {port.name: port.dtype for port in session.inputs}
-        return session.run({name: _cast(array, ports.get(name)) for name, array in feed.items()})
+    def _run(self, index: int, feed: dict[str, Array], fixed: int) -> dict[str, Array]:
+        rows = _rows(feed)
+        filled = _filled(feed, fixed)
+        dtypes = {port.name: port.dtype for port in self.interfaces[index].inputs}
+        outputs = self._session(index).run({name: _cast(array, dtypes.get(name)) for name, array in filled.items()})
+        return outputs if filled is feed else _cut(outputs, rows, fixed)
 
 
 def is_float(dtype: np.dtype[np.generic]) -> bool:
@@ -128,11 +167,18 @@ def is_float(dtype: np.dtype[np.generic]) -> bool:
     return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))
 
 
-def _same_interface(first: Session, second: Session) -> None:
-    for kind, ours, theirs in (
-        ("input", first.inputs, second.inputs),
-        ("output", first.outputs, second.outputs),
-    ):
+def _check_outputs(interface: Interface) -> None:
+    for port in interface.outputs:
+        if port.dtype is None:
+            raise ModelError(
+                f"the output {port.name!r} is a {port.type}, which cannot be compared element by element",
+                where=interface.where,
+                do="export the model with tensor outputs (for a classifier of scikit-learn: zipmap off)",
+            )
+
+
+def _check_same(first: Interface, second: Interface) -> None:
+    for kind, ours, theirs in (("input", first.inputs, second.inputs), ("output", first.outputs, second.outputs)):
         mine, other = {port.name: port for port in ours}, {port.name: port for port in theirs}
         if mine.keys() != other.keys():
             raise ModelError(
