@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -134,3 +135,10 @@ def test_every_decision_is_listed() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = LINK.findall((folder / "README.md").read_text(encoding="utf-8"))
     assert listed == sorted(p.name for p in folder.glob("[0-9]*.md"))
+
+
+def test_page_of_passes_is_current() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "make_passes_page.py"))
+    assert (ROOT / "docs" / "passes.md").read_text(encoding="utf-8") == script["page"](), (
+        "run python docs/make_passes_page.py"
+    )
