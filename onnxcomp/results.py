@@ -6,6 +6,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+# a latency change below this share is nothing anyone would notice, and two copies of one model differ by as much
+NEGLIGIBLE = 0.01
+
 Verdict = Literal["accepted", "over-budget", "unchanged"]
 
 
@@ -135,9 +138,9 @@ class Benchmark:
 
     @property
     def outcome(self) -> Literal["faster", "slower", "no change"]:
-        """A ratio whose 95 % interval holds 1 is "no change"."""
+        """A change is claimed when the 95 % interval lies wholly outside 1 +- `NEGLIGIBLE`."""
         low, high = self.speedup_interval
-        return "faster" if low > 1.0 else "slower" if high < 1.0 else "no change"
+        return "faster" if low > 1.0 + NEGLIGIBLE else "slower" if high < 1.0 - NEGLIGIBLE else "no change"
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,18 @@ Only ratios measured interleaved in one process are trusted. What was found to s
 
 - The machine's speed drifts. Models take turns in blocks of some milliseconds, in an order that alternates, and each
   block is compared with its neighbour in time only.
-- Interruptions. A block counts by the median of its calls, a round by the median of its pairs.
+- Interruptions. A block counts by the median of its calls, a round by the median of its pairs, and of the rounds the
+  outer ones are trimmed.
 - Two sessions of one and the same file differ by about 1 % for as long as they live (where their memory happens to
   lie), however long one measures. So a measurement is made of rounds, each with newly opened sessions, and the spread
   between the rounds gives the interval; a bootstrap within one pair of sessions would be far too sure.
   Method: Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", ISMM 2013 (repeat at the highest level that
-  varies).
+  varies). Where opening takes long, rounds share sessions and that spread is added as `SESSION_SPREAD`.
 
-The interval is Student's, 95 %, of the mean of the rounds' log ratios. Its variance is pooled with a prior worth
-`PRIOR_ROUNDS` rounds of `SESSION_SPREAD`, so that few rounds that agree by chance do not look sure, and it is never
-narrower than +-`RESOLUTION`. Rounds stop early only by how narrow the interval is, never by where it lies, so stopping
-does not favour either outcome.
+The interval is Tukey and McLaughlin's, 95 %, of the trimmed mean of the rounds' log ratios (Yuen, "The two-sample
+trimmed t", Biometrika 1974). Its variance is pooled with a prior worth `PRIOR_ROUNDS` rounds, so that few rounds that
+agree by chance do not look sure. Rounds stop early only by how narrow the interval is, never by where it lies, so
+stopping does not favour either outcome.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,15 +42,18 @@ if TYPE_CHECKING:
 
 Model = Path | str | bytes
 
-ROUNDS = 8
-LEAST_ROUNDS = 3
-LEAST_PAIRS = 4
+ROUNDS = 12
+LEAST_ROUNDS = 5
+LEAST_PAIRS = 2
 BLOCK_SECONDS = 0.006
-WARM_UP_SECONDS = 0.03
+WARM_UP_SECONDS = 0.02
 WARM_UP_CALLS = 3
+OPENING_SHARE = 0.5
+TRIMMED_SHARE = 0.2
 SESSION_SPREAD = 0.01
 PRIOR_ROUNDS = 3
-RESOLUTION = 0.01
+NARROWEST = 0.005
+NARROW_ENOUGH = 0.008
 # two-sided 95 % quantiles of Student's t by degrees of freedom
 _T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12)
 
@@ -117,75 +121,97 @@ def bench_many(
     if not (seconds > 0 and math.isfinite(seconds)):
         raise UsageError(f"{seconds} seconds cannot be measured", do="give a positive number of seconds")
     contenders = [_Contender(model) for model in (models if len(models) > 1 else [*models, *models])]
-    rivals = len(contenders) - 1
-    opened = _open_all(contenders, range(len(contenders)), provider, threads)
-    _same_inputs(opened)
+    seconds *= len(contenders) - 1
     rng = np.random.default_rng(seed)
-    for number in progress.track(_rounds(contenders, seconds * rivals), ROUNDS, "measuring latency"):
-        if number:
-            opened = _open_all(contenders, rng.permutation(len(contenders)), provider, threads)
-        _measure_round(contenders, [_caller(session, feed) for session in opened], seconds * rivals / ROUNDS, rng)
+    callers: list[Callable[[], object]] = []
+    calls: list[int] = []
+    for _ in progress.track(_rounds(contenders, seconds), ROUNDS, "measuring latency"):
+        if not callers or _opening(contenders) < OPENING_SHARE * seconds:
+            callers = []  # the old sessions go before the new ones come
+            order = rng.permutation(len(contenders)) if calls else np.arange(len(contenders))
+            opened = _open_all(contenders, order, provider, threads)
+            callers = [_caller(session, feed) for session in opened]
+            calls = [_warm_up(caller) for caller in callers]
+        _measure_round(contenders, callers, calls, seconds / ROUNDS, rng)
     first = contenders[0]
     batch = next((int(array.shape[0]) for array in feed.values() if array.ndim), 1)
     return [_benchmark(first, rival, opened[0], batch) for rival in contenders[1:]]
 
 
-def log_ratio_interval(rounds: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    """Mean of the rounds' median log ratios and the half width of its 95 % interval.
+def log_ratio_interval(rounds: Sequence[NDArray[np.float64]], openings: int) -> tuple[float, float]:
+    """Trimmed mean of the rounds' median log ratios and the half width of its 95 % interval.
 
     Args:
         rounds: for each round, the log ratio of each pair of neighbouring blocks.
+        openings: how many times the sessions were opened anew for these rounds.
     """
-    medians = np.array([np.median(pairs) for pairs in rounds])
-    within = np.mean([_median_variance(pairs) for pairs in rounds])
-    count = len(medians)
-    prior = SESSION_SPREAD**2 + float(within)
-    freedom = PRIOR_ROUNDS + count - 1
-    variance = (PRIOR_ROUNDS * prior + float(((medians - medians.mean()) ** 2).sum())) / freedom
-    half = _T95[min(freedom, len(_T95) - 1)] * math.sqrt(variance / count)
-    return float(medians.mean()), max(half, RESOLUTION)
+    medians = np.sort([np.median(pairs) for pairs in rounds])
+    trimmed = int(TRIMMED_SHARE * len(medians))
+    kept = medians[trimmed : len(medians) - trimmed]
+    winsorised = np.clip(medians, kept[0], kept[-1])
+    between = SESSION_SPREAD**2 / openings if openings < len(rounds) else 0.0
+    prior = float(np.median([_median_variance(pairs) for pairs in rounds])) + (0.0 if between else SESSION_SPREAD**2)
+    freedom = PRIOR_ROUNDS + len(kept) - 1
+    squares = float(((winsorised - winsorised.mean()) ** 2).sum())
+    variance = (PRIOR_ROUNDS * prior + squares) / freedom
+    half = _T95[min(freedom, len(_T95) - 1)] * math.sqrt(variance / len(kept) + between)
+    return float(kept.mean()), max(half, NARROWEST)
 
 
 def _rounds(contenders: list[_Contender], seconds: float) -> Iterator[int]:
-    """Number the rounds until the time is used up or every interval is as narrow as it is allowed to get."""
+    """Number the rounds until the time is used up or every interval is narrow enough."""
     start = time.perf_counter()
     for number in range(4 * ROUNDS):
         if number >= LEAST_ROUNDS:
             spent = time.perf_counter() - start
-            sure = all(log_ratio_interval(_pairs(contenders[0], rival))[1] <= RESOLUTION for rival in contenders[1:])
-            if sure or spent * (number + 1) / number > seconds:
+            halves = [_interval(contenders[0], rival)[1] for rival in contenders[1:]]
+            if max(halves) <= NARROW_ENOUGH or spent * (number + 1) / number > seconds:
                 return
         yield number
 
 
-def _open_all(contenders: list[_Contender], order: Sequence[int] | Any, provider: str, threads: int) -> list[Session]:
+def _interval(first: _Contender, rival: _Contender) -> tuple[float, float]:
+    return log_ratio_interval(_pairs(first, rival), len(rival.session_seconds))
+
+
+def _opening(contenders: list[_Contender]) -> float:
+    return sum(sum(contender.session_seconds) for contender in contenders)
+
+
+def _open_all(contenders: list[_Contender], order: NDArray[np.int64], provider: str, threads: int) -> list[Session]:
     opened: dict[int, Session] = {}
-    for index in (int(i) for i in order):
+    for index in map(int, order):
         contender = contenders[index]
         start = time.perf_counter()
         opened[index] = session = open_session(contender.model, provider=provider, threads=threads)
         contender.session_seconds.append(time.perf_counter() - start)
         contender.placement = contender.placement or session.placement()
-    return [opened[index] for index in range(len(contenders))]
+    sessions = [opened[index] for index in range(len(contenders))]
+    _same_inputs(sessions)
+    return sessions
 
 
 def _measure_round(
-    contenders: list[_Contender], callers: list[Callable[[], object]], seconds: float, rng: np.random.Generator
+    contenders: list[_Contender],
+    callers: list[Callable[[], object]],
+    calls: list[int],
+    seconds: float,
+    rng: np.random.Generator,
 ) -> None:
     for contender in contenders:
         contender.rounds.append([])
     with _no_garbage_collection():
-        calls = [_warm_up(caller) for caller in callers]
         start = time.perf_counter()
         order = rng.permutation(len(callers))
-        while len(contenders[0].rounds[-1]) < LEAST_PAIRS or time.perf_counter() - start < seconds:
+        done = 0
+        while done < LEAST_PAIRS or time.perf_counter() - start < seconds:
             for index in order:
                 times_ms = _block(callers[index], calls[index])
                 contenders[index].calls_ms.extend(times_ms)
                 contenders[index].rounds[-1].append(float(np.median(times_ms)))
-            order = order[::-1]  # A B, B A: what drifts steadily cancels
-            if len(order) > 2 and len(contenders[0].rounds[-1]) % 2 == 0:
-                order = rng.permutation(len(callers))
+            done += 1
+            # A B, B A: what drifts steadily cancels; then another order, so that every pair gets to be neighbours
+            order = order[::-1] if done % 2 else rng.permutation(len(callers))
 
 
 def _warm_up(caller: Callable[[], object]) -> int:
@@ -265,7 +291,7 @@ def _median_variance(values: NDArray[np.float64]) -> float:
 
 
 def _benchmark(first: _Contender, rival: _Contender, session: Session, batch: int) -> Benchmark:
-    center, half = log_ratio_interval(_pairs(first, rival))
+    center, half = _interval(first, rival)
     placed = rival.placement or session.placement()
     return Benchmark(
         provider=session.provider,

@@ -4,30 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Protocol
 
+from onnxcomp.data.metric import Metric
 from onnxcomp.results import Accuracy
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Array
 from onnxcomp.verify.pair import Answer, Runner, Samples, joined
-
-
-class Metric(Protocol):
-    """A task metric: a name, a direction, and a number from the outputs of all samples and their labels."""
-
-    @property
-    def name(self) -> str:
-        """How reports call it."""
-        ...
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Its direction."""
-        ...
-
-    def score(self, outputs: dict[str, Array], labels: Array | None) -> float:
-        """The metric over all samples."""
-        ...
 
 
 class Collected:
@@ -35,9 +17,11 @@ class Collected:
 
     def __init__(self) -> None:
         self.parts: list[dict[str, list[Array]]] = []
+        self.samples = 0
 
     def add(self, answer: Answer) -> None:
         """Keep one batch."""
+        self.samples += answer.rows
         self.parts = self.parts or [defaultdict(list) for _ in answer.outputs]
         for parts, outputs in zip(self.parts, answer.outputs, strict=True):
             for name, array in outputs.items():
@@ -70,7 +54,6 @@ def accuracy(
     after: Path,
     samples: Samples,
     metric: Metric,
-    labels: Array | None,
     *,
     provider: str = "cpu",
     threads: int = 0,
@@ -86,11 +69,10 @@ def accuracy(
     collected = Collected()
     for answer in Runner(before, after, provider=provider, threads=threads).answers(samples, progress=progress):
         collected.add(answer)
-    return scored(metric, collected, labels, len(samples))
+    return scored(metric, collected, samples.labels)
 
 
-def scored(metric: Metric, collected: Collected, labels: Array | None, samples: int) -> Accuracy:
+def scored(metric: Metric, collected: Collected, labels: Array | None) -> Accuracy:
     """The metric of both models, and how much worse the second is: positive means worse, whichever way it points."""
-    before, after = (float(metric.score(collected.outputs(model), labels)) for model in (0, 1))
-    drop = before - after if metric.higher_is_better else after - before
-    return Accuracy(metric.name, samples, before, after, drop)
+    before, after = (metric.score(collected.outputs(model), labels) for model in (0, 1))
+    return Accuracy(metric.name, collected.samples, before, after, metric.drop(before, after))

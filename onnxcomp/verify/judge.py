@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from onnxcomp.data.metric import Metric
 from onnxcomp.results import Accuracy, Fidelity
 from onnxcomp.runtime.progress import SILENT, Progress
-from onnxcomp.runtime.session import Array
-from onnxcomp.verify.accuracy import Collected, Metric, scored
+from onnxcomp.verify.accuracy import Collected, scored
 from onnxcomp.verify.fidelity import Closeness, Source
 from onnxcomp.verify.pair import Runner, Samples
 
@@ -17,7 +17,6 @@ def judge(
     after: Path,
     samples: Samples,
     metric: Metric | None = None,
-    labels: Array | None = None,
     *,
     source: Source = "data",
     provider: str = "cpu",
@@ -30,7 +29,6 @@ def judge(
         before, after: model files with the same inputs and outputs.
         samples: what both are run on; outputs are kept as a whole only when there is a metric.
         metric: the task metric, or None.
-        labels: what the metric compares the outputs with, one a sample; None for a metric that needs none.
         source: whether the samples are data or were made up.
         provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name.
         threads: threads inside one operator; 0 means every usable core.
@@ -47,4 +45,4 @@ def judge(
         if metric is not None:
             collected.add(answer)
     found = closeness.result(source)
-    return found, None if metric is None else scored(metric, collected, labels, found.samples)
+    return found, None if metric is None else scored(metric, collected, samples.labels)

@@ -29,14 +29,19 @@ SPOOL_BYTES = 64 << 20
 
 
 class Samples(Protocol):
-    """What is asked of data: how many samples there are, and feeds of up to `size` of them, in order."""
+    """What is asked of data: how many samples there are, their labels, and feeds of some of them, in order."""
+
+    @property
+    def labels(self) -> Array | None:
+        """What a metric compares the outputs with; None when there are none."""
+        ...
 
     def __len__(self) -> int:
         """Number of samples."""
         ...
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Feeds of `size` samples along the first axis; the last may hold fewer."""
+        """Feeds of `size` samples along the first axis, or of as many as the model fixes; the last may hold fewer."""
         ...
 
 
@@ -82,34 +87,30 @@ class Runner:
     def answers(self, samples: Samples, *, progress: Progress = SILENT, text: str = "verifying") -> Iterator[Answer]:
         """Run every sample once through each model.
 
-        A model that fixes its batch size gets batches of that size: the last one is filled up by repeating its last
-        sample, and what that adds is cut off the outputs again.
-
         Raises:
             DataError: there are no samples, or one does not fit.
             ModelError: a model fails while it runs.
         """
         if not len(samples):
             raise DataError("there are no samples to verify on", where="--data", do="give at least one sample")
-        fixed = self._fixed_batch()
-        size = fixed or self._batch_size(samples)
-        total = math.ceil(len(samples) / size)
+        size = self._batch_size(samples)
+        total = math.ceil(len(samples) / size) if size else None
+        size = size or 1
         if not self.large:
             for feed in progress.track(samples.batches(size), total, text):
-                answers = [self._run(index, feed, fixed) for index in range(len(self._open))]
-                yield Answer(_rows(feed), tuple(answers))
+                yield Answer(self._rows(feed), tuple(self._run(index, feed) for index in range(len(self._open))))
             return
         last = len(self._open) - 1
         with ExitStack() as stack:
             spools = [stack.enter_context(TemporarySpool(max_size=SPOOL_BYTES)) for _ in range(last)]
             for index, spool in enumerate(spools):
                 for feed in progress.track(samples.batches(size), total, text):
-                    pickle.dump(self._run(index, feed, fixed), spool, protocol=pickle.HIGHEST_PROTOCOL)
+                    pickle.dump(self._run(index, feed), spool, protocol=pickle.HIGHEST_PROTOCOL)
                 self._sessions[index] = None
                 spool.seek(0)
             for feed in progress.track(samples.batches(size), total, text):
                 stored = [pickle.load(spool) for spool in spools]
-                yield Answer(_rows(feed), (*stored, self._run(last, feed, fixed)))
+                yield Answer(self._rows(feed), (*stored, self._run(last, feed)))
 
     def _session(self, index: int) -> Session:
         session = self._sessions[index]
@@ -127,39 +128,34 @@ class Runner:
             self._sessions[index] = None
 
     def _batch_size(self, samples: Samples) -> int:
+        """As many samples as fit `BATCH_BYTES` and as every model takes at a time; 0 when model or source fix it."""
         one = next(samples.batches(1))
-        size = max(1, min(BATCH_ROWS, len(samples), BATCH_BYTES // max(1, sum(array.nbytes for array in one.values()))))
-        if size == 1:
+        most = BATCH_BYTES // max(1, sum(array.nbytes for array in one.values()))
+        size = max(1, min(BATCH_ROWS, len(samples), most))
+        if self._rows(one) > 1:
+            return 0
+        some = next(samples.batches(size))
+        if self._rows(some) == 1:
             return 1
         # exporters often leave the batch free at the input and fix it in a Reshape: then only one at a time works
-        some = next(samples.batches(size))
         for index in range(len(self._open)):
             try:
-                self._run(index, some, 0)
+                self._run(index, some)
             except (ModelError, DataError):
                 return 1
             finally:
                 self._let_go(index)
         return size
 
-    def _fixed_batch(self) -> int:
-        """The batch size that the models fix; 0 when it is free."""
-        own = [{port.shape[0] for port in each.inputs if port.shape} for each in self.interfaces]
-        fixed = {size for sizes in own for size in sizes if isinstance(size, int)}
-        if len(fixed) > 1 and all(len(sizes) == 1 for sizes in own):
-            raise ModelError(
-                f"the models take batches of different sizes: {', '.join(map(str, sorted(fixed)))}",
-                where=self.interfaces[1].where,
-                do="export both with the same batch size, or with a free one",
-            )
-        return min(fixed, default=0)
+    def _rows(self, feed: dict[str, Array]) -> int:
+        """Samples in a feed: the first axis of an input whose batch is free, else of the first that has an axis."""
+        ports = [port for port in self.interfaces[0].inputs if port.name in feed and feed[port.name].ndim]
+        free = [port for port in ports if port.shape and not isinstance(port.shape[0], int)]
+        return next((int(feed[port.name].shape[0]) for port in (*free, *ports)), 1)
 
-    def _run(self, index: int, feed: dict[str, Array], fixed: int) -> dict[str, Array]:
-        rows = _rows(feed)
-        filled = _filled(feed, fixed)
+    def _run(self, index: int, feed: dict[str, Array]) -> dict[str, Array]:
         dtypes = {port.name: port.dtype for port in self.interfaces[index].inputs}
-        outputs = self._session(index).run({name: _cast(array, dtypes.get(name)) for name, array in filled.items()})
-        return outputs if filled is feed else _cut(outputs, rows, fixed)
+        return self._session(index).run({name: _cast(array, dtypes.get(name)) for name, array in feed.items()})
 
 
 def is_float(dtype: np.dtype[np.generic]) -> bool:
@@ -206,22 +202,6 @@ def _cast(array: Array, dtype: np.dtype[np.generic] | None) -> Array:
     if dtype is None or array.dtype == dtype or not (is_float(array.dtype) and is_float(dtype)):
         return array
     return array.astype(dtype)
-
-
-def _rows(feed: dict[str, Array]) -> int:
-    return next((int(array.shape[0]) for array in feed.values() if array.ndim), 1)
-
-
-def _filled(feed: dict[str, Array], size: int) -> dict[str, Array]:
-    rows = _rows(feed)
-    if not 0 < rows < size:
-        return feed
-    spread = np.minimum(np.arange(size), rows - 1)
-    return {name: array[spread] if array.ndim and array.shape[0] == rows else array for name, array in feed.items()}
-
-
-def _cut(outputs: dict[str, Array], rows: int, filled: int) -> dict[str, Array]:
-    return {name: a[:rows] if a.ndim and a.shape[0] == filled else a for name, a in outputs.items()}
 
 
 def joined(parts: list[Array]) -> Array:
