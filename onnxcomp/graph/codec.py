@@ -64,12 +64,18 @@ def encode(graph: Graph, initializer: Encoder = tensor_proto) -> onnx.ModelProto
     return model
 
 
-def encode_light(graph: Graph, limit_elements: int = 1024) -> onnx.ModelProto:
-    """A ModelProto for checks and shape inference: initializers above the limit become graph inputs without data."""
+def encode_light(
+    graph: Graph, limit_elements: int = 1024, stays: Callable[[Constant], bool] = lambda constant: True
+) -> onnx.ModelProto:
+    """A ModelProto for checks and shape inference: initializers above the limit become graph inputs without data.
+
+    Args:
+        stays: asked for the small ones; False strips them too.
+    """
     moved: list[Constant] = []
 
     def heavy(constant: Constant) -> bool:
-        if constant.scope is not None or constant.size <= limit_elements:
+        if constant.scope is not None or (constant.size <= limit_elements and stays(constant)):
             return False
         moved.append(constant)
         return True
