@@ -1,0 +1,28 @@
+"""`onnxcomp inspect`: size, parameters and MACs, layer by layer, and what passes could do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxcomp.cli.options import shape_option
+
+
+@click.command("inspect")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything as JSON to this file.")
+@click.option("--all", "everything", is_flag=True, help="Every layer, not the 20 with most MACs.")
+@shape_option
+def command(model: Path, json_file: Path | None, everything: bool, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Show what MODEL holds and costs, layer by layer, and what each pass could do with it."""
+    from rich.console import Console
+
+    from onnxcomp.inspection import inspect
+    from onnxcomp.report.inspection import show
+    from onnxcomp.report.record import write_data
+
+    found = inspect(model, shapes)
+    show(found, Console(), everything=everything)
+    if json_file is not None:
+        write_data(found.to_json(), json_file)

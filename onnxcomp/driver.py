@@ -1,0 +1,470 @@
+"""The one place where the stages meet: load, data, passes, verify, benchmark, report."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from onnxcomp import recipes
+from onnxcomp._version import __version__
+from onnxcomp.data.dataset import Samples
+from onnxcomp.data.inputs import InputSpec
+from onnxcomp.data.metric import Metric, parse_metric
+from onnxcomp.data.open import open_data, random_data
+from onnxcomp.data.preprocess import Preprocess
+from onnxcomp.data.split import split
+from onnxcomp.errors import DataError, ModelError, OnnxcompError, OutputError, UsageError
+from onnxcomp.files import sha256_of
+from onnxcomp.graph import cost
+from onnxcomp.graph.io import load, model_files, save
+from onnxcomp.graph.ir import Graph
+from onnxcomp.graph.ops.facts import Operators, load_operators
+from onnxcomp.manager.base import PassContext
+from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
+from onnxcomp.measure import Measurements, Measurer
+from onnxcomp.report.record import write_json
+from onnxcomp.results import Calibration, FileRef, LayerRecord, Report
+from onnxcomp.runtime.machine import machine, peak_memory_bytes, usable_cores, versions
+from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.verify.budget import Budget, exit_code, parse_size
+from onnxcomp.verify.provenance import stamp
+
+Objective = Literal["latency", "size", "accuracy", "macs"]
+UNCHANGED = 13
+SYNTHETIC_JUDGED = 16  # enough to see that two graphs compute the same; never called accuracy
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run is asked to do; the command line's flags under the same names.
+
+    Attributes:
+        model: the input file, never written.
+        output: defaults to NAME.opt.onnx in the current directory; the report to NAME.opt.json.
+        passes: a spec string or a Pipeline; with `recipe` unset and this unset, the default tries several recipes.
+        data, labels, eval_data, eval_labels, preprocess, shapes: as `onnxcomp.data.open.open_data` takes them.
+        metric: `module.py:function[:min]`; top-1 where labels are given.
+        calib_samples: calibrate on at most this many samples.
+        eval_samples: judge on at most this many; None takes what there is.
+        allow_random: calibrate on random data where none is given.
+        threads: for calibration and verification; latency is measured with one thread. 0 takes every core.
+        bench_seconds: how long to measure the final latency.
+    """
+
+    model: Path
+    output: Path | None = None
+    passes: str | Pipeline | None = None
+    recipe: str | None = None
+    data: Any = None
+    labels: Any = None
+    eval_data: Any = None
+    eval_labels: Any = None
+    metric: str | None = None
+    calib_samples: int = 512
+    eval_samples: int | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    allow_random: bool = False
+    target: str = "cpu"
+    objective: Objective = "latency"
+    budget: Budget = field(default_factory=Budget)
+    report: Path | None = None
+    seed: int = 0
+    threads: int = 0
+    bench: bool = True
+    bench_seconds: float = 4.0
+    verify: bool = True
+    keep_initializer_inputs: bool = False
+
+    @property
+    def out(self) -> Path:
+        """Where the result goes."""
+        return self.output or Path(f"{self.model.stem}.opt.onnx")
+
+    @property
+    def report_path(self) -> Path:
+        """Where report.json goes."""
+        return self.report or Path(f"{self.out.name.removesuffix('.onnx')}.json")
+
+
+def optimize(
+    model: str | Path,
+    *,
+    max_drop: float | None = None,
+    min_sqnr: float | None = None,
+    max_size: str | None = None,
+    min_speedup: float | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Report:
+    """Compress a model file, measure what it cost, write the result and report.json.
+
+    Args:
+        model: the .onnx file.
+        max_drop: largest loss of the metric, absolute; needs labels or a metric.
+        min_sqnr: lowest signal-to-noise ratio of an output, in dB.
+        max_size: bytes, `4MB`, or a share such as `30%`.
+        min_speedup: latency before/after.
+        progress: shows long work.
+        options: fields of `Job`.
+
+    Returns:
+        The report; its `exit_code` and `verdict` say whether the result was accepted.
+
+    Raises:
+        OnnxcompError: a subclass tells what cannot be used: model, data, options, environment, output.
+    """
+    size = parse_size(max_size) if max_size is not None else None
+    budget = Budget(max_drop=max_drop, min_sqnr=min_sqnr, max_size=size, min_speedup=min_speedup)
+    for key in ("output", "report"):
+        if options.get(key) is not None:
+            options[key] = Path(options[key])
+    unknown = sorted(set(options) - set(Job.__dataclass_fields__))
+    if unknown:
+        raise UsageError(
+            f"optimize has no option {unknown[0]!r}", where="onnxcomp.optimize", do="see onnxcomp.driver.Job"
+        )
+    return run(Job(Path(model), budget=budget, **options), progress)
+
+
+def run(job: Job, progress: Progress = SILENT) -> Report:
+    """Carry out one job.
+
+    Raises:
+        OnnxcompError: as `optimize`.
+    """
+    start = time.perf_counter()
+    _check_options(job)
+    graph = load(job.model, keep_initializer_inputs=job.keep_initializer_inputs)
+    _check_places(job)
+    operators = load_operators()
+    material = _prepare(job, graph)
+    report = _begin(job, graph, operators, material)
+    context = PassContext(
+        operators=operators,
+        target=job.target,
+        calibration=material.calibrate,
+        sample_shapes=material.sample_shapes,
+        seed=job.seed,
+        threads=job.threads or usable_cores(),
+        progress=progress,
+    )
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+        measurer = Measurer(
+            source=job.model,
+            stats=report.before,
+            folder=Path(folder),
+            samples=material.judge,
+            select=material.select,
+            metric=material.metric,
+            synthetic=material.synthetic,
+            context=context,
+            seed=job.seed,
+            bench=job.bench,
+            verify=job.verify,
+            bench_seconds=job.bench_seconds,
+        )
+        context.evaluator, context.costs = measurer, measurer.costs
+        chosen = _compress(job, graph, context, measurer, report)
+        if chosen is not None:
+            final = _stamped(job, chosen.graph, report, chosen)
+            measured = measurer.final(final, job.out.name)
+            _fill(report, job, graph, final, chosen, measured, operators)
+            _decide(report, job, chosen, measured)
+            _write_model(report, job, final, measured)
+    report.seconds = round(time.perf_counter() - start, 3)
+    report.peak_memory_bytes = peak_memory_bytes()
+    write_json(report, job.report_path)
+    return report
+
+
+# -- preparing -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Material:
+    """The data of a run, cut into parts that share no sample."""
+
+    calibrate: Samples | None
+    select: Samples
+    judge: Samples
+    metric: Metric | None
+    synthetic: bool
+    source: str
+    sample_shapes: dict[str, tuple[int, ...]]
+    guesses: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _check_options(job: Job) -> None:
+    if job.passes is not None and job.recipe is not None:
+        raise UsageError("--passes and --recipe exclude each other", where="the options", do="give one of them")
+    if not job.verify and (job.budget.max_drop is not None or job.budget.min_sqnr is not None):
+        raise UsageError("a quality budget needs verification", where="--no-verify", do="drop --no-verify")
+    if not job.bench and job.budget.min_speedup is not None:
+        raise UsageError("--min-speedup needs the benchmark", where="--no-bench", do="drop --no-bench")
+    if job.calib_samples < 1 or (job.eval_samples is not None and job.eval_samples < 1):
+        raise UsageError("sample counts must be 1 or more", where="--calib-samples, --eval-samples", do="raise them")
+    if job.passes is not None and not isinstance(job.passes, Pipeline):
+        Pipeline.parse(job.passes)
+    if job.recipe is not None:
+        recipes.find(job.recipe)
+    if job.data is None and not job.allow_random and job.budget.min_sqnr is not None:
+        raise DataError("--min-sqnr needs data", where="--min-sqnr", do="give real samples with --data")
+
+
+def _check_places(job: Job) -> None:
+    """Find out before the work whether its results can be written."""
+    for path in (job.out, job.report_path):
+        if path.resolve() == job.model.resolve():
+            raise OutputError(
+                "the output would overwrite the input model", where=f"file {path}", do="choose another -o"
+            )
+        if path.is_dir():
+            raise OutputError("the output is a folder", where=f"folder {path}", do="give a file name with -o")
+        parent = path.resolve().parent
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise OutputError(
+                "the output folder does not exist or cannot be written",
+                where=f"folder {parent}",
+                do="choose another -o",
+            )
+    if job.out.resolve() == job.report_path.resolve():
+        raise OutputError("model and report have one name", where=f"file {job.out}", do="choose another --report")
+
+
+def _prepare(job: Job, graph: Graph) -> Material:
+    inputs = tuple(InputSpec(t.name, t.dtype, t.shape) for t in graph.inputs)
+    metadata = graph.metadata
+    if job.data is None:
+        return _without_data(job, inputs)
+    opened = [(job.data, job.labels), (job.eval_data, job.eval_labels)]
+    dataset, eval_dataset = (
+        None
+        if source is None
+        else open_data(source, inputs, preprocess=job.preprocess, labels=labels, metadata=metadata, shapes=job.shapes)
+        for source, labels in opened
+    )
+    assert dataset is not None
+    judged = eval_dataset if eval_dataset is not None else dataset
+    metric = parse_metric(job.metric) if job.metric or judged.labels is not None else None
+    job.budget.require_metric(metric is not None)
+    if metric is not None and metric.needs_all and eval_dataset is None:
+        raise DataError(
+            "a custom metric sees all of its data at once and needs data of its own",
+            where=f"--metric {job.metric}",
+            do="give --eval-data",
+        )
+    parts = split(dataset, calibrate=job.calib_samples, judge=job.eval_samples, seed=job.seed, eval_data=eval_dataset)
+    first = next(iter(parts.calibrate.batches(1)))
+    opened_sets = [d for d in (dataset, eval_dataset) if d is not None]
+    return Material(
+        calibrate=parts.calibrate,
+        select=parts.select,
+        judge=parts.judge,
+        metric=metric,
+        synthetic=False,
+        source=dataset.source,
+        sample_shapes={name: tuple(array.shape) for name, array in first.items()},
+        guesses=tuple(dict.fromkeys(g for d in opened_sets for g in d.guesses)),
+        notes=tuple(p for d in opened_sets for p in d.problems),
+    )
+
+
+def _without_data(job: Job, inputs: tuple[InputSpec, ...]) -> Material:
+    if job.labels is not None or job.eval_data is not None or job.metric is not None:
+        raise DataError("labels, a metric or evaluation data need --data", where="the options", do="give --data")
+    job.budget.require_metric(False)
+    made_up = random_data(
+        inputs, SYNTHETIC_JUDGED + (job.calib_samples if job.allow_random else 0), job.seed, job.shapes
+    )
+    samples = made_up.samples()
+    judge = samples.head(SYNTHETIC_JUDGED)
+    calibrate = made_up.subset(range(SYNTHETIC_JUDGED, len(samples))) if job.allow_random else None
+    first = next(iter(judge.batches(1)))
+    note = (
+        "calibrated on random data because --allow-random asked for it: expect a worse model than real samples give"
+        if job.allow_random
+        else "no --data: only what needs none was tried; real samples would add int8 activations, "
+        "and a check that the model is still right"
+    )
+    return Material(
+        calibrate=calibrate,
+        select=judge,
+        judge=judge,
+        metric=None,
+        synthetic=True,
+        source="random data",
+        sample_shapes={name: tuple(array.shape) for name, array in first.items()},
+        guesses=made_up.guesses,
+        notes=(note,),
+    )
+
+
+def _begin(job: Job, graph: Graph, operators: Operators, material: Material) -> Report:
+    files = model_files(job.model)
+    found = machine()
+    size = sum(path.stat().st_size for path in files)
+    before = cost.stats(graph, operators, file_bytes=size, sample=material.sample_shapes)
+    installed = versions()
+    calibrate = material.calibrate
+    return Report(
+        tool={
+            "name": "onnxcomp",
+            "version": __version__,
+            "onnxruntime": installed.get("onnxruntime-gpu", installed.get("onnxruntime", "")),
+            "onnx": installed.get("onnx", ""),
+        },
+        machine=found.to_json(),
+        seed=job.seed,
+        source=FileRef(str(job.model), sha256_of(*files)),
+        before=before,
+        after=before,
+        calibration=None if calibrate is None else Calibration(len(calibrate), material.source),
+        guesses=list(material.guesses),
+        notes=[*graph.notes, *material.notes],
+    )
+
+
+# -- compressing -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Chosen:
+    """The pipeline that was taken, and what it made."""
+
+    pipeline: Pipeline
+    result: RunResult
+    explicit: bool
+
+    @property
+    def graph(self) -> Graph:
+        """The rewritten graph."""
+        return self.result.graph
+
+
+def _compress(job: Job, graph: Graph, context: PassContext, measurer: Measurer, report: Report) -> Chosen | None:
+    """Run what was asked for, or try recipes until one holds. None where nothing changed or nothing was better."""
+    if job.passes is not None:
+        pipeline = job.passes if isinstance(job.passes, Pipeline) else Pipeline.parse(job.passes)
+        result = PassManager(pipeline, verify=job.verify).run(graph, context)
+        report.passes = result.records
+        if result.changes:
+            return Chosen(pipeline, result, True)
+        _unchanged(report, "the passes changed nothing")
+        return None
+    if job.recipe is not None:
+        pipeline = recipes.find(job.recipe).pipeline
+        return Chosen(pipeline, PassManager(pipeline, verify=job.verify).run(graph, context), False)
+    return _search(job, graph, context, measurer, report)
+
+
+def _search(job: Job, graph: Graph, context: PassContext, measurer: Measurer, report: Report) -> Chosen | None:
+    """Try recipes in order and take the first that is sound and better, or for objectives but latency the best one."""
+    best: tuple[float, Chosen] | None = None
+    for recipe in recipes.candidates(graph, has_data=context.calibration is not None, objective=job.objective):
+        try:
+            result = PassManager(recipe.pipeline, verify=job.verify, on_failure="rollback").run(graph, context)
+        except ModelError as error:
+            report.notes.append(f"recipe {recipe.name} does not fit this model: {error.what}")
+            continue
+        report.passes = result.records
+        trial = measurer.trial(result.graph, job.budget, job.objective)
+        if not trial.sound or not trial.better:
+            report.notes.append(f"recipe {recipe.name} was tried and left: {trial.why}")
+            continue
+        chosen = Chosen(recipe.pipeline, result, False)
+        if job.objective == "latency":
+            return chosen
+        if best is None or trial.score < best[0]:
+            best = (trial.score, chosen)
+    if best is not None:
+        report.passes = best[1].result.records
+        return best[1]
+    _unchanged(report, "nothing that was tried made the model smaller or faster and kept it right")
+    return None
+
+
+def _unchanged(report: Report, reason: str) -> None:
+    report.verdict, report.exit_code, report.reason = "unchanged", UNCHANGED, reason
+
+
+# -- judging and writing ---------------------------------------------------------------------------------------
+
+
+def _stamped(job: Job, graph: Graph, report: Report, chosen: Chosen) -> Graph:
+    final = graph.clone()
+    marks = stamp(version=__version__, source_sha256=report.source.sha256, spec=str(chosen.pipeline))
+    for key, value in marks.items():
+        final.set_metadata(key, value)
+    return final
+
+
+def _fill(
+    report: Report,
+    job: Job,
+    before: Graph,
+    after: Graph,
+    chosen: Chosen,
+    measured: Measurements,
+    operators: Operators,
+) -> None:
+    report.passes = chosen.result.records
+    report.after = measured.stats
+    report.fidelity, report.accuracy = measured.fidelity, measured.accuracy
+    report.benchmarks = [measured.benchmark] if measured.benchmark is not None else []
+    report.layers = _layers(before, after, operators, measured)
+    report.notes += measured.notes
+
+
+def _layers(before: Graph, after: Graph, operators: Operators, measured: Measurements) -> list[LayerRecord]:
+    """Weighted layers by name, before and after; one that is gone has zeros after."""
+    new = {layer.node: layer for layer in cost.layers(after, operators)}
+    records = []
+    for old in cost.layers(before, operators):
+        now = new.get(old.node)
+        records.append(
+            LayerRecord(
+                node=old.node,
+                op=old.op,
+                precision=(old.precision, now.precision if now else "removed"),
+                bytes=(old.bytes, now.bytes if now else 0),
+                parameters=(old.parameters, now.parameters if now else 0),
+                own_sqnr_db=measured.own_sqnr_db.get(old.node),
+            )
+        )
+    return records
+
+
+def _decide(report: Report, job: Job, chosen: Chosen, measured: Measurements) -> None:
+    report.budget = job.budget.evaluate(
+        before_bytes=report.before.bytes,
+        after_bytes=report.after.bytes,
+        accuracy=report.accuracy,
+        fidelity=report.fidelity,
+        benchmark=measured.benchmark,
+    )
+    code = exit_code(report.budget)
+    if code:
+        missed = ", ".join(line.name for line in report.budget if not line.passed)
+        report.verdict, report.exit_code, report.reason = "over-budget", code, f"missed: {missed}"
+    elif not chosen.explicit and not measured.better(report.before, job.objective):
+        _unchanged(report, "the result is neither smaller nor faster than the original")
+
+
+def _write_model(report: Report, job: Job, graph: Graph, measured: Measurements) -> None:
+    if report.verdict == "unchanged":
+        return
+    rejected = report.verdict == "over-budget"
+    path = job.out.with_name(f"{job.model.stem}.rejected.onnx") if rejected else job.out
+    files = save(graph, path)
+    report.output = FileRef(str(path), sha256_of(*files))
+    if not rejected and report.output.sha256 != measured.sha256:
+        raise OnnxcompError(
+            "the file written is not the file that was measured", where=f"file {path}", do="check the disk, run again"
+        )

@@ -1,0 +1,120 @@
+"""What is in a model, and what could passes do with it? Nothing is written and no data is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxcomp.errors import OnnxcompError
+from onnxcomp.graph import cost
+from onnxcomp.graph.io import load, model_files
+from onnxcomp.graph.ir import Graph
+from onnxcomp.graph.ops.facts import Operators, load_operators
+from onnxcomp.manager import registry
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
+from onnxcomp.results import ModelStats
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What one pass could do: a line of words, and how many things an exact or close pass would change."""
+
+    name: str
+    guarantee: str
+    what: str
+    changes: int | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model, laid open."""
+
+    path: str
+    stats: ModelStats
+    opset: int
+    producer: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    operators: dict[str, int]
+    layers: tuple[cost.LayerCost, ...]
+    prospects: tuple[Prospect, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        return asdict(self)
+
+
+def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Inspection:
+    """Read a model and what passes could do with it.
+
+    Args:
+        shapes: input shapes of one sample; free dimensions count as 1 where none is given, and that is noted.
+
+    Raises:
+        ModelError: the file cannot be used.
+    """
+    graph = load(path)
+    operators = load_operators()
+    size = sum(file.stat().st_size for file in model_files(path))
+    notes = list(graph.notes)
+    free = [t.name for t in graph.inputs if not all(isinstance(d, int) for d in t.shape or (None,))]
+    if unsaid := [name for name in free if name not in (shapes or {})]:
+        notes.append(f"free dimensions of {', '.join(unsaid)} count as 1: override with --shape {unsaid[0]}=...")
+    return Inspection(
+        path=str(path),
+        stats=cost.stats(graph, operators, file_bytes=size, sample=shapes),
+        opset=graph.opset,
+        producer=" ".join(filter(None, (graph.model.producer_name, graph.model.producer_version))),
+        inputs={t.name: _type(t.dtype, t.shape) for t in graph.inputs},
+        outputs={t.name: _type(t.dtype, t.shape) for t in graph.outputs},
+        operators=graph.operators(),
+        layers=tuple(cost.layers(graph, operators, shapes)),
+        prospects=tuple(_prospects(graph, operators)),
+        notes=tuple(notes),
+    )
+
+
+def _type(dtype: Any, shape: Any) -> str:
+    dims = "?" if shape is None else ", ".join("?" if d is None else str(d) for d in shape)
+    return f"{dtype} [{dims}]"
+
+
+def _prospects(graph: Graph, operators: Operators) -> list[Prospect]:
+    found = []
+    for name in registry.names():
+        cls = registry.find(name)
+        try:
+            item = cls()
+        except OnnxcompError:  # an option has no default that means anything, such as how much to prune
+            found.append(Prospect(name, cls.guarantee.value, _reach(cls, graph, operators)))
+            continue
+        if item.promises() is Guarantee.LOSSY or Need.DATA in item.required():
+            found.append(Prospect(name, item.promises().value, _reach(cls, graph, operators)))
+            continue
+        outcome = item.run(graph.clone(), PassContext(operators=operators))
+        words = outcome.summary or (f"{len(outcome.changes)} changes" if outcome.changes else "nothing to do")
+        found.append(Prospect(name, item.promises().value, words, len(outcome.changes)))
+    return found
+
+
+def _reach(cls: type[Pass], graph: Graph, operators: Operators) -> str:
+    """How many weights a lossy pass may look at, and what share of the parameters they hold."""
+    uses = _Probe().weights(graph, PassContext(operators=operators), Outcome())
+    constants = dict.fromkeys(use.constant for use in uses)
+    total = cost.parameters(graph, operators).total
+    share = sum(c.size for c in constants) / total if total else 0.0
+    needs = "; needs calibration data" if Need.DATA in cls.needs else ""
+    return f"{len(constants)} weights, {min(share, 1.0):.1%} of the parameters{needs}"
+
+
+@dataclass(frozen=True)
+class _Probe(Pass):
+    """Selects all weights, changes nothing."""
+
+    name = "probe"
+
+    def run(self, graph: Graph, context: PassContext) -> Outcome:
+        return Outcome()

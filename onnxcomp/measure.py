@@ -1,0 +1,192 @@
+"""How good is a candidate? Writes it to a scratch file and measures that file: size, fidelity, accuracy, latency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnxcomp.data.dataset import Samples
+from onnxcomp.data.metric import Metric
+from onnxcomp.errors import ModelError
+from onnxcomp.files import sha256_of
+from onnxcomp.graph import cost
+from onnxcomp.graph.io import save
+from onnxcomp.graph.ir import Graph
+from onnxcomp.manager.base import CostModel, PassContext
+from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats
+from onnxcomp.runtime.latency import compare
+from onnxcomp.verify.budget import Budget
+from onnxcomp.verify.judge import judge
+
+# The default run's own limits where no budget is given. They catch a collapse; a budget says what is wanted.
+COLLAPSED_SQNR_DB = 10.0
+COLLAPSED_DROP = 0.02
+TRIAL_SECONDS = 1.5
+WORTH_SHARE = 0.99  # a size is better when it is at most this share of the original
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured of one written file. `own_sqnr_db`: by layer, its own error in dB."""
+
+    stats: ModelStats
+    sha256: str
+    fidelity: Fidelity | None
+    accuracy: Accuracy | None
+    benchmark: Benchmark | None
+    own_sqnr_db: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def better(self, before: ModelStats, objective: str) -> bool:
+        """Whether the result is an improvement: smaller or faster, and for latency never slower."""
+        smaller = self.stats.bytes <= before.bytes * WORTH_SHARE
+        faster = self.benchmark is not None and self.benchmark.outcome == "faster"
+        slower = self.benchmark is not None and self.benchmark.outcome == "slower"
+        if objective == "size":
+            return smaller
+        if objective == "macs":
+            return self.stats.macs < before.macs
+        return (smaller or faster) and not slower
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A recipe's result on the samples set aside for choosing. A lower score is better."""
+
+    sound: bool
+    better: bool
+    score: float
+    why: str
+
+
+@dataclass
+class Measurer:
+    """Measures candidates against the source model.
+
+    Attributes:
+        source: the original file.
+        stats: its size and cost.
+        folder: for scratch files.
+        samples: what the report's figures are measured on; candidates never see them.
+        select: what candidates are compared on.
+        metric: the task metric, or None.
+        synthetic: whether the samples are made up.
+    """
+
+    source: Path
+    stats: ModelStats
+    folder: Path
+    samples: Samples
+    select: Samples
+    metric: Metric | None
+    synthetic: bool
+    context: PassContext
+    seed: int
+    bench: bool
+    verify: bool
+    bench_seconds: float
+    costs: CostModel | None = None
+
+    # -- the Evaluator protocol, for passes that measure while they work --
+
+    def sqnr_db(self, graph: Graph) -> float:
+        """Fidelity to the source on the selection samples, the worst output, in dB; 999 where outputs are equal."""
+        path, _ = self._written(graph, "probe.onnx")
+        fidelity, _ = judge(self.source, path, self.select, threads=self.context.threads)
+        worst = fidelity.worst_sqnr_db
+        return 999.0 if worst is None else worst
+
+    def accuracy(self, graph: Graph) -> float | None:
+        """The metric on the selection samples; None where there is none that can be taken on a part of the data."""
+        metric = self._selection_metric()
+        if metric is None:
+            return None
+        path, _ = self._written(graph, "probe.onnx")
+        _, accuracy = judge(self.source, path, self.select, metric, threads=self.context.threads)
+        return None if accuracy is None else accuracy.after
+
+    # -- the driver's questions --
+
+    def trial(self, graph: Graph, budget: Budget, objective: str) -> Trial:
+        """Whether a candidate is sound and better, on the selection samples and a short benchmark."""
+        path, files = self._written(graph, "candidate.onnx")
+        try:
+            measured = self._measure(graph, path, files, self.select, self._selection_metric(), TRIAL_SECONDS)
+        except ModelError as error:
+            return Trial(False, False, float("inf"), f"the runtime refuses it: {error.what}")
+        why = _unsound(measured, budget)
+        better = measured.better(self.stats, objective)
+        if not why and not better:
+            speed = "" if measured.benchmark is None else f", {1 / measured.benchmark.speedup:.2f} of the time"
+            why = f"no gain: {measured.stats.bytes / self.stats.bytes:.0%} of the size{speed}"
+        return Trial(not _unsound(measured, budget), better, _score(measured, objective), why)
+
+    def final(self, graph: Graph, name: str) -> Measurements:
+        """Everything the report says of the result, measured on a file with the bytes that will be written."""
+        path, files = self._written(graph, name)
+        metric = self.metric
+        return self._measure(graph, path, files, self.samples, metric, self.bench_seconds)
+
+    def _measure(
+        self, graph: Graph, path: Path, files: list[Path], samples: Samples, metric: Metric | None, seconds: float
+    ) -> Measurements:
+        context = self.context
+        fidelity = accuracy = benchmark = None
+        notes: list[str] = []
+        if self.verify:
+            fidelity, accuracy = judge(
+                self.source,
+                path,
+                samples,
+                metric,
+                source="synthetic" if self.synthetic else "data",
+                threads=context.threads,
+                progress=context.progress,
+            )
+        if self.bench and context.target == "cpu":
+            feed = next(iter(samples.batches(1)))
+            benchmark = compare(self.source, path, feed, seconds=seconds, seed=self.seed, progress=context.progress)
+        elif self.bench:
+            notes.append(f"latency was not measured: the result is for {context.target}; onnxcomp bench does it there")
+        size = sum(file.stat().st_size for file in files)
+        stats = cost.stats(graph, context.operators, file_bytes=size, sample=context.sample_shapes)
+        return Measurements(stats, sha256_of(*files), fidelity, accuracy, benchmark, notes=tuple(notes))
+
+    def _written(self, graph: Graph, name: str) -> tuple[Path, list[Path]]:
+        path = self.folder / name
+        files = save(graph, path)
+        return path, files
+
+    def _selection_metric(self) -> Metric | None:
+        """The metric, where it can be taken on the selection samples: not one that needs all of the data at once."""
+        metric = self.metric
+        if metric is None or metric.needs_all or (metric.needs_labels and self.select.labels is None):
+            return None
+        return metric
+
+
+def _unsound(measured: Measurements, budget: Budget) -> str:
+    """Why a candidate is not to be trusted; empty when it is."""
+    fidelity, accuracy = measured.fidelity, measured.accuracy
+    allowed = COLLAPSED_DROP if budget.max_drop is None else budget.max_drop
+    if accuracy is not None and accuracy.drop > allowed:
+        return f"{accuracy.metric} falls by {accuracy.drop:.4f}, more than {allowed:g}"
+    least = COLLAPSED_SQNR_DB if budget.min_sqnr is None else budget.min_sqnr
+    if fidelity is not None and not fidelity.identical:
+        worst = fidelity.worst_sqnr_db
+        if worst is None or worst < least:
+            return (
+                "outputs changed beyond comparison" if worst is None else f"SQNR {worst:.1f} dB is below {least:g} dB"
+            )
+    return ""
+
+
+def _score(measured: Measurements, objective: str) -> float:
+    if objective == "size":
+        return float(measured.stats.bytes)
+    if objective == "macs":
+        return float(measured.stats.macs)
+    if objective == "accuracy":
+        worst = measured.fidelity.worst_sqnr_db if measured.fidelity is not None else None
+        return float("-inf") if worst is None else -worst
+    return 1.0 / measured.benchmark.speedup if measured.benchmark is not None else float(measured.stats.bytes)

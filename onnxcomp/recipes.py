@@ -1,0 +1,80 @@
+"""Named pipelines, and the order in which the default run tries them on a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxcomp.errors import UsageError
+from onnxcomp.graph.ir import Constant, Graph
+from onnxcomp.manager.pipeline import Pipeline
+
+CLEAN = "fold-constants,cleanup,fuse-batchnorm,cleanup"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A pipeline with a name.
+
+    Attributes:
+        spec: its passes.
+        needs_data: whether it is of use only with calibration data.
+        about: one line of help.
+    """
+
+    name: str
+    spec: str
+    needs_data: bool
+    about: str
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The passes, parsed."""
+        return Pipeline.parse(self.spec)
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "int8", f"{CLEAN},clip-weights{{method=mse}},quantize-qdq", True, "static int8: weights and activations"
+        ),
+        Recipe("dynamic", f"{CLEAN},quantize-dynamic", True, "int8 weights, activations quantized at run time"),
+        Recipe("weights8", f"{CLEAN},quantize-weights{{bits=8}}", False, "weights stored in 8 bits, float arithmetic"),
+        Recipe("weights4", f"{CLEAN},quantize-weights{{bits=4,block=32}}", False, "weights stored in 4 bits"),
+        Recipe("clean", CLEAN, False, "exact clean-up and fusion only"),
+    )
+}
+
+
+def find(name: str) -> Recipe:
+    """A recipe by name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in RECIPES:
+        raise UsageError(f"there is no recipe {name!r}", where="--recipe", do=f"choose one of {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def candidates(graph: Graph, *, has_data: bool, objective: str) -> list[Recipe]:
+    """Recipes worth trying on a model, the most promising first; the driver measures and takes what holds.
+
+    Attention moves the ranges of activations from sample to sample, so that one static scale a tensor loses much;
+    there quantization at run time goes first. Elsewhere static scales are faster. The rest are fallbacks.
+    """
+    order = ["dynamic", "int8"] if has_attention(graph) else ["int8", "dynamic"]
+    if objective == "size":
+        order = ["weights4", *order]
+    names = [*order, "weights8", "clean"]
+    return [RECIPES[name] for name in names if has_data or not RECIPES[name].needs_data]
+
+
+def has_attention(graph: Graph) -> bool:
+    """Whether activations are multiplied with activations in a matrix product."""
+    return any(
+        node.op in ("MatMul", "Attention", "MultiHeadAttention")
+        and not any(isinstance(t, Constant) for t in node.inputs)
+        and not any(t.name and t.producer is not None and t.producer.op == "DequantizeLinear" for t in node.inputs)
+        for node in graph.walk()
+    )

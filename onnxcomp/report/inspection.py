@@ -1,0 +1,55 @@
+"""The screen of `onnxcomp inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from onnxcomp.report.tables import count_text, size_text, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MOST_LAYERS = 20
+
+
+def show(found: Any, console: Console, *, everything: bool = False) -> None:
+    """Print an `onnxcomp.inspection.Inspection`."""
+    from rich.text import Text
+
+    stats = found.stats
+    facts = [
+        ("size", size_text(stats.bytes)),
+        ("parameters", f"{count_text(stats.parameters)}, {stats.parameters - stats.nonzero_parameters:,} of them zero"),
+        ("MACs, one sample", count_text(stats.macs)),
+        ("nodes", f"{stats.nodes}: " + ", ".join(f"{n} {op}" for op, n in _by_count(found.operators))),
+        ("opset", f"{found.opset}" + (f", from {found.producer}" if found.producer else "")),
+        *(("input", f"{name} {kind}") for name, kind in found.inputs.items()),
+        *(("output", f"{name} {kind}") for name, kind in found.outputs.items()),
+    ]
+    console.print(table(("", ""), facts))
+    layers = sorted(found.layers, key=lambda layer: -layer.macs)
+    shown = found.layers if everything else [x for x in found.layers if x in layers[:MOST_LAYERS]]
+    rows = [
+        (x.node, x.op, x.precision, count_text(x.parameters), size_text(x.bytes), count_text(x.macs), _share(x, stats))
+        for x in shown
+    ]
+    console.print()
+    console.print(
+        table(("layer", "operator", "stored as", "parameters", "bytes", "MACs", ""), rows, right=(3, 4, 5, 6))
+    )
+    if len(shown) < len(found.layers):
+        console.print(
+            Text(f"  the {len(shown)} of {len(found.layers)} layers with most MACs: --all shows all", style="dim")
+        )
+    console.print()
+    console.print(table(("pass", "outputs", "could work on"), [(p.name, p.guarantee, p.what) for p in found.prospects]))
+    for note in found.notes:
+        console.print(Text(f"note: {note}", style="dim"))
+
+
+def _by_count(operators: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(operators.items(), key=lambda item: (-item[1], item[0]))[:8]
+
+
+def _share(layer: Any, stats: Any) -> str:
+    return f"{layer.macs / stats.macs:.1%}" if stats.macs else ""

@@ -1,0 +1,47 @@
+"""The screen of `onnxcomp passes`: everything on it comes from the pass classes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+from onnxcomp.manager.base import Need, Pass
+from onnxcomp.manager.options import OptionInfo, describe
+from onnxcomp.manager.spec import format_value
+from onnxcomp.report.tables import table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def show_all(classes: list[type[Pass]], console: Console) -> None:
+    """One line a pass."""
+    rows = [(cls.name, cls.guarantee.value, _needs(cls.needs), first_line(cls)) for cls in classes]
+    console.print(table(("pass", "outputs", "needs", "what it does"), rows))
+
+
+def show_one(cls: type[Pass], console: Console) -> None:
+    """What a pass does, and its options."""
+    from rich.text import Text
+
+    console.print(Text(f"{cls.name}\n", style="bold"))
+    console.print(Text(inspect.getdoc(cls) or ""))
+    promise = {"close": f", within {cls.tolerance:g} of the largest output"}.get(cls.guarantee.value, "")
+    console.print(Text(f"\noutputs: {cls.guarantee.value}{promise}   needs: {_needs(cls.needs)}\n"))
+    rows = [(item.name, item.type, default_text(item), item.doc) for item in describe(cls)]
+    console.print(table(("option", "takes", "default", "meaning"), rows))
+    console.print(Text(f'\nexample: --passes "{cls.name}{{{describe(cls)[-1].name}=...}}"', style="dim"))
+
+
+def first_line(cls: type[Pass]) -> str:
+    """The first sentence of a pass's documentation."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def default_text(item: OptionInfo) -> str:
+    """A default as spec strings write it; nothing where the option is unset."""
+    return "" if item.default is None or item.default == () else format_value(item.default)
+
+
+def _needs(needs: frozenset[Need]) -> str:
+    return ", ".join(sorted(need.value for need in needs)) or "nothing"

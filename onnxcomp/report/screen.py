@@ -1,0 +1,201 @@
+"""The one screen a person reads after a run: what was gained, what it cost, what was left alone, what was written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from onnxcomp.report.tables import count_text, size_text, table
+from onnxcomp.results import Benchmark, Fidelity, PassRecord, Report
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MOST_SKIPS = 6
+MOST_LAYERS = 5
+
+
+def show(report: Report, console: Console, *, verbose: bool = False, files: list[str] | None = None) -> None:
+    """Print a report.
+
+    Args:
+        verbose: every pass, skip and layer instead of the most important ones.
+        files: further files that were written.
+    """
+    from rich.text import Text
+
+    console.print()
+    console.print(_headline(report))
+    console.print()
+    console.print(table(("", "before", "after", ""), _figures(report), right=(1, 2)))
+    _passes(report, console, verbose)
+    _skips(report, console, verbose)
+    _layers(report, console, verbose)
+    for title, lines in (("guessed", report.guesses), ("notes", report.notes)):
+        if lines:
+            console.print(Text(f"\n{title}", style="dim"))
+            for line in lines:
+                console.print(Text(f"  {line}"))
+    _budget(report, console)
+    console.print()
+    for name in [*([report.output.path] if report.output else []), *(files or [])]:
+        console.print(Text.assemble(("wrote  ", "dim"), name))
+    console.print(
+        Text(f"took   {report.seconds:.1f} s, peak memory {size_text(report.peak_memory_bytes)}", style="dim")
+    )
+
+
+def _headline(report: Report) -> str:
+    style = {"accepted": "bold green", "over-budget": "bold red", "unchanged": "bold yellow"}[report.verdict]
+    words = []
+    if report.verdict != "unchanged":
+        words.append(f"{report.after.bytes / max(1, report.before.bytes):.1%} of the size")
+        words += [_speed_words(b) for b in report.benchmarks[:1]]
+    if report.accuracy is not None and report.verdict != "unchanged":
+        words.append(f"{report.accuracy.metric} {_signed(-report.accuracy.drop)}")
+    if report.reason:
+        words.append(report.reason)
+    return f"[{style}]{report.verdict}[/]  " + ", ".join(_escaped(w) for w in words)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}" if value else "±0"
+
+
+def _speed_words(bench: Benchmark) -> str:
+    if bench.outcome == "no change":
+        return "speed unchanged within the noise"
+    return f"{bench.speedup:.2f} times the speed"
+
+
+def _figures(report: Report) -> list[tuple[str, str, str, str]]:
+    before, after = report.before, report.after
+    rows = [
+        ("size", size_text(before.bytes), size_text(after.bytes), f"{after.bytes / max(1, before.bytes):.1%}"),
+        ("parameters", count_text(before.parameters), count_text(after.parameters), _zeros(report)),
+        ("MACs, one sample", count_text(before.macs), count_text(after.macs), ""),
+        ("nodes", str(before.nodes), str(after.nodes), ""),
+    ]
+    for bench in report.benchmarks:
+        low, high = bench.speedup_interval
+        for key in ("p50", "p90"):
+            rows.append(
+                (
+                    f"latency {key}",
+                    f"{bench.before_ms[key]:.3f} ms",
+                    f"{bench.after_ms[key]:.3f} ms",
+                    f"{bench.speedup:.2f}x faster, 95 % interval {low:.2f} to {high:.2f}; batch {bench.batch}, "
+                    f"{bench.threads} thread{'s' * (bench.threads != 1)}"
+                    if key == "p50"
+                    else "",
+                )
+            )
+    if report.accuracy is not None:
+        accuracy = report.accuracy
+        rows.append(
+            (
+                accuracy.metric,
+                f"{accuracy.before:.4f}",
+                f"{accuracy.after:.4f}",
+                f"{_signed(-accuracy.drop)} on {accuracy.samples} samples that calibration did not see",
+            )
+        )
+    if report.fidelity is not None:
+        rows += _fidelity_rows(report.fidelity)
+    return rows
+
+
+def _zeros(report: Report) -> str:
+    after = report.after
+    if not after.parameters or after.nonzero_parameters == after.parameters:
+        return ""
+    return f"{1 - after.nonzero_parameters / after.parameters:.1%} are zero"
+
+
+def _fidelity_rows(fidelity: Fidelity) -> list[tuple[str, str, str, str]]:
+    rows = []
+    made_up = " made-up" if fidelity.source == "synthetic" else ""
+    for name, output in fidelity.outputs.items():
+        text = "identical" if output.identical else "-" if output.sqnr_db is None else f"{output.sqnr_db:.1f} dB"
+        extra = f"output {name}, {fidelity.samples}{made_up} samples"
+        if output.top1_agreement is not None:
+            extra += f"; same top-1 on {output.top1_agreement:.2%}"
+        rows.append(("SQNR", "", text, extra))
+    return rows
+
+
+def _passes(report: Report, console: Console, verbose: bool) -> None:
+    from rich.text import Text
+
+    shown = [record for record in report.passes if verbose or record.changes or record.rolled_back]
+    if not shown:
+        return
+    console.print(Text("\npasses", style="dim"))
+    for record in shown:
+        words = record.summary or f"{record.changes} changes"
+        console.print(Text(f"  {record.spec}: {words} ({record.guarantee}, {record.seconds:.2f} s)"))
+        for note in record.notes:
+            console.print(Text(f"    {note}"))
+
+
+def _skips(report: Report, console: Console, verbose: bool) -> None:
+    """What was left alone, grouped by reason; the most frequent reasons unless all are asked for."""
+    from rich.text import Text
+
+    lines = [line for record in report.passes for line in _skip_lines(record, verbose)]
+    if not lines:
+        return
+    console.print(Text("\nskipped", style="dim"))
+    for line in lines if verbose else lines[:MOST_SKIPS]:
+        console.print(Text(f"  {line}"))
+    if not verbose and len(lines) > MOST_SKIPS:
+        console.print(Text(f"  … and {len(lines) - MOST_SKIPS} more reasons: -v shows them all", style="dim"))
+
+
+def _skip_lines(record: PassRecord, verbose: bool) -> list[str]:
+    if verbose:
+        return [f"{record.name}: {skip.node}: {skip.why}" for skip in record.skips]
+    first = {skip.why: skip.node for skip in reversed(record.skips)}
+    counted = Counter(skip.why for skip in record.skips).most_common()
+    return [
+        f"{record.name}: {first[why]}{f' and {count - 1} more' if count > 1 else ''}: {why}" for why, count in counted
+    ]
+
+
+def _layers(report: Report, console: Console, verbose: bool) -> None:
+    """The layers that lost most, by their own error."""
+    from rich.text import Text
+
+    lossy = sorted((x for x in report.layers if x.own_sqnr_db is not None), key=lambda x: x.own_sqnr_db or 0.0)
+    if not lossy:
+        return
+    console.print(Text("\nlayers that paid most (SQNR of the layer alone)", style="dim"))
+    rows = [
+        (
+            layer.node,
+            layer.op,
+            " -> ".join(layer.precision),
+            f"{size_text(layer.bytes[0])} -> {size_text(layer.bytes[1])}",
+            f"{layer.own_sqnr_db:.1f} dB",
+        )
+        for layer in (lossy if verbose else lossy[:MOST_LAYERS])
+    ]
+    console.print(table(("",) * 5, rows, right=(3, 4)))
+
+
+def _budget(report: Report, console: Console) -> None:
+    from rich.text import Text
+
+    if not report.budget:
+        return
+    console.print(Text("\nbudgets", style="dim"))
+    for line in report.budget:
+        value = "not measured" if line.value is None else f"{line.value:g}"
+        mark = ("held", "green") if line.passed else ("missed", "red")
+        console.print(Text.assemble(f"  {line.name} {line.limit:g}: {value} ", mark))

@@ -1,0 +1,45 @@
+"""Tables and figures in the form that every screen uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> Table:
+    """A plain table; cells are shown as they are, whatever brackets they hold.
+
+    Args:
+        columns: titles; a table whose titles are all empty has no header.
+        right: indices of right-aligned columns.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, padding=(0, 2), header_style="dim", show_header=any(columns))
+    for index, title in enumerate(columns):
+        made.add_column(title, justify="right" if index in right else "left")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def size_text(count: float) -> str:
+    """Bytes in the unit a person would choose, powers of 1000."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def count_text(count: float) -> str:
+    """A count with k, M or G."""
+    for unit in ("", " k", " M"):
+        if count < 1000:
+            return f"{count:.0f}" if not unit else f"{count:.2f}{unit}"
+        count /= 1000
+    return f"{count:.2f} G"
