@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
 from onnxcomp.errors import ModelError, UsageError
+from onnxcomp.graph.io import read_proto
 
 Dim = int | str | None
 
@@ -37,9 +37,13 @@ class InputSpec:
         size = self.shape[axis]
         return size if isinstance(size, int) else None
 
+    @property
+    def dims(self) -> str:
+        """The shape in words: `[batch, 3, 32, 32]`."""
+        return "of unknown rank" if self.shape is None else "[" + ", ".join(str(d or "?") for d in self.shape) + "]"
+
     def __str__(self) -> str:
-        dims = "of unknown rank" if self.shape is None else "[" + ", ".join(str(d or "?") for d in self.shape) + "]"
-        return f"{self.name} {self.dtype if self.dtype != np.dtype(object) else 'string'} {dims}"
+        return f"{self.name} {self.dtype if self.dtype != np.dtype(object) else 'string'} {self.dims}"
 
 
 def inputs_of(model: str | Path) -> tuple[tuple[InputSpec, ...], dict[str, str]]:
@@ -49,18 +53,7 @@ def inputs_of(model: str | Path) -> tuple[tuple[InputSpec, ...], dict[str, str]]
         ModelError: the file is missing or no ONNX model, or an input is not a tensor.
     """
     path = Path(model)
-    try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except OSError as error:
-        raise ModelError(
-            f"cannot read the model: {error.strerror or error}", where=str(path), do="check the path"
-        ) from error
-    except (DecodeError, ValueError) as error:
-        raise ModelError(
-            "this is not an ONNX model, or it is cut short", where=str(path), do="export or copy the file again"
-        ) from error
-    if not proto.graph.output:
-        raise ModelError("the file holds no ONNX graph", where=str(path), do="export or copy the file again")
+    proto = read_proto(path)
     held = {t.name for t in proto.graph.initializer} | {t.values.name for t in proto.graph.sparse_initializer}
     specs = tuple(_spec(value, path) for value in proto.graph.input if value.name not in held)
     return specs, {entry.key: entry.value for entry in proto.metadata_props}

@@ -153,7 +153,7 @@ def resolve(
     if unclear:
         guesses.append(f"layout {layout} guessed {unclear}: override with --layout")
     elif not preprocess.layout:
-        guesses.append(f"layout {layout} taken from the input {spec}: override with --layout")
+        guesses.append(f"layout {layout} taken from the input's shape {spec.dims}: override with --layout")
     channels, height, width = _dims(spec, layout, raw, hints, guesses)
     color = _color(preprocess, spec, channels, raw, choose)
     zero_point = 128.0 if spec.dtype.name == "int8" else 0.0

@@ -31,8 +31,7 @@ def split(
     """Share out the samples.
 
     A tenth (at most 512) goes to `select`; calibration gets what it asks for, at most half; the rest judges, up to
-    `judge`. With `eval_data` its samples judge, all or the first `judge`, in their order, and `dataset` serves the other
-    two parts.
+    `judge`. With `eval_data` its samples judge, all or the first `judge`, in order, and `dataset` serves the rest.
 
     Raises:
         DataError: fewer samples than parts, or `eval_data` is the same source as `dataset`.

@@ -1,0 +1,144 @@
+"""`onnxcomp data check`: what does the model really see?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxcomp.cli import options
+from onnxcomp.cli.progress import Bar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from onnxcomp.data.preprocess import Preprocess
+    from onnxcomp.verify.data_check import DataCheck
+
+
+@click.group("data")
+def command() -> None:
+    """Look at data as the model sees it."""
+
+
+@command.command("check")
+@click.argument("model", type=click.Path(path_type=Path))
+@options.data_option
+@options.labels_option
+@options.shape_option
+@options.preprocess_options
+@options.metric_option
+@click.option("--samples", type=click.IntRange(min=1), default=10000, show_default=True, help="Look at so many.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The contact sheet [default: NAME.data.png].")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0: every core.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+@click.option("-v", "--verbose", count=True, help="-vv: a traceback with an error.")
+def check(
+    model: Path,
+    data: str | None,
+    labels: Path | None,
+    shapes: dict[str, tuple[int, ...]],
+    preprocess: Preprocess,
+    metric: str | None,
+    samples: int,
+    output: Path | None,
+    threads: int,
+    quiet: bool,
+    verbose: int,
+) -> None:
+    """Statistics of each channel, guesses, a contact sheet, and the float model's score.
+
+    So that wrong preprocessing shows before compression is blamed for it.
+    """
+    from onnxcomp.data.inputs import inputs_of
+    from onnxcomp.data.metric import parse_metric
+    from onnxcomp.data.open import open_data
+    from onnxcomp.runtime.progress import SILENT
+    from onnxcomp.verify.data_check import check_data
+
+    if data is None:
+        raise click.UsageError("--data is missing: the samples to look at")
+    inputs, metadata = inputs_of(model)
+    given: dict[str, Any] = {"labels": labels, "metadata": metadata, "shapes": shapes}
+    found = check_data(
+        model,
+        lambda chosen: open_data(data, inputs, preprocess=chosen, **given),
+        preprocess,
+        parse_metric(metric),
+        samples=samples,
+        sheet=output or Path(f"{model.stem}.data.png"),
+        threads=threads,
+        progress=SILENT if quiet else Bar(),
+    )
+    _show(found)
+
+
+def _show(found: DataCheck) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    part = f"{found.samples:,} of {found.total:,}" if found.samples < found.total else f"{found.samples:,}"
+    _line(console, "data", f"{found.source}, {part} samples")
+    for text in found.inputs:
+        _line(console, "input", text)
+    for text in found.preprocessing:
+        _line(console, "pixels", text)
+    for text in found.guesses:
+        _line(console, "guess", text)
+    for text in found.problems:
+        _line(console, "note", text)
+    console.print()
+    console.print(_statistics(found))
+    console.print(_outputs(found))
+    answers = found.answers
+    if answers.of:
+        common = ", ".join(f"{number} {share:.1%}" for number, share in answers.classes)
+        _line(console, "answers", f"{answers.different} of {answers.of} classes occur; the most common: {common}")
+    if answers.entropy is not None:
+        _line(console, "entropy", f"{answers.entropy:.2f} bits on average (all classes alike: {_bits(answers.of)})")
+    if found.score is not None:
+        _line(console, found.metric, f"{found.score:.4f} on {found.samples:,} samples (the float model)")
+    else:
+        _line(console, "score", "none: no labels; give --labels or --metric")
+    for text in found.hints:
+        _line(console, "hint", text)
+    if found.sheet:
+        _line(console, "sheet", found.sheet)
+
+
+def _line(console: Console, key: str, text: str) -> None:
+    from rich.markup import escape
+
+    console.print(f"[bold]{escape(key):<9}[/bold] {escape(text)}", soft_wrap=True)
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    return table
+
+
+def _statistics(found: DataCheck) -> Table:
+    table = _table("input", "channel", "min", "mean", "max", "std")
+    for c in found.channels:
+        table.add_row(c.input, c.channel or "all", *(f"{v:.4g}" for v in (c.minimum, c.mean, c.maximum, c.std)))
+    return table
+
+
+def _outputs(found: DataCheck) -> Table:
+    table = _table("output", "min", "mean", "max")
+    for o in found.answers.outputs:
+        table.add_row(o.output, *(f"{v:.4g}" for v in (o.minimum, o.mean, o.maximum)))
+    return table
+
+
+def _bits(classes: int) -> str:
+    import math
+
+    return f"{math.log2(max(classes, 1)):.2f}"
