@@ -1,0 +1,62 @@
+"""onnxcomp doctor: what this machine can run, found by running it."""
+
+from __future__ import annotations
+
+import click
+
+from onnxcomp._version import __version__
+
+INT8 = {
+    "exact": "exact: u8*s8 sums are right at full range; quantize-qdq{isa=native} is safe for this machine alone",
+    "saturating": "saturating: no VNNI here, so u8*s8 sums clip at 16 bits; keep isa=portable (the default)",
+}
+BRINGS = {
+    "cuda": "latency on an NVIDIA GPU: bench --provider cuda",
+    "tensorrt": "int8 and half-precision kernels of an NVIDIA GPU: bench --provider tensorrt",
+}
+
+
+@click.command("doctor")
+def command() -> None:
+    """What this machine can run: processor, packages, execution providers, int8 arithmetic.
+
+    Every provider listed as usable has just run a small model. The exit code is 0 whatever is missing: onnxcomp works
+    with the CPU provider alone.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from onnxcomp.runtime.machine import int8_arithmetic, machine
+
+    found = machine()
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("onnxcomp", f"{__version__} on Python {found.python}, {found.system}")
+    cores = f"{found.cores} usable cores" + (f", {found.physical_cores} physical" if found.physical_cores else "")
+    table.add_row("processor", f"{found.cpu}: {cores}")
+    table.add_row("instructions", " ".join(found.isa) or "unknown on this system")
+    table.add_row("memory", f"{found.memory_bytes / 2**30:.1f} GiB" if found.memory_bytes else "unknown")
+    table.add_row("packages", ", ".join(f"{name} {version}" for name, version in found.versions.items()))
+    table.add_row("int8", INT8[int8_arithmetic()])
+    for name, state in _providers():
+        table.add_row(name, state)
+    Console(highlight=False, markup=False).print(table)
+
+
+def _providers() -> list[tuple[str, str]]:
+    import onnxruntime as ort
+
+    from onnxcomp.runtime import providers
+
+    # the Azure provider sends inputs to a web service: nothing that this machine runs
+    listed = [p for p in ort.get_available_providers() if p not in (providers.CPU, "AzureExecutionProvider")]
+    rows = [("provider cpu", "usable")]
+    for provider in dict.fromkeys([*listed, providers.CUDA, providers.TENSORRT]):
+        probe, short = providers.usability(provider), providers.short_name(provider)
+        if probe.usable:
+            rows.append((f"provider {short}", "usable"))
+            continue
+        brings = f"\n  it would bring {BRINGS[short]}" if short in BRINGS else ""
+        rows.append((f"provider {short}", f"not usable: {probe.reason}\n  to have it: {probe.remedy}{brings}"))
+    return rows
