@@ -466,3 +466,14 @@ def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
     """Signal to quantization noise in dB; infinite where both are equal."""
     noise = float(np.sum((reference.astype(np.float64) - other) ** 2))
     return float("inf") if noise == 0 else float(10 * np.log10(np.sum(reference.astype(np.float64) ** 2) / noise))
+
+
+def custom_operator(*, seed: int = 0) -> ModelProto:
+    """A model with an operator of an unknown domain, which no runtime has a kernel for: x [N, 8] -> y [N, 4]."""
+    nodes = [
+        helper.make_node("Dense", ["x", "w"], ["h"], "dense", domain="my.domain", sharpness=2.5),
+        helper.make_node("Relu", ["h"], ["y"], "relu"),
+    ]
+    weights = {"w": normal(rng(seed), 8, 4)}
+    outputs = [value("y", FLOAT, ["N", 4])]
+    return model(nodes, [value("x", FLOAT, ["N", 8])], outputs, weights, domains={"my.domain": 1})

@@ -37,12 +37,12 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(HERE / "plugin_package", tmp_path_factory.mktemp("plugin") / "site")
 
 
-def fake_distribution(folder: Path, name: str, entry_points: str) -> Path:
-    """The metadata of an installed package, as far as entry points need it."""
+def fake_distribution(folder: Path, name: str, entry: str, group: str = "onnxcomp.passes") -> Path:
+    """The metadata of an installed package, as far as one entry point needs it."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[onnxcomp.passes]\n{entry_points}\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{entry}\n")
     return folder
 
 
@@ -115,3 +115,21 @@ def test_an_entry_point_that_is_no_pass_is_refused(tmp_path: Path) -> None:
     site = fake_distribution(tmp_path, "odd-passes", "odd = json:JSONDecoder")
     done = python("from onnxcomp.manager import registry; registry.find('odd')", site)
     assert "the installed pass 'odd' is not a Pass of that name" in done.stderr
+
+
+def test_operators_of_a_plugin_are_known_to_every_pass(plugin: Path, tmp_path: Path) -> None:
+    site = fake_distribution(tmp_path, "my-operators", "dense = my_operators:FACTS", "onnxcomp.operators")
+    (site / "my_operators.py").write_text(
+        "from onnxcomp.graph.ops.facts import OpFacts, Weight\n"
+        "FACTS = OpFacts('Dense', 'my.domain', weights=lambda node: (Weight(port=1, out_axis=1, in_axes=(0,)),))\n"
+    )
+    source = builders.save(builders.custom_operator(), tmp_path / "custom.onnx")
+    code = """
+import sys
+import onnxcomp
+manager = onnxcomp.PassManager(onnxcomp.Pipeline.parse("round-weights{bits=2}"))
+print(manager.run(onnxcomp.load(sys.argv[1])).records[0].changes)
+"""
+    assert python(code, plugin, arguments=(str(source),)).stdout.strip() == "0"
+    done = python(code, plugin, site, arguments=(str(source),))
+    assert done.stdout.strip() == "1", done.stderr
