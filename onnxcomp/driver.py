@@ -157,6 +157,7 @@ def run(job: Job, progress: Progress = SILENT) -> Report:
     with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
         measurer = Measurer(
             source=job.model,
+            original=graph,
             stats=report.before,
             folder=Path(folder),
             samples=material.judge,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxcomp.data.dataset import Samples
 from onnxcomp.data.metric import Metric
-from onnxcomp.errors import ModelError
+from onnxcomp.errors import DataError, ModelError
 from onnxcomp.files import sha256_of
 from onnxcomp.graph import cost
 from onnxcomp.graph.io import save
@@ -17,11 +17,13 @@ from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats
 from onnxcomp.runtime.latency import compare
 from onnxcomp.verify.budget import Budget
 from onnxcomp.verify.judge import judge
+from onnxcomp.verify.layers import own_sqnr_db
 
 # The default run's own limits where no budget is given. They catch a collapse; a budget says what is wanted.
 COLLAPSED_SQNR_DB = 10.0
 COLLAPSED_DROP = 0.02
 TRIAL_SECONDS = 1.5
+LAYER_SAMPLES = 8
 WORTH_SHARE = 0.99  # a size is better when it is at most this share of the original
 
 
@@ -65,6 +67,7 @@ class Measurer:
 
     Attributes:
         source: the original file.
+        original: the original graph.
         stats: its size and cost.
         folder: for scratch files.
         samples: what the report's figures are measured on; candidates never see them.
@@ -74,6 +77,7 @@ class Measurer:
     """
 
     source: Path
+    original: Graph
     stats: ModelStats
     folder: Path
     samples: Samples
@@ -124,8 +128,19 @@ class Measurer:
     def final(self, graph: Graph, name: str) -> Measurements:
         """Everything the report says of the result, measured on a file with the bytes that will be written."""
         path, files = self._written(graph, name)
-        metric = self.metric
-        return self._measure(graph, path, files, self.samples, metric, self.bench_seconds)
+        found = self._measure(graph, path, files, self.samples, self.metric, self.bench_seconds)
+        if not self.verify:
+            return found
+        try:
+            errors = self._own_errors(graph)
+        except (ModelError, DataError) as error:
+            return replace(found, notes=(*found.notes, f"the error of single layers was not measured: {error.what}"))
+        return replace(found, own_sqnr_db=errors)
+
+    def _own_errors(self, graph: Graph) -> dict[str, float]:
+        context = self.context
+        samples = self.select.head(LAYER_SAMPLES)
+        return own_sqnr_db(self.original, graph, samples, context.operators, threads=context.threads)
 
     def _measure(
         self, graph: Graph, path: Path, files: list[Path], samples: Samples, metric: Metric | None, seconds: float

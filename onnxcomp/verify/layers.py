@@ -1,0 +1,146 @@
+"""Which layers paid? Each layer of the new model is fed what the original feeds it, and its own error is measured.
+
+All layers are measured in one run: the new graph is cut at every layer's input, and the original's values go in there.
+So an error counts where it arises and not again in every layer behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from onnxcomp.graph import shapes as shape_tools
+from onnxcomp.graph.io import runnable
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable
+from onnxcomp.graph.ops.facts import Operators
+from onnxcomp.graph.types import Shapes
+from onnxcomp.runtime.session import open_session
+from onnxcomp.runtime.taps import Batches, stream
+
+BUDGET_BYTES = 128 * 2**20
+MOST_HOPS = 4  # from a layer to the first tensor behind it that both graphs have
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One layer: the tensors before and behind it, which bear these names in both graphs."""
+
+    node: str
+    entry: str
+    exit: str
+
+
+def own_sqnr_db(
+    before: Graph, after: Graph, samples: Batches, operators: Operators, *, threads: int = 2
+) -> dict[str, float]:
+    """SQNR of each weighted layer alone, in dB, by the name of its node in `before`.
+
+    A layer is left out where it has no counterpart, or its output is equal.
+
+    Raises:
+        ModelError: a graph does not run.
+    """
+    found: dict[str, float] = {}
+    first = next(iter(samples.batches(1)), None)
+    if first is None:
+        return found
+    shapes = shape_tools.infer(before, {name: array.shape for name, array in first.items()})
+    for group in _groups(segments(before, after, operators), before, shapes):
+        found.update(_measure(group, before, after, shapes, samples, threads))
+    return found
+
+
+def segments(before: Graph, after: Graph, operators: Operators) -> list[Segment]:
+    """Layers with weights that stand between tensors which both graphs have, in the main graph."""
+    kept = {name for name, tensor in after.tensors().items() if isinstance(tensor, Variable)}
+    found = []
+    for node in before.nodes:
+        weights = [w for w, _ in operators.weights(node) if w.role == "kernel"]
+        if not weights:
+            continue
+        entry = node.input(1 - weights[0].port)
+        exit_ = _first_kept(node, kept)
+        if isinstance(entry, Variable) and entry.name in kept and exit_ is not None:
+            found.append(Segment(node.name, entry.name, exit_))
+    return found
+
+
+def _first_kept(node: Node, kept: set[str]) -> str | None:
+    """The layer's output, or the first tensor on the single path behind it that the new graph still has."""
+    for _ in range(MOST_HOPS):
+        out = node.output()
+        if out is None or out.name in kept:
+            return None if out is None else out.name
+        if len(out.consumers) != 1:
+            return None
+        node = out.consumers[0]
+    return None
+
+
+def _groups(found: list[Segment], graph: Graph, shapes: Shapes) -> Iterator[list[Segment]]:
+    tensors = graph.tensors()
+    group: list[Segment] = []
+    used = 0
+    for segment in found:
+        sizes = [shapes.static(tensors[name]) for name in (segment.entry, segment.exit)]
+        size = sum(prod(shape) * 4 if shape is not None else BUDGET_BYTES // 8 for shape in sizes)
+        if group and used + size > BUDGET_BYTES:
+            yield group
+            group, used = [], 0
+        group.append(segment)
+        used += size
+    if group:
+        yield group
+
+
+def _measure(
+    group: list[Segment], before: Graph, after: Graph, shapes: Shapes, samples: Batches, threads: int
+) -> dict[str, float]:
+    cut, exits = _cut(group, after, shapes)
+    with runnable(cut) as model:
+        session = open_session(model, threads=threads)
+    wanted = [t.name for t in cut.inputs]
+    names = list(dict.fromkeys((*wanted, *(s.exit for s in group))))
+    signal = dict.fromkeys((s.node for s in group), 0.0)
+    noise = dict.fromkeys(signal, 0.0)
+    held: dict[str, Array] = {}
+    for part in stream(before, names, samples, batch=1, threads=threads, budget_bytes=4 * BUDGET_BYTES):
+        held.update(part)
+        if len(held) < len(names):
+            continue
+        outputs = session.run({name: held[name] for name in wanted})
+        for s in group:
+            original = np.asarray(held[s.exit], np.float64)
+            signal[s.node] += float((original**2).sum())
+            noise[s.node] += float(((original - outputs[exits[s.exit]]) ** 2).sum())
+        held = {}
+    return {
+        name: float(10 * np.log10(signal[name] / noise[name]))
+        for name in signal
+        if signal[name] > 0 and noise[name] > 0 and np.isfinite(noise[name])
+    }
+
+
+def _cut(group: list[Segment], after: Graph, shapes: Shapes) -> tuple[Graph, dict[str, str]]:
+    """The new graph with every layer's input made an input of the graph, and every layer's output an output.
+
+    Returns:
+        The graph, and the names its outputs bear by the names of the layers' outputs.
+    """
+    graph = after.clone()
+    tensors = graph.tensors()
+    forced: dict[str, Variable] = {t.name: t for t in graph.inputs}
+    for segment in group:
+        tensor = tensors[segment.entry]
+        if segment.entry in forced or isinstance(tensor, Constant):
+            continue
+        entry = Variable(segment.entry, shapes.dtype(tensor), shapes.shape(tensor))
+        graph.replace_uses(tensor, entry)
+        tensor.name = graph.unique_name(f"{segment.entry}_computed")
+        forced[segment.entry] = entry
+    graph.inputs = list(forced.values())
+    graph.outputs = list(dict.fromkeys(tensors[segment.exit] for segment in group))
+    return graph, {segment.exit: tensors[segment.exit].name for segment in group}
