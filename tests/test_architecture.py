@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"passes", "verify", "report", "distill"},
     {"config"},
     {"recipes", "measure"},
-    {"driver", "testing"},
+    {"driver", "inspection", "testing"},
     {"build", "search"},
     {"cli"},
     {"__main__"},

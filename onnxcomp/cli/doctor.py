@@ -45,12 +45,10 @@ def command() -> None:
 
 
 def _providers() -> list[tuple[str, str]]:
-    import onnxruntime as ort
-
     from onnxcomp.runtime import providers
 
     # the Azure provider sends inputs to a web service: nothing that this machine runs
-    listed = [p for p in ort.get_available_providers() if p not in (providers.CPU, "AzureExecutionProvider")]
+    listed = [p for p in providers.built_in() if p not in (providers.CPU, "AzureExecutionProvider")]
     rows = [("provider cpu", "usable")]
     for provider in dict.fromkeys([*listed, providers.CUDA, providers.TENSORRT]):
         probe, short = providers.usability(provider), providers.short_name(provider)

@@ -106,13 +106,20 @@ def lacks(provider: str, reason: str, remedy: str = "") -> EnvironmentLacksError
     )
 
 
+def built_in() -> list[str]:
+    """Full names of the providers that the installed ONNX Runtime was built with, whether or not they run here."""
+    import onnxruntime as ort
+
+    found: list[str] = ort.get_available_providers()
+    return found
+
+
 @functools.cache
 def usability(provider: str) -> Usability:
     """Run one MatMul on `provider` (a full name) and see where it ran. The answer is kept for the process."""
-    import onnxruntime as ort
 
     remedy = _REMEDY.get(provider, f"a build of ONNX Runtime that contains {provider}")
-    if provider not in ort.get_available_providers():
+    if provider not in built_in():
         return Usability(provider, False, "this build of ONNX Runtime does not contain it", remedy)
     try:
         with quiet_loading(provider):
