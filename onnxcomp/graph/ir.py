@@ -455,7 +455,9 @@ class Graph:
 
     def clone(self) -> Graph:
         """A structural copy that shares weight arrays and files but no nodes, tensors or protos that change."""
-        return _Cloner().clone(self, None)
+        from onnxcomp.graph.clone import clone  # it builds the classes of this module
+
+        return clone(self)
 
     def operators(self) -> dict[str, int]:
         """How many nodes of each operator, bodies included, by name."""
@@ -538,71 +540,3 @@ def _sorted(scope: Graph) -> list[Node]:
             "the graph has a cycle", where=f"node {stuck}", do="export the model again: ONNX graphs must be acyclic"
         )
     return result
-
-
-class _Cloner:
-    """Copies graphs; one instance a copy, so that bodies find the outer tensors they capture."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[Tensor, Tensor] = {}
-        self.graphs: dict[Graph, Graph] = {}
-
-    def clone(self, graph: Graph, parent: Graph | None) -> Graph:
-        copy = Graph(parent=parent, notes=list(graph.notes), external=graph.external, source=graph.source)
-        self.graphs[graph] = copy
-        copy.model.CopyFrom(graph.model)
-        copy.envelope.CopyFrom(graph.envelope)
-        copy._names = None if graph._names is None else set(graph._names)
-        copy.inputs = [self.variable(t) for t in graph.inputs]
-        for node in graph.nodes:  # all outputs first: a body may capture what a later node in an unsorted list makes
-            for out in node.outputs:
-                self.tensor(out)
-        copy.nodes = [self.node(n, copy) for n in graph.nodes]
-        copy.outputs = [self.tensor(t) for t in graph.outputs]
-        copy.order = [self.constant(c) for c in graph.order]
-        copy.unused = [self.constant(c) for c in graph.unused]
-        copy.kept_inputs = {self.constant(c): value for c, value in graph.kept_inputs.items()}
-        return copy
-
-    def tensor(self, tensor: Tensor) -> Tensor:
-        return self.constant(tensor) if isinstance(tensor, Constant) else self.variable(tensor)
-
-    def variable(self, tensor: Variable) -> Variable:
-        found = self.tensors.get(tensor) if tensor.name else None
-        if found is None:
-            found = Variable(tensor.name, tensor.dtype, tensor.shape, tensor.envelope)
-            self.tensors[tensor] = found
-        assert isinstance(found, Variable)
-        return found
-
-    def constant(self, tensor: Constant) -> Constant:
-        found = self.tensors.get(tensor)
-        if found is None:
-            scope = None if tensor.scope is None else self.graphs.get(tensor.scope)
-            found = Constant(tensor.name, tensor.payload, scope, tensor.envelope)
-            self.tensors[tensor] = found
-        assert isinstance(found, Constant)
-        return found
-
-    def node(self, node: Node, owner: Graph) -> Node:
-        attrs: dict[str, Any] = {}
-        origin = dict(node.origin)
-        for key, value in node.attrs.items():
-            if isinstance(value, Graph):
-                attrs[key] = self.clone(value, owner)
-            elif isinstance(value, list) and value and isinstance(value[0], Graph):
-                attrs[key] = [self.clone(v, owner) for v in value]
-            else:
-                attrs[key] = value  # immutable by agreement: passes assign, they do not mutate
-        copy = Node(
-            node.op,
-            node.name,
-            attrs,
-            [self.tensor(t) for t in node.inputs],
-            [self.tensor(t) for t in node.outputs],
-            node.domain,
-            node.envelope,
-        )
-        copy.origin = origin
-        copy.unnamed = node.unnamed
-        return copy
