@@ -123,7 +123,7 @@ def write_large(path: Path) -> Path:
 def large(folder: Path) -> Iterator[Row]:
     """cleanup and weight quantization of a model over 2 GB, with and without verification."""
     source = write_large(folder / "large.onnx")
-    flags: list[str | Path]
+    flags: list[str]
     for name, flags, limit in (("without verification", ["--no-verify"], 1.5e9), ("with verification", [], 5e9)):
         out: list[str | Path] = ["-o", folder / "out.onnx", "--report", folder / "out.json", "--no-bench", "-q"]
         passes = ["--passes", "cleanup,quantize-weights", *flags]
