@@ -39,7 +39,7 @@ from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.results import Benchmark
 from onnxcomp.runtime import providers
 from onnxcomp.runtime.progress import SILENT, Progress
-from onnxcomp.runtime.session import Feeds, Session, open_session
+from onnxcomp.runtime.session import Feeds, Port, Session, open_session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -286,14 +286,23 @@ def bound_caller(session: Session, feed: Feeds, device: str) -> Callable[[], obj
 
 
 def _same_inputs(sessions: Sequence[Session]) -> None:
-    first = {port.name: port.type for port in sessions[0].inputs}
+    first = {port.name: port for port in sessions[0].inputs}
     for session in sessions[1:]:
-        if {port.name: port.type for port in session.inputs} != first:
+        ports = {port.name: port for port in session.inputs}
+        if ports.keys() != first.keys() or not all(_alike(port, ports[name]) for name, port in first.items()):
             raise ModelError(
                 f"the models take different inputs: {sessions[0].signature()}, but {session.signature()}",
                 where=session.where,
                 do="only models with the same inputs can be timed on the same data",
             )
+
+
+def _alike(one: Port, other: Port) -> bool:
+    """Whether one array can fit both; a shape of no sizes may be an unknown one."""
+    sizes = zip(one.shape, other.shape, strict=False)
+    clash = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in sizes)
+    ranks = {len(one.shape), len(other.shape)} - {0}
+    return one.type == other.type and len(ranks) < 2 and not clash
 
 
 def _pairs(first: _Contender, rival: _Contender) -> list[NDArray[np.float64]]:
