@@ -82,7 +82,7 @@ class FileRows(Rows):
             return super().read(indices)
         out = np.empty((len(indices), *self.shape[1:]), self.dtype)
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        if not row_bytes:
+        if not out.nbytes:
             return _native(out)
         view = memoryview(out.data).cast("B")
         breaks = np.flatnonzero(np.diff(indices) != 1) + 1

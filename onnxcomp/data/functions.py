@@ -66,8 +66,6 @@ def _from_file(path: Path, where: str) -> ModuleType:
         raise UsageError(f"there is no file {path}", where=where, do="check the path; it is relative to this folder")
     # a name of its own, so that two files called metrics.py do not meet
     name = f"_onnxcomp_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    if name in sys.modules:
-        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UsageError(f"{path} cannot be loaded as Python", where=where, do="give a .py file")

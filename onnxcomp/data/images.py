@@ -6,6 +6,7 @@ Decoding rules, the same everywhere: 8 bits a channel (16-bit grey is divided by
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import struct
@@ -37,7 +38,7 @@ SUFFIXES = frozenset(
     )
 )
 # only decoders of plain pictures; Pillow has others that start programs (EPS) or read rare formats
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 64_000_000  # 192 MB decoded; a larger one is a decompression bomb, or nothing that a model reads whole
 CACHE_BYTES = 1 << 30
 
@@ -107,7 +108,7 @@ def decode(path: Path) -> Picture:
     from PIL import Image
 
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"declares {image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
             image.load()
@@ -128,7 +129,7 @@ def look_at(files: Sequence[Path], most: int) -> tuple[tuple[int, int] | None, i
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `decode` judges the size
         for path in files[:most]:
             try:
-                with Image.open(path, formats=FORMATS) as image:
+                with Image.open(path, formats=_formats()) as image:
                     turned = _orientation(image) >= 5
                     sizes.add((image.width, image.height) if turned else (image.height, image.width))
                     channels = max(channels, 1 if _is_grey(image.mode) else 3)
@@ -219,6 +220,15 @@ def _images_in(folder: Path, *, deep: bool) -> tuple[list[Path], int]:
     files = [f for f in (folder.rglob("*") if deep else folder.iterdir()) if not f.name.startswith(".") and f.is_file()]
     images = sorted(f for f in files if f.suffix.lower() in SUFFIXES)
     return images, len(files) - len(images)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this build of Pillow can read."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _is_grey(mode: str) -> bool:

@@ -33,10 +33,11 @@ from onnxcomp.data.feeds import (
     test_sets_in,
 )
 from onnxcomp.data.functions import calling, load_function, looks_like_function
+from onnxcomp.data.guesses import CHANNELS, RawImages, resolve
 from onnxcomp.data.images import SUFFIXES, ImageFiles, Listing, list_images, look_at
 from onnxcomp.data.inputs import InputSpec, with_shapes
 from onnxcomp.data.pixels import Pixels
-from onnxcomp.data.preprocess import CHANNELS, Preprocess, RawImages, resolve
+from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.data.synthetic import random_data
 from onnxcomp.errors import DataError
 

@@ -116,7 +116,7 @@ def check_data(
     channels = _statistics(chosen, progress)
     wanted = metric.needs_all or (chosen.labels is not None)
     seen = _run(model, chosen, metric if wanted else None, threads, progress)
-    hints = [*_constant(channels), *seen.hints]
+    hints = [*_constant(dataset, channels), *seen.hints]
     if seen.score is not None and metric.name == "top1" and seen.score < GOOD_ENOUGH and dataset.pixels:
         hints += _better(model, open_with, preprocess, chosen, metric, threads, progress)
     drawn = sheet is not None and _draw(sheet, chosen, seen, model)
@@ -217,11 +217,12 @@ def _channel_names(count: int, pixels: Pixels | None) -> list[str]:
     return [f"{i} ({letters[i]})" if letters else str(i) for i in range(count)]
 
 
-def _constant(channels: tuple[ChannelStats, ...]) -> list[str]:
+def _constant(dataset: Dataset, channels: tuple[ChannelStats, ...]) -> list[str]:
+    real = {spec.name for spec in dataset.inputs if spec.dtype.kind == "f"}  # constant masks and segments are usual
     return [
         f"every value of {c.input}{f' channel {c.channel}' if c.channel else ''} is {c.mean:g}: is this the right data?"
         for c in channels
-        if c.minimum == c.maximum and c.channel != "" and "mask" not in c.input
+        if c.minimum == c.maximum and c.input in real
     ]
 
 
@@ -398,7 +399,7 @@ def _draw(path: Path, samples: Samples, seen: _Seen, model: Path) -> bool:
             pictures += list(shown[:batch])  # the first picture of a feed of unknown size stands for it
         if pictures:
             tiles = [_tile(p, int(i), samples, seen.best) for p, i in zip(pictures[:TILES], places, strict=False)]
-            title = [f"{dataset.source} as {model.name} sees it, input {spec}"]
+            title = [f"{dataset.source} as {model.name} sees it: {spec}"]
             title += [_legend(pixels)] + ([f"top-1 {seen.score:.4f}"] if seen.best is not None and seen.score else [])
             with atomic_write(path) as file:
                 file.write(contact_sheet(tiles, title))
