@@ -197,15 +197,16 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready data, schema 1; NaN and infinities become null."""
-        finite: dict[str, Any] = _finite({"schema": 1, **asdict(self)})
-        return finite
+        content: dict[str, Any] = finite({"schema": 1, **asdict(self)})
+        return content
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """JSON-ready data with null for NaN and infinities, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return value

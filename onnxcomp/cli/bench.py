@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from onnxcomp.data.preprocess import Preprocess
     from onnxcomp.results import Benchmark
 
+PIPED_WIDTH = 120  # a file or a pipe has no width of its own
+
 
 @click.command("bench")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -120,14 +122,16 @@ def _show(
     from onnxcomp.runtime.providers import CPU
 
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
     made_up = "made-up data, no --data was given" if dataset.synthetic else dataset.source
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
     for benchmarks in found:
         first = benchmarks[0]
         threads = f"{first.threads} thread{'s' * (first.threads != 1)}"
         console.print(Text(f"{first.provider}, {threads}, {shapes}: {made_up}"))
-        titles = ("model", "p50 ms", "p90 ms", "speed-up", "95 % interval", "", "nodes")
-        console.print(table(titles, _rows(models, benchmarks), right=(1, 2, 3)))
+        titles = ("model", "p50 ms", "p90 ms", "speed-up (95 %)", "", "nodes")
+        console.print(table(titles, _rows(models, benchmarks), right=(1, 2)))
         if first.provider != CPU:
             console.print(Text(_openings(models, benchmarks), style="dim"))
     for guess in dataset.guesses:
@@ -137,16 +141,14 @@ def _show(
 def _rows(models: tuple[Path, ...], benchmarks: list[Benchmark]) -> list[tuple[str, ...]]:
     first = benchmarks[0]
     names = _names(models)
-    rows: list[tuple[str, ...]] = [(names[0], *_milliseconds(first.before_ms), "1.00", "", "", "")]
+    rows: list[tuple[str, ...]] = [(names[0], *_milliseconds(first.before_ms), "1.00", "", "")]
     if len(models) == 1:
         names.append("the same again")
         rows[0] = (*rows[0][:-1], _nodes(first))
     for name, bench in zip(names[1:], benchmarks, strict=True):
         low, high = bench.speedup_interval
-        spread = f"{low:.2f} to {high:.2f}"
-        rows.append(
-            (name, *_milliseconds(bench.after_ms), f"{bench.speedup:.2f}", spread, bench.outcome, _nodes(bench))
-        )
+        ratio = f"{bench.speedup:.2f} ({low:.2f} to {high:.2f})"
+        rows.append((name, *_milliseconds(bench.after_ms), ratio, bench.outcome, _nodes(bench)))
     return rows
 
 

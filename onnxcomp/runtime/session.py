@@ -65,6 +65,21 @@ class Port:
         """Whether numpy alone cannot hold the values."""
         return self.element in _EXOTIC
 
+    @property
+    def shape_text(self) -> str:
+        """The shape in words: `[batch, 3, ?, 32]`."""
+        return "[" + ", ".join("?" if size is None else str(size) for size in self.shape) + "]"
+
+    def agrees(self, other: Port) -> bool:
+        """Whether one array can fit both: equal types, and no sizes that exclude each other."""
+        return self.type == other.type and self.agrees_in_shape(other)
+
+    def agrees_in_shape(self, other: Port) -> bool:
+        """Whether one array can have both shapes; a shape without sizes may be an unknown one."""
+        sizes = zip(self.shape, other.shape, strict=False)
+        clash = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in sizes)
+        return len({len(self.shape), len(other.shape)} - {0}) < 2 and not clash
+
 
 class Session:
     """An open model.
@@ -144,12 +159,12 @@ class Session:
             if port.dtype is not None and not _same_dtype(array.dtype, port.dtype):
                 return f"the input {name!r} takes {port.dtype}, the data is {array.dtype}"
             if not _fits(array.shape, port.shape):
-                return f"the input {name!r} takes the shape {_shape_text(port)}, the data has {list(array.shape)}"
+                return f"the input {name!r} takes the shape {port.shape_text}, the data has {list(array.shape)}"
         return ""
 
     def signature(self) -> str:
         """The inputs in words: `x float32 [batch, 3, 32, 32]`."""
-        return ", ".join(f"{port.name} {port.dtype or port.type} {_shape_text(port)}" for port in self.inputs)
+        return ", ".join(f"{port.name} {port.dtype or port.type} {port.shape_text}" for port in self.inputs)
 
 
 def open_session(
@@ -277,10 +292,6 @@ def _code(error: Exception) -> str:
 def _port(node: Any) -> Port:
     shape = tuple(size if isinstance(size, int) else (size or None) for size in node.shape or ())
     return Port(node.name, shape, node.type)
-
-
-def _shape_text(port: Port) -> str:
-    return "[" + ", ".join("?" if size is None else str(size) for size in port.shape) + "]"
 
 
 def _fits(have: tuple[int, ...], want: tuple[int | str | None, ...]) -> bool:

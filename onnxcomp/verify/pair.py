@@ -189,6 +189,12 @@ def _check_same(first: Interface, second: Interface) -> None:
                     where=second.where,
                     do="only values of the same kind can be compared",
                 )
+            if kind == "input" and not port.agrees_in_shape(other[name]):
+                raise ModelError(
+                    f"the input {name!r} has the shape {port.shape_text} before and {other[name].shape_text} after",
+                    where=second.where,
+                    do="only models that take the same data can be compared",
+                )
 
 
 def _same_kind(first: Port, second: Port) -> bool:

@@ -39,6 +39,19 @@ class Provenance:
     source: Path | None = None
     source_unchanged: bool | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        return {
+            "schema": 1,
+            "path": str(self.path),
+            "sha256": self.sha256,
+            "recorded": self.recorded,
+            "report": None if self.report is None else str(self.report),
+            "verdict": self.verdict,
+            "source": None if self.source is None else str(self.source),
+            "source_unchanged": self.source_unchanged,
+        }
+
 
 def stamp(*, version: str, source_sha256: str, spec: str, config_sha256: str | None = None) -> dict[str, str]:
     """The metadata that an output model carries: no times, no paths, so that equal runs give equal bytes."""

@@ -1,0 +1,132 @@
+"""`onnxcomp verify`: is a model still right, by its budget; or where does an artifact come from?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxcomp.cli import options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxcomp.results import Fidelity
+    from onnxcomp.verify.provenance import Provenance
+    from onnxcomp.verify.verdict import PairVerdict
+
+
+@click.command("verify")
+@click.argument("models", metavar="BEFORE AFTER | ARTIFACT", nargs=-1, required=True, type=click.Path(path_type=Path))
+@options.data_option
+@options.labels_option
+@options.shape_option
+@options.preprocess_options
+@options.metric_option
+@click.option("--eval-samples", type=click.IntRange(min=1), help="Use the first so many samples; all by default.")
+@click.option("--allow-random", is_flag=True, help="Without --data: compare on made-up samples.")
+@options.budget_options
+@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda, tensorrt or ONNX Runtime's full name.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of made-up samples.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0: every core.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the findings to this file.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-v", "--verbose", count=True, help="-vv: a traceback with an error.")
+def command(
+    models: tuple[Path, ...],
+    data: str | None,
+    json_file: Path | None,
+    quiet: bool,
+    verbose: int,
+    **given: Any,
+) -> int:
+    """Judge AFTER against BEFORE on --data, or check the provenance that an ARTIFACT of onnxcomp records.
+
+    The pair may come from anywhere, as long as inputs and outputs have the same names. Exit code: 0 within the budget,
+    10 accuracy, 11 size, 12 speed, 14 SQNR; of several missed budgets the lowest. Latency is measured, at one thread,
+    only where --min-speedup asks for it.
+    """
+    if len(models) > 2:
+        raise click.UsageError("give two models, BEFORE AFTER, or one ARTIFACT")
+    before, after = models[0], models[-1]
+    if len(models) == 1:
+        from onnxcomp.verify.provenance import provenance
+
+        origin = provenance(before)
+        if not quiet:
+            _show_origin(origin)
+        if json_file is not None:
+            _write(json_file, origin.to_json())
+        return 0
+    from onnxcomp.cli.progress import Bar
+    from onnxcomp.runtime.progress import SILENT
+    from onnxcomp.verify.verdict import verify_pair
+
+    found = verify_pair(before, after, data, progress=SILENT if quiet else Bar(), **given)
+    if not quiet:
+        _show(found)
+    if json_file is not None:
+        _write(json_file, found.to_json())
+    return found.exit_code
+
+
+def _show(found: PairVerdict) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from onnxcomp.report.tables import size_text, table
+
+    console = Console(highlight=False, soft_wrap=True)
+    before, after = found.sizes
+    rows = [("size", size_text(before), size_text(after), f"{after / max(1, before):.1%}")]
+    if found.accuracy is not None:
+        a = found.accuracy
+        rows.append((a.metric, f"{a.before:.4f}", f"{a.after:.4f}", f"drop {a.drop:+.4f} on {a.samples} samples"))
+    if found.benchmark is not None:
+        b, (low, high) = found.benchmark, found.benchmark.speedup_interval
+        times = (f"{b.before_ms['p50']:.3f} ms", f"{b.after_ms['p50']:.3f} ms")
+        rows.append(("latency p50", *times, f"{b.speedup:.2f} ({low:.2f} to {high:.2f}), {b.outcome}"))
+    console.print(table(("", "before", "after", ""), rows, right=(1, 2)))
+    _show_outputs(console, found.fidelity)
+    for line in found.notes:
+        console.print(Text(f"note: {line}", style="dim"))
+    for budget in found.budget:
+        value = "not measured" if budget.value is None else f"{budget.value:g}"
+        mark = ("held", "green") if budget.passed else ("missed", "red")
+        console.print(Text.assemble(f"{budget.name} {budget.limit:g}: {value} ", mark))
+
+
+def _show_outputs(console: Console, fidelity: Fidelity) -> None:
+    from onnxcomp.report.tables import table
+
+    rows = []
+    for name, out in fidelity.outputs.items():
+        sqnr = "identical" if out.identical else "-" if out.sqnr_db is None else f"{out.sqnr_db:.2f} dB"
+        agreement = f"same top-1 {out.top1_agreement:.2%}" if out.top1_agreement is not None else ""
+        equal = f"{out.equal_share:.2%} of elements equal" if out.equal_share is not None else ""
+        rows.append((name, sqnr, f"{out.max_abs_error:.4g}", agreement or equal))
+    made_up = "made-up " if fidelity.source == "synthetic" else ""
+    titles = ("output", "SQNR", "largest error", f"on {fidelity.samples} {made_up}samples")
+    console.print(table(titles, rows, right=(1, 2)))
+
+
+def _show_origin(found: Provenance) -> None:
+    click.echo(f"{found.path}\n  sha256 {found.sha256}")
+    for key, value in sorted(found.recorded.items()):
+        click.echo(f"  {key.removeprefix('onnxcomp.')} {value}")
+    if found.report is None:
+        click.echo("  no report beside it")
+    else:
+        click.echo(f"  report {found.report.name}: this is the model it describes, verdict {found.verdict}")
+    if found.source_unchanged is not None:
+        click.echo(f"  source {found.source}: {'unchanged' if found.source_unchanged else 'has changed since'}")
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    import json
+
+    from onnxcomp.files import atomic_write
+
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
