@@ -6,46 +6,75 @@ from collections.abc import Iterator, Mapping
 
 import onnx
 from onnx import shape_inference
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxcomp.errors import ModelError
-from onnxcomp.graph.codec import decode, encode_light
+from onnxcomp.graph.codec import encode_light, shape_of
 from onnxcomp.graph.evaluate import propagate
-from onnxcomp.graph.ir import Graph, Variable
+from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.types import Shapes, TensorType
 
 
-def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
+def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None, *, declared: bool = True) -> Shapes:
     """Infer shapes and types of all tensors, bodies included.
 
     Args:
         bind: concrete shapes of graph inputs by name; None leaves symbolic dimensions symbolic. With shapes given,
             shape arithmetic (Shape, Gather, Concat, … down to a Reshape) is evaluated on the way, so that sizes come
             out as numbers wherever they follow from the inputs.
+        declared: believe what the file says of tensors inside; False uses only what follows from the inputs, which
+            the runtime enforces, and so is certain. Inputs of bodies then have types but no shapes of their own.
     """
     model = encode_light(graph)
+    if not declared:
+        _forget(model.graph)
     if bind:
         _bind(model.graph, bind)
     try:
         inferred = shape_inference.infer_shapes(model, data_prop=True)
     except (shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = model  # what the file itself says is still known
-    types: dict[str, TensorType] = {}
-    for scope in decode_types(inferred):
-        types.update(scope)
-    shapes = Shapes(types)
+    shapes = Shapes(_types(inferred.graph), declared=declared)
     if bind:
         propagate(graph, shapes)
     return shapes
 
 
-def decode_types(model: onnx.ModelProto) -> list[dict[str, TensorType]]:
-    """Types of the variables of each scope of a ModelProto, the main graph first."""
-    graph = decode(model)
-    found = []
-    for scope in graph.scopes():
-        variables = [*scope.inputs, *(t for node in scope.nodes for t in node.outputs), *scope.outputs]
-        found.append({t.name: TensorType(t.dtype, t.shape) for t in variables if isinstance(t, Variable) and t.name})
-    return found
+def _types(graph: onnx.GraphProto) -> dict[str, TensorType]:
+    """Types by tensor name; where bodies use a name twice, only what holds for both is known."""
+    types: dict[str, TensorType] = {}
+    for value in (v for body in _graphs(graph) for v in (*body.input, *body.value_info, *body.output)):
+        if not value.name or not value.type.HasField("tensor_type"):
+            continue
+        element = value.type.tensor_type.elem_type
+        known = TensorType(tensor_dtype_to_np_dtype(element) if element else None, shape_of(value))
+        seen = types.setdefault(value.name, known)
+        if seen != known:
+            types[value.name] = TensorType(
+                seen.dtype if seen.dtype == known.dtype else None, seen.shape if seen.shape == known.shape else None
+            )
+    return types
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all bodies below it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _graphs(attribute.g)
+            elif attribute.type == onnx.AttributeProto.GRAPHS:
+                for body in attribute.graphs:
+                    yield from _graphs(body)
+
+
+def _forget(graph: onnx.GraphProto) -> None:
+    """Drop every declared shape but those of the model's inputs."""
+    for body in _graphs(graph):
+        del body.value_info[:]
+        for value in (*body.output, *(() if body is graph else body.input)):
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.ClearField("shape")
 
 
 def annotate(graph: Graph) -> Shapes:
@@ -98,13 +127,10 @@ def check_structure(graph: Graph, *, strict: bool = True) -> None:
 
 
 def _shapeless(graph: onnx.GraphProto) -> Iterator[onnx.TypeProto.Tensor]:
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
-            yield value.type.tensor_type
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-                yield from _shapeless(body)
+    for body in _graphs(graph):
+        for value in (*body.input, *body.output, *body.value_info):
+            if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+                yield value.type.tensor_type
 
 
 def _bind(graph: onnx.GraphProto, bind: Mapping[str, tuple[int, ...]]) -> None:

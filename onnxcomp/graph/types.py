@@ -20,10 +20,15 @@ class TensorType:
 
 
 class Shapes:
-    """Inferred types by tensor name."""
+    """Inferred types by tensor name.
 
-    def __init__(self, types: MutableMapping[str, TensorType]) -> None:
+    Args:
+        declared: for a tensor that inference knows nothing of, believe what the file says of its shape.
+    """
+
+    def __init__(self, types: MutableMapping[str, TensorType], *, declared: bool = True) -> None:
         self.types = types
+        self.declared = declared
 
     def shape(self, tensor: Tensor | None) -> tuple[Dim, ...] | None:
         """Shape of a tensor; None when unknown or omitted."""
@@ -32,7 +37,9 @@ class Shapes:
         if isinstance(tensor, Constant):
             return tensor.shape
         known = self.types.get(tensor.name)
-        return known.shape if known is not None else tensor.shape
+        if known is not None:
+            return known.shape
+        return tensor.shape if self.declared else None
 
     def static(self, tensor: Tensor | None) -> tuple[int, ...] | None:
         """Shape of a tensor when every dimension is a number; else None."""
