@@ -372,7 +372,7 @@ def test_strings_and_bfloat16_pass_through() -> None:
 # paths and labels
 
 
-@pytest.mark.parametrize("name", ["none.npz", "folder/none", "nothing.py", "a.txt"])
+@pytest.mark.parametrize("name", ["none.npz", "folder/none", "nothing.py", "a.txt", "x" * 5000, "a.txt/b"])
 def test_missing_and_unknown_paths_are_data_errors(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.txt").write_text("1 2 3")
     with pytest.raises(DataError):
@@ -432,6 +432,15 @@ def test_label_range_is_checked_and_counting_from_one_is_noticed() -> None:
         with pytest.raises(DataError):
             check_labels(wrong, 10)
     assert read_labels(np.array([[1.0], [2.0]])).tolist() == [1, 2]
+
+
+def test_folder_that_cannot_be_listed_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_folder: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(DataError, match="Permission denied"):
+        open_data(tmp_path, [IMAGE])
 
 
 # made-up data

@@ -94,7 +94,12 @@ class _Opener:
         if not self.inputs:
             raise DataError("the model has no inputs", where="the model's inputs", do="run it without --data")
         if isinstance(source, str | Path):
-            return self._open_path(str(source))
+            try:
+                return self._open_path(str(source))
+            except OSError as error:
+                raise DataError(
+                    f"the data cannot be read: {error.strerror or error}", where=f"--data {source}", do="check the path"
+                ) from error
         if isinstance(source, np.ndarray):
             return self._from_arrays({IMAGES: Rows("the given array", source)}, "the given array")
         if callable(source) and not isinstance(source, Mapping):
