@@ -1,1 +1,1 @@
-"""What each deployment target runs well: where Q and DQ may stand, which kernels are real."""
+"""Where Q and DQ may stand, and which kernels are real: one record a target."""

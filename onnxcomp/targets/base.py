@@ -1,0 +1,77 @@
+"""What is a deployment target, as far as a graph can serve it? One frozen record each, read by the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from onnxcomp.graph.ir import Node
+from onnxcomp.graph.ops.facts import Weight
+from onnxcomp.graph.rounding import Levels
+from onnxcomp.graph.types import Shapes
+
+Refusal = Callable[[Node, Weight | None, Shapes], str]
+
+
+def accepts(node: Node, weight: Weight | None, shapes: Shapes) -> str:
+    """For kernels without conditions of their own."""
+    del node, weight, shapes
+    return ""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An integer kernel that a target has for an operator.
+
+    Attributes:
+        weighted: it multiplies activations with a constant weight; other kernels only join regions of integers.
+        ports: input ports that take quantized activations; None means every port.
+        float_output: it can write float, so that its output needs no Q and DQ.
+        weight_zero_point: the weight's DequantizeLinear must state its zero point, zeros as they are.
+        refuses: why a node does not get the kernel, in words; empty when it does.
+        by_default: used where nothing was measured; False for kernels that often lose to float.
+    """
+
+    weighted: bool = False
+    ports: tuple[int, ...] | None = (0,)
+    float_output: bool = False
+    weight_zero_point: bool = False
+    refuses: Refusal = accepts
+    by_default: bool = True
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where quantized tensors may stand and in which form.
+
+    Attributes:
+        name: as in `--target`.
+        kernels: operator of the default domain to its integer kernel.
+        levels: integers of activations; weights are signed 8-bit everywhere.
+        symmetric: zero points of activations must be 0.
+        moves: operators that only move data and run on integers between equal scales, with the first opset at which
+            they do.
+        rewritten: operators that run on integers when the node itself is moved between Q and DQ.
+        outputs: kernels want a Q on their output; else Q and DQ stand on inputs only.
+        bias: `int32` behind a DequantizeLinear, or `float`.
+        folds: activation functions that the output's range takes over.
+        residual: `both` inputs of an Add are quantized, or the `shortcut` only.
+        unified: operators whose inputs must share one scale.
+        opset: least opset of the form that is written.
+        why_not: why nothing is gained on this target, in words; empty where something is.
+    """
+
+    name: str
+    kernels: Mapping[str, Kernel]
+    levels: Levels
+    symmetric: bool
+    moves: Mapping[str, int]
+    rewritten: frozenset[str] = frozenset()
+    outputs: bool = True
+    bias: Literal["int32", "float"] = "int32"
+    folds: frozenset[str] = frozenset()
+    residual: Literal["both", "shortcut"] = "both"
+    unified: frozenset[str] = frozenset()
+    opset: int = 13
+    why_not: str = ""

@@ -1,0 +1,18 @@
+"""What does ONNX Runtime's CUDA provider run on 8-bit integers behind Q and DQ? Nothing."""
+
+from __future__ import annotations
+
+from onnxcomp.graph.rounding import Levels
+from onnxcomp.targets.base import Target
+
+CUDA = Target(
+    name="cuda",
+    kernels={},
+    levels=Levels.signed(8),
+    symmetric=True,
+    moves={},
+    why_not=(
+        "ONNX Runtime's CUDA provider has no integer Conv, Gemm or MatMul behind Q and DQ: they would run in float, "
+        "with the conversions on top. Use quantize-weights for size, or --target tensorrt for integer speed"
+    ),
+)

@@ -1,0 +1,60 @@
+"""What does TensorRT take as explicit int8 quantization?
+
+Checked with TensorRT's own parser and builder: int8 with zero point 0 only, Q and DQ on inputs, bias in float. The
+placement follows NVIDIA's own quantizer: on a residual Add the shortcut alone, nothing on operators that the builder
+fuses into their neighbours, no layer too small for tensor cores.
+"""
+
+from __future__ import annotations
+
+from onnxcomp.graph.ir import Node
+from onnxcomp.graph.ops.facts import Weight
+from onnxcomp.graph.rounding import Levels
+from onnxcomp.graph.types import Shapes
+from onnxcomp.targets.base import Kernel, Target
+
+LEAST_CHANNELS = 16
+IMAGE_CHANNELS = 4  # a first convolution reads so few channels, and gains all the same
+
+
+def conv(node: Node, weight: Weight | None, shapes: Shapes) -> str:
+    """Fewer than 16 channels do not fill an int8 tensor core."""
+    del shapes
+    if weight is None:
+        return "its weight is computed"
+    kernel = node.inputs[weight.port].shape
+    into, out = kernel[1] * weight.group, kernel[0]
+    if out < LEAST_CHANNELS or IMAGE_CHANNELS < into < LEAST_CHANNELS:
+        return f"{into} to {out} channels are too few for int8 tensor cores"
+    return ""
+
+
+def product(node: Node, weight: Weight | None, shapes: Shapes) -> str:
+    """A product with a vector, or with K or N below 16, gains nothing."""
+    if weight is None or weight.port != 1 or len(node.inputs[1].shape) != 2:
+        return "its weight is not a two-dimensional right side"
+    shape = node.inputs[1].shape
+    inner, outer = shape[weight.in_axes[0]], shape[weight.out_axis]
+    if inner < LEAST_CHANNELS or outer < LEAST_CHANNELS:
+        return f"K={inner}, N={outer} is too small for int8 tensor cores"
+    rows = (shapes.shape(node.inputs[0]) or (None,))[:-1]
+    if node.op == "MatMul" and rows and all(row == 1 for row in rows):
+        return "it multiplies a single row"
+    return ""
+
+
+TENSORRT = Target(
+    name="tensorrt",
+    kernels={
+        "Conv": Kernel(weighted=True, float_output=True, refuses=conv),
+        "Gemm": Kernel(weighted=True, float_output=True, refuses=product),
+        "MatMul": Kernel(weighted=True, float_output=True, refuses=product),
+    },
+    levels=Levels.signed(8),
+    symmetric=True,
+    moves={},
+    outputs=False,
+    bias="float",
+    residual="shortcut",
+    unified=frozenset({"Concat"}),
+)

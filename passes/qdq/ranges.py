@@ -1,0 +1,201 @@
+"""Which range of a tensor do 8-bit integers cover? Min-max, percentile, entropy (KL) or least squared error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from onnxcomp.graph.ir import Array
+from onnxcomp.graph.rounding import Levels, affine
+from onnxcomp.runtime.activations import Activation
+
+Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
+Curve: TypeAlias = Callable[[Array], Array]
+
+STEPS = 24  # candidates of one end of the range in one scan
+SMALLEST = 0.1  # share of the full range at which a scan ends
+ROUNDS = 2
+LOST_SHARE = 0.9  # a range is not usable when so many of the values that are not zero would round to zero
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The numbers that the integers of a tensor stand for: (q - zero) * scale.
+
+    Attributes:
+        scale: float32 above zero.
+        zero: zero point.
+        levels: the integers.
+    """
+
+    scale: float
+    zero: int
+    levels: Levels
+
+    @property
+    def low(self) -> float:
+        """Lowest number on the grid."""
+        return (self.levels.low - self.zero) * self.scale
+
+    @property
+    def high(self) -> float:
+        """Highest number on the grid."""
+        return (self.levels.high - self.zero) * self.scale
+
+    def rounded(self, values: Array) -> Array:
+        """Every value moved to the grid."""
+        q = np.clip(np.rint(values / self.scale) + self.zero, self.levels.low, self.levels.high)
+        moved: Array = (q - self.zero) * self.scale
+        return moved
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How ranges are chosen.
+
+    Attributes:
+        method: as the pass's option `activations`.
+        levels: integers of the target.
+        symmetric: whether the zero point must be 0.
+        percentile: share of values inside the range, in percent, for that method.
+    """
+
+    method: Method
+    levels: Levels
+    symmetric: bool
+    percentile: float = 99.999
+
+    def grid(self, low: float, high: float) -> Grid:
+        """The grid that covers [low, high] and meets zero."""
+        if self.symmetric:
+            largest = max(abs(low), abs(high))
+            scale = np.float32(largest / self.levels.high) if largest > 0 else np.float32(1.0)
+            return Grid(float(max(scale, np.finfo(np.float32).tiny)), 0, self.levels)
+        scales, zeros = affine(np.float64(low), np.float64(high), self.levels)  # type: ignore[arg-type]
+        return Grid(float(scales), int(zeros), self.levels)
+
+    def choose(self, seen: Activation, curve: Curve | None = None) -> Grid:
+        """The grid for a tensor with these values.
+
+        Args:
+            curve: the function that the tensor enters and nothing else reads; errors are then judged behind it.
+        """
+        low, high = min(seen.minimum, 0.0), max(seen.maximum, 0.0)
+        if self.method == "minmax" or low == high:
+            return self.grid(low, high)
+        centers, counts = seen.histogram.occupied()
+        if self.method == "percentile":
+            return self.grid(*percentile_range(centers, counts, self.percentile))
+        judge = squared_error if self.method == "mse" else divergence
+        search = _Search(self, centers, counts, lambda c, n, grids: judge(c, n, grids, curve))
+        return search.best(low, high)
+
+
+def unusable(seen: Activation, grid: Grid) -> str:
+    """Why a grid would destroy a tensor, in words; empty when it does not."""
+    if seen.count == seen.nonfinite:
+        return "no finite value was seen"
+    if seen.nonfinite:
+        return f"{seen.nonfinite} of its values are NaN or infinite"
+    if not math.isfinite(grid.scale * (grid.levels.high - grid.levels.low)):
+        return f"its range {seen.minimum:.3g} to {seen.maximum:.3g} is too wide for float32"
+    centers, counts = seen.histogram.occupied()
+    magnitude = np.abs(centers)
+    alive = magnitude > 0
+    lost = counts[alive & (magnitude < grid.scale / 2)].sum()
+    if lost > LOST_SHARE * max(counts[alive].sum(), 1):
+        share = 100 * lost / counts[alive].sum()
+        return (
+            f"outliers set its range ({seen.minimum:.3g} to {seen.maximum:.3g}): {share:.0f} % of its values would "
+            "become zero"
+        )
+    return ""
+
+
+def squared_error(centers: Array, counts: Array, grids: list[Grid], curve: Curve | None) -> Array:
+    """Sum of squared rounding errors on each grid, behind `curve` where there is one: float64 [grids]."""
+    exact = centers if curve is None else curve(centers)
+    moved = _moved(centers, grids)
+    if curve is not None:
+        moved = curve(moved)
+    errors: Array = np.square(moved - exact) @ counts
+    return errors
+
+
+def divergence(centers: Array, counts: Array, grids: list[Grid], curve: Curve | None) -> Array:
+    """Kullback-Leibler divergence of the clipped distribution from the quantized one, for each grid: float64 [grids].
+
+    As calibrators of inference runtimes do (S. Migacz, "8-bit inference with TensorRT", 2017): the values beyond the
+    range are added to its ends, and the mass of each level is spread evenly over the bins it stands for. Whole zero
+    is left out: it is exact on every grid, and its peak would hide the rest.
+    """
+    del curve
+    alive = np.abs(centers) > 0
+    centers, counts = centers[alive], counts[alive].astype(np.float64)
+    found = np.empty(len(grids))
+    for index, grid in enumerate(grids):
+        inside = (centers >= grid.low) & (centers <= grid.high)
+        if not inside.any():
+            found[index] = np.inf
+            continue
+        p = counts[inside].copy()
+        p[0] += counts[centers < grid.low].sum()
+        p[-1] += counts[centers > grid.high].sum()
+        level = np.rint(centers[inside] / grid.scale).astype(np.int64)
+        _, place, width = np.unique(level, return_inverse=True, return_counts=True)
+        q = (np.bincount(place, counts[inside]) / width)[place]
+        p, q = p / p.sum(), q / q.sum()
+        found[index] = float((p * np.log(p / q)).sum())
+    return found
+
+
+def percentile_range(centers: Array, counts: Array, percentile: float) -> tuple[float, float]:
+    """The range that leaves out (100 - percentile) % of the values, half of it at either end."""
+    share = np.cumsum(counts) / counts.sum()
+    tail = (100.0 - percentile) / 200.0
+    low = centers[np.searchsorted(share, tail)]
+    high = centers[min(int(np.searchsorted(share, 1.0 - tail)), len(centers) - 1)]
+    return min(float(low), 0.0), max(float(high), 0.0)
+
+
+def _moved(centers: Array, grids: list[Grid]) -> Array:
+    scale = np.array([g.scale for g in grids])[:, None]
+    zero = np.array([g.zero for g in grids])[:, None]
+    levels = grids[0].levels
+    q = np.clip(np.rint(centers / scale) + zero, levels.low, levels.high)
+    moved: Array = (q - zero) * scale
+    return moved
+
+
+@dataclass
+class _Search:
+    """Moves one end of the range at a time to where the judge sees the least error, then looks closer."""
+
+    rule: Rule
+    centers: Array
+    counts: Array
+    judge: Callable[[Array, Array, list[Grid]], Array]
+
+    def best(self, low: float, high: float) -> Grid:
+        ends = [low, high]
+        movable = [1] if self.rule.symmetric else [end for end in (1, 0) if ends[end] != 0.0]
+        if self.rule.symmetric:
+            ends = [0.0, max(-low, high)]
+        span = list(ends)
+        ratios = np.geomspace(1.0, SMALLEST, STEPS)
+        for end in movable * (ROUNDS if len(movable) > 1 else 1):
+            ends[end] = self._scan(ends, end, span[end] * ratios)
+        step = float(ratios[1])
+        for end in movable:
+            near = np.linspace(step, 1.0 / step, 9) * ends[end]
+            ends[end] = self._scan(ends, end, near[np.abs(near) <= abs(span[end])])
+        return self.rule.grid(*ends)
+
+    def _scan(self, ends: list[float], end: int, candidates: Array) -> float:
+        ranges = [(ends[0], float(c)) if end == 1 else (float(c), ends[1]) for c in candidates]
+        errors = self.judge(self.centers, self.counts, [self.rule.grid(*r) for r in ranges])
+        return float(candidates[int(np.argmin(errors))])

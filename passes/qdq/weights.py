@@ -1,0 +1,121 @@
+"""Which integers stand for a layer's weights?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from onnxcomp.graph.ir import Array, Node
+from onnxcomp.graph.ops.facts import Weight
+from onnxcomp.graph.rounding import (
+    Levels,
+    Pairs,
+    clipped_pair_scales,
+    clipped_scales,
+    round_compensated,
+    round_nearest,
+    round_pairs,
+)
+
+Isa: TypeAlias = Literal["portable", "native"]
+
+LEVELS = Levels.signed(8)
+LARGEST_BIAS = 2**30  # integers of a bias stay below, with room for the products that are added to it
+
+
+@dataclass
+class Layer:
+    """A layer's weight as integers.
+
+    Attributes:
+        node, weight: where it stands.
+        integers: int8 [out, in] in the order of `Weight.to_matrix`.
+        scales: float32 [out].
+        bias: float32 [out]; None where the layer has none.
+        exact: the float weight as [out, in].
+    """
+
+    node: Node
+    weight: Weight
+    integers: Array
+    scales: Array
+    bias: Array | None
+    exact: Array
+
+    @property
+    def rounded(self) -> Array:
+        """The float weight that the integers stand for: [out, in]."""
+        return self.integers * self.scales[:, None]
+
+    @property
+    def own_sqnr_db(self) -> float:
+        """Signal to rounding noise of the weights in dB, at most 99."""
+        power = float(np.square(self.exact, dtype=np.float64).sum())
+        noise = float(np.square(self.exact - self.rounded, dtype=np.float64).sum())
+        return min(99.0, 10 * float(np.log10(power / noise))) if power > 0 and noise > 0 else 99.0
+
+    def tensor(self) -> Array:
+        """The integers in the weight's own shape."""
+        return self.weight.from_matrix(self.integers, self.node.inputs[self.weight.port].shape)
+
+
+def pairs_of(node: Node, weight: Weight, isa: Isa) -> Pairs | None:
+    """Which products a kernel without VNNI adds up in 16 bits; None where none are, or nobody asked.
+
+    The order of `to_matrix` (kernel positions first, channels last) is the kernel's own. With an odd number of
+    channels the pairs' places depend on how each position is padded, so every neighbour counts. Depthwise kernels
+    multiply in 32 bits.
+    """
+    shape = node.inputs[weight.port].shape
+    if isa == "native":
+        return None
+    if node.op != "Conv":
+        return Pairs()
+    channels, positions = shape[1], int(np.prod(shape[2:]))
+    if channels == 1 and weight.group > 1 and shape[0] == weight.group:
+        return None
+    return Pairs(every=channels % 2 == 1 and positions > 1)
+
+
+def quantized(node: Node, weight: Weight, isa: Isa, input_scale: float, gram: Array | None = None) -> Layer:
+    """Integers for one layer.
+
+    Args:
+        input_scale: scale of the activations, which with the weight's makes the bias's.
+        gram: E[x x^T] of the layer's inputs, [group, in, in]: rounding errors are compensated for it; None rounds to
+            the nearest.
+    """
+    constant = node.constant(weight.port)
+    assert constant is not None
+    exact = weight.to_matrix(constant.values).astype(np.float32)
+    pairs = pairs_of(node, weight, isa)
+    bias = bias_of(node, weight)
+    scales = clipped_scales(exact, LEVELS) if pairs is None else clipped_pair_scales(exact, LEVELS, pairs)
+    scales = _wide_enough(exact, scales, bias, input_scale)
+    if gram is not None:
+        parts = zip(np.split(exact, len(gram)), np.split(scales, len(gram)), gram, strict=True)
+        integers = np.concatenate([round_compensated(w, s, g, LEVELS, pairs=pairs) for w, s, g in parts])
+    elif pairs is None:
+        integers = round_nearest(exact, scales, LEVELS)
+    else:
+        integers = round_pairs(exact, scales, LEVELS, pairs)
+    return Layer(node, weight, integers, scales, bias, exact)
+
+
+def bias_of(node: Node, weight: Weight) -> Array | None:
+    """The bias as float32 [out]; None where the layer has none."""
+    constant = node.constant(weight.bias) if weight.bias is not None else None
+    return None if constant is None else np.asarray(constant.values, np.float32).reshape(-1)
+
+
+def _wide_enough(exact: Array, scales: Array, bias: Array | None, input_scale: float) -> Array:
+    """Scales of empty rows as those of the others, and none so small that the bias leaves 32 bits."""
+    empty = ~exact.any(axis=1)
+    if empty.any():
+        scales = scales.copy()
+        scales[empty] = scales[~empty].max() if not empty.all() else 1.0
+    if bias is not None:
+        scales = np.maximum(scales, np.abs(bias) / (input_scale * LARGEST_BIAS))
+    return scales.astype(np.float32)
