@@ -273,7 +273,7 @@ def _prepare(job: Job, graph: Graph) -> Material:
         source=dataset.source,
         sample_shapes={name: tuple(array.shape) for name, array in first.items()},
         guesses=tuple(dict.fromkeys(g for d in opened_sets for g in d.guesses)),
-        notes=tuple(p for d in opened_sets for p in d.problems),
+        notes=(*parts.notes, *(problem for d in opened_sets for problem in d.problems)),
     )
 
 

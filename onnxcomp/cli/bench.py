@@ -115,13 +115,13 @@ def _show(
     dataset: Dataset,
     feed: dict[str, np.ndarray[Any, Any]],
 ) -> None:
-    from rich.console import Console
     from rich.text import Text
 
+    from onnxcomp.cli.screen import screen
     from onnxcomp.report.tables import table
     from onnxcomp.runtime.providers import CPU
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen()
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     made_up = "made-up data, no --data was given" if dataset.synthetic else dataset.source

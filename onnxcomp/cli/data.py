@@ -76,9 +76,9 @@ def check(
 
 
 def _show(found: DataCheck) -> None:
-    from rich.console import Console
+    from onnxcomp.cli.screen import screen
 
-    console = Console(highlight=False)
+    console = screen()
     part = f"{found.samples:,} of {found.total:,}" if found.samples < found.total else f"{found.samples:,}"
     _line(console, "data", f"{found.source}, {part} samples")
     for text in found.inputs:

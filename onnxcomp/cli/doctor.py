@@ -23,9 +23,9 @@ def command() -> None:
     Every provider listed as usable has just run a small model. The exit code is 0 whatever is missing: onnxcomp works
     with the CPU provider alone.
     """
-    from rich.console import Console
     from rich.table import Table
 
+    from onnxcomp.cli.screen import screen
     from onnxcomp.runtime.machine import int8_arithmetic, machine
 
     found = machine()
@@ -41,7 +41,7 @@ def command() -> None:
     table.add_row("int8", INT8[int8_arithmetic()])
     for name, state in _providers():
         table.add_row(name, state)
-    Console(highlight=False, markup=False).print(table)
+    screen().print(table, markup=False)
 
 
 def _providers() -> list[tuple[str, str]]:

@@ -16,13 +16,12 @@ from onnxcomp.cli.options import shape_option
 @shape_option
 def command(model: Path, json_file: Path | None, everything: bool, shapes: dict[str, tuple[int, ...]]) -> None:
     """Show what MODEL holds and costs, layer by layer, and what each pass could do with it."""
-    from rich.console import Console
-
+    from onnxcomp.cli.screen import screen
     from onnxcomp.inspection import inspect
     from onnxcomp.report.inspection import show
     from onnxcomp.report.record import write_data
 
     found = inspect(model, shapes)
-    show(found, Console(), everything=everything)
+    show(found, screen(), everything=everything)
     if json_file is not None:
         write_data(found.to_json(), json_file)

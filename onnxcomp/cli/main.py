@@ -1,4 +1,4 @@
-"""The entry point: finds a command's module only when it is called, and turns errors into three lines and an exit code."""
+"""The entry point: loads a command when it is called, and turns errors into three lines and an exit code."""
 
 from __future__ import annotations
 

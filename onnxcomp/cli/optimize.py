@@ -47,9 +47,8 @@ def command(model: Path, no_bench: bool, no_verify: bool, quiet: bool, verbose: 
     job = Job(model=model, bench=not no_bench, verify=not no_verify, **given)
     report = run(job, SILENT if quiet else Bar())
     if not quiet:
-        from rich.console import Console
-
+        from onnxcomp.cli.screen import screen
         from onnxcomp.report.screen import show
 
-        show(report, Console(highlight=False, soft_wrap=True), verbose=bool(verbose), files=[str(job.report_path)])
+        show(report, screen(), verbose=bool(verbose), files=[str(job.report_path)])
     return report.exit_code

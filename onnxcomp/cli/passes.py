@@ -9,12 +9,11 @@ import click
 @click.argument("name", required=False)
 def command(name: str | None) -> None:
     """List all passes, or show the options of the pass NAME."""
-    from rich.console import Console
-
+    from onnxcomp.cli.screen import screen
     from onnxcomp.manager import registry
     from onnxcomp.report.passes import show_all, show_one
 
     if name is None:
-        show_all([registry.find(known) for known in registry.names()], Console())
+        show_all([registry.find(known) for known in registry.names()], screen())
     else:
-        show_one(registry.find(name), Console())
+        show_one(registry.find(name), screen())

@@ -72,12 +72,12 @@ def command(
 
 
 def _show(found: PairVerdict) -> None:
-    from rich.console import Console
     from rich.text import Text
 
+    from onnxcomp.cli.screen import screen
     from onnxcomp.report.tables import size_text, table
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen()
     before, after = found.sizes
     rows = [("size", size_text(before), size_text(after), f"{after / max(1, before):.1%}")]
     if found.accuracy is not None:

@@ -93,7 +93,7 @@ class Probe:
                 from onnxcomp.data.inputs import InputSpec
                 from onnxcomp.data.open import random_data
 
-                inputs = [InputSpec(t.name, t.dtype, tuple(t.shape or ())) for t in graph.inputs]
+                inputs = [InputSpec(t.name, t.dtype, t.shape) for t in graph.inputs]
                 data = random_data(inputs, SYNTHETIC_SAMPLES, self.context.seed, self.context.sample_shapes)
                 self._feeds = list(data.samples().batches(SYNTHETIC_SAMPLES))
         return self._feeds

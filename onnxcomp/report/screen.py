@@ -84,18 +84,10 @@ def _figures(report: Report) -> list[tuple[str, str, str, str]]:
     ]
     for bench in report.benchmarks:
         low, high = bench.speedup_interval
-        for key in ("p50", "p90"):
-            rows.append(
-                (
-                    f"latency {key}",
-                    f"{bench.before_ms[key]:.3f} ms",
-                    f"{bench.after_ms[key]:.3f} ms",
-                    f"{bench.speedup:.2f}x faster, 95 % interval {low:.2f} to {high:.2f}; batch {bench.batch}, "
-                    f"{bench.threads} thread{'s' * (bench.threads != 1)}"
-                    if key == "p50"
-                    else "",
-                )
-            )
+        setting = f"latency, batch {bench.batch}, {bench.threads} thread{'s' * (bench.threads != 1)}"
+        words = f"{bench.speedup:.2f}x, 95 % interval {low:.2f} to {high:.2f}"
+        for title, key, extra in ((setting, "p50", words), ("  its 90th percentile", "p90", "")):
+            rows.append((title, f"{bench.before_ms[key]:.3f} ms", f"{bench.after_ms[key]:.3f} ms", extra))
     if report.accuracy is not None:
         accuracy = report.accuracy
         rows.append(
@@ -103,7 +95,7 @@ def _figures(report: Report) -> list[tuple[str, str, str, str]]:
                 accuracy.metric,
                 f"{accuracy.before:.4f}",
                 f"{accuracy.after:.4f}",
-                f"{_signed(-accuracy.drop)} on {accuracy.samples} samples that calibration did not see",
+                f"{_signed(-accuracy.drop)} on {accuracy.samples:,} unseen samples",
             )
         )
     if report.fidelity is not None:
@@ -123,7 +115,7 @@ def _fidelity_rows(fidelity: Fidelity) -> list[tuple[str, str, str, str]]:
     made_up = " made-up" if fidelity.source == "synthetic" else ""
     for name, output in fidelity.outputs.items():
         text = "identical" if output.identical else "-" if output.sqnr_db is None else f"{output.sqnr_db:.1f} dB"
-        extra = f"output {name}, {fidelity.samples}{made_up} samples"
+        extra = f"output {name}, {fidelity.samples:,}{made_up} samples"
         if output.top1_agreement is not None:
             extra += f"; same top-1 on {output.top1_agreement:.2%}"
         rows.append(("SQNR", "", text, extra))

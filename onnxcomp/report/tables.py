@@ -21,7 +21,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Seque
 
     made = Table(box=None, padding=(0, 2), header_style="dim", show_header=any(columns))
     for index, title in enumerate(columns):
-        made.add_column(title, justify="right" if index in right else "left")
+        made.add_column(title, justify="right" if index in right else "left", no_wrap=True, overflow="fold")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     return made
@@ -31,15 +31,22 @@ def size_text(count: float) -> str:
     """Bytes in the unit a person would choose, powers of 1000."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+            return f"{_short(count)} {unit}"
         count /= 1000
-    return f"{count:.2f} GB"
+    return f"{_short(count)} GB"
 
 
 def count_text(count: float) -> str:
     """A count with k, M or G."""
     for unit in ("", " k", " M"):
         if count < 1000:
-            return f"{count:.0f}" if not unit else f"{count:.2f}{unit}"
+            return f"{_short(count)}{unit}"
         count /= 1000
-    return f"{count:.2f} G"
+    return f"{_short(count)} G"
+
+
+def _short(value: float) -> str:
+    """Three significant digits, and no fewer than stand before the point."""
+    if value == int(value) or value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

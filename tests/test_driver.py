@@ -1,0 +1,230 @@
+"""Does a whole run keep its promises? Verdicts, exit codes, files and report.json, on the digits model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import builders
+import numpy as np
+import onnx
+import pytest
+
+import onnxcomp
+from onnxcomp.cli.main import main
+from onnxcomp.errors import DataError, ModelError, OutputError, UsageError
+from onnxcomp.files import sha256_of
+
+FAST = {"bench": False, "eval_samples": 200, "calib_samples": 64}
+INT8 = "fold-constants,cleanup,fuse-batchnorm,quantize-qdq"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def command(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return int(stop.value.code or 0)
+
+
+def test_default_run_compresses_the_digits_model_and_proves_it(digits: Path, digits_data: tuple[Path, Path]) -> None:
+    calibration, test = digits_data
+    before = sha256_of(digits)
+    code = command("optimize", digits, "--data", calibration, "--eval-data", test, "--max-drop", "0.01", "--no-bench")
+    assert code == 0
+    report = json.loads(Path("digits-cnn.opt.json").read_text())
+    assert report["schema"] == 1
+    assert (report["verdict"], report["exit_code"]) == ("accepted", 0)
+    assert report["after"]["bytes"] < 0.35 * report["before"]["bytes"] == 0.35 * digits.stat().st_size
+    assert report["after"]["bytes"] == Path("digits-cnn.opt.onnx").stat().st_size
+    assert report["accuracy"]["metric"] == "top1"
+    assert report["accuracy"]["samples"] == 797
+    assert report["accuracy"]["drop"] <= 0.01
+    assert report["output"]["sha256"] == sha256_of(Path("digits-cnn.opt.onnx"))
+    assert report["source"]["sha256"] == before == sha256_of(digits)
+    assert report["budget"] == [
+        {"name": "max_drop", "limit": 0.01, "value": report["accuracy"]["drop"], "passed": True}
+    ]
+    assert {layer["precision"][1] for layer in report["layers"] if layer["op"] == "Conv"} == {"int8"}
+    assert any(layer["own_sqnr_db"] is not None for layer in report["layers"])
+
+
+def test_the_same_run_twice_writes_the_same_bytes(digits: Path, digits_data: tuple[Path, Path]) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        report = onnxcomp.optimize(digits, output=name, data=digits_data[0], passes=INT8, **FAST)
+        assert report.exit_code == 0
+    assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
+
+
+def test_provenance_stands_in_the_model_and_verify_accepts_it(digits: Path, digits_data: tuple[Path, Path]) -> None:
+    onnxcomp.optimize(digits, data=digits_data[0], passes=INT8, **FAST)
+    props = {p.key: p.value for p in onnx.load("digits-cnn.opt.onnx").metadata_props}
+    assert props["onnxcomp.source.sha256"] == sha256_of(digits)
+    assert props["onnxcomp.spec"] == INT8
+    assert command("verify", "digits-cnn.opt.onnx") == 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "code"),
+    [
+        ({"max_drop": -1.0}, 10),
+        ({"max_size": "1%"}, 11),
+        ({"min_sqnr": 300.0}, 14),
+        ({"max_size": "1%", "min_sqnr": 300.0}, 11),
+        ({"max_drop": -1.0, "max_size": "1%"}, 10),
+    ],
+)
+def test_a_missed_budget_keeps_the_model_away_from_its_name(
+    digits: Path, digits_data: tuple[Path, Path], budget: dict[str, float | str], code: int
+) -> None:
+    report = onnxcomp.optimize(digits, data=digits_data[0], passes=INT8, **budget, **FAST)
+    assert (report.verdict, report.exit_code) == ("over-budget", code)
+    assert not Path("digits-cnn.opt.onnx").exists()
+    assert Path("digits-cnn.rejected.onnx").exists()
+    assert json.loads(Path("digits-cnn.opt.json").read_text())["exit_code"] == code
+
+
+def test_explicit_passes_that_change_nothing_end_with_13(digits: Path) -> None:
+    onnxcomp.optimize(digits, output="clean.onnx", passes="fold-constants,cleanup", **FAST)
+    source = Path("clean.onnx") if Path("clean.onnx").exists() else digits
+    report = onnxcomp.optimize(source, output="again.onnx", passes="fold-constants,cleanup", **FAST)
+    assert (report.verdict, report.exit_code, report.output) == ("unchanged", 13, None)
+    assert not Path("again.onnx").exists()
+
+
+def test_a_default_run_with_nothing_to_gain_says_so(tmp_path: Path) -> None:
+    tiny = builders.save(builders.mlp((4, 3, 2)), tmp_path / "tiny.onnx")
+    assert command("optimize", tiny, "--no-bench", "-q") == 13
+    report = json.loads(Path("tiny.opt.json").read_text())
+    assert (report["verdict"], report["output"]) == ("unchanged", None)
+    assert not Path("tiny.opt.onnx").exists()
+
+
+def test_without_data_the_report_says_what_data_would_add(digits: Path) -> None:
+    report = onnxcomp.optimize(digits, bench=False)
+    assert report.calibration is None
+    assert report.fidelity is not None
+    assert report.fidelity.source == "synthetic"
+    assert any("--data" in note for note in report.notes)
+    assert report.accuracy is None
+
+
+def test_random_calibration_needs_the_flag(digits: Path) -> None:
+    with pytest.raises(DataError, match="quantize-qdq needs calibration data"):
+        onnxcomp.optimize(digits, passes=INT8, **FAST)
+    report = onnxcomp.optimize(digits, passes=INT8, allow_random=True, **FAST)
+    assert report.calibration is not None
+    assert report.calibration.source == "random data"
+    assert any("random" in note for note in report.notes)
+
+
+def test_json_holds_no_nan_or_infinity(digits: Path, digits_data: tuple[Path, Path]) -> None:
+    onnxcomp.optimize(digits, data=digits_data[0], passes="cleanup,fold-constants,fuse-batchnorm", **FAST)
+
+    def refuse(word: str) -> float:
+        raise AssertionError(f"{word} in report.json")
+
+    json.loads(Path("digits-cnn.opt.json").read_text(), parse_constant=refuse)
+
+
+def test_max_drop_without_labels_is_refused_before_any_work(digits: Path, tmp_path: Path) -> None:
+    images = np.zeros((40, 8, 8), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images)
+    assert command("optimize", digits, "--data", tmp_path / "x.npz", "--max-drop", "0.01") == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"passes": "cleanup", "recipe": "int8"}, UsageError),
+        ({"passes": "clenup"}, UsageError),
+        ({"recipe": "int7"}, UsageError),
+        ({"verify": False, "max_drop": 0.1}, UsageError),
+        ({"bench": False, "min_speedup": 1.1}, UsageError),
+        ({"output": "no/such/folder/x.onnx"}, OutputError),
+        ({"colour": "rgb"}, UsageError),
+    ],
+)
+def test_wrong_options_fail_before_any_work(digits: Path, options: dict[str, object], error: type[Exception]) -> None:
+    start = set(Path().iterdir())
+    with pytest.raises(error):
+        onnxcomp.optimize(digits, **options)  # type: ignore[arg-type]
+    assert set(Path().iterdir()) == start
+
+
+def test_the_input_is_never_the_output(digits: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model.onnx"
+    copy.write_bytes(digits.read_bytes())
+    with pytest.raises(OutputError, match="overwrite the input"):
+        onnxcomp.optimize(copy, output=copy, passes="cleanup")
+    assert copy.read_bytes() == digits.read_bytes()
+
+
+def test_a_report_cannot_take_the_place_of_the_model(digits: Path) -> None:
+    with pytest.raises(OutputError, match="one name"):
+        onnxcomp.optimize(digits, output="x.onnx", report="x.onnx", passes="cleanup")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x07\x12\x00"])
+def test_a_file_that_is_no_model_ends_with_3(tmp_path: Path, content: bytes) -> None:
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(content)
+    assert command("optimize", bad) == 3
+    with pytest.raises(ModelError):
+        onnxcomp.load(bad)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_ends_with_6(digits: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o555)
+    assert command("optimize", digits, "-o", folder / "x.onnx") == 6
+
+
+@pytest.mark.parametrize(("how", "after_s"), [(signal.SIGINT, 2.5), (signal.SIGKILL, 1.0), (signal.SIGKILL, 3.0)])
+def test_an_interrupted_run_leaves_no_half_file(
+    digits: Path, digits_data: tuple[Path, Path], tmp_path: Path, how: signal.Signals, after_s: float
+) -> None:
+    """Whenever it comes: the output is whole or absent, and nothing else lies around."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onnxcomp", "optimize", str(digits), "--data", str(digits_data[0])],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    time.sleep(after_s)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left <= {"digits-cnn.opt.onnx", "digits-cnn.opt.json"}
+    for path in tmp_path.glob("*.onnx"):
+        onnx.checker.check_model(str(path))
+
+
+def test_several_inputs_and_a_custom_metric(tmp_path: Path) -> None:
+    model = builders.save(builders.transformer(), tmp_path / "t.onnx")
+    for name, seed in (("a.npz", 1), ("b.npz", 2)):
+        np.savez(tmp_path / name, **builders.transformer_feed(batch=24, seed=seed))
+    (tmp_path / "m.py").write_text(
+        "def spread(outputs, labels):\n    return float(next(iter(outputs.values())).std())\n"
+    )
+    report = onnxcomp.optimize(
+        model,
+        data=str(tmp_path / "a.npz"),
+        eval_data=str(tmp_path / "b.npz"),
+        metric=f"{tmp_path / 'm.py'}:spread:min",
+        passes="cleanup,quantize-weights{bits=8}",
+        bench=False,
+    )
+    assert report.accuracy is not None
+    assert report.accuracy.samples == 24
+    assert math.isclose(report.accuracy.drop, report.accuracy.after - report.accuracy.before, abs_tol=1e-6)
