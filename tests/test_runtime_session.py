@@ -59,7 +59,9 @@ def test_optimisation_and_threads_do_not_change_the_answer():
     feeds = builders.feeds_of(proto)
     (wanted,) = builders.run(proto, feeds)
     for options in ({"optimize": False}, {"threads": 2}, {"threads": 0}, {"lean": True}):
-        np.testing.assert_allclose(open_session(proto.SerializeToString(), **options).run(feeds)["logits"], wanted, 1e-4, 1e-5)
+        np.testing.assert_allclose(
+            open_session(proto.SerializeToString(), **options).run(feeds)["logits"], wanted, 1e-4, 1e-5
+        )
 
 
 @pytest.mark.parametrize(
