@@ -31,9 +31,9 @@ class _Cloner:
                 self.tensor(out)
         copy.nodes = [self.node(n, copy) for n in graph.nodes]
         copy.outputs = [self.tensor(t) for t in graph.outputs]
-        copy.order = [self.constant(c) for c in graph.order]
         copy.unused = [self.constant(c) for c in graph.unused]
         copy.kept_inputs = {self.constant(c): value for c, value in graph.kept_inputs.items()}
+        copy.order = [self.constant(c) for c in graph.order if c in self.tensors]  # what no one reads any more goes
         return copy
 
     def tensor(self, tensor: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ class _Decoder:
         visible = {**outer, **local}
         graph.nodes = [self._node(node, graph, visible) for node in proto.node]
         graph.outputs = [self._known(value.name, visible, f"graph output {value.name}") for value in proto.output]
-        used = {t for n in graph.walk() for t in n.inputs} | set(graph.outputs) | set(graph.inputs)
+        used = {t for n in graph.walk() for t in n.inputs}.union(graph.inputs, *(s.outputs for s in graph.scopes()))
         graph.unused = [c for c in graph.order if c not in used]
         return graph
 

@@ -202,6 +202,8 @@ class Pass(ABC):
         Raises:
             UsageError: a glob matches nothing in the graph.
         """
+        if not self.include and not self.exclude:
+            return lambda node: True
         names = {n.name for n in graph.walk()} | {c.name for c in graph.constants()}
         for key, globs in (("include", self.include), ("exclude", self.exclude)):
             for glob in globs:

@@ -11,6 +11,8 @@ from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext
 
+ROUNDINGS = 16  # how many of a coarse type's rounding steps an equal computation may differ by
+_STEPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}  # finer types stay far below any tolerance
 SYNTHETIC_SAMPLES = 2  # drawn at random only to compare two graphs with each other, never to calibrate
 
 
@@ -29,6 +31,7 @@ class Probe:
         self.context = context
         self.enabled = enabled
         self._feeds: list[dict[str, Array]] | None = None
+        self._step = 0.0
         self._last: tuple[Graph, list[dict[str, Array]]] | None = None
 
     def compare(self, item: Pass, before: Graph, after: Graph, outcome: Outcome) -> None:
@@ -55,6 +58,7 @@ class Probe:
             raise GuaranteeError(
                 f"after {item.name} the model no longer runs: {error.what}", where=error.where, do="report this"
             ) from error
+        self._step = coarsest_step(before)
         for wanted, got in zip(expected, actual, strict=True):
             for name in wanted:
                 self._judge(item, name, wanted[name], got[name])
@@ -69,7 +73,7 @@ class Probe:
         if wanted.tobytes() == got.tobytes() if wanted.dtype != object else np.array_equal(wanted, got):
             return
         error = relative_error(wanted, got)
-        if item.promises() is Guarantee.CLOSE and error <= item.tolerance:
+        if item.promises() is Guarantee.CLOSE and error <= max(item.tolerance, ROUNDINGS * self._step):
             return
         raise _broken(item, name, f"relative error {error:.3g}")
 
@@ -97,6 +101,12 @@ class Probe:
                 data = random_data(inputs, SYNTHETIC_SAMPLES, self.context.seed, self.context.sample_shapes)
                 self._feeds = list(data.samples().batches(SYNTHETIC_SAMPLES))
         return self._feeds
+
+
+def coarsest_step(graph: Graph) -> float:
+    """Relative step of the coarsest floating-point type that the graph computes in: 2^-10 for float16."""
+    names = {t.dtype.name for t in graph.tensors().values() if t.dtype is not None}
+    return max((step for name, step in _STEPS.items() if name in names), default=0.0)
 
 
 def relative_error(wanted: Array, got: Array) -> float:

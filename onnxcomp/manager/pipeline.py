@@ -95,28 +95,36 @@ class PassManager:
         self.pipeline.check_needs(context)
         strict = _strict_enough(graph)
         probe = Probe(context, enabled=self.verify)
-        result = RunResult(graph.clone())
+        result = RunResult(graph)
         passes = context.progress.track(self.pipeline.passes, len(self.pipeline.passes), "passes")
         for item in passes:
             result.graph, record = self._one(item, result.graph, context, probe, strict)
             result.records.append(record)
+        if result.graph is graph:
+            result.graph = graph.clone()
         return result
 
     def _one(
         self, item: Pass, graph: Graph, context: PassContext, probe: Probe, strict: bool
     ) -> tuple[Graph, PassRecord]:
+        """Run a pass on a copy, which takes the graph's place if it holds and the pass changed anything."""
         candidate = graph.clone()
         start = time.perf_counter()
         outcome = item.run(candidate, context)
         failure = ""
         try:
-            _check(item, graph, candidate, outcome, probe, strict)
+            if outcome.changes:
+                _check(item, graph, candidate, outcome, probe, strict)
+            else:
+                candidate = graph
         except GuaranteeError as error:
             if self.on_failure == "raise":
                 raise
             failure, candidate = str(error), graph
         if not outcome.changes and not outcome.summary:
             outcome.summary = "nothing to do"
+        bytes_before, operators_before = total_bytes(graph), graph.operators()
+        same = candidate is graph
         record = PassRecord(
             name=item.name,
             spec=str(item),
@@ -128,10 +136,10 @@ class PassManager:
             details=tuple(outcome.changes),
             metrics=outcome.metrics,
             notes=tuple(outcome.notes),
-            bytes_before=total_bytes(graph),
-            bytes_after=total_bytes(candidate),
-            operators_before=graph.operators(),
-            operators_after=candidate.operators(),
+            bytes_before=bytes_before,
+            bytes_after=bytes_before if same else total_bytes(candidate),
+            operators_before=operators_before,
+            operators_after=operators_before if same else candidate.operators(),
             rolled_back=failure,
         )
         return candidate, record
@@ -151,7 +159,7 @@ def _check(item: Pass, before: Graph, after: Graph, outcome: Outcome, probe: Pro
             where=f"{interface_of(before)} became {interface_of(after)}",
             do=_REPORT,
         )
-    if item.promises() is not Guarantee.LOSSY and outcome.changes:
+    if item.promises() is not Guarantee.LOSSY:
         probe.compare(item, before, after, outcome)
 
 
