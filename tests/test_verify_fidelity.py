@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from onnxcomp.data.metric import parse_metric
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.results import OutputFidelity
 from onnxcomp.verify import pair
 from onnxcomp.verify.fidelity import WORST_DB, Tally, fidelity
+from onnxcomp.verify.judge import judge
 from onnxcomp.verify.pair import Runner
 
 Arrays = list[np.ndarray]
@@ -277,3 +280,19 @@ def test_no_samples_and_a_sequence_output_are_refused(tmp_path: Path):
     path = builders.save(made, tmp_path / "s.onnx")
     with pytest.raises(ModelError, match="sequence"):
         fidelity(path, path, Given({"x": np.ones((1,), np.float32)}))
+
+
+def test_figures_agree_with_an_outside_judge(tmp_path: Path, assets: Path):
+    spec = importlib.util.spec_from_file_location("meter", assets / "meter.py")
+    assert spec is not None and spec.loader is not None
+    meter = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(meter)
+    before = assets / "models" / "lenet5-mnist.onnx"
+    after = builders.save(perturbed(onnx.load(before), scale=0.02), tmp_path / "after.onnx")
+    x, labels = meter.mnist()
+    x, labels = x[:500], labels[:500]
+    found, accuracy = judge(before, after, Given({"input": x}, labels), parse_metric(None))
+    assert found.worst_sqnr_db == pytest.approx(meter.fidelity(before, after, x), abs=1e-3)
+    assert accuracy is not None
+    assert accuracy.before == pytest.approx(meter.top1(before, x, labels))
+    assert accuracy.after == pytest.approx(meter.top1(after, x, labels))
