@@ -191,7 +191,8 @@ class _Search:
             ends[end] = self._scan(ends, end, span[end] * ratios)
         step = float(ratios[1])
         for end in movable:
-            near = np.linspace(step, 1.0 / step, 9) * ends[end]
+            near = np.geomspace(step, 1.0 / step, 9) * ends[end]
+            near[len(near) // 2] = ends[end]
             ends[end] = self._scan(ends, end, near[np.abs(near) <= abs(span[end])])
         return self.rule.grid(*ends)
 
