@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from onnxcomp import recipes
 from onnxcomp._version import __version__
@@ -16,7 +15,6 @@ from onnxcomp.data.dataset import Samples
 from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.metric import Metric, parse_metric
 from onnxcomp.data.open import open_data, random_data
-from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.data.split import split
 from onnxcomp.errors import DataError, ModelError, OnnxcompError, OutputError, UsageError
 from onnxcomp.files import sha256_of
@@ -24,6 +22,7 @@ from onnxcomp.graph import cost
 from onnxcomp.graph.io import load, model_files, save
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.ops.facts import Operators, load_operators
+from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
 from onnxcomp.measure import Measurements, Measurer
@@ -34,62 +33,8 @@ from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, exit_code, parse_size
 from onnxcomp.verify.provenance import stamp
 
-Objective = Literal["latency", "size", "accuracy", "macs"]
 UNCHANGED = 13
 SYNTHETIC_JUDGED = 16  # enough to see that two graphs compute the same; never called accuracy
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one run is asked to do; the command line's flags under the same names.
-
-    Attributes:
-        model: the input file, never written.
-        output: defaults to NAME.opt.onnx in the current directory; the report to NAME.opt.json.
-        passes: a spec string or a Pipeline; with `recipe` unset and this unset, the default tries several recipes.
-        data, labels, eval_data, eval_labels, preprocess, shapes: as `onnxcomp.data.open.open_data` takes them.
-        metric: `module.py:function[:min]`; top-1 where labels are given.
-        calib_samples: calibrate on at most this many samples.
-        eval_samples: judge on at most this many; None takes what there is.
-        allow_random: calibrate on random data where none is given.
-        threads: for calibration and verification; latency is measured with one thread. 0 takes every core.
-        bench_seconds: how long to measure the final latency.
-    """
-
-    model: Path
-    output: Path | None = None
-    passes: str | Pipeline | None = None
-    recipe: str | None = None
-    data: Any = None
-    labels: Any = None
-    eval_data: Any = None
-    eval_labels: Any = None
-    metric: str | None = None
-    calib_samples: int = 512
-    eval_samples: int | None = None
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    preprocess: Preprocess = field(default_factory=Preprocess)
-    allow_random: bool = False
-    target: str = "cpu"
-    objective: Objective = "latency"
-    budget: Budget = field(default_factory=Budget)
-    report: Path | None = None
-    seed: int = 0
-    threads: int = 0
-    bench: bool = True
-    bench_seconds: float = 4.0
-    verify: bool = True
-    keep_initializer_inputs: bool = False
-
-    @property
-    def out(self) -> Path:
-        """Where the result goes."""
-        return self.output or Path(f"{self.model.stem}.opt.onnx")
-
-    @property
-    def report_path(self) -> Path:
-        """Where report.json goes."""
-        return self.report or Path(f"{self.out.name.removesuffix('.onnx')}.json")
 
 
 def optimize(
@@ -111,7 +56,7 @@ def optimize(
         max_size: bytes, `4MB`, or a share such as `30%`.
         min_speedup: latency before/after.
         progress: shows long work.
-        options: fields of `Job`.
+        options: fields of `onnxcomp.job.Job`.
 
     Returns:
         The report; its `exit_code` and `verdict` say whether the result was accepted.
@@ -126,9 +71,7 @@ def optimize(
             options[key] = Path(options[key])
     unknown = sorted(set(options) - set(Job.__dataclass_fields__))
     if unknown:
-        raise UsageError(
-            f"optimize has no option {unknown[0]!r}", where="onnxcomp.optimize", do="see onnxcomp.driver.Job"
-        )
+        raise UsageError(f"optimize has no option {unknown[0]!r}", where="onnxcomp.optimize", do="see onnxcomp.job.Job")
     return run(Job(Path(model), budget=budget, **options), progress)
 
 
@@ -400,7 +343,12 @@ def _unchanged(report: Report, reason: str) -> None:
 
 def _stamped(job: Job, graph: Graph, report: Report, chosen: Chosen) -> Graph:
     final = graph.clone()
-    marks = stamp(version=__version__, source_sha256=report.source.sha256, spec=str(chosen.pipeline))
+    marks = stamp(
+        version=__version__,
+        source_sha256=report.source.sha256,
+        spec=str(chosen.pipeline),
+        config_sha256=job.options_sha256(),
+    )
     for key, value in marks.items():
         final.set_metadata(key, value)
     return final
@@ -462,7 +410,7 @@ def _write_model(report: Report, job: Job, graph: Graph, measured: Measurements)
     if report.verdict == "unchanged":
         return
     rejected = report.verdict == "over-budget"
-    path = job.out.with_name(f"{job.model.stem}.rejected.onnx") if rejected else job.out
+    path = job.rejected if rejected else job.out
     files = save(graph, path)
     report.output = FileRef(str(path), sha256_of(*files))
     if not rejected and report.output.sha256 != measured.sha256:

@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {"data", "runtime", "targets"},
     {"manager"},
     {"passes", "verify", "report", "distill"},
+    {"job"},
     {"config"},
     {"recipes", "measure"},
     {"driver", "inspection", "testing"},

@@ -41,7 +41,8 @@ def command(model: Path, no_bench: bool, no_verify: bool, quiet: bool, verbose: 
     The exit code is 0 for an accepted result, 10 to 14 for a missed budget, 13 where nothing was gained.
     """
     from onnxcomp.cli.progress import Bar
-    from onnxcomp.driver import Job, run
+    from onnxcomp.driver import run
+    from onnxcomp.job import Job
     from onnxcomp.runtime.progress import SILENT
 
     job = Job(model=model, bench=not no_bench, verify=not no_verify, **given)

@@ -111,23 +111,24 @@ def preprocess_options(function: Command) -> Command:
 
 
 def budget_options(function: Command) -> Command:
-    """The budgets; the command gets one keyword, `budget`."""
-    flags = (
-        click.option(
-            "--max-drop", type=float, metavar="X", help="Most the metric may lose, absolute: 0.01 is one point."
-        ),
-        click.option("--min-sqnr", type=float, metavar="DB", help="Least SQNR of an output, in dB."),
-        click.option("--max-size", metavar="S", help="Largest result: bytes, 4MB, or a share such as 30%."),
-        click.option("--min-speedup", type=float, metavar="R", help="Least speed-up, before/after."),
-    )
+    """The flags of `Budget`, from its fields; the command gets one keyword, `budget`."""
+    from onnxcomp.verify.budget import Budget, parse_size
+
+    fields = dataclasses.fields(Budget)
 
     @functools.wraps(function)
     def assembled(*args: Any, **kwargs: Any) -> Any:
-        from onnxcomp.verify.budget import Budget, parse_size
-
-        size = kwargs.pop("max_size")
-        numbers = {name: kwargs.pop(name) for name in ("max_drop", "min_sqnr", "min_speedup")}
-        budget = Budget(max_size=None if size is None else parse_size(size), **numbers)
+        given = {field.name: kwargs.pop(field.name) for field in fields}
+        size = given.pop("max_size")
+        budget = Budget(max_size=None if size is None else parse_size(size), **given)
         return function(*args, budget=budget, **kwargs)
 
-    return together(*flags)(assembled)  # type: ignore[return-value]
+    for field in reversed(fields):
+        click.option(
+            "--" + field.name.replace("_", "-"),
+            field.name,
+            type=str if field.name == "max_size" else float,
+            metavar=field.metadata["metavar"],
+            help=field.metadata["help"],
+        )(assembled)
+    return assembled  # type: ignore[return-value]

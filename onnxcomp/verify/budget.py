@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity
@@ -36,21 +36,25 @@ class Size:
         return self.share * original_bytes if self.share is not None else float(self.bytes or 0)
 
 
+def _about(help_text: str, metavar: str) -> dict[str, str]:
+    return {"help": help_text, "metavar": metavar}
+
+
 @dataclass(frozen=True)
 class Budget:
     """What the result must keep; None means that nothing is asked.
 
-    Attributes:
-        max_drop: the metric may get worse by this much, in the metric's own unit.
-        min_sqnr: the lowest SQNR over the outputs, in dB.
-        max_size: of the .onnx file and its external data.
-        min_speedup: latency before / after.
+    From these fields come the command line's flags and the keys of the configuration.
     """
 
-    max_drop: float | None = None
-    min_sqnr: float | None = None
-    max_size: Size | None = None
-    min_speedup: float | None = None
+    max_drop: float | None = field(
+        default=None, metadata=_about("Most the metric may lose, absolute: 0.01 is one point.", "X")
+    )
+    min_sqnr: float | None = field(default=None, metadata=_about("Least SQNR of an output, in dB.", "DB"))
+    max_size: Size | None = field(
+        default=None, metadata=_about("Largest result: bytes, 4MB, or a share such as 30%.", "S")
+    )
+    min_speedup: float | None = field(default=None, metadata=_about("Least speed-up, before/after.", "R"))
 
     def __post_init__(self) -> None:
         for name, value in (
