@@ -44,9 +44,13 @@ class Cleanup(Pass):
         sweeper = _Sweeper(self, graph, context, outcome)
         sweeper.unused()
         sweeper.dead()
-        sweeper.equal_initializers()
-        while sweeper.sweep():
-            sweeper.dead()
+        changed = True
+        while changed:
+            sweeper.equal_initializers()
+            changed = False
+            while sweeper.sweep():
+                sweeper.dead()
+                changed = True
         sweeper.outputs_nobody_takes()
         gone = nodes - sum(1 for _ in graph.walk())
         if outcome.changes:
@@ -63,6 +67,7 @@ class _Sweeper:
         self.operators = context.operators
         self.outcome = outcome
         self.wanted = item.selects(graph)
+        self.digests: dict[Constant, bytes] = {}
         graph.sort()
         self.outputs: set[Tensor] = {t for scope in graph.scopes() for t in scope.outputs}
         self.known = Known.of(graph, infer(graph, declared=False))
@@ -115,7 +120,7 @@ class _Sweeper:
     def equal_initializers(self) -> None:
         """One initializer for each value; the first in the file stays, or one that is an output."""
         kept = self.graph.kept_inputs
-        for group in _equal([c for c in self.graph.constants() if c not in kept]):
+        for group in _equal([c for c in self.graph.constants() if c not in kept], self.digests):
             first = next((c for c in group if c in self.outputs), group[0])
             if first.scope is not None and any(c.scope is not first.scope for c in group):
                 if first in self.outputs:
@@ -275,15 +280,20 @@ def _attributes(node: Node) -> list[bytes]:
     return sorted(a.SerializeToString(deterministic=True) for a in encode_node(node).attribute)
 
 
-def _equal(constants: list[Constant]) -> Iterator[list[Constant]]:
+def _equal(constants: list[Constant], digests: dict[Constant, bytes]) -> Iterator[list[Constant]]:
     """Groups of two and more initializers of the same type, shape and bytes, in the order given.
 
-    Values are read one at a time: a few of each first, all only where those agree.
+    Values are read one at a time: a few of each first, all only where those agree. `digests` keeps what was read.
     """
-    groups: list[list[Constant]] = _split(constants, lambda c: (c.dtype.name, c.shape))
-    for key in (_sample, _digest):
-        groups = [part for group in groups for part in _split(group, key)]
-    yield from groups
+
+    def digest(constant: Constant) -> bytes:
+        if constant not in digests:
+            digests[constant] = _digest(constant)
+        return digests[constant]
+
+    for alike in _split(constants, lambda c: (c.dtype.name, c.shape)):
+        for group in _split(alike, lambda c: b"" if c.size <= SAMPLE_ELEMENTS else _sample(c)):
+            yield from _split(group, digest)
 
 
 def _split(group: list[Constant], key: Callable[[Constant], object]) -> list[list[Constant]]:
@@ -294,8 +304,6 @@ def _split(group: list[Constant], key: Callable[[Constant], object]) -> list[lis
 
 
 def _sample(constant: Constant) -> bytes:
-    if constant.size <= SAMPLE_ELEMENTS:
-        return _digest(constant)
     places = np.linspace(0, constant.size - 1, SAMPLE_ELEMENTS).astype(np.int64)
     return _bytes(constant.values.flat[places])
 

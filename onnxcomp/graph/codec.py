@@ -467,7 +467,8 @@ def _encode_node(
         elif isinstance(value, onnx.AttributeProto):
             proto.attribute.append(value)
         else:
-            proto.attribute.append(helper.make_attribute(key, value))
+            kind = AttributeProto.INTS if isinstance(value, list | tuple) and not value else None
+            proto.attribute.append(helper.make_attribute(key, value, attr_type=kind))
 
 
 def value_info(tensor: Variable) -> onnx.ValueInfoProto:
