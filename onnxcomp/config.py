@@ -1,0 +1,383 @@
+"""Which models are to be built, and how? Reads onnxcomp.toml, or [tool.onnxcomp] of pyproject.toml.
+
+The keys of a model's table are the fields of `Job`, `Budget`, `Preprocess` and `BuildKeys`; those of the file as a
+whole are these again, as defaults for every model, and the fields of `FileKeys`. Nothing is listed twice: reading, the
+JSON schema and the file that `onnxcomp init` writes all go through `model_keys` and `file_keys`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onnxcomp.data.preprocess import Preprocess
+from onnxcomp.errors import UsageError
+from onnxcomp.job import Job
+from onnxcomp.verify.budget import Budget, Size, parse_size
+
+FILE = "onnxcomp.toml"
+PROJECT = "pyproject.toml"
+STATE = ".onnxcomp"
+
+
+@dataclass(frozen=True)
+class BuildKeys:
+    """Keys of a model that only the build step knows."""
+
+    name: str = field(default="", metadata={"help": "What the build calls this model; its output without .onnx."})
+    depends: tuple[str, ...] = field(
+        default=(),
+        metadata={"help": "Further files and folders that the data or metric functions read: a change rebuilds."},
+    )
+
+
+@dataclass(frozen=True)
+class FileKeys:
+    """Keys of the file as a whole."""
+
+    state: Path = field(
+        default=Path(STATE), metadata={"help": "Folder for what the build remembers; may be deleted at any time."}
+    )
+    reports: Path | None = field(
+        default=None, metadata={"help": "Folder for the reports of the whole build; `reports` in the state folder."}
+    )
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the configuration.
+
+    Attributes:
+        name: as the file writes it.
+        hint: the type of the field it comes from, without None.
+        default: None where the key may be left out.
+        help: one line.
+        minimum: least value of a number.
+        owner: the class it comes from.
+        field: its name there.
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    help: str
+    minimum: int | None
+    owner: type[Any]
+    field: str
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words it may take; empty where it is no such key."""
+        return typing.get_args(self.hint) if typing.get_origin(self.hint) is typing.Literal else ()
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model of the configuration.
+
+    Attributes:
+        name: unique in the file.
+        job: what to do; its paths are relative to the folder of the configuration.
+        depends: further files and folders that decide the result.
+        table: the keys as given, the file's defaults included; JSON-ready.
+    """
+
+    name: str
+    job: Job
+    depends: tuple[str, ...]
+    table: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A configuration file. `state` and `reports` are relative to its folder."""
+
+    file: Path
+    models: tuple[ModelEntry, ...]
+    state: Path
+    reports: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder that all its paths are relative to."""
+        return self.file.parent
+
+
+def load(path: Path | None = None) -> Config:
+    """Read a configuration.
+
+    Args:
+        path: the file, or the folder that holds it; the current folder if not given.
+
+    Raises:
+        UsageError: there is none, it is no TOML, a key is unknown (the nearest is named) or has a wrong value, or two
+            models would write one file.
+    """
+    file = _find(path or Path())
+    table = _parse(file)
+    with _at(str(file)):
+        return _config(file, table)
+
+
+def entry_of(table: Mapping[str, Any]) -> ModelEntry:
+    """A model from its keys.
+
+    Raises:
+        UsageError: a key is unknown or has a wrong value.
+    """
+    keys = {key.name: key for key in model_keys()}
+    given: dict[type[Any], dict[str, Any]] = {Job: {}, Budget: {}, BuildKeys: {}}
+    for name, value in table.items():
+        if name == "preprocess":
+            given[Job]["preprocess"] = _preprocess(value)
+        elif name not in keys:
+            raise _unknown(name, [*keys, "preprocess"])
+        else:
+            given[keys[name].owner][keys[name].field] = _value(keys[name], value)
+    if "model" not in given[Job]:
+        raise UsageError("the model has no path", where="path", do='say which file it is: path = "model.onnx"')
+    budget = Budget(**given[Budget])
+    job = Job(**given[Job], budget=budget)
+    job = dataclasses.replace(job, output=job.out, report=job.report or job.out.with_suffix(".json"))
+    extra = BuildKeys(**given[BuildKeys])
+    name = extra.name or job.out.as_posix().removesuffix(".onnx").removesuffix(".opt")
+    return ModelEntry(name, job, extra.depends, dict(table))
+
+
+def model_keys() -> tuple[Key, ...]:
+    """The keys of a model's table, in order; those of its `preprocess` table are `preprocess_keys`."""
+    found: list[Key] = []
+    for key in _keys(Job):
+        if key.hint is Budget:
+            found += _keys(Budget)
+        elif key.hint is not Preprocess:
+            found.append(key)
+    extra = {key.name: key for key in _keys(BuildKeys)}
+    return (found[0], extra["name"], *found[1:], extra["depends"])
+
+
+def preprocess_keys() -> tuple[Key, ...]:
+    """The keys of a model's `preprocess` table."""
+    return tuple(_keys(Preprocess))
+
+
+def file_keys() -> tuple[Key, ...]:
+    """The keys of the file as a whole, beside the defaults for its models."""
+    return tuple(_keys(FileKeys))
+
+
+def default_keys() -> tuple[Key, ...]:
+    """The keys that may stand at the top of the file, for every model: all that do not name one file."""
+    return tuple(key for key in model_keys() if key.name not in ("path", "name", "output", "report", "html"))
+
+
+# -- the file ------------------------------------------------------------------------------------------------------
+
+
+def _find(path: Path) -> Path:
+    if not path.is_dir():
+        if not path.exists():
+            raise UsageError("there is no such configuration", where=f"file {path}", do="onnxcomp init writes one")
+        return path
+    if (path / FILE).is_file():
+        return path / FILE
+    if (path / PROJECT).is_file() and "onnxcomp" in _toml(path / PROJECT).get("tool", {}):
+        return path / PROJECT
+    raise UsageError(
+        f"there is no {FILE}, and no [tool.onnxcomp] in a {PROJECT}",
+        where=f"folder {path.resolve()}",
+        do="onnxcomp init MODEL writes a first one",
+    )
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    content = _toml(file)
+    if file.name != PROJECT:
+        return content
+    found = content.get("tool", {}).get("onnxcomp")
+    if not isinstance(found, dict):
+        raise UsageError("it has no table [tool.onnxcomp]", where=f"file {file}", do=f"add one, or write {FILE}")
+    return found
+
+
+def _toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"this is no TOML: {error}", where=f"file {file}", do="mend the line it names") from error
+    except OSError as error:
+        raise UsageError(f"it cannot be read: {error.strerror}", where=f"file {file}", do="check the path") from error
+
+
+def _config(file: Path, table: dict[str, Any]) -> Config:
+    own = {key.name: key for key in file_keys()}
+    defaults = [key.name for key in default_keys()] + ["preprocess"]
+    only_models = [key.name for key in model_keys() if key.name not in defaults]
+    shared: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    for name, value in table.items():
+        if name in own:
+            settings[name] = _value(own[name], value)
+        elif name in defaults:
+            shared[name] = value
+        elif name in only_models:
+            raise UsageError(f"{name} belongs to one model", where=name, do="move it below a line [[model]]")
+        elif name != "model":
+            raise _unknown(name, [*own, *defaults, "model"])
+    tables = table.get("model", [])
+    if not isinstance(tables, list) or not tables or not all(isinstance(item, dict) for item in tables):
+        raise UsageError("it names no model", where="model", do='add [[model]] and below it path = "model.onnx"')
+    entries = []
+    for number, item in enumerate(tables, 1):
+        with _at(f"model {number} ({item.get('path', 'no path')})"):
+            entries.append(entry_of(_merged(shared, item)))
+    _check_files(entries)
+    found = FileKeys(**settings)
+    return Config(file, tuple(entries), found.state, found.reports or found.state / "reports")
+
+
+def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's own keys over the file's; its own passes or recipe sets aside the file's other one."""
+    base = dict(shared)
+    for one, other in (("passes", "recipe"), ("recipe", "passes")):
+        if one in own:
+            base.pop(other, None)
+    merged = base | dict(own)
+    both = (base.get("preprocess"), own.get("preprocess"))
+    if all(isinstance(part, dict) for part in both):
+        merged["preprocess"] = {**base["preprocess"], **own["preprocess"]}
+    return merged
+
+
+def _check_files(entries: list[ModelEntry]) -> None:
+    """Refuse two models that would write one file, and a model that another one writes."""
+    names: set[str] = set()
+    written: dict[Path, str] = {}
+    for entry in entries:
+        if entry.name in names:
+            raise UsageError(f"two models are called {entry.name}", where="name", do="give each a name of its own")
+        names.add(entry.name)
+        for path in (entry.job.out, entry.job.rejected, entry.job.report_path):
+            if path in written:
+                raise UsageError(
+                    f"{written[path]} and {entry.name} would both write {path}",
+                    where="output, report",
+                    do="give each model an output of its own",
+                )
+            written[path] = entry.name
+    for entry in entries:
+        if entry.job.model in written:
+            raise UsageError(
+                f"{entry.name} reads what {written[entry.job.model]} writes",
+                where=f"path {entry.job.model}",
+                do="models are built side by side; chain the passes in one model instead",
+            )
+
+
+# -- one key -------------------------------------------------------------------------------------------------------
+
+
+def _keys(owner: type[Any]) -> Iterator[Key]:
+    hints = typing.get_type_hints(owner, localns={"Pipeline": str})
+    for item in dataclasses.fields(owner):
+        given = item.metadata
+        default = item.default if item.default_factory is dataclasses.MISSING else None
+        yield Key(
+            name=given.get("key") or item.name,
+            hint=_without_none(hints[item.name]),
+            default=None if default is dataclasses.MISSING else default,
+            help=given["help"],
+            minimum=given.get("minimum"),
+            owner=owner,
+            field=item.name,
+        )
+
+
+def _without_none(hint: Any) -> Any:
+    """`X | None` -> X; a Literal stays one."""
+    if typing.get_origin(hint) is typing.Literal or not typing.get_args(hint):
+        return hint
+    parts = [part for part in typing.get_args(hint) if part is not type(None)]
+    return parts[0] if len(parts) < len(typing.get_args(hint)) else hint
+
+
+def _value(key: Key, value: Any) -> Any:
+    """A TOML value turned into what the field takes."""
+    with _at(key.name):
+        found = _converted(key, value)
+    if key.minimum is not None and found < key.minimum:
+        raise UsageError(f"{key.name} is at least {key.minimum}, not {found}", where=key.name, do=key.help)
+    return found
+
+
+def _converted(key: Key, value: Any) -> Any:
+    hint, origin = key.hint, typing.get_origin(key.hint)
+    if key.choices and value in key.choices:
+        return value
+    if hint in (str, Any) and isinstance(value, str) and (value or key.name == "name"):
+        return value
+    if hint is Path and isinstance(value, str) and value:
+        return Path(value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is Size and isinstance(value, int | str) and not isinstance(value, bool):
+        return parse_size(str(value))
+    if origin is tuple and isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return tuple(value)
+    if hint is not None and typing.get_args(hint)[:1] == (str,) and isinstance(value, dict):
+        return {name: _sizes(name, sizes) for name, sizes in value.items()}
+    raise UsageError(f"{key.name} cannot be {value!r}", where=key.name, do=f"give {takes(key)}: {key.help}")
+
+
+def _sizes(name: str, sizes: Any) -> tuple[int, ...]:
+    if isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes):
+        return tuple(sizes)
+    raise UsageError(f"{sizes!r} is no shape", where=name, do=f"write {name} = [1, 3, 224, 224]")
+
+
+def takes(key: Key) -> str:
+    """What a key takes, in words."""
+    if key.choices:
+        return "one of " + ", ".join(key.choices)
+    if key.hint in (str, Path, Any):
+        return "text"
+    names = {bool: "true or false", int: "a whole number", float: "a number", Size: 'bytes, "4MB" or "30%"'}
+    if key.hint in names:
+        return names[key.hint]
+    return "a list of texts" if typing.get_origin(key.hint) is tuple else "a table of lists of whole numbers"
+
+
+def _preprocess(value: Any) -> Preprocess:
+    with _at("preprocess"):
+        if not isinstance(value, dict):
+            raise UsageError("preprocess is a table", where="", do="write [model.preprocess] and its keys below")
+        return Preprocess.from_mapping(value)
+
+
+def _unknown(name: str, known: list[str]) -> UsageError:
+    if name in {key.name for key in preprocess_keys()}:
+        return UsageError(f"there is no key {name!r} here", where=name, do="move it below [model.preprocess]")
+    near = difflib.get_close_matches(name, known, 1, 0.0)[0]
+    return UsageError(f"there is no key {name!r}", where=name, do=f"did you mean {near}?")
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Say in which file, model and key an error arose."""
+    try:
+        yield
+    except UsageError as error:
+        inside = [part for part in (place, error.where) if part]
+        where = inside[0] if len(inside) < 2 or inside[0] == inside[1] else ", ".join(inside)
+        raise UsageError(error.what, where=where, do=error.do) from error
