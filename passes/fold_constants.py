@@ -56,6 +56,8 @@ class FoldConstants(Pass):
         folder = _Folder(self, graph, context, outcome)
         while folder.constant_nodes() + folder.branches() + folder.shape_arithmetic() + folder.computed():
             pass
+        if outcome.changes:
+            outcome.summary = f"{len(outcome.changes)} nodes became initializers, or parts of the graph around them"
         still = set(graph.walk())
         for node, why in folder.kept.items():
             if node in still:

@@ -11,34 +11,40 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from onnxcomp.errors import UsageError
 from onnxcomp.manager.base import Pass
 from onnxcomp.manager.options import Bare, reject_unknown
 
+Finder = Callable[[str], type[Pass]]
+
 _TOKEN = re.compile(r'\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<mark>[{}\[\],=])|(?P<word>[^\s{}\[\],="]+))')
 _WORD = re.compile(r"[A-Za-z_][\w.:/*?-]*")
 
 
-def parse_passes(text: str) -> tuple[Pass, ...]:
+def parse_passes(text: str, find: Finder | None = None) -> tuple[Pass, ...]:
     """The passes that a spec string names.
+
+    Args:
+        find: gives the class of a pass by its name; the registry by default.
 
     Raises:
         UsageError: points at the place where the text stops making sense, or names an unknown pass or option.
     """
-    return _Parser(text).pipeline()
+    return _Parser(text, find).pipeline()
 
 
-def make_pass(name: str, options: dict[str, Any]) -> Pass:
+def make_pass(name: str, options: dict[str, Any], find: Finder | None = None) -> Pass:
     """A pass by name, with options from a spec string or a configuration file.
 
     Raises:
         UsageError: the pass or an option is unknown, or a value does not fit.
     """
-    from onnxcomp.manager.registry import find
+    from onnxcomp.manager import registry
 
-    cls = find(name)
+    cls = (find or registry.find)(name)
     reject_unknown(name, [f.name for f in dataclasses.fields(cls)], list(options))
     return cls(**options)
 
@@ -67,8 +73,9 @@ def format_value(value: Any) -> str:
 
 
 class _Parser:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, find: Finder | None) -> None:
         self.text = text
+        self.find = find
         self.position = 0
 
     def pipeline(self) -> tuple[Pass, ...]:
@@ -98,7 +105,7 @@ class _Parser:
                 elif self.peek() != "}":
                     raise self.wrong("expected a comma or } after an option")
             self.next()
-        return make_pass(name, options)
+        return make_pass(name, options, self.find)
 
     def option(self) -> tuple[str, Any]:
         kind, key = self.next()
