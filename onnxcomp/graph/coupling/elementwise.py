@@ -134,12 +134,13 @@ def _table() -> dict[str, Rule]:
         "ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum "
         "ReduceLogSumExp"
     )
+    looking = "Softmax LogSoftmax Hardmax ArgMax ArgMin CumSum"
     return {
         **dict.fromkeys(many.split(), elementwise),
         **dict.fromkeys(one.split(), unary),
         **dict.fromkeys(pools.split(), pool),
         **dict.fromkeys(sums.split(), reduce),
-        **dict.fromkeys("Softmax LogSoftmax Hardmax ArgMax ArgMin CumSum".split(), along_axis),
+        **dict.fromkeys(looking.split(), along_axis),
         "LpNormalization": lp_normalize,
         "Trilu": last_two_fixed,
         "LRN": neighbours,

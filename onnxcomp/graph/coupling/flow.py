@@ -166,7 +166,8 @@ class Step:
                 size = sizes[axis]
                 if size is not None and size != len(labels):
                     self.close(labels, f"the size of {tensor.name} is not as its inputs suggest")
-                    labels = None
+                    kept.append(None)
+                    continue
             kept.append(labels if labels is not None and len(labels) > 1 else None)
         self.flow.labels[tensor] = kept
 

@@ -9,7 +9,7 @@ from onnxcomp.graph.coupling.flow import Axes, Kept, Labels, Rule, Step, positiv
 
 
 def conv(step: Step) -> None:
-    """Conv: X [N, C, ...], W [M, C / group, k...], B [M]."""
+    """Conv: X [N, C, ...], W [M, C / group, k...], B [M]; FusedConv adds Z [N, M, ...]."""
     group = int(step.attr("group", 1))
     data, weight = step.axes(0), step.axes(1)
     sizes = step.sizes(1)
@@ -25,6 +25,8 @@ def conv(step: Step) -> None:
     _fixed(step, [*data[2:], *weight[2:]])
     if step.has(2):
         out = step.tie(out, step.axes(2)[0])
+    if step.has(3):
+        out = step.tie(out, step.axes(3)[1])
     step.emit([data[0], out, *[None] * (len(data) - 2)])
 
 

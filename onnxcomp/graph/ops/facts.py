@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from math import prod
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from onnxcomp.errors import UsageError
 from onnxcomp.graph.ir import Array, Constant, Node
 from onnxcomp.graph.types import Shapes
+
+if TYPE_CHECKING:
+    from onnxcomp.graph.coupling.flow import Rule
 
 ENTRY_POINT_GROUP = "onnxcomp.operators"
 
@@ -87,6 +90,8 @@ class OpFacts:
         quantization_ports: ports that hold scales and zero points, which are no parameters.
         packed: number of weight elements behind a port of packed or integer weights, by port.
         shape_ports: ports whose values steer shapes and are no parameters either.
+        coupling: how indices of the outputs' axes depend on those of the inputs (onnxcomp.graph.coupling); the
+            built-in rules stand in a table there, so that only operators of third parties give one here.
         known: False for the record of an operator that no table holds.
     """
 
@@ -100,6 +105,7 @@ class OpFacts:
     quantization_ports: tuple[int, ...] = ()
     packed: Mapping[int, Callable[[Node], int]] = field(default_factory=dict)
     shape_ports: tuple[int, ...] = ()
+    coupling: Rule | None = None
     known: bool = True
 
 

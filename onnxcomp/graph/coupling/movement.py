@@ -1,0 +1,369 @@
+"""Rules of operators that move values: Concat, Split, Slice, Pad, Gather, Transpose, Resize, Expand and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from onnxcomp.graph.coupling.flow import Axes, Kept, Labels, Rule, Step, UnknownShapeError, positive, set_ints
+from onnxcomp.graph.ir import Array, Variable
+
+_LOWEST = np.iinfo(np.int64).min
+
+
+def transpose(step: Step) -> None:
+    """Axes in another order."""
+    axes = step.axes(0)
+    order = step.attr("perm", None) or range(len(axes))[::-1]
+    step.emit([axes[int(a)] for a in order])
+
+
+def concat(step: Step) -> None:
+    """Along one axis the labels stand one after another; the other axes are tied."""
+    inputs = [(step.axes(port), step.sizes(port)) for port in range(len(step.node.inputs))]
+    rank = len(inputs[0][0])
+    along = positive(int(step.attr("axis", 1)), rank)
+    result: Axes = [step.join([axes[a] for axes, _ in inputs]) if a != along else None for a in range(rank)]
+    parts = [axes[along] for axes, _ in inputs]
+    if any(labels is not None for labels in parts):
+        joined: list[Labels] = []
+        for labels, (_, sizes) in zip(parts, inputs, strict=True):
+            size = sizes[along]
+            if labels is None and size is None:
+                raise UnknownShapeError(f"{step.node} joins parts of unknown size")
+            part = step.flow.fresh(size or 0) if labels is None else labels
+            if labels is None:
+                step.close(part, f"it meets a fixed dimension in {step.node}")
+            joined.append(part)
+        result[along] = np.concatenate(joined)
+    step.emit(result)
+
+
+def split(step: Step) -> None:
+    """Consecutive parts of one axis; their sizes are written anew."""
+    axes = step.axes(0)
+    axis = positive(int(step.attr("axis", 0)), len(axes))
+    outputs = step.node.outputs
+    labels = axes[axis]
+    if labels is None:
+        for index in range(len(outputs)):
+            step.emit(axes, index)
+        return
+    size = len(labels)
+    sizes = step.ints("split", 1)
+    if sizes is None and (step.has(1) or "split" in step.node.attrs):
+        step.close_axes(0, f"the sizes of {step.node} are computed")
+        return
+    if sizes is None:
+        even = -(-size // len(outputs))
+        sizes = [min(even, size - even * i) for i in range(len(outputs))]
+    parts = np.split(labels, np.cumsum(sizes)[:-1])
+    for index, part in enumerate(parts):
+        if len(part) == 1:
+            step.close(part, f"{step.node} cuts it out alone")
+        step.emit([*axes[:axis], part, *axes[axis + 1 :]], index)
+
+    def resize(kept: Kept) -> None:
+        step.node.attrs.pop("num_outputs", None)
+        values = [kept.count(part) for part in parts]
+        if step.opset < 13:
+            step.node.attrs["split"] = values
+        else:
+            set_ints(kept, step.node, "split", 1, values)
+
+    step.edit(resize, labels)
+
+
+def slice_(step: Step) -> None:
+    """A regular part of some axes, from attributes (opset < 10) or inputs."""
+    axes = step.axes(0)
+    starts, ends = step.ints("starts", 1), step.ints("ends", 2)
+    where, steps = step.ints("axes", 3), step.ints("steps", 4)
+    named_axes = "axes" in step.node.attrs or step.has(3)
+    if where is None and not named_axes and starts is not None:
+        where = list(range(len(starts)))
+    if where is None or (steps is None and step.has(4)):
+        step.close_axes(0, f"where {step.node} cuts is computed")
+        return
+    where = [positive(a, len(axes)) for a in where]
+    if starts is None or ends is None:
+        for a in where:
+            step.close(axes[a], f"where {step.node} cuts is computed")
+            axes[a] = None
+        step.emit(axes)
+        return
+    cut = _Slices(step, where, starts, ends, steps or [1] * len(where))
+    touched = [axes[a] for a in where if axes[a] is not None]
+    for position, a in enumerate(where):
+        labels = axes[a]
+        if labels is not None:
+            axes[a] = labels[cut.chosen(position, len(labels))]
+            if len(axes[a] or ()) == 1:
+                step.close(axes[a], f"{step.node} cuts it out alone")
+    if touched:
+        step.edit(cut.rewrite(step.axes(0)), *touched)
+    step.emit(axes)
+
+
+class _Slices:
+    """The ranges of a Slice and how they look when some indices left."""
+
+    def __init__(self, step: Step, where: list[int], starts: list[int], ends: list[int], steps: list[int]) -> None:
+        self.step, self.where, self.starts, self.ends, self.steps = step, where, starts, ends, steps
+
+    def chosen(self, position: int, size: int) -> Array:
+        """Indices that one range takes of an axis."""
+        start, end, stride = self.starts[position], self.ends[position], self.steps[position]
+        bound = slice(start, None if stride < 0 and end < -size else end, stride)
+        return np.arange(size)[bound]
+
+    def rewrite(self, axes: Axes) -> Callable[[Kept], None]:
+        """An edit that writes the ranges anew; what is no range any more becomes a Gather in front."""
+
+        def edit(kept: Kept) -> None:
+            node = self.step.node
+            starts, ends, steps = list(self.starts), list(self.ends), list(self.steps)
+            for position, axis in enumerate(self.where):
+                labels = axes[axis]
+                if labels is None:
+                    continue
+                mask = kept.mask(labels)
+                chosen = self.chosen(position, len(labels))
+                left = (np.cumsum(mask) - 1)[chosen[mask[chosen]]]
+                strides = np.unique(np.diff(left))
+                if len(strides) > 1:
+                    _gather_before(kept, self.step, axis, left)
+                    left, strides = np.arange(len(left)), np.array([1])
+                stride = int(strides[0]) if len(strides) else 1
+                last = int(left[-1]) + stride
+                starts[position], steps[position] = int(left[0]), stride
+                ends[position] = _LOWEST if last < 0 else last
+            set_ints(kept, node, "starts", 1, starts)
+            set_ints(kept, node, "ends", 2, ends)
+            if steps != self.steps and self.step.opset >= 10:
+                set_ints(kept, node, "axes", 3, self.where)
+                set_ints(kept, node, "steps", 4, steps)
+
+        return edit
+
+
+def _gather_before(kept: Kept, step: Step, axis: int, indices: Array) -> None:
+    node = step.node
+    table = kept.graph.add_constant(f"{node.name}_indices", indices.astype(np.int64))
+    made = kept.graph.add_node("Gather", [node.inputs[0], table], name=f"{node.name}_gather", attrs={"axis": axis})
+    node.inputs[0] = made.outputs[0]
+
+
+def pad(step: Step) -> None:
+    """What a constant Pad adds along a labelled axis may leave like the rest: option-A shortcuts of ResNets."""
+    axes = step.axes(0)
+    rank = len(axes)
+    pads = step.ints("pads", 1)
+    named = step.ints("axes", 3)
+    if pads is None or (named is None and step.has(3)):
+        step.close_axes(0, f"how much {step.node} adds is computed")
+        return
+    where = [positive(a, rank) for a in named] if named is not None else list(range(rank))
+    before, after = [0] * rank, [0] * rank
+    for position, a in enumerate(where):
+        before[a], after[a] = pads[position], pads[len(where) + position]
+    plain = step.attr("mode", "constant") == "constant"
+    added: dict[int, tuple[Labels, Labels]] = {}
+    for a, labels in enumerate(axes):
+        if labels is None or not (before[a] or after[a]):
+            continue
+        if not plain or before[a] < 0 or after[a] < 0:
+            step.close(labels)
+            axes[a] = None
+            continue
+        added[a] = step.flow.fresh(before[a]), step.flow.fresh(after[a])
+        axes[a] = np.concatenate([added[a][0], labels, added[a][1]])
+
+    def resize(kept: Kept) -> None:
+        fronts, backs = list(before), list(after)
+        for a, (front, back) in added.items():
+            fronts[a], backs[a] = kept.count(front), kept.count(back)
+        set_ints(kept, step.node, "pads", 1, [fronts[a] for a in where] + [backs[a] for a in where])
+
+    if added:
+        step.edit(resize, *(axes[a] for a in added))
+    step.emit(axes)
+
+
+def gather(step: Step) -> None:
+    """Constant indices along a labelled axis are renumbered; other axes pass, with those of the indices between."""
+    axes, places = step.axes(0), step.axes(1)
+    axis = positive(int(step.attr("axis", 0)), len(axes))
+    labels = axes[axis]
+    indices = step.value(1)
+    taken: Axes = places
+    if labels is not None and indices is None:
+        step.close(labels, f"{step.node} looks it up by computed indices")
+    elif labels is not None and indices is not None:
+        chosen = indices.astype(np.int64) % len(labels)
+        if indices.ndim == 1 and indices.size > 1:
+            taken = [labels[chosen]]
+        else:
+            step.close(labels[chosen.reshape(-1)], f"{step.node} cuts it out alone")
+            taken = [None] * indices.ndim
+
+        def renumber(kept: Kept) -> None:
+            mask = kept.mask(labels)
+            left = (np.cumsum(mask) - 1)[chosen[mask[chosen]] if chosen.ndim else chosen]
+            values = left.astype(indices.dtype)
+            step.node.inputs[1] = kept.graph.add_constant(f"{step.node.name}_indices", values)
+
+        step.edit(renumber, labels)
+    step.emit([*axes[:axis], *taken, *axes[axis + 1 :]])
+
+
+def one_axis_passes_not(step: Step) -> None:
+    """GatherElements and others that read along one axis: nothing of them leaves."""
+    for port in range(len(step.node.inputs)):
+        step.close_axes(port)
+
+
+def resize(step: Step) -> None:
+    """Axes that keep their size pass; explicit sizes are written anew."""
+    axes, out = step.axes(0), step.out_sizes()
+    tensor = step.node.output(0)
+    sizes = step.sizes(0)
+    if out is None:
+        raise UnknownShapeError(f"the size of {tensor.name if tensor else 'the output'} is unknown")
+    for a, labels in enumerate(axes):
+        if labels is not None and out[a] != sizes[a]:
+            step.close(labels)
+            axes[a] = None
+    labelled = [a for a, labels in enumerate(axes) if labels is not None]
+    if labelled and step.has(3):
+        wanted, given = step.value(3), step.node.attrs.get("axes")
+        where = [positive(int(a), len(axes)) for a in given] if given is not None else list(range(len(axes)))
+        if not set(labelled) & set(where):
+            step.emit(axes)
+            return
+        if wanted is None:
+            _patch_sizes(step, axes, where)
+        else:
+
+            def rewrite(kept: Kept) -> None:
+                values = [int(v) for v in wanted]
+                for position, a in enumerate(where):
+                    labels = axes[a]
+                    if labels is not None:
+                        values[position] = kept.count(labels)
+                set_ints(kept, step.node, "sizes", 3, values)
+
+            step.edit(rewrite, *axes)
+    step.emit(axes)
+
+
+def _patch_sizes(step: Step, axes: Axes, where: list[int]) -> None:
+    """Computed sizes: the labelled ones are replaced where the sizes are used."""
+
+    def rewrite(kept: Kept) -> None:
+        found = [(position, axes[a]) for position, a in enumerate(where)]
+        patch_elements(kept, step, 3, {p: kept.count(labels) for p, labels in found if labels is not None})
+
+    step.edit(rewrite, *axes)
+
+
+def patch_elements(kept: Kept, step: Step, port: int, replaced: dict[int, int], size: int | None = None) -> None:
+    """Put constants in place of some elements of a vector of sizes that is computed at run time."""
+    node, graph = step.node, kept.graph
+    source = node.inputs[port]
+    shape = step.flow.shapes.static(source)
+    length = size if size is not None else (shape[0] if shape else max(replaced) + 1)
+    parts = []
+    for position in range(length):
+        if position in replaced:
+            parts.append(graph.add_constant(f"{node.name}_size", np.asarray([replaced[position]], np.int64)))
+        else:
+            index = graph.add_constant(f"{node.name}_at", np.asarray([position], np.int64))
+            parts.append(graph.add_node("Gather", [source, index], name=f"{node.name}_size_at").outputs[0])
+    joined = graph.add_node("Concat", parts, name=f"{node.name}_sizes", attrs={"axis": 0})
+    result: Variable = joined.outputs[0]
+    node.inputs[port] = result
+
+
+def expand(step: Step) -> None:
+    """Labelled axes are asked for size 1, which broadcasts to whatever is there."""
+    axes, out = step.axes(0), step.out_sizes()
+    if out is None:
+        raise UnknownShapeError(f"the size of what {step.node} gives is unknown")
+    rank = len(out)
+    axes = [*[None] * (rank - len(axes)), *axes]
+    where = [a for a, labels in enumerate(axes) if labels is not None]
+    if where:
+        asked = step.flow.shapes.static(step.node.input(1))
+        if asked is None:
+            raise UnknownShapeError(f"what {step.node} is asked for is unknown")
+        length, wanted = asked[0], step.value(1)
+
+        def rewrite(kept: Kept) -> None:
+            ones = {a - rank + length: 1 for a in where if a - rank + length >= 0}
+            if not ones:
+                return
+            if wanted is None:
+                patch_elements(kept, step, 1, ones, length)
+            else:
+                set_ints(kept, step.node, "shape", 1, [ones.get(p, int(v)) for p, v in enumerate(wanted)])
+
+        step.edit(rewrite, *axes)
+    step.emit(axes)
+
+
+def tile(step: Step) -> None:
+    """A repeated axis carries its labels as often."""
+    axes, repeats = step.axes(0), step.ints("repeats", 1)
+    if repeats is None:
+        step.close_axes(0, f"how often {step.node} repeats is computed")
+        return
+    step.emit([None if labels is None else np.tile(labels, r) for labels, r in zip(axes, repeats, strict=True)])
+
+
+def depth_to_space(step: Step) -> None:
+    """[N, b * b * C, H, W] -> [N, C, H * b, W * b]: the channels that make one output channel leave together."""
+    axes = step.axes(0)
+    block = int(step.attr("blocksize", 1)) ** 2
+    labels = axes[1]
+    if labels is not None:
+        outer = step.attr("mode", "DCR") == "DCR"
+        labels = step.together(labels.reshape(block, -1).T if outer else labels.reshape(-1, block))
+    for spatial in axes[2:]:
+        step.close(spatial)
+    step.emit([axes[0], labels, None, None])
+
+
+def space_to_depth(step: Step) -> None:
+    """[N, C, H, W] -> [N, b * b * C, H / b, W / b]."""
+    axes = step.axes(0)
+    block = int(step.attr("blocksize", 1)) ** 2
+    for spatial in axes[2:]:
+        step.close(spatial)
+    step.emit([axes[0], None if axes[1] is None else np.tile(axes[1], block), None, None])
+
+
+def fixed(step: Step) -> None:
+    """Reads sizes only, or gives something new: what it gives is fixed, what it reads may shrink."""
+
+
+RULES: dict[str, Rule] = {
+    "Transpose": transpose,
+    "Concat": concat,
+    "Split": split,
+    "Slice": slice_,
+    "Pad": pad,
+    "Gather": gather,
+    "GatherElements": one_axis_passes_not,
+    "GatherND": one_axis_passes_not,
+    "Resize": resize,
+    "Upsample": resize,
+    "Expand": expand,
+    "Tile": tile,
+    "DepthToSpace": depth_to_space,
+    "SpaceToDepth": space_to_depth,
+    "Constant": fixed,
+    "ConstantOfShape": fixed,
+    "Range": fixed,
+}

@@ -1,0 +1,31 @@
+"""Rules of QuantizeLinear and DequantizeLinear: scales and zero points of an axis leave with its indices."""
+
+from __future__ import annotations
+
+from onnxcomp.graph.coupling.flow import Rule, Step, positive
+
+
+def quantize(step: Step) -> None:
+    """Per tensor, per axis, or in blocks (whose axis stays)."""
+    axes = step.axes(0)
+    scales = step.sizes(1)
+    if len(scales) == len(axes) and int(step.attr("block_size", 0)):
+        axis = positive(int(step.attr("axis", 1)), len(axes))
+        step.close(axes[axis], f"{step.node} shares scales in blocks along it")
+        axes[axis] = None
+        for port in (1, 2):
+            if step.has(port):
+                for a, labels in enumerate(step.axes(port)):
+                    if a == axis:
+                        step.close(labels)
+                    elif labels is not None or axes[a] is not None:
+                        axes[a] = step.tie(axes[a], labels)
+    elif len(scales) == 1 and scales[0] != 1:
+        axis = positive(int(step.attr("axis", 1)), len(axes))
+        for port in (1, 2):
+            if step.has(port):
+                axes[axis] = step.tie(axes[axis], step.axes(port)[0])
+    step.emit(axes)
+
+
+RULES: dict[str, Rule] = {"QuantizeLinear": quantize, "DequantizeLinear": quantize}
