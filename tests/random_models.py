@@ -68,8 +68,8 @@ class Writer:
         """One more node, or a few that belong together."""
         x = self.pick()
         move: Callable[[str, tuple[int, ...]], None] = self.choose(
-            self.identity, self.unary, self.again, self.binary, self.neutral, self.transpose, self.reshape, self.squeeze,
-            self.flatten, self.slice, self.pad, self.concat, self.expand, self.cast, self.constant_chain,
+            self.identity, self.unary, self.again, self.binary, self.neutral, self.transpose, self.reshape,
+            self.squeeze, self.flatten, self.slice, self.pad, self.concat, self.expand, self.cast, self.constant_chain,
             self.shape_arithmetic, self.split, self.dropout, self.gather, self.matmul,
         )  # type: ignore[assignment]  # fmt: skip
         move(x, self.tensors[x])
@@ -102,7 +102,9 @@ class Writer:
         perm = [int(p) for p in self.random.permutation(len(shape))]
         out = self.add("Transpose", [x], tuple(shape[p] for p in perm), perm=perm)
         if self.random.integers(2):
-            back = [int(p) for p in (np.argsort(perm) if self.random.integers(2) else self.random.permutation(len(perm)))]
+            back = [
+                int(p) for p in (np.argsort(perm) if self.random.integers(2) else self.random.permutation(len(perm)))
+            ]
             middle = self.tensors[out]
             self.add("Transpose", [out], tuple(middle[p] for p in back), perm=back)
 
@@ -256,3 +258,13 @@ def random_feeds(seed: int) -> dict[str, np.ndarray]:
     x = generator.standard_normal((2, 3, 4)).astype(np.float32)
     x[0, 0, :2] = (0.0, -0.0)
     return {"x": x, "flag": np.array(bool(seed % 2))}
+
+
+def outputs(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray] | None:
+    """What ONNX Runtime computes, unoptimized; None where it fails, as it does on some bodies with captured scalars."""
+    try:
+        return builders.run(proto, feeds, optimized=False)
+    except Exception as error:
+        if "INVALID_GRAPH" in str(error) or "ShapeInferenceError" in str(error):
+            raise  # the writer made an invalid model
+        return None
