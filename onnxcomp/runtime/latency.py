@@ -12,6 +12,7 @@ Only ratios measured interleaved in one process are trusted. What was found to s
 - Two sessions of one and the same file differ by about 1 % for as long as they live (where their memory happens to
   lie), however long one measures. So a measurement is made of rounds, each with newly opened sessions, and the spread
   between the rounds gives the interval; a bootstrap within one pair of sessions would be far too sure.
+  benchmarks/latency_noise.py counts how often the outcome is right.
   Method: Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", ISMM 2013 (repeat at the highest level that
   varies). Where opening takes long, rounds share sessions and that spread is added as `SESSION_SPREAD`.
 
