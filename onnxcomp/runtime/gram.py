@@ -23,6 +23,8 @@ from onnxcomp.runtime.session import Session
 from onnxcomp.runtime.taps import BUDGET_BYTES, Batches, tapped
 
 MAX_ROWS = 65536
+ROWS_PER_FEATURE = 32  # rows of one picture are alike: beyond this, more samples help and more rows do not
+LEAST_ROWS = 16384
 CHUNK_ELEMENTS = 4 * 2**20  # of one block of rows: 16 MiB in float32
 GROUP_BYTES = 512 * 2**20
 
@@ -222,7 +224,8 @@ def gram(
         targets: by node name, what the layer should give; asks for `cross` and `power`.
         reference: the graph the targets are read from; the same graph when None.
         batch: samples a run, where the model's batch dimension is free.
-        max_rows: about how many rows of a layer are looked at; beyond it, rows are drawn evenly from every batch.
+        max_rows: about how many rows of a layer are looked at, or 32 a feature where that is less (but 16,384);
+            beyond it, rows are drawn evenly from every batch.
         budget_bytes: most that the activations of one run may take together; the result is not counted.
 
     Raises:
@@ -233,7 +236,6 @@ def gram(
     if not jobs:
         return {}
     runs = -(-len(samples) // (_fixed_batch(graph) or batch))
-    quota = -(-max_rows // max(runs, 1))
     parts: list[_Part] | None = None
     for index, feeds in enumerate(progress.track(samples.batches(batch), runs, text)):
         if parts is None:
@@ -242,7 +244,7 @@ def gram(
         for part in parts:
             here, there = part.run(feeds)
             for job in part.jobs:
-                job.add(here, there, quota, generator)
+                job.add(here, there, -(-job.rows(max_rows) // runs), generator)
     return {name: result for job in jobs for name, result in job.results().items()}
 
 
@@ -324,6 +326,10 @@ class _Job:
     def there(self) -> list[str]:
         """Tensors it reads from the reference."""
         return [t.reference for t in self.layers.values() if t is not None]
+
+    def rows(self, most: int) -> int:
+        """How many rows to look at, all batches together."""
+        return min(most, max(LEAST_ROWS, ROWS_PER_FEATURE * self.rule.features))
 
     def add(
         self, here: Mapping[str, Array], there: Mapping[str, Array], quota: int, generator: np.random.Generator

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.io import runnable
-from onnxcomp.graph.ir import Array, Graph
+from onnxcomp.graph.ir import Array, Graph, Node, Tensor
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Session, open_session
 
@@ -67,12 +67,29 @@ def stream(
 
 
 def tapped(graph: Graph, names: Sequence[str], threads: int) -> Session:
-    """A session whose outputs are the named tensors and nothing else."""
+    """A session whose outputs are the named tensors and nothing else; it holds only the nodes they need."""
     copy = graph.clone()
     tensors = copy.tensors()
     copy.outputs = [tensors[name] for name in names]
+    _drop_unneeded(copy)
     with runnable(copy) as model:
         return open_session(model, threads=threads)
+
+
+def _drop_unneeded(graph: Graph) -> None:
+    """Remove the nodes that no output needs: ONNX Runtime would run them all the same."""
+    needed: set[Node] = set()
+    waiting: list[Tensor] = list(graph.outputs)
+    while waiting:
+        node = waiting.pop().producer
+        if node is None or node in needed:
+            continue
+        needed.add(node)
+        waiting.extend(node.inputs)
+        for body in node.bodies:
+            waiting.extend(tensor for inner in body.walk() for tensor in inner.inputs)
+            waiting.extend(body.outputs)
+    graph.remove_nodes([node for node in graph.nodes if node not in needed])
 
 
 def _groups(graph: Graph, names: list[str], feeds: dict[str, Array], budget: int) -> list[list[str]]:
