@@ -185,7 +185,9 @@ def _flow(flow: Flow, operators: Operators) -> None:
             _sizes_read(flow, node)
         elif rule is None:
             _without_rule(flow, node)
-        elif not _known_number(flow, node):
+        elif _known_number(flow, node):
+            _close_constants(flow, node)
+        else:
             _apply(flow, node, rule)
     for tensor in outputs:
         flow.close_all(tensor, f"{tensor.name} is an output of the model")
@@ -196,6 +198,7 @@ def _apply(flow: Flow, node: Node, rule: Rule) -> None:
     marks = len(flow.ties), len(flow.edits), len(flow.inexact)
     try:
         rule(step)
+        step.finish()
     except UnknownShapeError as error:
         del flow.ties[marks[0] :], flow.edits[marks[1] :], flow.inexact[marks[2] :]
         for tensor in node.inputs:
@@ -209,6 +212,12 @@ def _known_number(flow: Flow, node: Node) -> bool:
     """Whether a node only computes sizes and indices, which carry no units."""
     first = node.output(0)
     return first is not None and first.name in flow.values and flow.values[first.name].dtype.kind in "iub"
+
+
+def _close_constants(flow: Flow, node: Node) -> None:
+    for tensor in node.inputs:
+        if isinstance(tensor, Constant):
+            flow.close_all(tensor, f"{node} computes sizes from it")
 
 
 def _without_rule(flow: Flow, node: Node) -> None:

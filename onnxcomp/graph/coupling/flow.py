@@ -96,11 +96,12 @@ class Step:
     """One node, as its rule sees it.
 
     A rule calls `emit` for its outputs (those it says nothing of are fixed) and `tie`, `close`, `inexact` and `edit` as
-    needed. Inputs that it never asks for are taken to be scalars or sizes, which carry no labels that matter.
+    needed. Of inputs whose `axes` it never asks for, nothing leaves.
     """
 
     def __init__(self, flow: Flow, node: Node, opset: int) -> None:
         self.flow, self.node, self.opset = flow, node, opset
+        self.asked: set[int] = set()
 
     # -- looking -----------------------------------------------------------------------------------------------
 
@@ -110,6 +111,7 @@ class Step:
 
     def axes(self, port: int) -> Axes:
         """Labels of an input; raises `UnknownShapeError` where its rank is not known."""
+        self.asked.add(port)
         tensor = self.node.input(port)
         found = self.flow.of(tensor) if tensor is not None else []
         if found is None:
@@ -199,6 +201,12 @@ class Step:
     def close(self, labels: Labels | None, why: str = "") -> None:
         """These must stay."""
         self.flow.close(labels, why or f"{self.node} needs all of it")
+
+    def finish(self) -> None:
+        """After the rule: close the inputs it did not ask for, such as vectors of sizes."""
+        for port in range(len(self.node.inputs)):
+            if port not in self.asked:
+                self.close_axes(port)
 
     def close_axes(self, port: int, why: str = "") -> None:
         """Nothing of an input may leave."""

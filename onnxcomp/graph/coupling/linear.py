@@ -140,7 +140,10 @@ def recurrent(step: Step) -> None:
             step.node.attrs["hidden_size"] = kept.count(hidden)
 
         step.edit(recount, hidden)
-    _fixed(step, [data[0], data[1], weight[0], again[0]])
+    _fixed(step, data[:2])
+    for port in (1, 2, 3, 5, 6, 7):
+        if step.has(port):
+            _fixed(step, [step.axes(port)[0], *(step.axes(port)[1:2] if port in (5, 6) else [])])
     for index in range(3):
         step.emit([None, None, None, hidden] if index == 0 else [None, None, hidden], index)
 
@@ -211,10 +214,10 @@ def skip_layer_norm(step: Step) -> None:
 
 
 def mean_variance(step: Step) -> None:
-    """MeanVarianceNormalization: statistics over `axes`, by default all but channels."""
+    """MeanVarianceNormalization: statistics over `axes`, by default all but channels; zeros divided by their spread."""
     axes = step.axes(0)
-    for axis in step.attr("axes", (0, 2, 3)):
-        step.inexact(axes[positive(int(axis), len(axes))], f"{step.node} takes its statistics over it")
+    for labels in axes:
+        step.inexact(labels, f"{step.node} divides by the spread of what it holds")
     step.emit(axes)
 
 

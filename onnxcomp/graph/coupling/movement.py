@@ -98,9 +98,10 @@ def slice_(step: Step) -> None:
     for position, a in enumerate(where):
         labels = axes[a]
         if labels is not None:
-            axes[a] = labels[cut.chosen(position, len(labels))]
-            if len(axes[a] or ()) == 1:
-                step.close(axes[a], f"{step.node} cuts it out alone")
+            part = labels[cut.chosen(position, len(labels))]
+            if len(part) == 1:
+                step.close(part, f"{step.node} cuts it out alone")
+            axes[a] = part
     if touched:
         step.edit(cut.rewrite(step.axes(0)), *touched)
     step.emit(axes)
@@ -198,6 +199,8 @@ def gather(step: Step) -> None:
     labels = axes[axis]
     indices = step.value(1)
     taken: Axes = places
+    for part in places if labels is not None else ():
+        step.close(part)
     if labels is not None and indices is None:
         step.close(labels, f"{step.node} looks it up by computed indices")
     elif labels is not None and indices is not None:
