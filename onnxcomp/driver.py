@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from onnxcomp import recipes
 from onnxcomp._version import __version__
@@ -31,6 +33,7 @@ from onnxcomp.results import Calibration, FileRef, LayerRecord, Report
 from onnxcomp.runtime.machine import machine, peak_memory_bytes, usable_cores, versions
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, exit_code, parse_size
+from onnxcomp.verify.judge import judge
 from onnxcomp.verify.provenance import stamp
 
 UNCHANGED = 13
@@ -75,8 +78,14 @@ def optimize(
     return run(Job(Path(model), budget=budget, **options), progress)
 
 
-def run(job: Job, progress: Progress = SILENT) -> Report:
+def run(
+    job: Job, progress: Progress = SILENT, *, alone: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> Report:
     """Carry out one job.
+
+    Args:
+        progress: shows long work.
+        alone: a context that every timing is made in, where other processes must not time meanwhile.
 
     Raises:
         OnnxcompError: as `optimize`.
@@ -112,6 +121,7 @@ def run(job: Job, progress: Progress = SILENT) -> Report:
             bench=job.bench,
             verify=job.verify,
             bench_seconds=job.bench_seconds,
+            alone=alone,
         )
         context.evaluator, context.costs = measurer, measurer.costs
         chosen = _compress(job, graph, context, measurer, report)
@@ -125,6 +135,43 @@ def run(job: Job, progress: Progress = SILENT) -> Report:
     report.peak_memory_bytes = peak_memory_bytes()
     write_json(report, job.report_path)
     return report
+
+
+def check_written(job: Job, report: Report, progress: Progress = SILENT) -> None:
+    """Measure the accepted file again as it stands on the disk, and hold it to its report.
+
+    Size, hash, fidelity and accuracy are taken anew; the latency stays that of the report, made on the same bytes.
+
+    Raises:
+        OnnxcompError: the file is not the one measured, or does not keep a budget that the report says it keeps.
+    """
+    files = model_files(job.out)
+    size = sum(path.stat().st_size for path in files)
+    where, again = f"file {job.out}", "check the disk, and that nothing else writes there; then build again"
+    if report.output is None or sha256_of(*files) != report.output.sha256 or size != report.after.bytes:
+        raise OnnxcompError("the file on the disk is not the one that was measured", where=where, do=again)
+    fidelity, accuracy = report.fidelity, report.accuracy
+    if job.verify:
+        material = _prepare(job, load(job.model, keep_initializer_inputs=job.keep_initializer_inputs))
+        kind: Literal["data", "synthetic"] = "synthetic" if material.synthetic else "data"
+        threads = job.threads or usable_cores()
+        fidelity, accuracy = judge(
+            job.model, job.out, material.judge, material.metric, source=kind, threads=threads, progress=progress
+        )
+    lines = job.budget.evaluate(
+        before_bytes=report.before.bytes,
+        after_bytes=size,
+        accuracy=accuracy,
+        fidelity=fidelity,
+        benchmark=next(iter(report.benchmarks), None),
+    )
+    for line in lines:
+        if not line.passed:
+            raise OnnxcompError(
+                f"measured again from the disk, the file misses {line.name}: {line.value}, limit {line.limit:g}",
+                where=where,
+                do=again,
+            )
 
 
 # -- preparing -------------------------------------------------------------------------------------------------

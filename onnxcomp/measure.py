@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -74,6 +76,7 @@ class Measurer:
         select: what candidates are compared on.
         metric: the task metric, or None.
         synthetic: whether the samples are made up.
+        alone: entered around every timing, where others must not time meanwhile.
     """
 
     source: Path
@@ -90,6 +93,7 @@ class Measurer:
     verify: bool
     bench_seconds: float
     costs: CostModel | None = None
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext
 
     # -- the Evaluator protocol, for passes that measure while they work --
 
@@ -160,7 +164,8 @@ class Measurer:
             )
         if self.bench and context.target == "cpu":
             feed = next(iter(samples.batches(1)))
-            benchmark = compare(self.source, path, feed, seconds=seconds, seed=self.seed, progress=context.progress)
+            with self.alone():
+                benchmark = compare(self.source, path, feed, seconds=seconds, seed=self.seed, progress=context.progress)
         elif self.bench:
             notes.append(f"latency was not measured: the result is for {context.target}; onnxcomp bench does it there")
         size = sum(file.stat().st_size for file in files)

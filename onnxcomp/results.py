@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 # a latency change below this share is nothing anyone would notice, and two copies of one model differ by as much
@@ -199,6 +199,68 @@ class Report:
         """The report as JSON-ready data, schema 1; NaN and infinities become null."""
         content: dict[str, Any] = finite({"schema": 1, **asdict(self)})
         return content
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error that ended the build of one model."""
+
+    what: str
+    where: str
+    do: str
+
+
+@dataclass
+class BuiltModel:
+    """What the build step did with one model.
+
+    `why`: what made it build, e.g. "model.onnx changed". `report_path` is relative to the configuration's folder.
+    """
+
+    name: str
+    status: Literal["built", "up to date", "failed"]
+    exit_code: int
+    output: str
+    report_path: str
+    why: list[str] = field(default_factory=list)
+    report: Report | None = None
+    error: Failure | None = None
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class BuildReport:
+    """What one run of the build step did. `exit_code`: the lowest of those that are not 0."""
+
+    config: str
+    models: list[BuiltModel]
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every model stands, else the lowest failing code."""
+        return min((model.exit_code for model in self.models if model.exit_code), default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, schema 1; the models' own reports are named, not repeated."""
+        models = []
+        for model in self.models:
+            content = {f.name: getattr(model, f.name) for f in fields(model) if f.name not in ("report", "error")}
+            verdict = model.report.verdict if model.report is not None else None
+            reason = model.report.reason if model.report is not None else ""
+            error = asdict(model.error) if model.error is not None else None
+            models.append({**content, "verdict": verdict, "reason": reason, "error": error})
+        found: dict[str, Any] = finite(
+            {
+                "schema": 1,
+                "config": self.config,
+                "exit_code": self.exit_code,
+                "seconds": self.seconds,
+                "models": models,
+            }
+        )
+        return found
 
 
 def finite(value: Any) -> Any:

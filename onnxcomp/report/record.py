@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import types
+import typing
 from pathlib import Path
 from typing import Any
 
+from onnxcomp.errors import DataError
 from onnxcomp.files import atomic_write
 from onnxcomp.results import Report
 
@@ -28,3 +32,46 @@ def write_data(data: dict[str, Any], path: Path) -> None:
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
         file.write(text.encode() + b"\n")
+
+
+def read_json(path: Path) -> Report:
+    """The report that a file holds; what later versions added is left out.
+
+    Raises:
+        DataError: the file is missing, or holds no report of schema 1.
+    """
+    where = f"file {path}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"the report cannot be read: {error}", where=where, do="run again to write it") from error
+    if not isinstance(content, dict) or content.get("schema") != 1:
+        raise DataError("this is no report of schema 1", where=where, do="give a report that onnxcomp wrote")
+    try:
+        report: Report = _made(Report, content)
+    except (TypeError, KeyError, ValueError) as error:
+        raise DataError(f"the report is damaged: {error}", where=where, do="run again to write it") from error
+    return report
+
+
+def _made(hint: Any, value: Any) -> Any:
+    """JSON data as the type that a field declares."""
+    arguments = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if value is None or hint is Any or origin is typing.Literal:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        return _made(next(part for part in arguments if part is not type(None)), value)
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        return hint(
+            **{f.name: _made(hints[f.name], value[f.name]) for f in dataclasses.fields(hint) if f.name in value}
+        )  # type: ignore[operator]
+    if origin is list:
+        return [_made(arguments[0], item) for item in value]
+    if origin is tuple:
+        same = arguments[-1] is Ellipsis
+        return tuple(_made(arguments[0] if same else arguments[i], item) for i, item in enumerate(value))
+    if origin is dict:
+        return {key: _made(arguments[1], item) for key, item in value.items()}
+    return value

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from onnxcomp.results import BudgetLine
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -43,6 +45,18 @@ def count_text(count: float) -> str:
             return f"{_short(count)}{unit}"
         count /= 1000
     return f"{_short(count)} G"
+
+
+def limit_text(line: BudgetLine) -> str:
+    """A budget in words: `max_size 1.2 MB`."""
+    return f"{line.name} {size_text(line.limit) if line.name == 'max_size' else f'{line.limit:g}'}"
+
+
+def value_text(line: BudgetLine) -> str:
+    """What was measured against a budget."""
+    if line.value is None:
+        return "not measured"
+    return size_text(line.value) if line.name == "max_size" else f"{line.value:.4g}"
 
 
 def _short(value: float) -> str:

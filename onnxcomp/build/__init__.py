@@ -1,0 +1,1 @@
+"""The build step: many models, only those that changed, with reports for people and for CI."""

@@ -1,0 +1,103 @@
+"""How is one model built in a process of its own? One JSON line in, JSON lines out; it ends when its parent does.
+
+A process for each model: a runtime that crashes takes one model down and not the build, peak memory is that model's
+own, and the current folder is the configuration's, so that reports name files as the configuration does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from onnxcomp.build.lock import file_lock
+from onnxcomp.config import entry_of
+from onnxcomp.errors import OnnxcompError
+
+INTERRUPTED = 130
+
+
+def main() -> int:
+    """Build the model that standard input describes; the outcome goes to what was standard output."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a user's function or the runtime prints does not mix with the outcome
+    try:
+        order = json.loads(_line())
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        answer = _build(order)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    json.dump(answer, channel)
+    channel.flush()
+    return 0
+
+
+def _build(order: dict[str, Any]) -> dict[str, Any]:
+    """Run the job and measure its file again; the exit code and the files that stand, or the error."""
+    from onnxcomp.driver import check_written, run
+    from onnxcomp.graph.io import model_files
+
+    scratch = Path(order["scratch"])
+    scratch.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(scratch)
+    try:
+        job = entry_of(order["table"]).job
+        for path in (job.out, job.report_path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        report = run(job, alone=lambda: file_lock(Path(order["timing_lock"])))
+        if report.verdict == "accepted":
+            check_written(job, report)
+            written = [*model_files(job.out), job.report_path]
+            _drop_rejected(job.rejected)
+        else:
+            written = [job.report_path]
+        return {"exit_code": report.exit_code, "files": [str(path) for path in written]}
+    except OnnxcompError as error:
+        return _failure(error.exit_code, error.what, error.where, error.do)
+    except OSError as error:
+        return _failure(6, f"a file cannot be written: {error.strerror}", str(error.filename), "check the folder")
+    except Exception as error:
+        traceback.print_exc()
+        return _failure(1, f"internal error: {type(error).__name__}: {error}", "this is a defect", "report it")
+
+
+def _drop_rejected(path: Path) -> None:
+    """Remove what an earlier build of this model was refused for, if onnxcomp wrote it."""
+    from onnxcomp.graph.io import read_proto
+    from onnxcomp.verify.provenance import PREFIX
+
+    if path.is_file():
+        with suppress(OnnxcompError):
+            if any(entry.key.startswith(PREFIX) for entry in read_proto(path).metadata_props):
+                path.unlink()
+
+
+def _failure(code: int, what: str, where: str, do: str) -> dict[str, Any]:
+    return {"exit_code": code, "files": [], "error": {"what": what, "where": where, "do": do}}
+
+
+def _line() -> bytes:
+    found = b""
+    while not found.endswith(b"\n"):
+        part = os.read(0, 1 << 16)
+        if not part:
+            break
+        found += part
+    return found
+
+
+def _end_with_parent() -> None:
+    """Standard input ends when the parent does, however that came; nobody waits for this model then."""
+    while os.read(0, 1 << 10):
+        pass
+    os._exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""`onnxcomp build`: the build step; builds the models of a configuration that changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from onnxcomp.config import Config
+
+
+@click.command("build")
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--only", metavar="NAME", multiple=True, help="Only this model: a name or output, globs too; repeatable.")
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be built and why; write nothing.")
+@click.option("--force", is_flag=True, help="Build even where nothing changed.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Models built at the same time."
+)
+@click.option("--depfile", type=click.Path(path_type=Path), help="Write what the outputs depend on, for Make or CMake.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-v", "--verbose", count=True, help="-vv: a traceback with an error.")
+def command(
+    config: Path | None,
+    only: tuple[str, ...],
+    dry_run: bool,
+    force: bool,
+    jobs: int,
+    depfile: Path | None,
+    quiet: bool,
+    verbose: int,
+) -> int:
+    """Build what changed of the models that CONFIG names: onnxcomp.toml, or [tool.onnxcomp] of pyproject.toml.
+
+    A model is built again when its file, its data, its options, a version or the processor changed, or an output is not
+    as it was left. The exit code is 0 when every model is accepted, else the lowest of the failing ones.
+    """
+    from onnxcomp.config import load
+
+    found = load(config)
+    if dry_run:
+        return _show_plan(found, only, force, quiet)
+    from onnxcomp.build.reports import write_reports
+    from onnxcomp.build.state import State
+    from onnxcomp.build.step import build, depfile_text
+
+    state = State(found)
+    say = _silent if quiet else click.echo
+    result = build(found, only=only, force=force, jobs=jobs, tell=say)
+    files = write_reports(found, result)
+    if depfile is not None:
+        from onnxcomp.files import atomic_write
+
+        with atomic_write(depfile) as out:
+            out.write(depfile_text(found, only).encode())
+    for model in result.models:
+        if model.error is not None:
+            click.echo(f"error: {model.name}: {model.error.what}", err=True)
+            click.echo(f"where: {model.error.where}\ndo:    {model.error.do}", err=True)
+        for note in model.notes:
+            say(f"{model.name}: {note}")
+    if state.new:
+        say(f"made {found.state}/ for what the build remembers; it may be deleted at any time")
+    say("reports: " + ", ".join(path.as_posix() for path in files))
+    return result.exit_code
+
+
+def _show_plan(config: Config, only: tuple[str, ...], force: bool, quiet: bool) -> int:
+    from onnxcomp.build.step import plan
+
+    for item in plan(config, only=only, force=force):
+        if not quiet:
+            words = f"would be built: {'; '.join(item.reasons)}" if item.reasons else "up to date"
+            click.echo(f"{item.entry.name}: {words}")
+    return 0
+
+
+def _silent(_text: str) -> None:
+    pass
