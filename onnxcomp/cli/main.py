@@ -18,6 +18,7 @@ COMMANDS = {
     "verify": ("verify", "Judge any pair of models, or an artifact's recorded provenance."),
     "bench": ("bench", "Interleaved latency of models, with spread and node placement."),
     "build": ("build", "The build step: build what changed of the models in onnxcomp.toml."),
+    "init": ("init", "Write a first onnxcomp.toml from a model."),
     "data": ("data", "Look at data as the model sees it."),
     "passes": ("passes", "The passes that exist, and the options of one."),
     "doctor": ("doctor", "What this machine can run."),
