@@ -1,0 +1,1 @@
+"""Which weights go, and what the others become: selection, masked least squares, allocation over layers."""
