@@ -35,6 +35,7 @@ from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, exit_code, parse_size
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.provenance import stamp
+from onnxcomp.verify.weights import histograms
 
 UNCHANGED = 13
 SYNTHETIC_JUDGED = 16  # enough to see that two graphs compute the same; never called accuracy
@@ -421,6 +422,7 @@ def _fill(
 def _layers(before: Graph, after: Graph, operators: Operators, measured: Measurements) -> list[LayerRecord]:
     """Weighted layers by name, before and after; one that is gone has zeros after."""
     new = {layer.node: layer for layer in cost.layers(after, operators)}
+    weights = histograms(before, after, operators)
     records = []
     for old in cost.layers(before, operators):
         now = new.get(old.node)
@@ -432,6 +434,7 @@ def _layers(before: Graph, after: Graph, operators: Operators, measured: Measure
                 bytes=(old.bytes, now.bytes if now else 0),
                 parameters=(old.parameters, now.parameters if now else 0),
                 own_sqnr_db=measured.own_sqnr_db.get(old.node),
+                weights=weights.get(old.node),
             )
         )
     return records

@@ -62,6 +62,22 @@ class PassRecord:
 
 
 @dataclass(frozen=True)
+class WeightHistogram:
+    """How a layer's weights are spread before and after: shares of them in bins of equal width from `low` to `high`.
+
+    `range`, `zeros`: lowest and highest weight, and share of zeros, before and after; the range after is where clipping
+    or quantization ends. None where what the new model computes with is not known.
+    """
+
+    low: float
+    high: float
+    before: tuple[float, ...]
+    after: tuple[float, ...] | None
+    range: tuple[tuple[float, float], tuple[float, float] | None]
+    zeros: tuple[float, float | None]
+
+
+@dataclass(frozen=True)
 class LayerRecord:
     """One weighted layer before and after. `own_sqnr_db`: the layer's own error on the original's inputs, in dB."""
 
@@ -71,6 +87,7 @@ class LayerRecord:
     bytes: tuple[int, int]
     parameters: tuple[int, int]
     own_sqnr_db: float | None = None
+    weights: WeightHistogram | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +136,17 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
+class LatencySpread:
+    """How single calls are spread: counts in bins of equal width from `low_ms` to `high_ms`, slower calls apart."""
+
+    low_ms: float
+    high_ms: float
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    slower: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """Latency of a pair, measured interleaved in one process. Times in milliseconds; `speedup` is before/after.
 
@@ -135,6 +163,7 @@ class Benchmark:
     speedup: float
     speedup_interval: tuple[float, float]
     session_seconds: tuple[float, float] | None = None
+    spread: LatencySpread | None = None
 
     @property
     def outcome(self) -> Literal["faster", "slower", "no change"]:

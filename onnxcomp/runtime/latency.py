@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxcomp.errors import ModelError, UsageError
-from onnxcomp.results import Benchmark
+from onnxcomp.results import Benchmark, LatencySpread
 from onnxcomp.runtime import providers
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Feeds, Session, open_session
@@ -59,6 +59,7 @@ SESSION_SPREAD = 0.01
 PRIOR_ROUNDS = 3
 NARROWEST = 0.005
 WIDE = 0.02
+SPREAD_BINS, SPREAD_SHARE = 60, 0.98
 # two-sided 95 % quantiles of Student's t by degrees of freedom
 _T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12)
 
@@ -320,7 +321,20 @@ def _benchmark(first: _Contender, rival: _Contender, session: Session, batch: in
         speedup=math.exp(center),
         speedup_interval=(math.exp(center - half), math.exp(center + half)),
         session_seconds=(_median(first.session_seconds), _median(rival.session_seconds)),
+        spread=_spread(first.calls_ms, rival.calls_ms),
     )
+
+
+def _spread(before_ms: list[float], after_ms: list[float]) -> LatencySpread:
+    """Both models' calls in the same bins, which end where 98 % of both do, at thrice the slower median at most."""
+    low = min(*before_ms, *after_ms)
+    quantiles = [np.quantile(calls, [0.5, SPREAD_SHARE]) for calls in (before_ms, after_ms)]
+    high = float(min(max(q[1] for q in quantiles), 3 * max(q[0] for q in quantiles)))
+    high = high if high > low else low * 1.01 + 1e-6
+    counts = [np.histogram(calls, SPREAD_BINS, (low, high))[0] for calls in (before_ms, after_ms)]
+    inside = [tuple(int(n) for n in found) for found in counts]
+    slower = (len(before_ms) - sum(inside[0]), len(after_ms) - sum(inside[1]))
+    return LatencySpread(round(low, 6), round(high, 6), inside[0], inside[1], slower)
 
 
 def _percentiles(calls_ms: list[float]) -> dict[str, float]:
