@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
+from onnxcomp.graph.coded import coded_weights, read_coded
 from onnxcomp.graph.ir import Array, Constant, Graph, Node
 from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.results import ModelStats
@@ -56,8 +57,9 @@ def stats(
 
 def parameters(graph: Graph, operators: Operators) -> Parameters:
     """Count weight elements, biases too; not scales, zero points, shapes and indices. A shared weight counts once."""
-    total = nonzero = 0
-    seen: set[Constant] = set()
+    coded = list(coded_weights(graph))
+    total, nonzero = sum(c.elements for c in coded), sum(c.nonzero() for c in coded)
+    seen = {constant for c in coded for constant in (c.codes, *c.helpers)}
     for node in graph.walk():
         for port, tensor in enumerate(node.inputs):
             if isinstance(tensor, Constant) and tensor not in seen:
@@ -84,9 +86,10 @@ def parameter_elements(node: Node, port: int, constant: Constant, operators: Ope
 def layers(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, ...]] | None = None) -> list[LayerCost]:
     """Nodes that hold weights or multiply, in graph order; weights behind a DequantizeLinear count for its reader."""
     inferred = shape_tools.infer(graph, shape_tools.one_sample(graph, sample))
+    decoding = {node for c in coded_weights(graph) for node in c.nodes}
     found = []
     for node in graph.walk():
-        if node.op in ("DequantizeLinear", "QuantizeLinear", "Constant", "Identity"):
+        if node in decoding or node.op in ("DequantizeLinear", "QuantizeLinear", "Constant", "Identity"):
             continue
         facts = operators.facts(node)
         held = [held_weight(node, port, operators) for port in range(len(node.inputs))]
@@ -101,6 +104,9 @@ def layers(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, .
 
 def held_weight(node: Node, port: int, operators: Operators) -> tuple[int, int]:
     """Parameters and bytes that a port takes from an initializer, looked at through DequantizeLinear and the like."""
+    coded = read_coded(node.input(port))
+    if coded is not None:
+        return coded.elements, coded.codes.nbytes
     source, at, constant = trace_weight(node, port)
     if constant is None:
         return 0, 0
@@ -127,6 +133,9 @@ def trace_weight(node: Node, port: int) -> tuple[Node, int, Constant | None]:
 def precision_of(node: Node, operators: Operators) -> str:
     """Type in which a node's weight is stored: float32, int8, …; the activations' type where it has none."""
     for weight_port in range(len(node.inputs)):
+        coded = read_coded(node.input(weight_port))
+        if coded is not None:
+            return f"int{coded.bits}"
         source, at, constant = trace_weight(node, weight_port)
         if constant is None or not parameter_elements(source, at, constant, operators):
             continue

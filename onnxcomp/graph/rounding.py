@@ -17,7 +17,7 @@ SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 CLIP_STEPS = 40  # candidates of a clip search, from full range down to SMALLEST_CLIP of it
 SMALLEST_CLIP = 0.4
 PAIR_LIMIT = 128  # 255 * 128 fits 16 bits, 255 * 129 does not
-BLOCK = 128  # columns between two updates of the rest: error feedback as matrix products
+BLOCK = 32  # columns between two updates of the rest: error feedback as matrix products
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,7 @@ def round_compensated(
     *,
     pairs: Pairs | None = None,
     damping: float = 0.01,
+    ordered: bool = False,
 ) -> Array:
     """Round columns one by one, each column's error made good by those not yet rounded (GPTQ, arXiv 2210.17323).
 
@@ -192,34 +193,47 @@ def round_compensated(
         gram: float64 [in, in], E[x x^T].
         pairs: keep these neighbours within the limit.
         damping: share of the mean diagonal added to the diagonal.
+        ordered: take the columns with the largest inputs first, while many others can still make good their errors;
+            not together with `pairs`.
 
     Returns:
         Integers [out, in] in the levels' dtype; plain rounding where the Gram matrix is not usable.
     """
     spread = scales if scales.ndim == 2 else np.broadcast_to(scales[:, None], matrix.shape)
+    if ordered and pairs is None:
+        order = np.argsort(-np.diagonal(gram), kind="stable")
+        found = round_compensated(
+            matrix[:, order], spread[:, order], gram[np.ix_(order, order)], levels, damping=damping
+        )
+        return found[:, np.argsort(order)]
     factor = inverse_factor(gram, damping)
     if factor is None:
         plain = np.clip(np.rint(matrix / spread), levels.low, levels.high).astype(levels.dtype)
         return plain if pairs is None else round_pairs(matrix, scales, levels, pairs)
-    work = matrix.astype(np.float64)
-    result = np.zeros(matrix.shape, np.int32)
-    columns = matrix.shape[1]
+    return _compensate(matrix, spread, factor, levels, pairs)
+
+
+def _compensate(matrix: Array, spread: Array, factor: Array, levels: Levels, pairs: Pairs | None) -> Array:
+    """The loop over columns, on the transposed matrix, where a column lies in one stretch of memory."""
+    work = np.array(matrix.T, np.float64, order="C")  # [in, out]
+    scale = np.ascontiguousarray(spread.T, np.float64)
+    result = np.zeros(work.shape, np.int32)
+    columns = len(work)
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
-        errors = np.zeros((len(matrix), end - start))
+        errors = np.empty((end - start, work.shape[1]))
         for column in range(start, end):
             low: Array | int = levels.low
             high: Array | int = levels.high
             if pairs is not None:
-                low, high = pairs.bounds(column, result[:, column - 1] if column else None, levels)
-            scale = spread[:, column].astype(np.float64)
-            chosen = np.clip(np.rint(work[:, column] / scale), low, high)
-            result[:, column] = chosen
-            error = (work[:, column] - chosen * scale) / factor[column, column]
-            work[:, column + 1 : end] -= np.outer(error, factor[column, column + 1 : end])
-            errors[:, column - start] = error
-        work[:, end:] -= errors @ factor[start:end, end:]
-    return result.astype(levels.dtype)
+                low, high = pairs.bounds(column, result[column - 1] if column else None, levels)
+            chosen = np.clip(np.rint(work[column] / scale[column]), low, high)
+            result[column] = chosen
+            error = (work[column] - chosen * scale[column]) / factor[column, column]
+            work[column + 1 : end] -= factor[column, column + 1 : end, None] * error
+            errors[column - start] = error
+        work[end:] -= factor[start:end, end:].T @ errors
+    return np.ascontiguousarray(result.T).astype(levels.dtype)
 
 
 def inverse_factor(gram: Array, damping: float) -> Array | None:
