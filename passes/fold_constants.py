@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
-from onnx import helper, numpy_helper, shape_inference
+from onnx import numpy_helper
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxcomp.errors import DataError, ModelError
-from onnxcomp.graph.codec import encode_node, shape_of
 from onnxcomp.graph.inline import inline_branch
 from onnxcomp.graph.ir import (
     Array,
@@ -23,15 +20,14 @@ from onnxcomp.graph.ir import (
     Stored,
     Tensor,
     Variable,
-    elem_type,
     stored_bytes,
-    tensor_proto,
 )
+from onnxcomp.graph.noops import draws
 from onnxcomp.graph.partial import certain_values
 from onnxcomp.graph.shapes import infer
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, option
+from onnxcomp.passes.folding import Plan, independent
 
-INSIDE_ELEMENTS = 1024  # larger initializers are fed, so that they are neither copied nor serialized
 FEW_ELEMENTS = 64  # below, a widening Cast is arithmetic; above, it is how a weight is stored small
 
 
@@ -160,7 +156,7 @@ class _Folder:
         if not candidates:
             return 0
         owners = {node: owner for owner, node in self._nodes() if node in candidates}
-        plan = _Plan(candidates, self._outputs(), self.graph)
+        plan = Plan(candidates, self._outputs(), self.graph)
         chosen = plan.affordable(self.item.max_bytes, self.kept)
         values: dict[Tensor, Array] = {}
         done = self._run(plan, chosen, values)
@@ -196,11 +192,10 @@ class _Folder:
 
     def _barred(self, node: Node) -> str:
         """Why a node with known inputs is left in the graph; empty where it may be computed."""
-        facts = self.context.operators.facts(node)
         if not _standard(node):
             return f"of the domain {node.domain}: only standard operators are computed ahead"
-        if facts.random:
-            return "draws random numbers, or drops some"
+        if draws(node, self.context.operators, self.graph.opset):
+            return "draws random numbers"
         if node.bodies:
             return "has a body"
         if node.op == "DequantizeLinear":
@@ -213,7 +208,7 @@ class _Folder:
             return "a weight stored in a smaller type on purpose"
         return ""
 
-    def _run(self, plan: _Plan, nodes: list[Node], values: dict[Tensor, Array]) -> list[Node]:
+    def _run(self, plan: Plan, nodes: list[Node], values: dict[Tensor, Array]) -> list[Node]:
         """Compute nodes, add what others read of them to `values`, and return those that could be computed.
 
         When ONNX Runtime refuses, each half is tried alone, down to the nodes that it has no kernel for.
@@ -224,12 +219,22 @@ class _Folder:
             plan.compute(nodes, values, self.context.threads)
         except (ModelError, DataError) as error:
             if len(nodes) == 1:
-                self.kept[nodes[0]] = f"could not be computed ahead: {error.what}"
-                return []
+                return self._run_fed(plan, nodes, values, error)
             half = len(nodes) // 2
             done = self._run(plan, nodes[:half], values)
             failed = {t for node in set(nodes[:half]) - set(done) for t in node.outputs}
-            return done + self._run(plan, _independent(nodes[half:], failed), values)
+            return done + self._run(plan, independent(nodes[half:], failed), values)
+        return nodes
+
+    def _run_fed(
+        self, plan: Plan, nodes: list[Node], values: dict[Tensor, Array], error: ModelError | DataError
+    ) -> list[Node]:
+        """A last try, with every value fed: ONNX Runtime checks values that it knows ahead more strictly."""
+        try:
+            plan.compute(nodes, values, self.context.threads, inside=0)
+        except (ModelError, DataError):
+            self.kept[nodes[0]] = f"could not be computed ahead: {error.what}"
+            return []
         return nodes
 
     # -- shared ------------------------------------------------------------------------------------------------
@@ -255,193 +260,6 @@ class _Folder:
             owner.nodes.insert(
                 at, Node("Identity", self.graph.unique_name(f"{node.name}_value"), {}, [constant], [tensor])
             )
-
-
-class _Plan:
-    """Candidate nodes, what their results weigh, and a model that computes them."""
-
-    def __init__(self, nodes: list[Node], outputs: set[Tensor], graph: Graph) -> None:
-        self.nodes = nodes
-        self.outputs = outputs
-        self.graph = graph
-        self.names: dict[Tensor, str] = {}
-        for node in nodes:
-            for tensor in (*node.inputs, *node.outputs):
-                if tensor.name:
-                    self.names.setdefault(tensor, f"t{len(self.names)}")
-        self.bytes: dict[Tensor, int] = {}
-        self.shapes: dict[Tensor, tuple[int, ...]] = {}
-        self._infer()
-
-    def affordable(self, limit: int, kept: dict[Node, str]) -> list[Node]:
-        """The candidates whose results make the file at most `limit` bytes larger, group by group.
-
-        A group hangs together through computed tensors. The heaviest result of a group that grows too much is left
-        in the graph, and the rest is weighed again. Nodes of unknown size wait until their inputs are initializers.
-        """
-        nodes = self._sized(kept)
-        chosen: list[Node] = []
-        pending = self._groups(nodes)
-        while pending:
-            group = pending.pop()
-            growth, heaviest = self._growth(group)
-            if growth <= limit:
-                chosen.extend(group)
-                continue
-            kept[heaviest] = f"computing it ahead would make the file {growth} bytes larger"
-            pending.extend(self._groups(_without(group, heaviest)))
-        order = {node: i for i, node in enumerate(self.nodes)}
-        return sorted(chosen, key=order.__getitem__)
-
-    def compute(self, nodes: list[Node], values: dict[Tensor, Array], threads: int) -> None:
-        """Run the nodes on initializers and on earlier `values`; add what anything outside these nodes reads.
-
-        Raises:
-            ModelError, DataError: ONNX Runtime refuses.
-        """
-        from onnxcomp.runtime.session import open_session
-
-        rest = []
-        for node in nodes:
-            view = self._view(node, values)
-            if view is None:
-                rest.append(node)
-            else:
-                values[node.outputs[0]] = view
-        inside = set(rest)
-        wanted = [t for node in rest for t in node.outputs if t.name and self.leaves(t, inside)]
-        if not wanted:
-            return
-        model, feeds = self._model(rest, wanted, values)
-        found = open_session(model.SerializeToString(), threads=threads, optimize=False).run(feeds)
-        values.update({t: found[self.names[t]] for t in wanted})
-
-    def _view(self, node: Node, values: dict[Tensor, Array]) -> Array | None:
-        """A large tensor under another shape or order of axes, without copying it; None where the node must run."""
-        source = node.inputs[0] if node.inputs and node.op in _VIEWS else None
-        shape = self.shapes.get(node.outputs[0])
-        if source is None or shape is None:
-            return None
-        array = source.values if isinstance(source, Constant) else values.get(source)
-        if array is None or array.size <= INSIDE_ELEMENTS:
-            return None
-        return array.transpose(node.attrs.get("perm")) if node.op == "Transpose" else array.reshape(shape)
-
-    def _sized(self, kept: dict[Node, str]) -> list[Node]:
-        waiting: set[Tensor] = set()
-        nodes = []
-        for node in self.nodes:
-            unknown = any(t.name and t not in self.bytes for t in node.outputs)
-            ready = all(isinstance(t, Constant) for t in node.inputs if t.name)
-            if not waiting.isdisjoint(node.inputs) or (unknown and not ready):
-                waiting.update(node.outputs)
-            elif unknown and node.op in _EXPANDING:
-                waiting.update(node.outputs)
-                kept[node] = "the size of its result is not known ahead"
-            else:
-                nodes.append(node)
-        return nodes
-
-    def _growth(self, group: list[Node]) -> tuple[int, Node]:
-        """Bytes by which the file grows when a group is computed ahead, and the node with the heaviest result."""
-        inside = set(group)
-        weight = {
-            node: sum(self.bytes.get(t, 0) for t in node.outputs if t.name and self.leaves(t, inside)) for node in group
-        }
-        inputs = {t for node in group for t in node.inputs if isinstance(t, Constant)}
-        freed = sum(c.nbytes for c in inputs if not self.leaves(c, inside))
-        return sum(weight.values()) - freed, max(group, key=weight.__getitem__)
-
-    def leaves(self, tensor: Tensor, inside: set[Node]) -> bool:
-        """Whether anything outside a set of nodes reads the tensor."""
-        return tensor in self.outputs or not inside.issuperset(tensor.outputs)
-
-    def _groups(self, nodes: list[Node]) -> list[list[Node]]:
-        """Nodes that hang together through computed tensors, or through large initializers that they share."""
-        makers: dict[Tensor, int] = {}
-        parent = list(range(len(nodes)))
-
-        def root(i: int) -> int:
-            while parent[i] != i:
-                parent[i] = parent[parent[i]]
-                i = parent[i]
-            return i
-
-        for i, node in enumerate(nodes):
-            for tensor in node.inputs:
-                if tensor.name and not (isinstance(tensor, Constant) and tensor.size <= FEW_ELEMENTS):
-                    parent[root(i)] = root(makers.setdefault(tensor, i))
-            for tensor in node.outputs:
-                if tensor.name:
-                    makers[tensor] = i
-        groups: dict[int, list[Node]] = {}
-        for i, node in enumerate(nodes):
-            groups.setdefault(root(i), []).append(node)
-        return list(groups.values())
-
-    def _infer(self) -> None:
-        """Shape and bytes of every result whose size shape inference knows."""
-        model, _ = self._model(self.nodes, [], {})
-        try:
-            inferred = shape_inference.infer_shapes(model, data_prop=True)
-        except (shape_inference.InferenceError, RuntimeError, ValueError):
-            return
-        types = {value.name: value for value in inferred.graph.value_info}
-        for tensor, name in self.names.items():
-            element = types[name].type.tensor_type.elem_type if name in types else 0
-            dims = shape_of(types[name]) if element else None
-            if dims is not None and all(isinstance(d, int) for d in dims):
-                shape = tuple(int(d) for d in dims if isinstance(d, int))
-                self.shapes[tensor] = shape
-                self.bytes[tensor] = stored_bytes(prod(shape), tensor_dtype_to_np_dtype(element))
-
-    def _model(
-        self, nodes: list[Node], wanted: Iterable[Tensor], values: dict[Tensor, Array]
-    ) -> tuple[onnx.ModelProto, dict[str, Array]]:
-        """A model of the nodes: small initializers inside, large ones fed; every name is made up."""
-        model = onnx.ModelProto()
-        model.opset_import.extend(self.graph.root.model.opset_import)
-        model.ir_version = max(
-            self.graph.root.model.ir_version,
-            int(helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)),
-        )
-        graph = model.graph
-        graph.name = "constants"
-        made: set[Tensor] = set()
-        feeds: dict[str, Array] = {}
-        for i, node in enumerate(nodes):
-            proto = encode_node(node)
-            proto.name = f"n{i}"
-            proto.doc_string = ""
-            proto.input[:] = [self.names[t] if t.name else "" for t in node.inputs]
-            proto.output[:] = [self.names[t] if t.name else "" for t in node.outputs]
-            graph.node.append(proto)
-            for tensor in node.inputs:
-                if tensor not in made and (isinstance(tensor, Constant) or tensor in values):
-                    made.add(tensor)
-                    self._provide(tensor, values, graph, feeds)
-        graph.output.extend(onnx.ValueInfoProto(name=self.names[t]) for t in wanted)
-        return model, feeds
-
-    def _provide(
-        self, tensor: Tensor, values: dict[Tensor, Array], graph: onnx.GraphProto, feeds: dict[str, Array]
-    ) -> None:
-        name = self.names[tensor]
-        if isinstance(tensor, Constant) and (tensor.size <= INSIDE_ELEMENTS or tensor.dtype.name in _PACKED):
-            sparse = tensor.stored is not None and isinstance(tensor.stored.proto, onnx.SparseTensorProto)
-            proto = numpy_helper.from_array(tensor.values) if sparse else tensor_proto(tensor)
-            proto.name = name
-            graph.initializer.append(proto)
-            return
-        array = tensor.values if isinstance(tensor, Constant) else values[tensor]
-        graph.input.append(helper.make_tensor_value_info(name, elem_type(array.dtype), array.shape))
-        feeds[name] = array
-
-
-_PACKED = ("int4", "uint4", "int2", "uint2", "float4_e2m1fn")
-_VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-# results that may be far larger than the inputs, at sizes that values decide
-_EXPANDING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Upsample", "Pad", "OneHot"})
 
 
 def _with_owner(graph: Graph) -> Iterator[tuple[Graph, Node]]:
@@ -479,22 +297,6 @@ def _widens(node: Node) -> bool:
         return False
     to = node.inputs[1].dtype if node.op == "CastLike" else tensor_dtype_to_np_dtype(int(node.attrs.get("to", 0)))
     return to is not None and stored_bytes(source.size, to) > source.nbytes
-
-
-def _without(group: list[Node], node: Node) -> list[Node]:
-    """A group without a node and what depends on it."""
-    return _independent([other for other in group if other is not node], set(node.outputs))
-
-
-def _independent(nodes: list[Node], lost: set[Tensor]) -> list[Node]:
-    """Those nodes, in graph order, that need none of the lost tensors, directly or through others; `lost` grows."""
-    rest = []
-    for node in nodes:
-        if lost.isdisjoint(node.inputs):
-            rest.append(node)
-        else:
-            lost.update(node.outputs)
-    return rest
 
 
 def _shown(values: Iterable[Array]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxcomp.graph.ir import Array, Constant, Dim, Graph, Node, Tensor
+from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.partial import axes_of, slice_of
 from onnxcomp.graph.types import Shapes
 
@@ -59,6 +60,16 @@ def unchanged(node: Node, known: Known) -> Same | None:
     if rule is None or node.domain not in ("", "ai.onnx") or not node.outputs or not known.fixed(node):
         return None
     return rule(node, known)
+
+
+def draws(node: Node, operators: Operators, opset: int) -> bool:
+    """Whether two runs of a node may differ. A Dropout draws in training only, where the opset tells it apart."""
+    if not operators.facts(node).random:
+        return False
+    if node.op != "Dropout" or opset < 7:
+        return not (node.op == "Dropout" and node.attrs.get("is_test", 0))
+    training = node.constant(2)
+    return opset >= 12 and node.input(2) is not None and (training is None or bool(training.values.any()))
 
 
 def same_shape(before: Iterable[Dim] | None, after: Iterable[Dim] | None) -> bool:
