@@ -204,7 +204,7 @@ class _Folder:
             return "makes a sequence or an optional, which no initializer can hold"
         if node.op == "Constant":
             return "its value has a form that no initializer can hold"
-        if _widens(node):
+        if _unpacks(node):
             return "a weight stored in a smaller type on purpose"
         return ""
 
@@ -290,14 +290,12 @@ def _value_of(node: Node) -> Array | Stored | None:
     return None
 
 
-def _widens(node: Node) -> bool:
-    """Whether a Cast turns a stored tensor of more than a few elements into a wider type."""
-    source = node.constant(0) if node.op in ("Cast", "CastLike") else None
+def _unpacks(node: Node) -> bool:
+    """Whether a Cast or BitShift turns a stored tensor of more than a few elements into something larger."""
+    source = node.constant(0) if node.op in ("Cast", "CastLike", "BitShift") else None
     if source is None or source.size <= FEW_ELEMENTS:
         return False
+    if node.op == "BitShift":
+        return True
     to = node.inputs[1].dtype if node.op == "CastLike" else tensor_dtype_to_np_dtype(int(node.attrs.get("to", 0)))
     return to is not None and stored_bytes(source.size, to) > source.nbytes
-
-
-def _shown(values: Iterable[Array]) -> str:
-    return ", ".join(f"{value.dtype}{list(value.shape)}" for value in values)

@@ -348,3 +348,12 @@ def test_five_thousand_nodes_are_quick_work() -> None:
     graph, record = fold(model(nodes, weights, ["N", 4]))
     assert graph.operators() == {"MatMul": 1}
     assert record.changes == 5000
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_weights_stored_as_codes_are_not_decoded(bits: int) -> None:
+    pipeline = Pipeline.parse(f"quantize-weights{{bits={bits}}},fold-constants,cleanup")
+    result = PassManager(pipeline).run(decode(builders.mlp((64, 128, 64, 10))))
+    small, *later = (record.bytes_after for record in result.records)
+    assert small < result.records[0].bytes_before / 2
+    assert all(size <= small for size in later)
