@@ -299,3 +299,7 @@ def _unpacks(node: Node) -> bool:
         return True
     to = node.inputs[1].dtype if node.op == "CastLike" else tensor_dtype_to_np_dtype(int(node.attrs.get("to", 0)))
     return to is not None and stored_bytes(source.size, to) > source.nbytes
+
+
+def _shown(values: Iterable[Array]) -> str:
+    return ", ".join(f"{value.dtype}{list(value.shape)}" for value in values)
