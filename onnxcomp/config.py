@@ -264,7 +264,8 @@ def _check_files(entries: list[ModelEntry]) -> None:
         if entry.name in names:
             raise UsageError(f"two models are called {entry.name}", where="name", do="give each a name of its own")
         names.add(entry.name)
-        for path in (entry.job.out, entry.job.rejected, entry.job.report_path):
+        job = entry.job
+        for path in (job.out, job.rejected, job.report_path, *([job.html] if job.html is not None else [])):
             if path in written:
                 raise UsageError(
                     f"{written[path]} and {entry.name} would both write {path}",

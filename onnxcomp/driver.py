@@ -28,6 +28,7 @@ from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
 from onnxcomp.measure import Measurements, Measurer
+from onnxcomp.report.html import write_html
 from onnxcomp.report.record import write_json
 from onnxcomp.results import Calibration, FileRef, LayerRecord, Report
 from onnxcomp.runtime.machine import machine, peak_memory_bytes, usable_cores, versions
@@ -70,7 +71,7 @@ def optimize(
     """
     size = parse_size(max_size) if max_size is not None else None
     budget = Budget(max_drop=max_drop, min_sqnr=min_sqnr, max_size=size, min_speedup=min_speedup)
-    for key in ("output", "report"):
+    for key in ("output", "report", "html"):
         if options.get(key) is not None:
             options[key] = Path(options[key])
     unknown = sorted(set(options) - set(Job.__dataclass_fields__))
@@ -135,6 +136,8 @@ def run(
     report.seconds = round(time.perf_counter() - start, 3)
     report.peak_memory_bytes = peak_memory_bytes()
     write_json(report, job.report_path)
+    if job.html is not None:
+        write_html(report, job.html)
     return report
 
 
@@ -212,7 +215,8 @@ def _check_options(job: Job) -> None:
 
 def _check_places(job: Job) -> None:
     """Find out before the work whether its results can be written."""
-    for path in (job.out, job.report_path):
+    places = [job.out, job.report_path, *([job.html] if job.html is not None else [])]
+    for path in places:
         if path.resolve() == job.model.resolve():
             raise OutputError(
                 "the output would overwrite the input model", where=f"file {path}", do="choose another -o"
@@ -226,8 +230,9 @@ def _check_places(job: Job) -> None:
                 where=f"folder {parent}",
                 do="choose another -o",
             )
-    if job.out.resolve() == job.report_path.resolve():
-        raise OutputError("model and report have one name", where=f"file {job.out}", do="choose another --report")
+    if len({path.resolve() for path in places}) < len(places):
+        names = ", ".join(map(str, places))
+        raise OutputError("model and report have one name", where=f"files {names}", do="choose another --report")
 
 
 def _prepare(job: Job, graph: Graph) -> Material:

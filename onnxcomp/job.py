@@ -75,6 +75,7 @@ class Job:
     report: Path | None = field(
         default=None, metadata=_about("The report as JSON; NAME.opt.json if not given.", "output")
     )
+    html: Path | None = field(default=None, metadata=_about("The report as a page for people.", "output"))
     seed: int = field(default=0, metadata=_about("For the split and everything drawn at random."))
     threads: int = field(
         default=0,

@@ -124,7 +124,7 @@ def test_new_times_with_old_contents_build_nothing(built: Path) -> None:
     ("old", "new", "why"),
     [
         ("bench = false", "bench = false\nseed = 3", "seed changed"),
-        ("bench = false", "bench = false\nmin_sqnr = 3", "budget changed"),
+        ("bench = false", "bench = false\nmin_sqnr = 3", "min_sqnr changed"),
         ('output = "dist/a.onnx"', 'output = "dist/c.onnx"', "there is no accepted build of it yet"),
         ('output = "dist/a.onnx"', 'output = "dist/a.onnx"\ndepends = ["onnxcomp.toml"]', "onnxcomp.toml changed"),
     ],

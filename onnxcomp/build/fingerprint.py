@@ -70,7 +70,10 @@ def _options(entry: ModelEntry) -> dict[str, Any]:
         for item in dataclasses.fields(job)
         if item.metadata["place"] and (value := getattr(job, item.name)) is not None
     }
-    return {**job.options(), **places, "depends": list(entry.depends)}
+    found = job.options()
+    for group in ("budget", "preprocess"):
+        found |= found.pop(group)
+    return {**found, **places, "depends": list(entry.depends)}
 
 
 def _files(entry: ModelEntry, hashes: Hashes) -> Iterator[str]:

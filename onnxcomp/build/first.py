@@ -61,6 +61,7 @@ def first_config(model: Path, folder: Path, data: str | None = None) -> str:
     examples = {
         "output": f"{model.stem}.opt.onnx",
         "report": f"{model.stem}.opt.json",
+        "html": f"{model.stem}.opt.html",
         "name": f"{model.stem}",
         "shapes": {t.name: _sizes(t.shape) for t in graph.inputs},
     }

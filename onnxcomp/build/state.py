@@ -110,7 +110,7 @@ class State:
     def _halves(self) -> Iterator[Path]:
         for entry in self.config.models:
             job = entry.job
-            for path in (job.out, job.rejected, job.report_path):
+            for path in (job.out, job.rejected, job.report_path, *([job.html] if job.html is not None else [])):
                 for name in {path.name, f"{path.stem}.data"}:
                     yield from (self.config.folder / path.parent).glob(f".{escape(name[:100])}.*.tmp")
         for folder in (self.folder, self.folder / "models", self.config.folder / self.config.reports):

@@ -48,12 +48,13 @@ def _build(order: dict[str, Any]) -> dict[str, Any]:
     tempfile.tempdir = str(scratch)
     try:
         job = entry_of(order["table"]).job
-        for path in (job.out, job.report_path):
+        pages = [job.html] if job.html is not None else []
+        for path in (job.out, job.report_path, *pages):
             path.parent.mkdir(parents=True, exist_ok=True)
         report = run(job, alone=lambda: file_lock(Path(order["timing_lock"])))
         if report.verdict == "accepted":
             check_written(job, report)
-            written = [*model_files(job.out), job.report_path]
+            written = [*model_files(job.out), job.report_path, *pages]
             _drop_rejected(job.rejected)
         else:
             written = [job.report_path]

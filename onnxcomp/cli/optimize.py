@@ -27,6 +27,7 @@ TARGETS = ("cpu", "cuda", "tensorrt")
 )
 @options.budget_options
 @click.option("--report", type=click.Path(path_type=Path), help="The report as JSON [default: NAME.opt.json].")
+@click.option("--html", type=click.Path(path_type=Path), help="The report as a page for people, a file of its own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For the split and everything drawn at random.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads for calibration; 0: every core.")
 @click.option("--no-bench", is_flag=True, help="Do not measure latency.")
@@ -51,5 +52,6 @@ def command(model: Path, no_bench: bool, no_verify: bool, quiet: bool, verbose: 
         from onnxcomp.cli.screen import screen
         from onnxcomp.report.screen import show
 
-        show(report, screen(), verbose=bool(verbose), files=[str(job.report_path)])
+        files = [str(path) for path in (job.report_path, job.html) if path is not None]
+        show(report, screen(), verbose=bool(verbose), files=files)
     return report.exit_code

@@ -31,7 +31,8 @@ def write_data(data: dict[str, Any], path: Path) -> None:
     """
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as file:
-        file.write(text.encode() + b"\n")
+        # a path that is no UTF-8 holds halves of surrogate pairs; written as JSON's own escapes they come back
+        file.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
 
 def read_json(path: Path) -> Report:

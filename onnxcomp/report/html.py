@@ -1,0 +1,296 @@
+"""One run as a page that a person looks at first: verdict, before and after, what each layer paid."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+
+from onnxcomp.files import atomic_write
+from onnxcomp.report import html_charts as charts
+from onnxcomp.report.html_base import kind, page, section, table, text
+from onnxcomp.report.tables import count_text, limit_text, size_text, value_text
+from onnxcomp.results import Benchmark, LayerRecord, PassRecord, Report
+
+MAP_WIDTH, MAP_HEIGHT = 560.0, 330.0
+MOST_NODES = 200  # named under one reason for leaving nodes alone; the report as JSON has all
+LEFT_AT_FLOAT = ("float32", "float64")
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Write the page so that it appears whole or not at all.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    with atomic_write(path) as file:
+        file.write(document(report).encode("utf-8", "replace"))
+
+
+def document(report: Report) -> str:
+    """The page: one self-contained file that loads nothing and runs nothing."""
+    name = Path(report.source.path).name
+    parts = [
+        '<a class="skip" href="#layers">Skip to the layers</a>',
+        f"<header><h1>{text(name)} {_badge(report.verdict)}</h1>",
+        f"<p>{text(report.reason)}</p>" if report.reason else "",
+        _contents(report),
+        "</header><main>",
+        _tiles(report),
+        section("budgets", "Budgets", _budgets(report)),
+        section("figures", "Before and after", _figures(report)),
+        *(_latency(bench) for bench in report.benchmarks),
+        section("size", "Where the bytes are", _maps(report), "Both maps have one scale: area is bytes."),
+        section("layers", "Layer by layer", _layers(report)),
+        section("passes", "What was done", _passes(report)),
+        section("skipped", "What was left alone, and why", _skipped(report)),
+        section("notes", "Guesses and notes", _notes(report)),
+        section("origin", "Where this comes from", _origin(report)),
+        "</main>",
+    ]
+    return page(f"{name}: {report.verdict}", "\n".join(part for part in parts if part))
+
+
+def _badge(verdict: str) -> str:
+    return f'<span class="badge {text(verdict)}">{text(verdict)}</span>'
+
+
+def _contents(report: Report) -> str:
+    links = [("figures", "before and after"), ("size", "size"), ("layers", "layers"), ("passes", "passes")]
+    return "<nav aria-label=Contents>" + "".join(f'<a href="#{key}">{name}</a>' for key, name in links) + "</nav>"
+
+
+def _tiles(report: Report) -> str:
+    tiles = []
+    if report.output is not None:
+        share = report.after.bytes / max(1, report.before.bytes)
+        tiles.append(
+            (f"{share:.1%}", f"of the size: {size_text(report.before.bytes)} → {size_text(report.after.bytes)}")
+        )
+    for bench in report.benchmarks[:1]:
+        low, high = bench.speedup_interval
+        words = "no change" if bench.outcome == "no change" else f"{bench.speedup:.2f} times"
+        tiles.append((words, f"the speed; 95 % interval {low:.2f} to {high:.2f}"))
+    if report.accuracy is not None:
+        a = report.accuracy
+        tiles.append((f"{a.after:.4f}", f"{text(a.metric)}, was {a.before:.4f}; {a.samples:,} samples"))
+    if report.fidelity is not None:
+        worst = report.fidelity.worst_sqnr_db
+        words = "identical" if report.fidelity.identical else "-" if worst is None else f"{worst:.1f} dB"
+        made_up = " made-up" if report.fidelity.source == "synthetic" else ""
+        tiles.append((words, f"SQNR of the worst output, {report.fidelity.samples:,}{made_up} samples"))
+    if not tiles:
+        return ""
+    return (
+        '<div class="tiles">'
+        + "".join(f'<div class="tile"><b>{b}</b><span>{s}</span></div>' for b, s in tiles)
+        + "</div>"
+    )
+
+
+def _budgets(report: Report) -> str:
+    rows = []
+    for line in report.budget:
+        word = "held" if line.passed else "missed"
+        rows.append([text(limit_text(line)), text(value_text(line)), f'<span class="badge {word}">{word}</span>'])
+    return table(["limit", "measured", ""], rows, right=(1,)) if rows else ""
+
+
+def _figures(report: Report) -> str:
+    before, after = report.before, report.after
+    rows = [
+        ["size", size_text(before.bytes), size_text(after.bytes), f"{after.bytes / max(1, before.bytes):.1%}"],
+        ["parameters", count_text(before.parameters), count_text(after.parameters), ""],
+        ["of them not zero", count_text(before.nonzero_parameters), count_text(after.nonzero_parameters), ""],
+        ["MACs, one sample", count_text(before.macs), count_text(after.macs), ""],
+        ["nodes", f"{before.nodes}", f"{after.nodes}", ""],
+        ["opset", f"{before.opset}", f"{after.opset}", ""],
+    ]
+    for bench in report.benchmarks:
+        setting = (
+            f"{text(bench.provider.removesuffix('ExecutionProvider'))}, batch {bench.batch}, {bench.threads} thread"
+        )
+        for key in bench.before_ms:
+            rows.append(
+                [f"latency {text(key)}", f"{bench.before_ms[key]:.3f} ms", f"{bench.after_ms[key]:.3f} ms", setting]
+            )
+        if bench.session_seconds is not None:
+            old, new = bench.session_seconds
+            rows.append(["opening a session", f"{1000 * old:.0f} ms", f"{1000 * new:.0f} ms", ""])
+    if report.accuracy is not None:
+        a = report.accuracy
+        rows.append(
+            [text(a.metric), f"{a.before:.4f}", f"{a.after:.4f}", f"drop {a.drop:+.4f}" if a.drop else "no drop"]
+        )
+    if report.fidelity is not None:
+        for name, out in report.fidelity.outputs.items():
+            sqnr = "identical" if out.identical else "-" if out.sqnr_db is None else f"{out.sqnr_db:.1f} dB"
+            words = f"largest error {out.max_abs_error:.4g}"
+            if out.top1_agreement is not None:
+                words += f"; same top-1 on {out.top1_agreement:.2%}"
+            rows.append([f"output <code>{text(name)}</code>", "", sqnr, words])
+    return table(["", "before", "after", ""], rows, right=(1, 2))
+
+
+def _latency(bench: Benchmark) -> str:
+    if bench.spread is None:
+        return ""
+    key = f"latency-{bench.batch}-{bench.threads}"
+    title = f"Latency of single calls, batch {bench.batch}, {bench.threads} thread{'s' * (bench.threads != 1)}"
+    note = (
+        "Both models ran in turns in one process. Dashed lines are medians, in time on the wall; the speed-up is taken "
+    )
+    note += "from neighbouring blocks of calls."
+    return section(key, title, charts.latency(bench.spread, bench.before_ms, bench.after_ms), note)
+
+
+def _maps(report: Report) -> str:
+    if not report.layers:
+        return ""
+    maps = []
+    for index, stats, word in ((0, report.before, "before"), (1, report.after, "after")):
+        if index and report.output is None:
+            break
+        cells = [_cell(layer, index) for layer in report.layers if layer.bytes[index] > 0]
+        rest = stats.bytes - sum(cell.size for cell in cells)
+        if rest > 0:
+            cells.append(charts.Cell(charts.ELSE, rest, kind(charts.ELSE), f"{charts.ELSE}: {size_text(rest)}"))
+        shrink = math.sqrt(stats.bytes / max(report.before.bytes, report.after.bytes, 1))
+        label = f"{word}: {size_text(stats.bytes)} in {len(cells)} parts"
+        drawn = charts.treemap(cells, round(MAP_WIDTH * shrink, 1), round(MAP_HEIGHT * shrink, 1), label)
+        wide = f"width:min({MAP_WIDTH * shrink:.1f}px,{100 * shrink:.1f}%)"
+        caption = f"<figcaption>{word}: {size_text(stats.bytes)}</figcaption>"
+        maps.append(f'<figure style="{wide}">{drawn}{caption}</figure>')
+    shown = sorted({p for layer in report.layers for p in layer.precision} - {"removed"})
+    return f'{charts.legend([*shown, charts.ELSE])}<div class="maps">{"".join(maps)}</div>'
+
+
+def _cell(layer: LayerRecord, index: int) -> charts.Cell:
+    parts = [part for part in layer.node.split("/") if part] or [layer.node]
+    own = parts[:-1] if len(parts) > 1 and parts[-1].startswith(layer.op) else parts  # exporters write layer1/conv/Conv
+    name = own[-1]
+    size, precision = layer.bytes[index], layer.precision[index]
+    return charts.Cell(name, size, kind(precision), f"{layer.node} ({layer.op}): {size_text(size)}, {precision}")
+
+
+def _legend(report: Report) -> str:
+    return charts.legend(sorted({p for layer in report.layers for p in layer.precision}))
+
+
+def _layers(report: Report) -> str:
+    layers = report.layers
+    if not layers:
+        return ""
+    by_error = sorted(range(len(layers)), key=lambda i: _or_inf(layers[i].own_sqnr_db))
+    by_size = sorted(range(len(layers)), key=lambda i: -max(layers[i].bytes))
+    order_e = {index: rank for rank, index in enumerate(by_error)}
+    order_b = {index: rank for rank, index in enumerate(by_size)}
+    rows = [
+        f'<div class="row" role="row" style="--g:{i};--e:{order_e[i]};--b:{order_b[i]}">{_row(layer)}</div>'
+        for i, layer in enumerate(layers)
+    ]
+    heads = ("layer", "operator", "stored as", "bytes", "own error", "weights")
+    top = (
+        '<div class="row top" role="row">' + "".join(f'<span role="columnheader">{h}</span>' for h in heads) + "</div>"
+    )
+    choices = (
+        ("by-graph", "as in the graph", " checked"),
+        ("by-error", "worst first", ""),
+        ("by-size", "largest first", ""),
+    )
+    radios = "".join(f"<label><input type=radio name=order id={key}{on}> {word}</label>" for key, word, on in choices)
+    note = (
+        '<p class="note">A layer\'s own error: its output when it is fed what the original feeds it, against the '
+        "original's, as SQNR in dB. 20 dB is an error of a tenth of the signal, 40 dB of a hundredth; a longer bar is "
+        "a larger error. Weights: grey before, blue after, dashed where the range after ends.</p>"
+    )
+    overview = charts.error_overview(layers)
+    return (
+        f"{note}{_legend(report)}{overview}"
+        f'<div class="layers"><fieldset><legend>Order</legend>{radios}</fieldset>'
+        f'<div class="rows" role="table" aria-label="Layers">{top}{"".join(rows)}</div></div>'
+    )
+
+
+def _row(layer: LayerRecord) -> str:
+    before, after = layer.precision
+    stored = text(before) if before == after else f"{text(before)} → {text(after)}"
+    sizes = size_text(layer.bytes[0])
+    if layer.bytes[0] != layer.bytes[1]:
+        sizes += f" → {size_text(layer.bytes[1])}"
+    cells = (
+        f'<span role="rowheader">{text(layer.node)}</span>',
+        f'<span role="cell">{text(layer.op)}</span>',
+        f'<span role="cell">{stored}</span>',
+        f'<span role="cell">{sizes}</span>',
+        f'<span role="cell" class="bar">{charts.error_bar(layer.own_sqnr_db, after)}</span>',
+        f'<span role="cell">{charts.weights(layer.weights)}</span>',
+    )
+    return "".join(cells)
+
+
+def _or_inf(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _passes(report: Report) -> str:
+    rows = []
+    for record in report.passes:
+        done = text(record.rolled_back or record.summary or f"{record.changes} changes")
+        for note in record.notes:
+            done += f"<br>{text(note)}"
+        for key, value in record.metrics.items():
+            done += f"<br>{text(key)} {value:.4g}"
+        size = f"{size_text(record.bytes_before)} → {size_text(record.bytes_after)}"
+        rows.append(
+            [f"<code>{text(record.spec)}</code>", text(record.guarantee), done, size, f"{record.seconds:.2f} s"]
+        )
+    return table(["pass", "outputs", "what it did", "weights", "time"], rows, right=(4,)) if rows else ""
+
+
+def _skipped(report: Report) -> str:
+    return "".join(_skips(record) for record in report.passes if record.skips)
+
+
+def _skips(record: PassRecord) -> str:
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for skip in record.skips:
+        reasons[skip.why].append(skip.node)
+    parts = [f"<h3>{text(record.name)}</h3>"]
+    for why, nodes in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        names = "".join(f"<li>{text(node)}</li>" for node in nodes[:MOST_NODES])
+        if len(nodes) > MOST_NODES:
+            names += f"<li>and {len(nodes) - MOST_NODES} more</li>"
+        parts.append(f"<details><summary>{len(nodes)}: {text(why)}</summary><ul>{names}</ul></details>")
+    return "".join(parts)
+
+
+def _notes(report: Report) -> str:
+    found = ""
+    for title, lines in (("Guessed", report.guesses), ("Notes", report.notes)):
+        if lines:
+            found += f"<h3>{title}</h3><ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
+    return found
+
+
+def _origin(report: Report) -> str:
+    rows = [["input", f"<code>{text(report.source.path)}</code>", f"<code>{text(report.source.sha256)}</code>"]]
+    if report.output is not None:
+        rows.append(
+            ["output", f"<code>{text(report.output.path)}</code>", f"<code>{text(report.output.sha256)}</code>"]
+        )
+    if report.calibration is not None:
+        rows.append(
+            [
+                "calibrated on",
+                f"{report.calibration.samples:,} samples",
+                f"<code>{text(report.calibration.source)}</code>",
+            ]
+        )
+    machine = report.machine
+    rows.append(["machine", text(machine.get("cpu", "")), text(", ".join(map(str, machine.get("isa", ()))))])
+    rows += [["tool", text(name), text(version)] for name, version in report.tool.items() if name != "name"]
+    rows.append(
+        ["run", f"{report.seconds:.1f} s", f"peak memory {size_text(report.peak_memory_bytes)}, seed {report.seed}"]
+    )
+    return table(["", "", ""], rows)

@@ -1,0 +1,70 @@
+"""A whole build as a page: one row a model, with links to the models' own pages, and what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from onnxcomp.report.html_base import page, section, table, text
+from onnxcomp.report.tables import limit_text, size_text, value_text
+from onnxcomp.results import BuildReport, BuiltModel, Report
+
+
+def document(build: BuildReport, pages: Mapping[str, str]) -> str:
+    """The page.
+
+    Args:
+        pages: file names of the models' own pages, beside this one, by name of the model.
+    """
+    good = sum(not model.exit_code for model in build.models)
+    state = "failed" if build.exit_code else "accepted"
+    columns = ["model", "result", "size", "speed", "quality", "budgets", "time"]
+    rows = [_row(model, pages.get(model.name)) for model in build.models]
+    body = (
+        f'<header><h1>onnxcomp build <span class="badge {state}">{good} of {len(build.models)} accepted</span></h1>'
+        f'<p class="dim">{text(build.config)}, exit code {build.exit_code}, {build.seconds:.1f} s</p></header><main>'
+        + section("models", "Models", table(columns, rows, right=(6,)))
+        + section("details", "What to know", "".join(map(_details, build.models)))
+        + "</main>"
+    )
+    return page(f"onnxcomp build: {good} of {len(build.models)} accepted", body)
+
+
+def _row(model: BuiltModel, link: str | None) -> list[str]:
+    name = f'<a href="{text(quote(link))}">{text(model.name)}</a>' if link else text(model.name)
+    style = "failed" if model.exit_code else "accepted"
+    word = model.report.verdict if model.report is not None else "error"
+    result = f'<span class="badge {style}">{text(word)}</span><br><span class="dim">{model.status}</span>'
+    cells = _figures(model.report) if model.report is not None else ["", "", "", ""]
+    return [name, result, *cells, f"{model.seconds:.1f} s" if model.seconds else ""]
+
+
+def _figures(report: Report) -> list[str]:
+    size = size_text(report.before.bytes)
+    if report.output is not None:
+        size += f" → {size_text(report.after.bytes)}<br>{report.after.bytes / max(1, report.before.bytes):.1%}"
+    speeds = [f"{b.speedup:.2f}, {b.outcome}" for b in report.benchmarks]
+    quality = []
+    if report.accuracy is not None:
+        quality.append(f"{text(report.accuracy.metric)} {report.accuracy.before:.4f} → {report.accuracy.after:.4f}")
+    if report.fidelity is not None:
+        worst = report.fidelity.worst_sqnr_db
+        quality.append("identical" if report.fidelity.identical else "-" if worst is None else f"SQNR {worst:.1f} dB")
+    budgets = [
+        f'<span class="badge {"held" if line.passed else "missed"}">{text(limit_text(line))}</span> '
+        f"{text(value_text(line))}"
+        for line in report.budget
+    ]
+    return [size, *("<br>".join(part) for part in (speeds, quality, budgets))]
+
+
+def _details(model: BuiltModel) -> str:
+    lines = [f"built because {why}" for why in model.why]
+    if model.error is not None:
+        lines += [part for part in (model.error.what, model.error.where, model.error.do) if part]
+    elif model.report is not None and model.report.reason:
+        lines.append(model.report.reason)
+    lines += model.notes
+    if not lines:
+        return ""
+    return f"<h3>{text(model.name)}</h3><ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"

@@ -1,0 +1,252 @@
+"""Are pages whole, readable and safe, whatever tensors are called? By parsing them, and in headless Chromium."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import report_samples
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxcomp.cli.main import main
+from onnxcomp.report import html, html_index
+from onnxcomp.report.html_base import text
+from onnxcomp.report.html_charts import error_share, squarify
+from onnxcomp.report.record import read_json
+from onnxcomp.results import FileRef, ModelStats, Report
+
+ALLOWED = """
+    a b body br caption circle code details div fieldset figcaption figure g h1 h2 h3 head header html input label
+    legend li line main meta nav p path rect section span style summary svg table tbody td text th thead
+    title tr ul
+"""
+TAGS = set(ALLOWED.split())
+VOID = {"br", "meta", "input"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes and texts, and whether every one is closed."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(content)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+
+def harmless(content: str) -> Page:
+    page = Page(content)
+    assert set(page.tags) <= TAGS
+    head, _, body = content.partition("<body>")
+    assert (page.tags["style"], head.count("<title>")) == (1, 1)
+    assert page.tags["title"] == 1 + body.count("<title>") <= 1 + page.tags["rect"]
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert all(not re.search(r"url\(|expression|@import|;\s*\w+\s*:\s*url", style) for style in page.values("style"))
+    assert not {"src", "srcset", "action", "formaction", "data"} & {name for _, name, _ in page.attributes}
+    assert all(link.startswith("#") or re.fullmatch(r"[\w%.-]+\.html", link) for link in page.values("href"))
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e\ufeff]", content)
+    assert "nan" not in " ".join(page.values("d") + page.values("width") + page.values("x"))
+    return page
+
+
+@pytest.mark.parametrize("names", [report_samples.large_name, report_samples.hostile_name])
+def test_a_page_is_well_formed_and_loads_and_runs_nothing(names: object) -> None:
+    page = harmless(html.document(report_samples.report(33, names)))  # type: ignore[arg-type]
+    assert any("default-src 'none'" in value for value in page.values("content"))
+    assert "script-src" not in " ".join(page.values("content"))
+
+
+def test_hostile_names_are_shown_as_they_are() -> None:
+    found = report_samples.report(33, report_samples.hostile_name)
+    shown = "".join(Page(html.document(found)).texts)
+    for record in found.layers[:9]:
+        visible = re.sub(r"[\x00-\x1f\x7f-\x9f\u202e\ufeff]", lambda c: f"\\u{{{ord(c.group()):x}}}", record.node)
+        assert visible in shown
+
+
+@given(st.text(st.characters(), max_size=30))
+def test_any_text_stays_text(value: str) -> None:
+    page = Page(f'<p title="{text(value)}">{text(value)}</p><p>{text(value)}</p>')
+    assert page.tags == Counter(p=2)
+    assert len(page.attributes) == 1
+    assert page.texts == ([page.values("title")[0]] * 2 if value else [])
+
+
+def test_500_layers_stay_under_2_megabytes(tmp_path: Path) -> None:
+    found = report_samples.report(500)
+    html.write_html(found, tmp_path / "x.html")
+    assert (tmp_path / "x.html").stat().st_size < 2_000_000
+    page = Page((tmp_path / "x.html").read_text())
+    rows = [value for value in page.values("class") if value == "row"]
+    assert len(rows) == 500
+
+
+def test_orders_of_the_rows_are_permutations_worst_and_largest_first() -> None:
+    found = report_samples.report(40)
+    styles = [s for s in Page(html.document(found)).values("style") if s.startswith("--g")]
+    ranks = np.array([[int(n) for n in re.findall(r"\d+", style)] for style in styles])
+    assert (np.sort(ranks, axis=0) == np.arange(40)[:, None]).all()
+    errors = [layer.own_sqnr_db for layer in found.layers]
+    by_error = [errors[i] for i in np.argsort(ranks[:, 1])]
+    measured = [e for e in by_error if e is not None]
+    assert by_error == [*sorted(measured), *[None] * (40 - len(measured))]
+    sizes = [layer.bytes[0] for layer in found.layers]
+    assert [sizes[i] for i in np.argsort(ranks[:, 2])] == sorted(sizes, reverse=True)
+
+
+def test_keyboard_and_screen_readers_find_their_way() -> None:
+    content = html.document(report_samples.report(20))
+    page = Page(content)
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in page.values("href")} <= set(ids)
+    assert {label for value in page.values("aria-labelledby") for label in value.split()} <= set(ids)
+    assert page.tags["svg"] == page.values("role").count("img") + page.values("aria-hidden").count("true")
+    assert page.tags["input"] == page.tags["label"] == 3
+    assert page.values("lang") == ["en"]
+    assert ":focus-visible" in content
+    assert "prefers-color-scheme: dark" in content
+    assert "@media print" in content
+
+
+def test_a_bare_report_makes_a_page(tmp_path: Path) -> None:
+    stats = ModelStats(0, 0, 0, 0, 0, 17)
+    bare = Report({"name": "onnxcomp"}, {}, 0, FileRef("m.onnx", ""), stats, stats, verdict="unchanged", exit_code=13)
+    page = harmless(html.document(bare))
+    assert "unchanged" in page.texts
+
+
+def test_optimize_writes_the_page_it_is_asked_for(
+    digits: Path, digits_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", str(digits_data[0]), "--passes", "fuse-batchnorm,quantize-qdq", "--no-bench", "-q"]
+    with pytest.raises(SystemExit) as stop:
+        main(["optimize", str(digits), *options, "--html", "page.html"])
+    assert not stop.value.code
+    found = read_json(Path("digits-cnn.opt.json"))
+    assert Path("page.html").read_text() == html.document(found)
+    ranges = [layer.weights.range for layer in found.layers if layer.weights is not None]
+    assert ranges
+    assert all(after is not None for _, after in ranges)
+    assert "conv1" in harmless(Path("page.html").read_text()).texts
+
+
+@pytest.mark.parametrize("names", [report_samples.large_name, report_samples.hostile_name])
+def test_the_page_of_a_build_is_harmless_too(names: object) -> None:
+    found = report_samples.build(names)  # type: ignore[arg-type]
+    page = harmless(html_index.document(found, {found.models[0].name: "a b-1.html"}))
+    assert "a%20b-1.html" in page.values("href")
+    assert "1 of 3 accepted" in page.texts
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(1e-3, 1e9), min_size=1, max_size=60), st.floats(5, 900), st.floats(5, 900))
+def test_a_treemap_fills_its_frame_in_proportion(sizes: list[float], width: float, height: float) -> None:
+    sizes = sorted(sizes, reverse=True)
+    places = np.array(squarify(sizes, width, height))
+    x, y, w, h = places.T
+    tiny = 1e-6 * max(width, height)
+    assert (w * h) == pytest.approx(np.array(sizes) / sum(sizes) * width * height, rel=1e-3, abs=1e-3)
+    assert (x >= -tiny).all()
+    assert (y >= -tiny).all()
+    assert (x + w <= width + tiny).all()
+    assert (y + h <= height + tiny).all()
+
+
+def test_rectangles_of_a_treemap_do_not_overlap() -> None:
+    sizes = sorted(np.random.default_rng(0).pareto(1.0, 80) + 0.1, reverse=True)
+    places = squarify(sizes, 300, 200)
+    for i, (x, y, w, h) in enumerate(places):
+        for a, b, c, d in places[:i]:
+            assert min(x + w, a + c) - max(x, a) < 1e-6 or min(y + h, b + d) - max(y, b) < 1e-6
+
+
+def test_the_scale_of_errors() -> None:
+    assert [error_share(db) for db in (80, 60, 30, 0, -20)] == [0, 0, 0.5, 1, 1]
+
+
+# -- in a browser --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no Chromium on this machine: pages were checked by parsing alone")
+
+
+def browse(chromium: str, folder: Path, page: Path, *options: str) -> str:
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,1600"]
+    command += [f"--user-data-dir={folder / 'profile'}", *options, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    return done.stdout.decode("utf-8", "replace")
+
+
+def test_hostile_names_do_nothing_in_a_browser(chromium: str, tmp_path: Path) -> None:
+    page = tmp_path / "x.html"
+    html.write_html(report_samples.report(33, report_samples.hostile_name), page)
+    dom = browse(chromium, tmp_path, page, "--dump-dom")
+    head, _, body = dom.partition("<body>")
+    assert "over-budget</title>" in head
+    assert not re.search(r"<(script|img)\b", dom)
+    assert dom.count("<style>") == 1
+    assert body.count('class="row"') == 33
+
+
+def test_light_and_dark_pages_are_drawn(chromium: str, tmp_path: Path) -> None:
+    from PIL import Image
+
+    page = tmp_path / "x.html"
+    html.write_html(report_samples.report(60), page)
+    grounds = []
+    for scheme in ("1", "0"):  # Blink's numbers for light and dark
+        shot = tmp_path / f"{scheme}.png"
+        browse(chromium, tmp_path, page, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}")
+        pixels = np.asarray(Image.open(shot).convert("L"), np.float64)
+        grounds.append(float(np.median(pixels)))
+        assert pixels.std() > 10  # something is drawn on it
+    assert grounds[0] > 240
+    assert grounds[1] < 40
+
+
+def test_it_prints(chromium: str, tmp_path: Path) -> None:
+    page, out = tmp_path / "x.html", tmp_path / "x.pdf"
+    html.write_html(report_samples.report(60), page)
+    browse(chromium, tmp_path, page, f"--print-to-pdf={out}")
+    assert out.read_bytes()[:5] == b"%PDF-"
+    assert out.stat().st_size > 20_000
