@@ -17,6 +17,7 @@ BUILTIN = {
     "cleanup": "onnxcomp.passes.cleanup:Cleanup",
     "fuse-batchnorm": "onnxcomp.passes.fuse_batchnorm:FuseBatchNorm",
     "clip-weights": "onnxcomp.passes.clip_weights:ClipWeights",
+    "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
     "prune-weights": "onnxcomp.passes.prune_weights:PruneWeights",
     "quantize-qdq": "onnxcomp.passes.quantize_qdq:QuantizeQdq",
     "quantize-dynamic": "onnxcomp.passes.quantize_dynamic:QuantizeDynamic",

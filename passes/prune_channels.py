@@ -1,0 +1,316 @@
+"""prune-channels: whole channels, attention heads and neurons leave the graph, and the rest makes up for them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from onnxcomp.errors import UsageError
+from onnxcomp.graph.coupling.analysis import Coupling, Group, analyse
+from onnxcomp.graph.coupling.cut import cut
+from onnxcomp.graph.ir import Array, Graph, Node
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, WeightUse, option
+from onnxcomp.passes.pruning.layers import Layer, layer_of
+from onnxcomp.passes.structure import streams
+from onnxcomp.passes.structure.allocate import Choice, allocate, allowed_counts, channels_each, even
+from onnxcomp.passes.structure.costing import Costing, Saved
+from onnxcomp.passes.structure.elimination import Curve
+from onnxcomp.passes.structure.importance import measured_curves, weight_curve
+from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases, makers, readers
+from onnxcomp.passes.structure.refit import Cut, Refit, refit
+
+_MEASURED = ("activation", "reconstruction")
+MOST_REFITS = 40  # layers; a deeper model has only the layers that lost inputs solved again
+
+
+@dataclass(frozen=True)
+class PruneChannels(Pass):
+    """Channels, heads and neurons leave every tensor they stand in; the layers that read them are solved again.
+
+    What must leave together is found by index-exact dependency analysis (onnxcomp.graph.coupling). With calibration
+    data, units leave by backward elimination with refit, groups share the loss by error against saving, and weights and
+    biases are then solved again by ridge regression in graph order, so that each layer's output, behind a residual Add
+    the sum, is again the original's. Without data units are ranked by their weights and nothing is made good.
+
+    Give one of ratio, macs, params and latency, or widths by `keep`, or both.
+    """
+
+    name: ClassVar[str] = "prune-channels"
+    guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
+
+    ratio: float | None = option(None, "share of channels, heads and neurons to remove", above=0.0, below=1.0)
+    macs: float | None = option(None, "share of multiply-accumulates kept at most", above=0.0, below=1.0)
+    params: float | None = option(None, "share of parameters kept at most", above=0.0, below=1.0)
+    keep: tuple[str, ...] = option((), 'widths by node, as "GLOB:16": channels, neurons or heads that stay')
+    importance: Literal["auto", "l1", "l2", "fpgm", "bn", "random", "activation", "reconstruction"] = option(
+        "auto", "how units are ranked; auto: reconstruction with data, l2 without"
+    )
+    scope: Literal["global", "layer"] = option("global", "share the loss over all layers, or the same share of each")
+    multiple_of: int | Literal["auto"] = option(
+        "auto", "widths are multiples of this; auto: 8 for TensorRT, 1 on CPU and CUDA, where the target is a count"
+    )
+    min_keep: int = option(1, "fewest channels that stay in a layer", minimum=1)
+    streams: bool = option(False, "also channels that several layers add up (residual streams)")
+    compensate: bool = option(True, "solve the remaining weights again, whenever there is calibration data")
+    damping: float = option(1e-3, "ridge of the refit, as a share of the mean diagonal of E[x x^T]", above=0.0)
+
+    def validate(self) -> None:
+        """One target at most, one at least, and readable widths."""
+        targets = [t for t in (self.ratio, self.macs, self.params) if t is not None]
+        if len(targets) > 1 or not (targets or self.keep):
+            raise UsageError(
+                f"{self.name}: give one of ratio, macs and params, or widths by keep",
+                where=f"pass {self.name}",
+                do="for example prune-channels{ratio=0.3}",
+            )
+        for entry in self.keep:
+            _width(self.name, entry)
+        if isinstance(self.multiple_of, int) and self.multiple_of < 1:
+            raise UsageError(
+                f"{self.name}: multiple_of={self.multiple_of} must be at least 1",
+                where=f"pass {self.name}",
+                do=f"see onnxcomp passes {self.name}",
+            )
+
+    def required(self) -> frozenset[Need]:
+        """Some rankings are measured."""
+        return frozenset({Need.DATA}) if self.importance in _MEASURED else frozenset()
+
+    def run(self, graph: Graph, context: PassContext) -> Outcome:
+        """Rank, choose, cut, make good.
+
+        Raises:
+            UsageError: a glob matches nothing, or a width is larger than the layer's.
+        """
+        outcome = Outcome()
+        compensate = self.compensate and context.calibration is not None
+        added = add_biases(graph) if compensate else []
+        coupling = analyse(graph, context.operators, context.sample_shapes)
+        groups = self._eligible(graph, coupling, context, outcome)
+        fixed = self._fixed_widths(groups, context)
+        costing = Costing(coupling, context.operators)
+        before = costing.macs, costing.params
+        outcome.metrics["prunable_macs_share"] = _share(costing.touched_macs(coupling.groups), costing.macs)
+        choices = self._choices(graph, groups, fixed, context, outcome)
+        removed = self._choose(choices, fixed, costing)
+        if not costing.removed.any():
+            drop_zero_biases(added)
+            outcome.summary = "nothing leaves: no group is open, or the target is met already"
+            return outcome
+        refitted = self._rewrite(graph, coupling, costing, context if compensate else None)
+        drop_zero_biases(added)
+        for choice, count in zip(choices, removed, strict=True):
+            if count:
+                outcome.change(choice.group.name, _words(choice, count))
+        self._report(outcome, costing, before, refitted, coupling)
+        if self.compensate and context.calibration is None:
+            outcome.notes.append("nothing makes up for what left: that takes calibration data")
+        return outcome
+
+    # -- what may leave ----------------------------------------------------------------------------------------
+
+    def _eligible(self, graph: Graph, coupling: Coupling, context: PassContext, outcome: Outcome) -> list[Group]:
+        wanted = self.selects(graph)
+        shared = streams.added_up(coupling)
+        found = []
+        for group in coupling.groups:
+            made = list(dict.fromkeys(node for _, node, _ in makers(group, context.operators)))
+            if not made:
+                outcome.skip(group.name, "no weight makes these units")
+            elif not all(wanted(node) for node in made):
+                outcome.skip(group.name, "not selected by include and exclude")
+            elif not self.streams and group.name in shared and not self._named(group, made):
+                outcome.skip(group.name, "several layers add up in these channels; streams=true cuts them too")
+            else:
+                found.append(group)
+        for name, why in coupling.kept.items():
+            outcome.skip(name, why)
+        for op, count in coupling.without_rule.items():
+            outcome.notes.append(f"{op} has no coupling rule: what enters its {count} nodes stays whole")
+        return found
+
+    def _named(self, group: Group, made: Sequence[Node]) -> bool:
+        return any(_matches(entry, group, made) for entry in self.keep)
+
+    def _fixed_widths(self, groups: Sequence[Group], context: PassContext) -> dict[str, int]:
+        """Units that leave by name of the group, where `keep` says so."""
+        found: dict[str, int] = {}
+        for entry in self.keep:
+            glob, width = _width(self.name, entry)
+            hits = [g for g in groups if _matches(entry, g, [n for _, n, _ in makers(g, context.operators)])]
+            if not hits:
+                names = ", ".join(group.name for group in groups[:8])
+                raise UsageError(
+                    f"{self.name}: keep {glob!r} matches no group",
+                    where=f"pass {self.name}",
+                    do=f"groups: {names}; see onnxcomp inspect MODEL --groups",
+                )
+            for group in hits:
+                each = channels_each(group)
+                if width > group.size * each or width % each or width < each:
+                    raise UsageError(
+                        f"{self.name}: {group.name} has {group.size} units of {each} and cannot keep {width}",
+                        where=f"pass {self.name}, keep {entry!r}",
+                        do=f"give a multiple of {each} up to {group.size * each}",
+                    )
+                found[group.name] = group.size - width // each
+        return found
+
+    # -- how much leaves ---------------------------------------------------------------------------------------
+
+    def _choices(
+        self, graph: Graph, groups: Sequence[Group], fixed: dict[str, int], context: PassContext, outcome: Outcome
+    ) -> list[Choice]:
+        if self.ratio is None and self.macs is None and self.params is None:
+            groups = [group for group in groups if group.name in fixed]
+        multiple = self._multiple(context)
+        counts = {
+            g.name: (0, fixed[g.name]) if g.name in fixed else allowed_counts(g, self.min_keep, multiple)
+            for g in groups
+        }
+        method: str = self.importance
+        if method == "auto":
+            method = "l2" if context.calibration is None else "reconstruction"
+        if method not in _MEASURED:
+            return [Choice(g, weight_curve(g, method, context.operators, context.seed), counts[g.name]) for g in groups]
+        least = {group.name: group.size - counts[group.name][-1] for group in groups}
+        found = []
+        for group, curve, why in measured_curves(graph, groups, method, context, self.damping, least):
+            if curve is None and group.name not in fixed:
+                outcome.skip(group.name, f"what its units are worth cannot be measured: {why}")
+                continue
+            given: Curve = weight_curve(group, "l2", context.operators, context.seed) if curve is None else curve
+            found.append(Choice(group, given, counts[group.name]))
+        return found
+
+    def _multiple(self, context: PassContext) -> int:
+        if isinstance(self.multiple_of, int):
+            return self.multiple_of
+        return 8 if context.target == "tensorrt" else 1
+
+    def _choose(self, choices: Sequence[Choice], fixed: dict[str, int], costing: Costing) -> list[int]:
+        """Units that leave, by choice; the costing has them removed."""
+        found = [0] * len(choices)
+        for index, choice in enumerate(choices):
+            if choice.group.name in fixed:
+                found[index] = fixed[choice.group.name]
+                costing.remove(choice.group.units[choice.curve.order[: found[index]]])
+        done = self._target(choices, costing)
+        if done is None:
+            return found
+        rest = [i for i, choice in enumerate(choices) if choice.group.name not in fixed]
+        open_choices = [choices[i] for i in rest]
+        saved: Saved = "units"
+        if any(choice.curve.measured for choice in open_choices):
+            saved = "macs" if self.macs is not None else "params" if self.params is not None else "units"
+        at = (
+            even(open_choices, costing, done) if self.scope == "layer" else allocate(open_choices, costing, saved, done)
+        )
+        for index, count in zip(rest, at, strict=True):
+            found[index] = count
+        return found
+
+    def _target(self, choices: Sequence[Choice], costing: Costing) -> Callable[[], bool] | None:
+        if self.macs is not None:
+            most = self.macs * costing.macs_at_first
+            return lambda: costing.macs <= most
+        if self.params is not None:
+            most = self.params * costing.params_at_first
+            return lambda: costing.params <= most
+        if self.ratio is not None:
+            total = sum(choice.group.size * channels_each(choice.group) for choice in choices)
+            each = np.zeros(len(costing.removed))
+            for choice in choices:
+                each[choice.group.units] = channels_each(choice.group)
+            wanted = self.ratio * total - 0.5
+            return lambda: float(each[costing.removed].sum()) >= wanted
+        return None
+
+    # -- doing it ----------------------------------------------------------------------------------------------
+
+    def _rewrite(self, graph: Graph, coupling: Coupling, costing: Costing, context: PassContext | None) -> Refit | None:
+        """Cut, and with a context solve again."""
+        reference = graph.clone() if context is not None else None
+        layers = self._to_solve(graph, coupling, costing, context) if context is not None else []
+        cut(coupling, np.flatnonzero(costing.removed))
+        if context is None or reference is None:
+            return None
+        cuts = []
+        for use, outputs in layers:
+            layer = layer_of(graph, use)
+            if isinstance(layer, Layer):
+                cuts.append(Cut(layer, outputs))
+        return refit(graph, reference, cuts, context, self.damping)
+
+    def _to_solve(
+        self, graph: Graph, coupling: Coupling, costing: Costing, context: PassContext
+    ) -> list[tuple[WeightUse, Array]]:
+        """Layers that lose inputs, and in a model of moderate depth all behind them; with the outputs that stay."""
+        touched = [g for g in coupling.groups if costing.removed[g.units].any()]
+        readers_of = {r.use.node for g in touched for r in readers(graph, g, context.operators) if r.layer is not None}
+        uses = [
+            WeightUse(node, weight, constant)
+            for node in graph.nodes
+            for weight, constant in context.operators.weights(node)
+            if weight.role == "kernel"
+        ]
+        solvable = [use for use in uses if use.weight.group == 1 and isinstance(layer_of(graph, use), Layer)]
+        if len(solvable) > MOST_REFITS:
+            chosen = [use for use in solvable if use.node in readers_of]
+        else:
+            behind = streams.behind(graph, readers_of)
+            chosen = [use for use in solvable if use.node in readers_of or use.node in behind]
+        found = []
+        for use in chosen:
+            units = coupling.axes(use.constant)[use.weight.out_axis % len(use.constant.shape)]
+            size = use.constant.shape[use.weight.out_axis]
+            found.append((use, np.ones(size, bool) if units is None else ~costing.removed[units]))
+        return found
+
+    def _report(
+        self, outcome: Outcome, costing: Costing, before: tuple[int, int], refitted: Refit | None, coupling: Coupling
+    ) -> None:
+        outcome.metrics["macs_share"] = _share(costing.macs, before[0])
+        outcome.metrics["params_share"] = _share(costing.params, before[1])
+        words = [f"{len(outcome.changes)} of {len(coupling.groups)} groups cut"]
+        words.append(f"{outcome.metrics['macs_share']:.1%} of the MACs")
+        words.append(f"{outcome.metrics['params_share']:.1%} of the parameters")
+        outcome.summary = ", ".join(words)
+        if refitted is None:
+            return
+        for name, after in refitted.after.items():
+            outcome.change(name, f"solved again: error {refitted.before[name]:.2%} -> {after:.2%} of its output")
+        for name, why in refitted.skipped.items():
+            outcome.skip(name, f"not solved again: {why}")
+
+
+def _words(choice: Choice, count: int) -> str:
+    group, each = choice.group, channels_each(choice.group)
+    text = f"{group.size * each} -> {(group.size - count) * each} {group.kind}"
+    error = float(choice.curve.errors[count])
+    if choice.curve.measured and np.isfinite(error):
+        text += f"; expected loss {error:.2%} of its readers' output"
+    return text
+
+
+def _width(name: str, entry: str) -> tuple[str, int]:
+    glob, _, width = entry.rpartition(":")
+    if not glob or not width.isascii() or not width.isdigit() or int(width) < 1:
+        raise UsageError(
+            f"{name}: keep={entry!r} is not GLOB:WIDTH", where=f"pass {name}", do='for example keep=["/conv1*:16"]'
+        )
+    return glob, int(width)
+
+
+def _matches(entry: str, group: Group, made: Sequence[Node]) -> bool:
+    glob = entry.rpartition(":")[0]
+    weights = [slot.constant.name for slot in group.slots[:1]]
+    return any(fnmatch.fnmatchcase(name, glob) for name in (group.name, *(n.name for n in made), *weights))
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0

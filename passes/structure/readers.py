@@ -1,0 +1,107 @@
+"""Which layers read the units of a group, and in which columns of their weights?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcomp.graph.coupling.analysis import Group, Slot
+from onnxcomp.graph.ir import Array, Constant, Graph, Node
+from onnxcomp.graph.ops.facts import Operators, Weight
+from onnxcomp.manager.base import WeightUse
+from onnxcomp.passes.pruning.layers import Layer, layer_of
+from onnxcomp.runtime.gram import moment_bytes
+
+MOST_MOMENT_BYTES = 1 << 29  # 8,000 inputs; a wider layer is judged by its weights alone
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer that sums over the units of a group.
+
+    Attributes:
+        use: its weight.
+        columns: int64 [units, n]: the columns of `Weight.to_matrix` that each unit feeds; equal in all conv groups.
+        layer: how it is measured and re-solved; None where it cannot be, for the reason `why`.
+    """
+
+    use: WeightUse
+    columns: Array
+    layer: Layer | None
+    why: str = ""
+
+
+def readers(graph: Graph, group: Group, operators: Operators) -> Iterator[Reader]:
+    """The layers whose weights have the group's units along an axis that is summed over."""
+    for slot, node, weight in uses_of(group, operators):
+        rank = len(slot.constant.shape)
+        if weight.role == "embedding" or slot.axis not in [a % rank for a in weight.in_axes]:
+            continue
+        use = WeightUse(node, weight, slot.constant)
+        found = layer_of(graph, use)
+        if isinstance(found, Layer) and moment_bytes(use) > MOST_MOMENT_BYTES:
+            found = "its inputs are too many to be measured together"
+        columns = _columns(slot, weight)
+        if isinstance(found, Layer):
+            yield Reader(use, columns, found)
+        else:
+            yield Reader(use, columns, None, found)
+
+
+def makers(group: Group, operators: Operators) -> Iterator[tuple[Slot, Node, Weight]]:
+    """Weights that have the group's units along their output axis."""
+    for slot, node, weight in uses_of(group, operators):
+        if weight.role != "embedding" and weight.out_axis % len(slot.constant.shape) == slot.axis:
+            yield slot, node, weight
+
+
+def uses_of(group: Group, operators: Operators) -> Iterator[tuple[Slot, Node, Weight]]:
+    """Every weight use of the group's slots; a weight that stands behind DequantizeLinear is not among them."""
+    for slot in group.slots:
+        for node in dict.fromkeys(slot.constant.consumers):
+            for weight, constant in operators.weights(node):
+                if constant is slot.constant:
+                    yield slot, node, weight
+
+
+def add_biases(graph: Graph) -> list[tuple[Node, Constant]]:
+    """Give convolutions and Gemms without a bias one of zeros, so that a refit can move it."""
+    added = []
+    for node in graph.nodes:
+        weight = node.constant(1)
+        if node.op not in ("Conv", "ConvTranspose", "Gemm") or weight is None or node.input(2) is not None:
+            continue
+        if weight.dtype.kind == "f" and node.domain in ("", "ai.onnx", None):
+            bias = graph.add_constant(f"{node.name}_bias", np.zeros(_outputs(node, weight), weight.dtype))
+            node.set_input(2, bias)
+            added.append((node, bias))
+    return added
+
+
+def drop_zero_biases(added: list[tuple[Node, Constant]]) -> None:
+    """Take out again those that stayed zero."""
+    for node, bias in added:
+        if len(node.inputs) == 3 and node.inputs[2] is bias and not np.any(bias.values):
+            del node.inputs[2]
+
+
+def _outputs(node: Node, weight: Constant) -> int:
+    if node.op == "ConvTranspose":
+        return weight.shape[1] * int(node.attrs.get("group", 1))
+    if node.op == "Gemm" and not node.attrs.get("transB", 0):
+        return weight.shape[1]
+    return weight.shape[0]
+
+
+def _columns(slot: Slot, weight: Weight) -> Array:
+    """[units, n]: for each unit the columns of the weight matrix that hold its indices."""
+    shape = slot.constant.shape
+    index = np.arange(shape[slot.axis]).reshape([-1 if a == slot.axis else 1 for a in range(len(shape))])
+    row = weight.to_matrix(np.broadcast_to(index, shape))[0]  # which index each column belongs to
+    unit_of = np.full(shape[slot.axis], -1)
+    unit_of[slot.indices] = np.arange(len(slot.indices))[:, None]
+    owner = unit_of[row]
+    places = np.flatnonzero(owner >= 0)
+    return places[np.argsort(owner[places], kind="stable")].reshape(len(slot.indices), -1)
