@@ -240,11 +240,17 @@ def external_location(proto: onnx.TensorProto, folder: Path | None) -> tuple[Pat
     where = f"tensor {proto.name}, external data {location!r}"
     base = (folder or Path()).resolve()
     path = (base / location).resolve()
-    if not location or not path.is_relative_to(base) or Path(location).is_absolute():
+    if not location or Path(location).is_absolute() or ".." in Path(location).parts:
         raise ModelError(
             "external data outside the model's folder is refused",
             where=where,
             do="put the data file beside the model and export it with a relative location",
+        )
+    if not path.is_relative_to(base):
+        raise ModelError(
+            "external data behind a link that leaves the model's folder is refused",
+            where=f"{where} is {path}",
+            do="copy the files themselves into one folder, e.g. with cp -L",
         )
     if not path.is_file():
         raise ModelError("the model's external data is missing", where=where, do=f"put {location} beside the model")
@@ -453,7 +459,7 @@ def _encode_node(
     proto.output.extend(t.name for t in node.outputs)
     for key, value in node.attrs.items():
         original = node.origin.get(key)
-        if original is not None and original[0] is value:
+        if original is not None and original[0] is value and not original[1].t.external_data:
             proto.attribute.append(original[1])
         elif isinstance(value, Graph):
             attribute = proto.attribute.add(name=key, type=AttributeProto.GRAPH)

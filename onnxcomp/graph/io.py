@@ -37,6 +37,10 @@ def load(path: str | Path, *, keep_initializer_inputs: bool = False) -> Graph:
     model = read_proto(path)
     graph = decode(model, path.parent, keep_initializer_inputs=keep_initializer_inputs)
     graph.source = path.resolve()
+    written = list(graph.nodes)
+    graph.sort()
+    if graph.nodes != written:
+        graph.notes.append("the file's nodes did not stand in an order that runs, and were sorted")
     return graph
 
 
@@ -172,7 +176,7 @@ def _with_external_data(graph: Graph, path: Path, written: list[Path]) -> onnx.M
 
     with atomic_write(staging, rename=finish) as file:
         position = 0
-        for constant in graph.constants():
+        for constant in dict.fromkeys((*graph.constants(), *graph.unused)):
             if constant.nbytes < EXTERNAL_TENSOR_BYTES or constant.dtype == np.dtype(object):
                 continue
             padding = bytes(-position % ALIGNMENT_BYTES)
