@@ -105,13 +105,14 @@ def reject_unknown(name: str, known: list[str], given: list[str]) -> None:
             raise UsageError(f"{name} has no option {key!r}", where=f"pass {name}", do=hint)
 
 
+NONE = "none"  # how spec strings write that an optional value is not there
 _UNFIT = object()
 
 
 def _convert(hint: Any, value: Any) -> Any:
     origin = get_origin(hint)
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in get_args(hint):
+        if type(None) in get_args(hint) and (value is None or value == Bare(NONE)):
             return None
         options = (_convert(a, value) for a in get_args(hint) if a is not type(None))
         return next((c for c in options if c is not _UNFIT), _UNFIT)

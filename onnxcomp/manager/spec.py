@@ -3,7 +3,7 @@
 pipeline = pass *("," pass)
 pass     = name ["{" [option *("," option)] "}"]
 option   = key "=" value
-value    = word | "quoted text" | "[" [value *("," value)] "]"
+value    = word | "quoted text" | "[" [value *("," value)] "]"; the words true, false and none, and numbers, mean that
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from onnxcomp.errors import UsageError
 from onnxcomp.manager.base import Pass
-from onnxcomp.manager.options import Bare, reject_unknown
+from onnxcomp.manager.options import NONE, Bare, reject_unknown
 
 Finder = Callable[[str], type[Pass]]
 
@@ -61,6 +61,8 @@ def format_pass(item: Pass) -> str:
 
 def format_value(value: Any) -> str:
     """One value as spec strings write it."""
+    if value is None:
+        return NONE
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -68,7 +70,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(format_value(v) for v in value)}]"
     text = str(value)
-    plain = _WORD.fullmatch(text) and text not in ("true", "false")
+    plain = _WORD.fullmatch(text) and text not in ("true", "false", NONE)
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 
