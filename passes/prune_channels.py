@@ -179,7 +179,7 @@ class PruneChannels(Pass):
             return [Choice(g, weight_curve(g, method, context.operators, context.seed), counts[g.name]) for g in groups]
         least = {group.name: group.size - counts[group.name][-1] for group in groups}
         found = []
-        for group, curve, why in measured_curves(graph, groups, method, context, self.damping, least):
+        for group, curve, why in measured_curves(graph, groups, method, context, self.damping, least, fixed):
             if curve is None and group.name not in fixed:
                 outcome.skip(group.name, f"what its units are worth cannot be measured: {why}")
                 continue

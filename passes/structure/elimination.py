@@ -16,7 +16,8 @@ import numpy as np
 from onnxcomp.graph.ir import Array
 from onnxcomp.passes.pruning.solve import Problem
 
-MOST_ROUNDS = 96  # wide groups leave several units a round
+ELIMINATION_WORK = 2e9  # multiply-accumulates and copies spent on comparing units; beyond it several leave a round
+LEAST_ROUNDS = 32
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Eliminated:
         self.weights = np.ascontiguousarray(start.T)  # [in, out]
         self.columns = columns
         self.energy = energy
+
+    @property
+    def work(self) -> int:
+        """What comparing all units once takes."""
+        return int(self.columns.size * (self.weights.shape[1] + self.columns.shape[1] ** 2))
 
     def costs(self, units: Array) -> Array:
         """What each unit's removal costs, [len(units)], as a share of the energy."""
@@ -82,7 +88,8 @@ def eliminate(readers: Sequence[Eliminated], count: int, least: int) -> Curve:
     order: list[int] = []
     errors = np.full(count + 1, np.inf)
     errors[0] = total = 0.0
-    step = max(1, count // MOST_ROUNDS)
+    work = sum(reader.work for reader in readers)
+    step = max(1, round(count / max(LEAST_ROUNDS, ELIMINATION_WORK / max(work, 1))))
     while len(left) > least:
         costs = np.sum([reader.costs(left) for reader in readers], axis=0)
         taken = np.argsort(costs, kind="stable")[: min(step, len(left) - least)]
@@ -95,3 +102,51 @@ def eliminate(readers: Sequence[Eliminated], count: int, least: int) -> Curve:
             reader.remove(gone)
         left = np.delete(left, taken)
     return Curve(np.array([*order, *left.tolist()], np.int64), errors)
+
+
+class Added:
+    """One reader during forward selection: what is left to explain once the chosen columns explain their part."""
+
+    def __init__(self, problem: Problem, columns: Array, energy: float) -> None:
+        self.second = problem.a[0].copy()
+        self.target = np.ascontiguousarray(problem.r[0].T)  # [in, out]
+        self.columns, self.energy = columns, energy
+        self.error = float(problem.power.sum()) + float(problem.ridge[0]) * float(np.square(problem.old).sum())
+
+    def gains(self, units: Array) -> Array:
+        """How much error each unit takes away, [len(units)], as a share of the energy."""
+        at = self.columns[units]
+        blocks = self.second[at[:, :, None], at[:, None, :]]
+        right = self.target[at]
+        found: Array = np.einsum("udo,udo->u", right, np.linalg.solve(blocks, right)) / self.energy
+        return found
+
+    def add(self, unit: int) -> None:
+        """Let a unit explain its part."""
+        at = self.columns[unit]
+        cross = self.second[:, at]
+        solved = np.linalg.solve(self.second[np.ix_(at, at)], np.concatenate([self.target[at], cross.T], axis=1))
+        outs = self.target.shape[1]
+        self.target -= cross @ solved[:, :outs]
+        self.second -= cross @ solved[:, outs:]
+
+
+def select(readers: Sequence[Added], count: int, kept: int) -> Curve:
+    """Forward selection: units are taken one after the other, each time the one that explains most.
+
+    Better than elimination where few of many stay: elimination begins where everything is explained many times over.
+    """
+    left = np.arange(count)
+    chosen: list[int] = []
+    error = sum(reader.error / reader.energy for reader in readers)
+    while len(chosen) < kept:
+        gains = np.sum([reader.gains(left) for reader in readers], axis=0)
+        best = int(np.argmax(gains))
+        error -= float(gains[best])
+        chosen.append(int(left[best]))
+        for reader in readers:
+            reader.add(chosen[-1])
+        left = np.delete(left, best)
+    errors = np.full(count + 1, np.inf)
+    errors[0], errors[count - kept] = 0.0, max(error, 0.0)
+    return Curve(np.array([*left.tolist(), *reversed(chosen)], np.int64), errors)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
 import numpy as np
 
 from onnxcomp.graph.coupling.analysis import Group
@@ -10,8 +11,8 @@ from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.manager.base import PassContext
 from onnxcomp.passes.pruning.solve import Problem
-from onnxcomp.passes.structure.elimination import Curve, Eliminated, eliminate
-from onnxcomp.passes.structure.readers import MOST_MOMENT_BYTES, Reader, makers, readers
+from onnxcomp.passes.structure.elimination import Added, Curve, Eliminated, eliminate, select
+from onnxcomp.passes.structure.readers import MOST_MOMENT_BYTES, Reader, makers, readers, ridge
 from onnxcomp.runtime.gram import Gram, Target, gram, moment_bytes
 
 BATCH = 32
@@ -49,7 +50,13 @@ def weight_curve(group: Group, method: str, operators: Operators, seed: int) -> 
 
 
 def measured_curves(
-    graph: Graph, groups: Sequence[Group], method: str, context: PassContext, damping: float, least: Mapping[str, int]
+    graph: Graph,
+    groups: Sequence[Group],
+    method: str,
+    context: PassContext,
+    damping: float,
+    least: Mapping[str, int],
+    fixed: Collection[str] = (),
 ) -> Iterator[tuple[Group, Curve | None, str]]:
     """Error curves from calibration data, for groups whose readers can all be measured; else None and why.
 
@@ -57,6 +64,7 @@ def measured_curves(
 
     Args:
         least: fewest units that stay, by group name.
+        fixed: names of groups of which exactly the fewest stay: only that end of the curve matters.
     """
     by_group = {group.name: list(readers(graph, group, context.operators)) for group in groups}
     for batch in _batches(groups, by_group):
@@ -72,13 +80,24 @@ def measured_curves(
             elif unusable is not None:
                 yield group, None, f"{unusable.use.node}: its inputs overflow or hold NaN on the calibration data"
             else:
-                yield group, _measured(group, found, moments, method, damping, least[group.name]), ""
+                yield (
+                    group,
+                    _measured(group, found, moments, method, damping, least[group.name], group.name in fixed),
+                    "",
+                )
 
 
 def _measured(
-    group: Group, found: Sequence[Reader], moments: Mapping[str, Gram], method: str, damping: float, least: int
+    group: Group,
+    found: Sequence[Reader],
+    moments: Mapping[str, Gram],
+    method: str,
+    damping: float,
+    least: int,
+    fixed: bool,
 ) -> Curve:
-    states = []
+    states: list[Problem] = []
+    energies: list[float] = []
     costs = np.zeros(group.size)
     for reader in found:
         layer = reader.layer
@@ -86,14 +105,22 @@ def _measured(
         at = moments[layer.node.name]
         energy = max(float(at.power.sum()) if at.power is not None else 0.0, 1e-30)
         plain = Gram(at.h, at.count)  # the layer's own outputs are what it should give
-        problem = Problem.of(plain, layer.weights(), layer.bias_values(), damping)
+        problem = Problem.of(plain, layer.weights(), layer.bias_values(), ridge(at, damping))
         if method == "reconstruction":
-            states.append(Eliminated(problem, reader.columns, energy))
+            states.append(problem)
+            energies.append(energy)
         else:
             w = layer.weights()[0].T[reader.columns]  # [units, n, out]
             second = at.second[0][reader.columns[:, :, None], reader.columns[:, None, :]]
             costs += np.einsum("udo,ude,ueo->u", w, second, w) / energy
-    return eliminate(states, group.size, least) if states else _by_score(costs)
+    if not states:
+        return _by_score(costs)
+    parts = [(p, r.columns, e) for p, r, e in zip(states, found, energies, strict=True)]
+    curve = eliminate([Eliminated(*part) for part in parts], group.size, least)
+    if not fixed:
+        return curve
+    other = select([Added(*part) for part in parts], group.size, least)
+    return min(curve, other, key=lambda one: float(one.errors[group.size - least]))
 
 
 def _batches(groups: Sequence[Group], by_group: Mapping[str, Sequence[Reader]]) -> Iterator[list[Group]]:

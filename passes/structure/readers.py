@@ -12,8 +12,9 @@ from onnxcomp.graph.ir import Array, Constant, Graph, Node
 from onnxcomp.graph.ops.facts import Operators, Weight
 from onnxcomp.manager.base import WeightUse
 from onnxcomp.passes.pruning.layers import Layer, layer_of
-from onnxcomp.runtime.gram import moment_bytes
+from onnxcomp.runtime.gram import Gram, moment_bytes
 
+SCARCE = 10.0
 MOST_MOMENT_BYTES = 1 << 29  # 8,000 inputs; a wider layer is judged by its weights alone
 
 
@@ -64,6 +65,16 @@ def uses_of(group: Group, operators: Operators) -> Iterator[tuple[Slot, Node, We
             for weight, constant in operators.weights(node):
                 if constant is slot.constant:
                     yield slot, node, weight
+
+
+def ridge(moments: Gram, damping: float) -> float:
+    """The ridge for a layer, as a share of the mean diagonal: larger where rows are few for the inputs they fit.
+
+    The last layers of LeNet-5 have as many inputs as 512 samples give rows.
+    """
+    inputs = moments.h.shape[-1] - 1
+    share: float = inputs / max(moments.count, 1)
+    return damping * (1.0 + SCARCE * share)
 
 
 def add_biases(graph: Graph) -> list[tuple[Node, Constant]]:

@@ -17,6 +17,7 @@ from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.manager.base import PassContext
 from onnxcomp.passes.pruning.layers import Layer, stages, target_of
 from onnxcomp.passes.pruning.solve import Problem
+from onnxcomp.passes.structure.readers import ridge
 from onnxcomp.runtime.gram import GROUP_BYTES, Gram, Target, gram
 
 BATCH = 32
@@ -89,7 +90,7 @@ def _solve(graph: Graph, one: Cut, moments: Gram, damping: float, found: Refit) 
         found.skipped[name] = "its inputs overflow or hold NaN on the calibration data"
         return
     old = layer.weights()
-    problem = Problem.of(moments, old, layer.bias_values(), damping)
+    problem = Problem.of(moments, old, layer.bias_values(), ridge(moments, damping))
     mask = np.ones(old.shape, bool)
     w = problem.best(mask, problem.refit(mask, old))
     found.before[name] = problem.relative_error(old)
