@@ -83,13 +83,16 @@ def build(
 
 
 def depfile_text(config: Config, only: Sequence[str] = ()) -> str:
-    """Outputs and what they depend on, as Make, Ninja and CMake read it; paths are absolute."""
+    """Outputs and what they depend on, as Make, Ninja and CMake read it.
+
+    Paths are relative or absolute as the configuration's own path was given, as compilers do it.
+    """
     hashes = Hashes(config.folder, State(config).hashes_file)
     lines = []
     for entry in _selected(config, only):
-        needed = [config.file.resolve(), *(path.resolve() for path in dependencies(entry, hashes))]
-        lines.append(f"{_make_word((config.folder / entry.job.out).resolve())}:")
-        lines[-1] += "".join(f" \\\n  {_make_word(path)}" for path in needed)
+        needed = [config.file, *dependencies(entry, hashes)]
+        words = "".join(f" \\\n  {_make_word(path)}" for path in needed)
+        lines.append(f"{_make_word(config.folder / entry.job.out)}:{words}")
     return "\n".join(lines) + "\n"
 
 
