@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from onnxcomp.errors import UsageError
-from onnxcomp.graph.coupling.analysis import Coupling, Group, analyse
+from onnxcomp.graph.coupling.analysis import Coupling, Group, analyse, release
 from onnxcomp.graph.coupling.cut import cut
 from onnxcomp.graph.ir import Array, Graph, Node
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, WeightUse, option
@@ -99,6 +99,7 @@ class PruneChannels(Pass):
         removed = self._choose(choices, fixed, costing)
         if not costing.removed.any():
             drop_zero_biases(added)
+            release(coupling)
             outcome.summary = "nothing leaves: no group is open, or the target is met already"
             return outcome
         refitted = self._rewrite(graph, coupling, costing, context if compensate else None)

@@ -17,6 +17,11 @@ from onnxcomp.testing import check_pass, hostile_models
 # passes that have no useful default, and further options worth the contract; a pass not named here runs as it is
 SPECS: dict[str, list[str]] = {
     "fold-constants": ["fold-constants", "fold-constants{max_bytes=0}"],
+    "prune-channels": [
+        "prune-channels{ratio=0.3}",
+        "prune-channels{macs=0.6,importance=l1,streams=true}",
+        "prune-channels{params=0.7,importance=fpgm,scope=layer}",
+    ],
     "prune-weights": ["prune-weights{ratio=0.5}"],
     "quantize-weights": ["quantize-weights{bits=8}", "quantize-weights{bits=4,block=32}"],
     "clip-weights": ["clip-weights{method=mse}", "clip-weights{method=sigma}"],

@@ -73,6 +73,7 @@ class Coupling:
         without_rule: operators that have no rule, and how many nodes.
         unit_of: int64 [atoms]: the unit of each atom.
         labels: atoms of every tensor's axes.
+        lifted: Constant nodes and the initializers that took their places.
     """
 
     graph: Graph
@@ -84,7 +85,8 @@ class Coupling:
     labels: dict[Tensor, list[Labels | None]]
     edits: list[tuple[Node, tuple[Labels, ...], Edit]]
     unit_count: int
-    open_units: Array = field(default_factory=lambda: np.zeros(0, bool))
+    open_units: Array
+    lifted: list[tuple[Node, Constant]] = field(default_factory=list)
 
     def axes(self, tensor: Tensor) -> list[Array | None]:
         """Units of a tensor's axes, index by index; None for a fixed axis."""
@@ -122,12 +124,12 @@ class _Predicted(Shapes):
 def analyse(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, ...]] | None = None) -> Coupling:
     """Find all groups of units that can leave a graph.
 
-    Nodes named Constant become initializers first, which changes nothing else.
+    Initializers take the place of Constant nodes first; `release` undoes that, `cut` makes it last.
 
     Args:
         sample: input shapes of one sample; free dimensions count as 1 where none is given.
     """
-    lift_constants(graph)
+    lifted = lift_constants(graph)
     static = shape_tools.infer(graph)
     values = propagate(graph, static)
     bound = shape_tools.infer(graph, shape_tools.one_sample(graph, sample))
@@ -140,22 +142,30 @@ def analyse(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, 
         if not again:
             break
         choices = choices | again
-    return solved.coupling(operators)
+    found = solved.coupling(operators)
+    found.lifted = lifted
+    return found
 
 
-def lift_constants(graph: Graph) -> None:
-    """Turn Constant nodes of the main graph into initializers."""
-    gone = []
+def lift_constants(graph: Graph) -> list[tuple[Node, Constant]]:
+    """Let initializers take the place of Constant nodes of the main graph; the nodes stay, and nothing reads them."""
+    lifted = []
     for node in graph.nodes:
         output = node.output(0) if node.op == "Constant" and not node.domain else None
         if output is None or graph.is_output(output):
             continue
         value = _constant_value(node)
         if value is not None:
-            graph.replace_uses(output, Constant(graph.unique_name(output.name), value))
-            if not output.consumers:
-                gone.append(node)
-    graph.remove_nodes(gone)
+            constant = Constant(graph.unique_name(output.name), value)
+            graph.replace_uses(output, constant)
+            lifted.append((node, constant))
+    return lifted
+
+
+def release(coupling: Coupling) -> None:
+    """Give a graph that will not be cut its Constant nodes back."""
+    for node, constant in coupling.lifted:
+        coupling.graph.replace_uses(constant, node.outputs[0])
 
 
 def _constant_value(node: Node) -> Array | None:

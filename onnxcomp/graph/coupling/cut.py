@@ -58,6 +58,7 @@ def cut(coupling: Coupling, units: Iterable[int] | Array) -> None:
     for _, labels, change in coupling.edits:
         if not all(kept.mask(part).all() for part in labels):
             change(kept)
+    coupling.graph.remove_nodes([node for node, _ in coupling.lifted])
     coupling.graph.sort()
 
 
