@@ -78,6 +78,13 @@ def pack(codes: Array, bits: int) -> Array:
     return packed
 
 
+def count_codes(packed: Array, bits: int, code: int) -> int:
+    """How often a code stands in bytes made by `pack`, padding included."""
+    places = np.arange(256)[:, None] >> np.arange(0, 8, bits)
+    in_byte = (places % 2**bits == code).sum(axis=1)
+    return int(np.bincount(packed.reshape(-1), minlength=256) @ in_byte)
+
+
 class CodedWriter:
     """Writes coded weights into a graph; small constants that several of them need are stored once.
 
@@ -112,7 +119,8 @@ class CodedWriter:
             value = self._add(constant, "Reshape", value, self._share("shape", np.asarray(constant.shape, np.int64)))
         if constant.dtype != _FLOAT32:
             value = self._add(constant, "Cast", value, to=elem_type(constant.dtype))
-        return self._take_over(constant, value)
+        assert isinstance(value, Variable) and value.producer is not None
+        return take_over(self.graph, constant, value.producer)
 
     def _integers(self, constant: Constant, coded: Coded) -> tuple[Tensor, float]:
         """The codes as a tensor that Cast takes, and which of its values stands for 0."""
@@ -149,26 +157,28 @@ class CodedWriter:
             self._shared[key] = self.graph.add_constant(base, array)
         return self._shared[key]
 
-    def _take_over(self, constant: Constant, value: Tensor) -> Variable:
-        assert isinstance(value, Variable) and value.producer is not None
-        result = Variable(constant.name, constant.dtype, constant.shape)
-        value.producer.outputs[0] = result
-        self.graph.replace_uses(constant, result)
-        return result
+
+def take_over(graph: Graph, constant: Constant, node: Node) -> Variable:
+    """Everything that read `constant` now reads the output of a node, which gets its name, shape and dtype."""
+    result = Variable(constant.name, constant.dtype, constant.shape)
+    node.outputs = [result]
+    graph.replace_uses(constant, result)
+    return result
 
 
 def _native_type(bits: int, signed: bool, opset: int) -> np.dtype[Any] | None:
     """A stored type of that many bits which Cast takes at this opset; None where bytes must be packed by hand."""
+    pair: tuple[Any, Any] | None = None
     if bits == 8:
-        return np.dtype(np.int8 if signed else np.uint8)
-    if bits == 4 and opset >= _INT4_OPSET:
-        return np.dtype(ml_dtypes.int4 if signed else ml_dtypes.uint4)
-    if bits == 2 and opset >= _INT2_OPSET:
-        return np.dtype(ml_dtypes.int2 if signed else ml_dtypes.uint2)
-    return None
+        pair = np.int8, np.uint8
+    elif bits == 4 and opset >= _INT4_OPSET:
+        pair = ml_dtypes.int4, ml_dtypes.uint4
+    elif bits == 2 and opset >= _INT2_OPSET:
+        pair = ml_dtypes.int2, ml_dtypes.uint2
+    return None if pair is None else np.dtype(pair[0 if signed else 1])
 
 
-# -- recognising ---------------------------------------------------------------------------------------------------------
+# -- recognising -------------------------------------------------------------------------------------------------------
 
 _BITS = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
 _DATA_PORT = {"BitShift": 0, "Mod": 0, "Reshape": 0, "Slice": 0, "Cast": 0, "Sub": 0, "Mul": 0, "Gather": 1}
@@ -195,31 +205,21 @@ class CodedWeight:
     def nonzero(self) -> int:
         """How many of the weights are not zero."""
         values = self.codes.values
-        packed = any(node.op == "BitShift" for node in self.nodes)
-        width = self.bits if packed or values.dtype.name.startswith("u") else 0
-        is_zero = self._is_zero(width)
-        if not packed:
-            raw = values.astype(np.int8) if not width else values.astype(np.uint8)
-            counts = np.bincount(raw.reshape(-1).view(np.uint8), minlength=256)
-            zeros = int(counts @ is_zero)
+        zeros = self._zero_codes()
+        if any(node.op == "BitShift" for node in self.nodes):
+            found = sum(count_codes(values, self.bits, code) for code in zeros)
+            total = values.size * 8 // self.bits
         else:
-            places = np.arange(256)[:, None] >> np.arange(0, 8, self.bits)
-            in_byte = is_zero[places % 2**self.bits].sum(axis=1)
-            zeros = int(np.bincount(values.reshape(-1), minlength=256) @ in_byte)
-        return max(0, min(self.elements, self.elements - zeros))
+            plain = values.astype(np.int8 if values.dtype.name.startswith("int") else np.uint8)
+            found, total = sum(int(np.count_nonzero(plain == code)) for code in zeros), plain.size
+        return min(self.elements, total - found)
 
-    def _is_zero(self, width: int) -> Array:
-        """For each value of a byte that holds a code, whether it stands for 0: bool [256]."""
-        table = np.zeros(256, np.int64)
+    def _zero_codes(self) -> list[int]:
         for node in self.nodes:
             if node.op == "Gather":
-                levels = np.asarray(node.inputs[0].values)
-                table[: levels.size] = levels == 0
-                return table
+                return [int(code) for code in np.flatnonzero(np.asarray(node.inputs[0].values) == 0)]
         zero = next((float(node.inputs[1].values) for node in self.nodes if node.op == "Sub"), 0.0)
-        if zero == int(zero) and (0 <= zero < 256):
-            table[int(zero)] = 1
-        return table
+        return [int(zero)] if zero.is_integer() else []
 
 
 def read_coded(tensor: Tensor | None) -> CodedWeight | None:

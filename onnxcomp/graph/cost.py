@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.coded import coded_weights, read_coded
+from onnxcomp.graph.coded import coded_weights, count_codes, read_coded
 from onnxcomp.graph.ir import Array, Constant, Graph, Node
 from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.results import ModelStats
@@ -150,6 +150,9 @@ _WEIGHT_FORMS = {"DequantizeLinear", "Cast", "Transpose", "Reshape", "Identity",
 
 def _nonzero(node: Node, port: int, constant: Constant) -> int:
     values: Array = constant.values
+    if node.op in ("MatMulNBits", "GatherBlockQuantized") and values.dtype == np.uint8:
+        bits = int(node.attrs.get("bits", 4))
+        return values.size * 8 // bits - count_codes(values, bits, 2 ** (bits - 1))
     zero = None
     if node.op == "DequantizeLinear" and port == 0:
         point = node.constant(2)

@@ -9,9 +9,30 @@ from onnxcomp.graph.ops.facts import OpFacts, Weight
 def gather_weights(node: Node) -> tuple[Weight, ...]:
     """Gather from a constant table along its first axis is an embedding: rows [vocabulary, width]."""
     table = node.constant(0)
-    if table is None or len(table.shape) != 2 or int(node.attrs.get("axis", 0)) != 0 or table.dtype.kind == "i":
+    if table is None or len(table.shape) != 2 or int(node.attrs.get("axis", 0)) != 0 or table.dtype.kind in "iu":
+        return ()
+    if scales_rows(node):
         return ()
     return (Weight(0, role="embedding", out_axis=0, in_axes=(1,)),)
+
+
+def scales_rows(node: Node) -> bool:
+    """Whether a Gather looks up the scales of integer rows that another Gather looks up: Cast(rows) * scales."""
+    table, readers = node.constant(0), node.outputs[0].consumers
+    if table is None or table.dtype.kind != "f" or table.shape[1:] != (1,) or [r.op for r in readers] != ["Mul"]:
+        return False
+    others = [t.producer for t in readers[0].inputs if t is not node.outputs[0] and t.producer is not None]
+    rows = [cast.inputs[0].producer for cast in others if cast.op == "Cast"]
+    return any(r is not None and r.op == "Gather" and r.constant(0) is not None for r in rows)
+
+
+def table_elements(node: Node) -> int:
+    """Gather: elements of a table of weights, in float or in 8-bit rows; not of scales, shapes or indices."""
+    table = node.inputs[0]
+    if scales_rows(node):
+        return 0
+    rows = table.dtype.name in ("int8", "uint8") and len(table.shape) == 2
+    return int(table.size) if rows or "float" in table.dtype.name else 0
 
 
 def packed_rows(node: Node) -> int:
@@ -22,7 +43,7 @@ def packed_rows(node: Node) -> int:
 
 
 RECORDS = (
-    OpFacts("Gather", weights=gather_weights, moves_data=True),
+    OpFacts("Gather", weights=gather_weights, moves_data=True, packed={0: table_elements}),
     OpFacts("GatherElements", moves_data=True, shape_ports=(1,)),
     OpFacts("GatherND", moves_data=True, shape_ports=(1,)),
     OpFacts("Identity", moves_data=True),

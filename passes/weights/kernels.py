@@ -1,0 +1,195 @@
+"""Which integer kernels read a weight as it is stored, and how are nodes rewritten to use them?
+
+MatMulNBits and GatherBlockQuantized of ONNX Runtime work on blocks of 2, 4 or 8 bits; a table of 8-bit rows needs
+standard operators only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcomp.graph.coded import pack
+from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Array, Constant, Graph, Node, Variable, elem_type
+from onnxcomp.graph.types import Shapes
+from onnxcomp.manager.base import WeightUse
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
+FLOAT32 = np.dtype(np.float32)
+
+
+@dataclass(frozen=True)
+class BlockCodes:
+    """Codes in blocks along rows, as both kernels read them.
+
+    Attributes:
+        codes: uint8 [rows, blocks, block * bits / 8], packed; 2 ** (bits - 1) stands for 0.
+        scales: float32 [rows, blocks].
+        columns: elements of a row; the rest of the last block is padding.
+    """
+
+    codes: Array
+    scales: Array
+    bits: int
+    block: int
+    columns: int
+
+    @classmethod
+    def packed(cls, codes: Array, scales: Array, bits: int, columns: int) -> BlockCodes:
+        """Pack unpacked codes [rows, blocks, block]."""
+        rows, blocks, block = codes.shape
+        return cls(pack(codes, bits).reshape(rows, blocks, -1), scales, bits, block, columns)
+
+    @classmethod
+    def joined(cls, parts: list[BlockCodes]) -> BlockCodes:
+        """Rows of several parts, one after another."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        codes = np.concatenate([part.codes for part in parts])
+        scales = np.concatenate([part.scales for part in parts])
+        return cls(codes, scales, first.bits, first.block, first.columns)
+
+
+def valid_block(block: int, bits: int) -> bool:
+    """Whether the kernels take blocks of this size."""
+    return bits in (2, 4, 8) and SMALLEST_BLOCK <= block <= LARGEST_BLOCK and block & (block - 1) == 0
+
+
+# -- matrix products ---------------------------------------------------------------------------------------------------
+
+
+def block_matmul_refusal(use: WeightUse, shapes: Shapes) -> str:
+    """Why MatMulNBits cannot take a node's place; empty when it can."""
+    node, constant = use.node, use.constant
+    if constant.dtype != FLOAT32:
+        return f"its weight is {constant.dtype}"
+    if node.op not in ("MatMul", "Gemm") or use.weight.port != 1 or len(constant.shape) != 2:
+        return f"MatMulNBits stands for a product with a constant matrix on the right, and this is {node.op}"
+    if node.op == "Gemm":
+        return _gemm_refusal(node, constant.shape[use.weight.out_axis])
+    rank = shapes.rank(node.inputs[0])
+    return "" if rank is not None and rank >= 2 else "its input has one dimension or an unknown number of them"
+
+
+def _gemm_refusal(node: Node, outputs: int) -> str:
+    if node.attrs.get("transA", 0):
+        return "transA"
+    if node.input(2) is None:
+        return ""
+    bias = node.constant(2)
+    if bias is None:
+        return "its bias is computed"
+    return "" if bias.shape in ((outputs,), (1, outputs)) else "its bias is not one value an output"
+
+
+class BlockMatMul:
+    """Writes MatMulNBits nodes that share one copy of a weight.
+
+    Args:
+        accuracy_level: 4 multiplies 8-bit integers, 1 floats, 0 leaves it to the kernel.
+    """
+
+    def __init__(self, graph: Graph, constant: Constant, weight: BlockCodes, accuracy_level: int) -> None:
+        self.graph, self.weight, self.accuracy_level = graph, weight, accuracy_level
+        self.name = constant.name
+        self.codes = graph.add_constant(f"{constant.name}_q{weight.bits}", weight.codes)
+        self.scales = {1.0: graph.add_constant(f"{constant.name}_scale", weight.scales)}
+
+    def replace(self, node: Node, shapes: Shapes) -> None:
+        """Turn a MatMul or Gemm into MatMulNBits in place: its name, input and output stay."""
+        weight = self.weight
+        alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
+        inputs = [node.inputs[0], self.codes, self._scales(alpha)]
+        bias = node.constant(2) if node.op == "Gemm" else None
+        if bias is not None and beta != 0:
+            if beta != 1 or len(bias.shape) != 1:
+                scaled = (bias.values.reshape(-1) * np.float32(beta)).astype(bias.dtype)
+                bias = self.graph.add_constant(f"{bias.name}_row", scaled)
+            inputs += [Variable(""), Variable(""), bias]
+        state_type(node.outputs[0], shapes)
+        node.op, node.domain, node.origin = "MatMulNBits", MICROSOFT_DOMAIN, {}
+        node.attrs = {
+            "K": weight.columns,
+            "N": len(weight.codes),
+            "bits": weight.bits,
+            "block_size": weight.block,
+            "accuracy_level": self.accuracy_level,
+        }
+        node.inputs = inputs
+        self.graph.import_domain(MICROSOFT_DOMAIN)
+
+    def _scales(self, alpha: float) -> Constant:
+        if alpha not in self.scales:
+            values = self.weight.scales * np.float32(alpha)
+            self.scales[alpha] = self.graph.add_constant(f"{self.name}_scale", values)
+        return self.scales[alpha]
+
+
+# -- look-ups ----------------------------------------------------------------------------------------------------------
+
+
+class BlockGather:
+    """Writes GatherBlockQuantized nodes that share one table."""
+
+    def __init__(self, graph: Graph, constant: Constant, table: BlockCodes) -> None:
+        rows, per_byte = len(table.codes), 8 // table.bits
+        self.graph, self.table = graph, table
+        codes = table.codes.reshape(rows, -1)[:, : -(-table.columns // per_byte)]
+        self.codes = graph.add_constant(f"{constant.name}_q{table.bits}", np.ascontiguousarray(codes))
+        self.scales = graph.add_constant(f"{constant.name}_scale", table.scales)
+
+    @staticmethod
+    def refusal(constant: Constant, bits: int) -> str:
+        """Why a table cannot be looked up in blocks; empty when it can."""
+        if constant.dtype != FLOAT32:
+            return f"the table is {constant.dtype}"
+        return "a row does not fill whole bytes" if constant.shape[1] * bits % 8 else ""
+
+    def replace(self, node: Node, owner: Graph, shapes: Shapes) -> None:
+        """Turn a Gather into GatherBlockQuantized in place."""
+        del owner
+        state_type(node.outputs[0], shapes)
+        node.op, node.domain, node.origin = "GatherBlockQuantized", MICROSOFT_DOMAIN, {}
+        node.attrs = {"gather_axis": 0, "quantize_axis": 1, "block_size": self.table.block, "bits": self.table.bits}
+        node.inputs = [self.codes, node.inputs[1], self.scales]
+        self.graph.import_domain(MICROSOFT_DOMAIN)
+
+
+class RowGather:
+    """Writes look-ups in a table of 8-bit rows: Gather the row and its scale, Cast, Mul.
+
+    Args:
+        codes: uint8 [rows, columns]; 128 stands for 0.
+        scales: float32 [rows, 1].
+    """
+
+    def __init__(self, graph: Graph, constant: Constant, codes: Array, scales: Array) -> None:
+        self.graph, self.dtype = graph, constant.dtype
+        self.codes = graph.add_constant(f"{constant.name}_q8", (codes ^ np.uint8(128)).view(np.int8))
+        self.scales = graph.add_constant(f"{constant.name}_scale", scales)
+
+    def replace(self, node: Node, owner: Graph, shapes: Shapes) -> None:
+        """Put the nodes in the place of a Gather, which goes on to look up integers."""
+        out = node.outputs[0]
+        state_type(out, shapes)
+        indices = node.inputs[1]
+        node.inputs = [self.codes, indices]
+        found = Variable(self.graph.unique_name(f"{out.name}_q8"), np.dtype(np.int8), out.shape)
+        node.outputs = [found]
+        scale = owner.add_node("Gather", [self.scales, indices], name=f"{node.name}_scale", attrs={"axis": 0})
+        value = owner.add_node("Cast", [found], name=f"{node.name}_cast", attrs={"to": elem_type(FLOAT32)})
+        product = owner.add_node("Mul", [value.outputs[0], scale.outputs[0]], name=f"{node.name}_mul")
+        if self.dtype == FLOAT32:
+            product.outputs = [out]
+        else:
+            attrs = {"to": elem_type(self.dtype)}
+            owner.add_node("Cast", product.outputs, name=f"{node.name}_type", attrs=attrs, outputs=[out])
+
+
+def state_type(tensor: Variable, shapes: Shapes) -> None:
+    """Write what is known of a tensor to it: inference stops at operators that onnx does not know."""
+    known = shapes.types.get(tensor.name)
+    if known is not None and tensor.shape is None:
+        tensor.dtype, tensor.shape = known.dtype, known.shape
