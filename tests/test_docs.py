@@ -17,6 +17,7 @@ import click
 import pytest
 
 from onnxcomp.cli.main import COMMANDS, group
+from onnxcomp.manager import registry
 from onnxcomp.manager.spec import parse_passes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,6 +136,11 @@ def test_every_decision_is_listed() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = LINK.findall((folder / "README.md").read_text(encoding="utf-8"))
     assert listed == sorted(p.name for p in folder.glob("[0-9]*.md"))
+
+
+def test_readme_lists_every_pass_with_its_guarantee() -> None:
+    listed = re.findall(r"^\| `([a-z-]+)` \| .* \| (\w+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert listed == [(name, registry.find(name).guarantee.value) for name in registry.BUILTIN]
 
 
 def test_page_of_passes_is_current() -> None:

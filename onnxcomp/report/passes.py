@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def show_all(classes: list[type[Pass]], console: Console) -> None:
     """One line a pass."""
     rows = [(cls.name, cls.guarantee.value, _needs(cls.needs), first_line(cls)) for cls in classes]
-    console.print(table(("pass", "outputs", "needs", "what it does"), rows))
+    console.print(table(("pass", "outputs", "needs", "what it does"), rows, prose=(3,)))
 
 
 def show_one(cls: type[Pass], console: Console) -> None:
@@ -29,8 +29,8 @@ def show_one(cls: type[Pass], console: Console) -> None:
     promise = {"close": f", within {cls.tolerance:g} of the largest output"}.get(cls.guarantee.value, "")
     console.print(Text(f"\noutputs: {cls.guarantee.value}{promise}   needs: {_needs(cls.needs)}\n"))
     rows = [(item.name, item.type, default_text(item), item.doc) for item in describe(cls)]
-    console.print(table(("option", "takes", "default", "meaning"), rows))
-    console.print(Text(f'\nexample: --passes "{cls.name}{{{describe(cls)[-1].name}=...}}"', style="dim"))
+    console.print(table(("option", "takes", "default", "meaning"), rows, prose=(1, 3)))
+    console.print(Text(f"\nexample: --passes '{_example(cls)}'", style="dim"))
 
 
 def first_line(cls: type[Pass]) -> str:
@@ -41,6 +41,14 @@ def first_line(cls: type[Pass]) -> str:
 def default_text(item: OptionInfo) -> str:
     """A default as spec strings write it; nothing where the option is unset."""
     return "" if item.default is None or item.default == () else format_value(item.default)
+
+
+def _example(cls: type[Pass]) -> str:
+    """A spec with the first option that is the pass's own, else with one that every pass has."""
+    own = next((o for o in describe(cls) if o.name not in ("include", "exclude")), None)
+    if own is None:
+        return f'{cls.name}{{exclude=["head*"]}}'
+    return f"{cls.name}{{{own.name}={default_text(own) or '...'}}}"
 
 
 def _needs(needs: frozenset[Need]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from onnxcomp.results import BudgetLine
 
@@ -11,19 +11,23 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> Table:
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = (), prose: Sequence[int] = ()
+) -> Table:
     """A plain table; cells are shown as they are, whatever brackets they hold.
 
     Args:
         columns: titles; a table whose titles are all empty has no header.
         right: indices of right-aligned columns.
+        prose: indices of columns that wrap where the terminal is narrow, so that the others keep their width.
     """
     from rich.table import Table
     from rich.text import Text
 
     made = Table(box=None, padding=(0, 2), header_style="dim", show_header=any(columns))
     for index, title in enumerate(columns):
-        made.add_column(title, justify="right" if index in right else "left", no_wrap=True, overflow="fold")
+        justify: Literal["left", "right"] = "right" if index in right else "left"
+        made.add_column(title, justify=justify, no_wrap=index not in prose, overflow="fold")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     return made
