@@ -1,0 +1,179 @@
+"""Does prune-channels meet its targets, keep what it is told to keep, and make good what it took?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import builders
+import numpy as np
+import pytest
+from nets import Net
+from test_coupling_rules import OPERATORS, graph_of
+
+from onnxcomp.errors import DataError, UsageError
+from onnxcomp.graph import cost
+from onnxcomp.graph.io import load, to_bytes
+from onnxcomp.graph.ir import Graph
+from onnxcomp.manager.base import PassContext
+from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
+from onnxcomp.passes.prune_channels import PruneChannels
+
+
+class Samples:
+    """Feeds held in memory."""
+
+    labels = None
+    source = "test"
+
+    def __init__(self, feeds: dict[str, np.ndarray]) -> None:
+        self.feeds = feeds
+
+    def __len__(self) -> int:
+        return len(next(iter(self.feeds.values())))
+
+    def batches(self, size: int | None = None):  # noqa: ANN201 (a generator of feeds)
+        size = size or 32
+        for start in range(0, len(self), size):
+            yield {name: value[start : start + size] for name, value in self.feeds.items()}
+
+
+def run(graph: Graph, spec: str, samples: Samples | None = None) -> RunResult:
+    shapes = {} if samples is None else {name: value[:1].shape for name, value in samples.feeds.items()}
+    context = PassContext(calibration=samples, sample_shapes=shapes)
+    return PassManager(Pipeline.parse(spec), verify=False).run(graph, context)
+
+
+def macs(graph: Graph) -> int:
+    return cost.stats(graph, OPERATORS, file_bytes=0).macs
+
+
+def widths(graph: Graph) -> dict[str, int]:
+    return {node.name: weight.shape[use.out_axis] for node in graph.nodes for use, weight in OPERATORS.weights(node)}
+
+
+def images(count: int = 64, seed: int = 0) -> Samples:
+    return Samples({"image": builders.rng(seed).standard_normal((count, 3, 16, 16)).astype(np.float32)})
+
+
+@pytest.mark.parametrize("target", ["ratio", "macs", "params"])
+@pytest.mark.parametrize("with_data", [False, True])
+def test_target_is_met_and_hardly_overshot(target: str, with_data: bool) -> None:
+    graph = graph_of(builders.residual_cnn(channels=32))
+    result = run(graph, f"prune-channels{{{target}=0.6,streams=true}}", images() if with_data else None)
+    if target == "macs":
+        share = macs(result.graph) / macs(graph)
+    elif target == "params":
+        share = cost.parameters(result.graph, OPERATORS).total / cost.parameters(graph, OPERATORS).total
+    else:
+        share = 0.6 - abs(0.6 - (64 - widths(result.graph)["stem"] - widths(result.graph)["block.conv1"]) / 64)
+    assert 0.5 < share <= 0.605
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2", "fpgm", "bn", "random"])
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_ranking_by_weights_needs_no_data(importance: str, scope: str) -> None:
+    graph = graph_of(builders.residual_cnn(channels=16))
+    result = run(graph, f"prune-channels{{ratio=0.25,importance={importance},scope={scope}}}")
+    assert widths(result.graph)["block.conv1"] == 12
+    builders.run(to_bytes(result.graph), {"image": images(2).feeds["image"]})
+
+
+def test_measured_ranking_without_data_is_refused_before_any_work() -> None:
+    graph = graph_of(builders.residual_cnn())
+    with pytest.raises(DataError, match="calibration data"):
+        run(graph, "prune-channels{ratio=0.3,importance=reconstruction}")
+
+
+@pytest.mark.parametrize("importance", ["reconstruction", "activation"])
+def test_compensation_brings_the_outputs_nearer(importance: str) -> None:
+    model = builders.residual_cnn(channels=32, batch_norm=False)
+    spec = f"prune-channels{{ratio=0.4,importance={importance},compensate=%s}}"
+    feeds = images(32, seed=1).feeds
+    reference = builders.run(model, feeds)[0]
+    quality = []
+    for compensate in ("false", "true"):
+        result = run(graph_of(model), spec % compensate, images(128))
+        quality.append(builders.sqnr_db(reference, builders.run(to_bytes(result.graph), feeds)[0]))
+    assert quality[1] > quality[0] + 3.0
+
+
+def test_duplicated_channels_leave_without_loss() -> None:
+    """Half of the hidden units repeat the other half: their readers take over exactly."""
+    generator = builders.rng(0)
+    net = Net()
+    x = net.input("N", 8)
+    half, bias = builders.normal(generator, 8, 8), generator.standard_normal(8).astype(np.float32)
+    net.weights["w"], net.weights["b"] = np.concatenate([half, half]), np.concatenate([bias, bias])
+    hidden = net.op("Relu", net.op("Gemm", x, "w", "b", transB=1))
+    model = net.model(net.gemm(hidden, 16, 4))
+    samples = Samples({"x0": generator.standard_normal((256, 8)).astype(np.float32)})
+    result = run(graph_of(model), 'prune-channels{keep=["n1_Gemm:8"],damping=1e-6}', samples)
+    feeds = {"x0": generator.standard_normal((16, 8)).astype(np.float32)}
+    before, after = builders.run(model, feeds)[0], builders.run(to_bytes(result.graph), feeds)[0]
+    assert widths(result.graph)["n1_Gemm"] == 8
+    assert builders.sqnr_db(before, after) > 40
+
+
+def test_explicit_widths_and_their_errors() -> None:
+    graph = graph_of(builders.residual_cnn(channels=16))
+    assert widths(run(graph, 'prune-channels{keep=["block.conv1:6"]}').graph)["block.conv1"] == 6
+    with pytest.raises(UsageError, match="cannot keep"):
+        run(graph, 'prune-channels{keep=["block.conv1:17"]}')
+    with pytest.raises(UsageError, match="matches no group"):
+        run(graph, 'prune-channels{keep=["nothing*:4"]}')
+    with pytest.raises(UsageError, match="GLOB:WIDTH"):
+        PruneChannels(keep=("conv",))
+
+
+def test_one_target_is_needed_and_no_more() -> None:
+    for options in ({}, {"ratio": 0.3, "macs": 0.5}):
+        with pytest.raises(UsageError, match="one of"):
+            PruneChannels(**options)
+
+
+def test_widths_are_multiples_and_never_below_the_least() -> None:
+    graph = graph_of(builders.residual_cnn(channels=32))
+    result = run(graph, "prune-channels{macs=0.5,multiple_of=8,min_keep=16,streams=true}")
+    found = widths(result.graph)
+    assert all(found[name] % 8 == 0 and found[name] >= 16 for name in ("stem", "block.conv1"))
+
+
+def test_excluded_layers_stay_and_the_report_says_so() -> None:
+    graph = graph_of(builders.residual_cnn(channels=16))
+    result = run(graph, "prune-channels{ratio=0.5,exclude=[block.conv1]}")
+    assert result.changes == 0
+    assert {skip.node: skip.why for skip in result.records[0].skips}["block.conv1"].startswith("not selected")
+
+
+def test_same_input_gives_the_same_bytes() -> None:
+    graph = graph_of(builders.residual_cnn(channels=16))
+    first, second = (to_bytes(run(graph, "prune-channels{macs=0.6}", images()).graph) for _ in range(2))
+    assert first == second
+
+
+def test_heads_and_neurons_of_a_transformer() -> None:
+    model = builders.transformer(heads=4)
+    feed = builders.transformer_feed(batch=32)
+    result = run(graph_of(model), "prune-channels{ratio=0.25}", Samples(feed))
+    kinds = " ".join(change.what for change in result.records[0].details)
+    assert "heads" in kinds or "neurons" in kinds
+    after = builders.run(to_bytes(result.graph), builders.transformer_feed())
+    assert after[0].shape == builders.run(model, builders.transformer_feed())[0].shape
+
+
+def test_resnet20_at_two_thirds_of_its_macs(assets: Path) -> None:
+    """Half the calibration samples of the stated target, a part of the test set: far above what a plain cut leaves."""
+    with np.load(assets / "data" / "cifar10-train.npz") as stored:
+        train = stored["images"][:256]
+    with np.load(assets / "data" / "cifar10-test.npz") as stored:
+        test, labels = stored["images"][:1000], stored["labels"][:1000]
+
+    def ready(pixels: np.ndarray) -> np.ndarray:
+        mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+        return np.ascontiguousarray(((pixels / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
+
+    graph = load(assets / "models" / "resnet20-cifar10.onnx")
+    result = run(graph, "prune-channels{macs=0.6667}", Samples({"input": ready(train)}))
+    assert macs(result.graph) <= 0.6667 * macs(graph)
+    scores = builders.run(to_bytes(result.graph), {"input": ready(test)})[0]
+    assert float((scores.argmax(1) == labels).mean()) > 0.80
