@@ -31,7 +31,7 @@ class Samples:
     def __len__(self) -> int:
         return len(next(iter(self.feeds.values())))
 
-    def batches(self, size: int | None = None):  # noqa: ANN201 (a generator of feeds)
+    def batches(self, size: int | None = None):
         size = size or 32
         for start in range(0, len(self), size):
             yield {name: value[start : start + size] for name, value in self.feeds.items()}
