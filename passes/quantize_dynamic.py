@@ -15,6 +15,7 @@ from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.rounding import Levels, Pairs, clipped_pair_scales, clipped_scales, round_nearest, round_pairs
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, WeightUse, option
+from onnxcomp.passes.weights.smoothing import channel_statistics
 
 LEVELS = Levels.signed(8)
 LEAST_ELEMENTS = 1024  # a smaller product runs no faster on integers
@@ -37,6 +38,7 @@ class QuantizeDynamic(Pass):
     isa: Literal["portable", "native"] = option(
         "portable", "weights safe on every x86, or best on CPUs with VNNI (and ARM)"
     )
+    smooth: bool = option(True, "even out outlying channels of activations where that pays; needs calibration data")
     embeddings: bool = option(True, "tables that are looked up by row are stored in 8 bits, too")
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:
@@ -53,7 +55,9 @@ class QuantizeDynamic(Pass):
         done = Counter(use.node.op for use in accepted)
         if accepted:
             outcome.notes += raise_opset(graph, OPSET)
-            writer = _Writer(graph, self.isa)
+            writer = _Writer(graph, self.isa, self._smoothing(graph, context, accepted))
+            if writer.factors:
+                outcome.notes.append(f"{len(writer.factors)} activations are smoothed before they are quantized")
             for use in accepted:
                 sqnr = writer.replace(use)
                 outcome.change(use.node, f"int8 weights ({sqnr:.1f} dB), activations quantized at run time")
@@ -68,6 +72,27 @@ class QuantizeDynamic(Pass):
         if reason:
             outcome.skip(use.node, reason)
         return bool(reason)
+
+    def _smoothing(self, graph: Graph, context: PassContext, uses: list[WeightUse]) -> dict[Tensor, Array]:
+        """Factors by activation tensor, for those where the noise to expect falls."""
+        if not self.smooth or context.calibration is None:
+            return {}
+        top = set(graph.nodes)
+        readers: dict[Tensor, list[WeightUse]] = {}
+        for use in uses:
+            if use.node in top:
+                readers.setdefault(use.node.inputs[0], []).append(use)
+        seen = channel_statistics(
+            graph, [t.name for t in readers], context.calibration, threads=context.threads, progress=context.progress
+        )
+        found = {}
+        for tensor, products in readers.items():
+            if tensor.name in seen:
+                weights = [use.weight.to_matrix(use.constant.values).T for use in products]
+                factors = seen[tensor.name].factors(weights)
+                if factors is not None:
+                    found[tensor] = factors
+        return found
 
     def _tables(self, graph: Graph, context: PassContext, outcome: Outcome) -> None:
         """Embedding tables become 8-bit rows."""
@@ -90,8 +115,9 @@ class _Writer:
 
     graph: Graph
     isa: str
+    factors: dict[Tensor, Array]
     owners: dict[Node, Graph] = field(init=False)
-    weights: dict[tuple[Constant, int], tuple[Constant, Constant, float]] = field(default_factory=dict)
+    weights: dict[tuple[Constant, int, Tensor | None], tuple[Constant, Constant, float]] = field(default_factory=dict)
     activations: dict[tuple[Tensor, Graph], Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,6 +152,9 @@ class _Writer:
     def _activation(self, tensor: Tensor, owner: Graph) -> Node:
         key = (tensor, owner)
         if key not in self.activations:
+            if tensor in self.factors:
+                factors = self.graph.add_constant(f"{tensor.name}_smooth", self.factors[tensor])
+                tensor = owner.add_node("Mul", [tensor, factors], name=f"{tensor.name}_smoothed").outputs[0]
             self.activations[key] = owner.add_node(
                 "DynamicQuantizeLinear", [tensor], name=f"{tensor.name}_quantize", outputs=3
             )
@@ -133,9 +162,12 @@ class _Writer:
 
     def _weight(self, use: WeightUse) -> tuple[Constant, Constant, float]:
         """int8 [K, N], float32 scales [N], and the SQNR in dB."""
-        key = (use.constant, use.weight.out_axis)
+        factors = self.factors.get(use.node.inputs[0])
+        key = (use.constant, use.weight.out_axis, None if factors is None else use.node.inputs[0])
         if key not in self.weights:
             matrix = np.asarray(use.weight.to_matrix(use.constant.values), np.float32)  # [N, K]
+            if factors is not None:
+                matrix = np.asarray(matrix / factors, np.float32)
             integers, scales = _rounded(matrix, self.isa)
             error = float(np.square(matrix - integers * scales[:, None], dtype=np.float64).sum())
             power = float(np.square(matrix, dtype=np.float64).sum())
