@@ -16,6 +16,7 @@ BUILTIN = {
     "fold-constants": "onnxcomp.passes.fold_constants:FoldConstants",
     "cleanup": "onnxcomp.passes.cleanup:Cleanup",
     "fuse-batchnorm": "onnxcomp.passes.fuse_batchnorm:FuseBatchNorm",
+    "fuse-slices": "onnxcomp.passes.fuse_slices:FuseSlices",
     "clip-weights": "onnxcomp.passes.clip_weights:ClipWeights",
     "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
     "prune-weights": "onnxcomp.passes.prune_weights:PruneWeights",
