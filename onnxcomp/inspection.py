@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,28 @@ class Prospect:
 
 
 @dataclass(frozen=True)
+class CoupledGroup:
+    """Units that stand in the same axes of the same weights, each of which leaves with all its slices.
+
+    Attributes:
+        units: how many; each stands for `channels_each` indices of the first weight.
+        weights: names of the weights that lose slices.
+        stream: whether several layers add up in these channels.
+        inexact: what changes even when a unit that is zero leaves; empty where nothing does.
+        macs_share: share of the model's multiply-accumulates that its width scales.
+    """
+
+    name: str
+    kind: str
+    units: int
+    channels_each: int
+    weights: tuple[str, ...]
+    stream: bool
+    inexact: str
+    macs_share: float
+
+
+@dataclass(frozen=True)
 class Inspection:
     """A model, laid open."""
 
@@ -41,17 +63,21 @@ class Inspection:
     layers: tuple[cost.LayerCost, ...]
     prospects: tuple[Prospect, ...]
     notes: tuple[str, ...]
+    groups: tuple[CoupledGroup, ...] = ()
+    kept: dict[str, str] = field(default_factory=dict)
+    prunable_macs_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready data."""
+        """JSON-ready data. `kept`: layers whose outputs all stay, and why; known when groups were asked for."""
         return asdict(self)
 
 
-def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Inspection:
+def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, *, groups: bool = False) -> Inspection:
     """Read a model and what passes could do with it.
 
     Args:
         shapes: input shapes of one sample; free dimensions count as 1 where none is given, and that is noted.
+        groups: look for coupled groups of channels, heads and neurons.
 
     Raises:
         ModelError: the file cannot be used.
@@ -63,6 +89,7 @@ def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> 
     free = [t.name for t in graph.inputs if not all(isinstance(d, int) for d in t.shape or (None,))]
     if unsaid := [name for name in free if name not in (shapes or {})]:
         notes.append(f"free dimensions of {', '.join(unsaid)} count as 1: override with --shape {unsaid[0]}=...")
+    coupled = _coupling(graph.clone(), operators, shapes or {}, notes) if groups else {}
     return Inspection(
         path=str(path),
         stats=cost.stats(graph, operators, file_bytes=size, sample=shapes),
@@ -74,7 +101,44 @@ def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> 
         layers=tuple(cost.layers(graph, operators, shapes)),
         prospects=tuple(_prospects(graph, operators)),
         notes=tuple(notes),
+        **coupled,
     )
+
+
+def _coupling(
+    graph: Graph, operators: Operators, shapes: Mapping[str, tuple[int, ...]], notes: list[str]
+) -> dict[str, Any]:
+    """The fields of an Inspection that say what is coupled with what."""
+    from onnxcomp.graph.coupling.analysis import analyse
+    from onnxcomp.passes.structure.costing import Costing
+    from onnxcomp.passes.structure.streams import added_up
+
+    coupling = analyse(graph, operators, shapes)
+    costing = Costing(coupling, operators)
+    streams = added_up(coupling)
+    notes.extend(
+        f"{op} has no coupling rule: what enters its {count} nodes stays whole"
+        for op, count in coupling.without_rule.items()
+    )
+
+    def share(*groups: Any) -> float:
+        return costing.touched_macs(groups) / costing.macs if costing.macs else 0.0
+
+    found = tuple(
+        CoupledGroup(
+            group.name,
+            group.kind,
+            group.size,
+            int(group.slots[0].indices.shape[1]),
+            tuple(dict.fromkeys(slot.constant.name for slot in group.slots)),
+            group.name in streams,
+            group.why_inexact,
+            round(share(group), 6),
+        )
+        for group in coupling.groups
+    )
+    whole = share(*coupling.groups)
+    return {"groups": found, "kept": coupling.kept, "prunable_macs_share": round(whole, 6)}
 
 
 def _type(dtype: Any, shape: Any) -> str:

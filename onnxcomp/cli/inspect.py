@@ -13,15 +13,21 @@ from onnxcomp.cli.options import shape_option
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything as JSON to this file.")
 @click.option("--all", "everything", is_flag=True, help="Every layer, not the 20 with most MACs.")
+@click.option("--groups", is_flag=True, help="Channels, heads and neurons that leave together, and what must stay.")
 @shape_option
-def command(model: Path, json_file: Path | None, everything: bool, shapes: dict[str, tuple[int, ...]]) -> None:
+def command(
+    model: Path, json_file: Path | None, everything: bool, groups: bool, shapes: dict[str, tuple[int, ...]]
+) -> None:
     """Show what MODEL holds and costs, layer by layer, and what each pass could do with it."""
     from onnxcomp.cli.screen import screen
     from onnxcomp.inspection import inspect
-    from onnxcomp.report.inspection import show
+    from onnxcomp.report.inspection import show, show_groups
     from onnxcomp.report.record import write_data
 
-    found = inspect(model, shapes)
-    show(found, screen(), everything=everything)
+    found = inspect(model, shapes, groups=groups)
+    if groups:
+        show_groups(found, screen())
+    else:
+        show(found, screen(), everything=everything)
     if json_file is not None:
         write_data(found.to_json(), json_file)

@@ -47,6 +47,29 @@ def show(found: Any, console: Console, *, everything: bool = False) -> None:
         console.print(Text(f"note: {note}", style="dim"))
 
 
+def show_groups(found: Any, console: Console) -> None:
+    """Print the coupled groups of an `onnxcomp.inspection.Inspection`."""
+    from rich.text import Text
+
+    rows = [
+        (
+            group.name,
+            f"{group.units} {group.kind}" + (f" of {group.channels_each}" if group.channels_each > 1 else ""),
+            f"{len(group.weights)}",
+            f"{group.macs_share:.1%}",
+            "several layers add up in it" if group.stream else group.inexact,
+        )
+        for group in found.groups
+    ]
+    console.print(table(("group", "units", "weights", "MACs", ""), rows, right=(2, 3)))
+    console.print(Text(f"{found.prunable_macs_share:.1%} of the MACs scale with the width of some group"))
+    if found.kept:
+        console.print()
+        console.print(table(("outputs that stay", "because"), list(found.kept.items())))
+    for note in found.notes:
+        console.print(Text(f"note: {note}", style="dim"))
+
+
 def _by_count(operators: dict[str, int]) -> list[tuple[str, int]]:
     return sorted(operators.items(), key=lambda item: (-item[1], item[0]))[:8]
 
