@@ -14,7 +14,7 @@ from onnxcomp.graph.ops.facts import Weight
 from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, SampleSource, option
-from onnxcomp.passes.qdq import emit, regions, sharing, weights
+from onnxcomp.passes.qdq import emit, refine, regions, sharing, weights
 from onnxcomp.passes.qdq.ranges import Grid, Rule
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.weights import Layer
@@ -47,6 +47,11 @@ class QuantizeQdq(Pass):
     isa: Literal["portable", "native"] = option(
         "portable", "weights safe on every x86, or best on CPUs with VNNI (and ARM, GPUs)"
     )
+
+    rounding: Literal["compensated", "nearest"] = option(
+        "compensated", "weights whose rounding errors make good for one another, or each to the nearest level"
+    )
+    bias_correction: bool = option(True, "let biases take up the error of each layer's mean output")
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Quantize in place.
@@ -84,8 +89,7 @@ class _Quantizer:
             plan, grids = self._measured(shapes, accepted)
             refused |= plan.refused
             layers = {node: self._layer(node, weight, grids) for node, weight in plan.weighted.items()}
-            emit.Writer(self.graph, self.target, plan, grids, layers).write()
-            self.graph.sort()
+            self._write(shapes, plan, grids, layers)
         self._report(layers, refused)
         return self.outcome
 
@@ -128,6 +132,28 @@ class _Quantizer:
     def _layer(self, node: Node, weight: Weight, grids: dict[Variable, Grid]) -> Layer:
         port = (self.target.kernels[node.op].ports or (0,))[0]
         return weights.quantized(node, weight, self.options.isa, grids[node.inputs[port]].scale)
+
+    def _write(self, shapes: Shapes, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Layer]) -> None:
+        options, exact = self.options, self.graph.clone()
+        wanted = refine.aims(layers, shapes)
+        if options.bias_correction:
+            for layer in layers.values():
+                layer.give_bias()
+        written = emit.Writer(self.graph, self.target, plan, grids, layers).write()
+        self.graph.sort()
+        if options.bias_correction or options.rounding == "compensated":
+            refine.refine(
+                self.graph,
+                exact,
+                wanted,
+                layers,
+                written,
+                refine.few(exact, self.samples, shapes),
+                compensate=options.rounding == "compensated",
+                correct=options.bias_correction,
+                threads=self.context.threads,
+                progress=self.context.progress,
+            )
 
     def _report(self, layers: dict[Node, Layer], refused: dict[Node, str]) -> None:
         for node, layer in layers.items():

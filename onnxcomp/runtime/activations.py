@@ -13,7 +13,7 @@ from onnxcomp.runtime.histograms import BINS, Histogram
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.taps import BUDGET_BYTES, Batches, stream
 
-VALUES_A_TENSOR = 2**19  # about so many values of a tensor go into its histogram, over all samples
+VALUES_A_TENSOR = 2**18  # about so many values of a tensor go into its histogram, over all samples
 LEAST_VALUES_A_SAMPLE = 1024
 
 

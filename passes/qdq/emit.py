@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,10 +34,12 @@ class Written:
 
     Attributes:
         biases: for every quantized layer that has or can take a bias, where it lies.
+        weights: for every quantized layer that shares its weight with no other, the constant of its integers.
         outputs: for every quantized layer, the float tensor that its node writes.
     """
 
     biases: dict[Node, StoredBias] = field(default_factory=dict)
+    weights: dict[Node, Constant] = field(default_factory=dict)
     outputs: dict[Node, Variable] = field(default_factory=dict)
 
 
@@ -55,7 +58,7 @@ class Writer:
         self.graph, self.target, self.plan, self.grids, self.layers = graph, target, plan, grids, layers
         self._integers: dict[Variable, Variable] = {}
         self._shared: dict[tuple[object, ...], Constant] = {}
-        self._weights: dict[tuple[Constant, int, bytes], Variable] = {}
+        self._weights: dict[tuple[Constant, int, bytes], tuple[Constant, Variable]] = {}
         self._rewritten = set(plan.rewritten)
         self._reads = self._ports()
         # what each layer reads, before DequantizeLinear nodes take the tensors' places
@@ -66,8 +69,12 @@ class Writer:
         result = Written()
         for tensor in self.plan.tensors:
             self._integer(tensor)
+        readers = Counter(layer.node.inputs[layer.weight.port] for layer in self.layers.values())
         for node, layer in self.layers.items():
-            self._weight(layer)
+            alone = readers[node.inputs[layer.weight.port]] == 1
+            stored_weight = self._weight(layer)
+            if alone:
+                result.weights[node] = stored_weight
             stored = self._bias(layer)
             if stored is not None:
                 result.biases[node] = stored
@@ -157,7 +164,7 @@ class Writer:
 
     # -- weights and biases --------------------------------------------------------------------------------------------
 
-    def _weight(self, layer: Layer) -> None:
+    def _weight(self, layer: Layer) -> Constant:
         node, weight = layer.node, layer.weight
         constant = node.constant(weight.port)
         assert constant is not None
@@ -172,8 +179,9 @@ class Writer:
                 inputs.append(self._vector(np.zeros(len(layer.scales), np.int8)))
             output = Variable(self.graph.unique_name("f"), np.dtype(np.float32))
             self._node("DequantizeLinear", inputs, output, axis=axis)
-            self._weights[key] = output
-        node.inputs[weight.port] = self._weights[key]
+            self._weights[key] = stored, output
+        node.inputs[weight.port] = self._weights[key][1]
+        return self._weights[key][0]
 
     def _bias(self, layer: Layer) -> StoredBias | None:
         """Put a layer's bias where the target wants it; None where the operator takes none or the layer has none."""

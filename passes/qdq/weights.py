@@ -18,6 +18,8 @@ from onnxcomp.graph.rounding import (
     round_nearest,
     round_pairs,
 )
+from onnxcomp.manager.base import WeightUse
+from onnxcomp.runtime.gram import LayerInputs
 
 Isa: TypeAlias = Literal["portable", "native"]
 
@@ -35,6 +37,9 @@ class Layer:
         scales: float32 [out].
         bias: float32 [out]; None where the layer has none.
         exact: the float weight as [out, in].
+        pairs: products that must not saturate.
+        shape: of the weight tensor.
+        rows: how the layer's input turns into rows that multiply the weight; None where there is no such rule.
     """
 
     node: Node
@@ -43,6 +48,9 @@ class Layer:
     scales: Array
     bias: Array | None
     exact: Array
+    pairs: Pairs | None
+    shape: tuple[int, ...]
+    rows: LayerInputs | None
 
     @property
     def rounded(self) -> Array:
@@ -56,9 +64,21 @@ class Layer:
         noise = float(np.square(self.exact - self.rounded, dtype=np.float64).sum())
         return min(99.0, 10 * float(np.log10(power / noise))) if power > 0 and noise > 0 else 99.0
 
+    def give_bias(self) -> None:
+        """A bias of zeros where the layer has none and the operator takes one."""
+        if self.bias is None and self.weight.bias is not None:
+            self.bias = np.zeros(len(self.scales), np.float32)
+
     def tensor(self) -> Array:
         """The integers in the weight's own shape."""
-        return self.weight.from_matrix(self.integers, self.node.inputs[self.weight.port].shape)
+        return self.weight.from_matrix(self.integers, self.shape)
+
+    def compensate(self, moments: Array, damping: float) -> None:
+        """Round again for inputs with these second moments, [group, in, in]; the scales stay."""
+        parts = zip(np.split(self.exact, len(moments)), np.split(self.scales, len(moments)), moments, strict=True)
+        self.integers = np.concatenate(
+            [round_compensated(w, s, m, LEVELS, pairs=self.pairs, damping=damping) for w, s, m in parts]
+        )
 
 
 def pairs_of(node: Node, weight: Weight, isa: Isa) -> Pairs | None:
@@ -79,29 +99,23 @@ def pairs_of(node: Node, weight: Weight, isa: Isa) -> Pairs | None:
     return Pairs(every=channels % 2 == 1 and positions > 1)
 
 
-def quantized(node: Node, weight: Weight, isa: Isa, input_scale: float, gram: Array | None = None) -> Layer:
-    """Integers for one layer.
+def quantized(node: Node, weight: Weight, isa: Isa, input_scale: float) -> Layer:
+    """Integers for one layer, each weight to the nearest level.
 
     Args:
         input_scale: scale of the activations, which with the weight's makes the bias's.
-        gram: E[x x^T] of the layer's inputs, [group, in, in]: rounding errors are compensated for it; None rounds to
-            the nearest.
     """
     constant = node.constant(weight.port)
     assert constant is not None
-    exact = weight.to_matrix(constant.values).astype(np.float32)
+    exact = weight.to_matrix(constant.values)
     pairs = pairs_of(node, weight, isa)
     bias = bias_of(node, weight)
     scales = clipped_scales(exact, LEVELS) if pairs is None else clipped_pair_scales(exact, LEVELS, pairs)
     scales = _wide_enough(exact, scales, bias, input_scale)
-    if gram is not None:
-        parts = zip(np.split(exact, len(gram)), np.split(scales, len(gram)), gram, strict=True)
-        integers = np.concatenate([round_compensated(w, s, g, LEVELS, pairs=pairs) for w, s, g in parts])
-    elif pairs is None:
-        integers = round_nearest(exact, scales, LEVELS)
-    else:
-        integers = round_pairs(exact, scales, LEVELS, pairs)
-    return Layer(node, weight, integers, scales, bias, exact)
+    integers = round_nearest(exact, scales, LEVELS) if pairs is None else round_pairs(exact, scales, LEVELS, pairs)
+    rows = LayerInputs.of(WeightUse(node, weight, constant))
+    rule = None if isinstance(rows, str) else rows
+    return Layer(node, weight, integers, scales, bias, exact, pairs, constant.shape, rule)
 
 
 def bias_of(node: Node, weight: Weight) -> Array | None:

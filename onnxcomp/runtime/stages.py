@@ -1,0 +1,114 @@
+"""What would the next layers see if the ones before them were changed? Runs a graph piece by piece on a few batches."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+
+import onnx
+from onnx import helper
+
+from onnxcomp.graph.codec import encode_node
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, elem_type, tensor_proto
+from onnxcomp.runtime.session import open_session
+
+
+class Stages:
+    """Computes tensors of one graph on fixed batches in the order in which they are asked for, each node once.
+
+    Between two calls the graph's weights may be changed: nodes that have not run yet read the new ones. Values are
+    kept while nodes that have not run need them, and not longer.
+
+    Args:
+        graph: sorted; only its main graph is cut, nodes with bodies run whole.
+        batches: feeds by input name; all of them are held.
+        threads: of ONNX Runtime.
+    """
+
+    def __init__(self, graph: Graph, batches: Sequence[Mapping[str, Array]], threads: int) -> None:
+        self.graph, self.threads = graph, threads
+        self.values: list[dict[Tensor, Array]] = [
+            {tensor: feeds[tensor.name] for tensor in graph.inputs if tensor.name in feeds} for feeds in batches
+        ]
+        self._done: set[Node] = set()
+        self._order = {node: i for i, node in enumerate(graph.nodes)}
+
+    def get(self, tensors: Sequence[Tensor]) -> list[list[Array]]:
+        """The values of some tensors: for every batch one array each.
+
+        Raises:
+            ModelError: ONNX Runtime cannot run the nodes before them.
+        """
+        nodes = self._missing(tensors)
+        if nodes:
+            self._run(nodes, tensors)
+        found = [[values[tensor] for tensor in tensors] for values in self.values]
+        self._let_go()
+        return found
+
+    def replace(self, tensor: Tensor, arrays: Sequence[Array]) -> None:
+        """Let the nodes that have not run read other values of a tensor, one array a batch."""
+        for values, array in zip(self.values, arrays, strict=True):
+            if tensor in values:
+                values[tensor] = array
+
+    def ready(self, tensor: Tensor, waiting: Container[Node]) -> bool:
+        """Whether a tensor can be had without running any of the nodes that are to wait."""
+        return not any(node in waiting for node in self._missing([tensor]))
+
+    def _missing(self, tensors: Sequence[Tensor]) -> list[Node]:
+        """Nodes to run for these tensors, in order."""
+        wanted: set[Node] = set()
+        stack = [t.producer for t in tensors if t not in self.values[0]]
+        while stack:
+            node = stack.pop()
+            if node is None or node in wanted or node in self._done:
+                continue
+            wanted.add(node)
+            stack.extend(t.producer for t in _reads(node) if t not in self.values[0])
+        return sorted(wanted, key=self._order.__getitem__)
+
+    def _run(self, nodes: list[Node], tensors: Sequence[Tensor]) -> None:
+        self._done.update(nodes)
+        asked = set(tensors)
+        outputs = [t for node in nodes for t in node.outputs if t.name and (t in asked or self._needed(t))]
+        inputs = list(dict.fromkeys(t for node in nodes for t in _reads(node) if t in self.values[0]))
+        piece = _piece(self.graph, nodes, {t: self.values[0][t] for t in inputs}, outputs)
+        session = open_session(piece, threads=self.threads)
+        names = [t.name for t in outputs]
+        for values in self.values:
+            found = session.run({t.name: values[t] for t in inputs}, names)
+            values.update((t, found[t.name]) for t in outputs)
+
+    def _needed(self, tensor: Tensor) -> bool:
+        """Whether a node that has not run reads the tensor; one inside a body counts as one that never runs."""
+        return any(reader not in self._done for reader in tensor.outputs)
+
+    def _let_go(self) -> None:
+        for values in self.values:
+            for tensor in [t for t in values if not self._needed(t)]:
+                del values[tensor]
+
+
+def _reads(node: Node) -> list[Tensor]:
+    """The tensors a node needs, those that its bodies capture included."""
+    found: list[Tensor] = [t for t in node.inputs if t.name]
+    for body in node.bodies:
+        for inner in body.walk():
+            found.extend(t for t in inner.inputs if t.name)
+        found.extend(body.outputs)
+    return found
+
+
+def _piece(graph: Graph, nodes: list[Node], fed: Mapping[Tensor, Array], outputs: list[Tensor]) -> bytes:
+    """A model of some nodes, their weights inside."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.root.model)
+    model.graph.name = "piece"
+    model.graph.node.extend(encode_node(node) for node in nodes)
+    for tensor, array in fed.items():
+        shape = [None] * array.ndim
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, elem_type(array.dtype), shape))
+    model.graph.output.extend(onnx.ValueInfoProto(name=t.name) for t in outputs)
+    weights = dict.fromkeys(t for node in nodes for t in _reads(node) if isinstance(t, Constant) and t.scope is None)
+    model.graph.initializer.extend(tensor_proto(t) for t in weights)
+    return model.SerializeToString()  # type: ignore[no-any-return]

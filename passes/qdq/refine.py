@@ -1,0 +1,210 @@
+"""How do weights and biases make good the errors of rounding? Layer by layer, on what the layers before really give.
+
+Walks the quantized graph in order on a few samples. Each layer's weights are rounded once more so that every weight's
+error is made good by the next ones (GPTQ, arXiv 2210.17323), with the moments of the inputs that the quantized layers
+before it give. Then its bias takes up what is left of the error in its mean output (M. Nagel et al., ICCV 2019,
+"empirical bias correction"); in front of a residual Add the mean of the sum is what counts, so that the shortcut's
+error is taken up too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable
+from onnxcomp.graph.types import Shapes
+from onnxcomp.passes.qdq.emit import Written
+from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.runtime.gram import LayerInputs
+from onnxcomp.runtime.progress import Progress
+from onnxcomp.runtime.stages import Stages
+from onnxcomp.runtime.taps import Batches, stream
+
+BUDGET_BYTES = 48 * 2**20  # of the activations held, about
+LIVE = 6  # tensors of the largest size that are held at a time, about
+LEAST_SAMPLES, MOST_SAMPLES = 4, 512
+ROWS = 8192
+MOST_FEATURES = 2304  # Cholesky of a larger matrix takes many seconds
+DAMPING = 0.1
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a layer's mean output should be.
+
+    Attributes:
+        exact: the layer's output in the float graph.
+        axis: of the channels.
+        add: the residual Add that alone reads the output, the port of its shortcut, and that one's name in the float
+            graph.
+    """
+
+    exact: str
+    axis: int
+    add: tuple[Node, int, str] | None = None
+
+
+def aims(layers: Iterable[Node], shapes: Shapes) -> dict[Node, Aim]:
+    """One aim a layer; to be called before Q and DQ are written."""
+    found = {}
+    for node in layers:
+        output: Variable = node.outputs[0]
+        axis = 1 if node.op == "Conv" else -1
+        found[node] = Aim(output.name, axis, _residual(output, shapes))
+    return found
+
+
+def _residual(output: Variable, shapes: Shapes) -> tuple[Node, int, str] | None:
+    if len(output.outputs) != 1 or output.outputs[0].op != "Add" or output.outputs[0].domain:
+        return None
+    add: Node = output.outputs[0]
+    port = 1 if add.inputs[0] is output else 0
+    other = add.inputs[port]
+    if isinstance(other, Constant) or other is output or shapes.shape(other) != shapes.shape(output):
+        return None
+    return add, port, other.name
+
+
+def few(graph: Graph, samples: Batches, shapes: Shapes, batch: int = 8) -> list[dict[str, Array]]:
+    """The first samples, as many as the memory budget allows: batches of feeds."""
+    tensors = [*graph.inputs, *(t for node in graph.nodes for t in node.outputs)]
+    largest = max((prod(shape) for t in tensors if (shape := shapes.static(t))), default=1)
+    count = int(np.clip(BUDGET_BYTES // (4 * largest * LIVE), LEAST_SAMPLES, MOST_SAMPLES))
+    found: list[dict[str, Array]] = []
+    taken = 0
+    for feeds in samples.batches(min(batch, count)):
+        found.append(feeds)
+        taken += max((len(a) for a in feeds.values() if a.ndim), default=1)
+        if taken >= count:
+            break
+    return found
+
+
+def refine(
+    graph: Graph,
+    exact: Graph,
+    wanted: Mapping[Node, Aim],
+    layers: Mapping[Node, Layer],
+    written: Written,
+    batches: Sequence[Mapping[str, Array]],
+    *,
+    compensate: bool,
+    correct: bool,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Change the weights and biases in the written graph, in place.
+
+    Args:
+        graph: the quantized graph, sorted.
+        exact: the float graph.
+        wanted: `aims` of the layers.
+        batches: feeds, all of them held.
+        compensate: round weights again with error compensation.
+        correct: correct biases.
+    """
+    names = {aim.exact: aim.axis for aim in wanted.values()}
+    names |= {aim.add[2]: aim.axis for aim in wanted.values() if aim.add is not None}
+    goal = _means(exact, names, batches, threads) if correct else {}
+    stages = Stages(graph, batches, threads)
+    ahead = set(layers)
+    for node in progress.track(list(layers), len(layers), "rounding layers"):
+        layer = layers[node]
+        if compensate and node in written.weights and layer.rows is not None and layer.rows.features <= MOST_FEATURES:
+            _round(stages, node, layer, written)
+        ahead.discard(node)
+        if correct and node in written.biases:
+            _center(stages, node, layer, written, wanted[node], goal, ahead)
+
+
+def _round(stages: Stages, node: Node, layer: Layer, written: Written) -> None:
+    rule = layer.rows
+    if rule is None or (rule.group > 1 and rule.features < MOST_FEATURES and layer.exact.shape[0] == rule.group):
+        return  # a depthwise kernel has too few weights to make good for one another
+    inputs = [arrays[0] for arrays in stages.get([node.inputs[rule.port]])]
+    layer.compensate(_moments(rule, inputs), DAMPING)
+    written.weights[node].values = layer.tensor()
+
+
+def _center(
+    stages: Stages,
+    node: Node,
+    layer: Layer,
+    written: Written,
+    aim: Aim,
+    goal: Mapping[str, Array],
+    ahead: set[Node],
+) -> None:
+    wanted = goal[aim.exact]
+    if aim.add is not None:
+        add, port, shortcut = aim.add
+        if stages.ready(add.inputs[port], ahead):
+            now = [arrays[0] for arrays in stages.get([add.inputs[port]])]
+            wanted = wanted + goal[shortcut] - _mean(now, aim.axis)
+    raw = written.outputs[node]
+    arrays = [found[0] for found in stages.get([raw])]
+    error = wanted - _mean(arrays, aim.axis)
+    if not np.isfinite(error).all():
+        return
+    layer.bias = (error if layer.bias is None else layer.bias + error).astype(np.float32)
+    written.biases[node].store(layer.bias)
+    axis = aim.axis % arrays[0].ndim
+    shift = error.reshape([-1 if a == axis else 1 for a in range(arrays[0].ndim)]).astype(np.float32)
+    stages.replace(raw, [array + shift for array in arrays])
+
+
+def _moments(rule: LayerInputs, inputs: Sequence[Array]) -> Array:
+    """Covariance of the rows that enter a layer: float64 [group, in, in]. The mean is the bias's affair."""
+    quota = max(1, ROWS // len(inputs))
+    blocks = []
+    for index, array in enumerate(inputs):
+        patches = rule.patches(array)
+        step = max(1, patches.count // quota)
+        blocks.append(patches.take(np.arange(index % step, patches.count, step)))
+    rows = np.concatenate(blocks, axis=1)
+    rows -= rows.mean(axis=1, keepdims=True)
+    return np.stack([(part.T @ part).astype(np.float64) / len(part) for part in rows])
+
+
+def _means(
+    graph: Graph, axes: Mapping[str, int], batches: Sequence[Mapping[str, Array]], threads: int
+) -> dict[str, Array]:
+    """Mean of each tensor over everything but one axis: float64 [channels]."""
+    total: dict[str, Array] = {}
+    count: dict[str, int] = {}
+    for values in stream(graph, list(axes), _Held(batches), threads=threads):
+        for name, array in values.items():
+            total[name] = total.get(name, np.zeros(1)) + _sum(array, axes[name])
+            count[name] = count.get(name, 0) + array.size // array.shape[axes[name]]
+    return {name: value / max(count[name], 1) for name, value in total.items()}
+
+
+def _mean(arrays: Sequence[Array], axis: int) -> Array:
+    count = sum(array.size // array.shape[axis] for array in arrays)
+    total: Array = sum(_sum(array, axis) for array in arrays) / max(count, 1)
+    return total
+
+
+def _sum(array: Array, axis: int) -> Array:
+    rest = tuple(a for a in range(array.ndim) if a != axis % array.ndim)
+    total: Array = array.sum(axis=rest, dtype=np.float64)
+    return total
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Batches in memory, as samples to stream."""
+
+    held: Sequence[Mapping[str, Array]]
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def batches(self, size: int | None = None) -> Iterator[dict[str, Array]]:
+        """The batches as they are."""
+        del size
+        yield from (dict(feeds) for feeds in self.held)
