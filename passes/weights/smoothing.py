@@ -17,7 +17,7 @@ from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.runtime.taps import Batches, stream
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
-WORTH = 0.8  # noise must fall to this share of the unsmoothed one, or the product by m is not written
+WORTH = 0.6  # noise must fall to this share of the unsmoothed one, or the product by m is not written
 SAMPLES = 48
 ACTIVATION_STEPS, WEIGHT_STEPS = 255.0, 127.0
 LEAST = 1e-5  # of the largest channel: factors of channels that are never used stay bounded
