@@ -16,8 +16,9 @@ import numpy as np
 from onnxcomp.graph.ir import Array
 from onnxcomp.passes.pruning.solve import Problem
 
-ELIMINATION_WORK = 2e9  # multiply-accumulates and copies spent on comparing units; beyond it several leave a round
+ELIMINATION_WORK = 3e8  # numbers touched while comparing units and updating; beyond it several leave a round
 LEAST_ROUNDS = 32
+COMPACT = 0.8  # the matrices shrink once fewer of their columns are left
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,12 @@ class Eliminated:
         self.weights = np.ascontiguousarray(start.T)  # [in, out]
         self.columns = columns
         self.energy = energy
+        self.alive = np.ones(len(self.inverse), bool)
 
     @property
     def work(self) -> int:
-        """What comparing all units once takes."""
-        return int(self.columns.size * (self.weights.shape[1] + self.columns.shape[1] ** 2))
+        """Numbers that one round touches."""
+        return int(self.columns.size * (self.weights.shape[1] + self.columns.shape[1] ** 2) + self.inverse.size)
 
     def costs(self, units: Array) -> Array:
         """What each unit's removal costs, [len(units)], as a share of the energy."""
@@ -71,10 +73,19 @@ class Eliminated:
         outs = self.weights.shape[1]
         self.weights -= cross @ solved[:, :outs]
         self.inverse -= cross @ solved[:, outs:]
-        self.weights[at] = 0.0
-        self.inverse[at, :] = 0.0
-        self.inverse[:, at] = 0.0
-        self.inverse[at, at] = 1.0
+        self.alive[at] = False
+        if np.count_nonzero(self.alive) < COMPACT * len(self.alive):
+            self._compact()
+
+    def _compact(self) -> None:
+        """Drop what left from the matrices."""
+        places = np.flatnonzero(self.alive)
+        where = np.full(len(self.alive), -1)  # units that left point nowhere and are never asked for again
+        where[places] = np.arange(len(places))
+        self.columns = where[self.columns]
+        self.inverse = self.inverse[np.ix_(places, places)]
+        self.weights = self.weights[places]
+        self.alive = np.ones(len(places), bool)
 
 
 def eliminate(readers: Sequence[Eliminated], count: int, least: int) -> Curve:
