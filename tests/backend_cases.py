@@ -312,6 +312,8 @@ def table(results: Sequence[Result]) -> str:
     lines = ["| outcome | " + " | ".join(kinds) + " | all |", "|---|" + "---:|" * (len(kinds) + 1)]
     for outcome in OUTCOMES:
         row = [counts[kind, outcome] for kind in kinds]
+        if not any(row):
+            continue
         lines.append(f"| {outcome} | " + " | ".join(map(str, row)) + f" | {sum(row)} |")
     total = [sum(r.kind == kind for r in results) for kind in kinds]
     lines.append("| **cases** | " + " | ".join(map(str, total)) + f" | {len(results)} |")

@@ -13,6 +13,10 @@ import backend_cases as suite
 import onnx
 import pytest
 
+from onnxcomp.graph import io
+from onnxcomp.graph.codec import decode
+from onnxcomp.manager.pipeline import PassManager, Pipeline
+
 SLICES = 16
 FEWEST_OPERATORS = 1500  # the suite grows with onnx; fewer would mean that collection is broken
 FEWEST_MODELS = 120
@@ -34,6 +38,24 @@ def test_model_cases(tmp_path: Path) -> None:
     light = [r for r in results if r.kind == "light"]
     assert len(light) == 9
     assert {r.outcome for r in light} == {suite.IDENTICAL}
+
+
+@pytest.mark.parametrize("name", ["densenet121", "inception_v2", "resnet50", "shufflenet"])
+def test_norms_of_light_models_fuse_once_their_weights_are_computed(name: str, tmp_path: Path) -> None:
+    (case,) = (c for c in suite.model_cases() if c.name == f"test_{name}")
+    graph = decode(case.model)
+    norms = graph.operators()["BatchNormalization"]
+    pipeline = Pipeline.parse("fold-constants{max_bytes=1000000000},fuse-batchnorm,cleanup")
+    result = PassManager(pipeline, verify=False).run(graph)
+    left = result.graph.operators().get("BatchNormalization", 0)
+    assert left <= (62 if name == "densenet121" else 0), "densenet normalizes before its activations"
+    assert left < norms
+    paths = [tmp_path / "before.onnx", tmp_path / "after.onnx"]
+    io.save(graph, paths[0])
+    io.save(result.graph, paths[1])
+    ((inputs, _),) = case.sets
+    before, after = (suite.outputs_of(path, case.model, inputs) for path in paths)
+    assert suite.compare(before, after) <= suite.TOLERANCE
 
 
 def check(results: list[suite.Result], count: int) -> None:
