@@ -18,6 +18,7 @@ from onnxcomp.passes.qdq import emit, refine, regions, sharing, weights
 from onnxcomp.passes.qdq.ranges import Grid, Rule
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.runtime import blas
 from onnxcomp.runtime.activations import collect
 from onnxcomp.targets.base import Target
 from onnxcomp.targets.table import find
@@ -142,18 +143,19 @@ class _Quantizer:
         written = emit.Writer(self.graph, self.target, plan, grids, layers).write()
         self.graph.sort()
         if options.bias_correction or options.rounding == "compensated":
-            refine.refine(
-                self.graph,
-                exact,
-                wanted,
-                layers,
-                written,
-                refine.few(exact, self.samples, shapes),
-                compensate=options.rounding == "compensated",
-                correct=options.bias_correction,
-                threads=self.context.threads,
-                progress=self.context.progress,
-            )
+            with blas.limited():
+                refine.refine(
+                    self.graph,
+                    exact,
+                    wanted,
+                    layers,
+                    written,
+                    refine.few(exact, self.samples, shapes),
+                    compensate=options.rounding == "compensated",
+                    correct=options.bias_correction,
+                    threads=self.context.threads,
+                    progress=self.context.progress,
+                )
 
     def _report(self, layers: dict[Node, Layer], refused: dict[Node, str]) -> None:
         for node, layer in layers.items():
