@@ -75,7 +75,7 @@ def table(columns: list[str], rows: list[list[str]], *, right: tuple[int, ...] =
         lines.append(f"<tr><th scope=row>{row[0]}</th>{cells}</tr>")
     named = f"<caption>{caption}</caption>" if caption else ""
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="scroll" tabindex=0><table>{named}{body}</table></div>'
+    return f'<div class="scroll" role="group" aria-label="table" tabindex=0><table>{named}{body}</table></div>'
 
 
 STYLE = """\

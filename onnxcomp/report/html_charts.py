@@ -178,12 +178,13 @@ def _cell(cell: Cell, x: float, y: float, width: float, height: float) -> str:
         f'<rect class="{cell.style} edge" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">'
         f"<title>{text(cell.about)}</title></rect>"
     )
+    ink = "dim" if cell.style == kind(ELSE) else "on"
     room = int((width - 8) / LETTER)
     if height >= 16 and (room >= 8 or room >= len(cell.name)):
         name = cell.name if len(cell.name) <= room else "…" + cell.name[1 - room :]
-        drawn += f'<text class="on" x="{x + 4:.1f}" y="{y + 13:.1f}">{text(name)}</text>'
+        drawn += f'<text class="{ink}" x="{x + 4:.1f}" y="{y + 13:.1f}">{text(name)}</text>'
     if height >= 30 and room >= 7:
-        drawn += f'<text class="on" x="{x + 4:.1f}" y="{y + 26:.1f}">{size_text(cell.size)}</text>'
+        drawn += f'<text class="{ink}" x="{x + 4:.1f}" y="{y + 26:.1f}">{size_text(cell.size)}</text>'
     return drawn
 
 
