@@ -8,7 +8,7 @@ from onnxcomp.errors import UsageError
 from onnxcomp.graph.ir import Constant, Graph
 from onnxcomp.manager.pipeline import Pipeline
 
-CLEAN = "fold-constants,cleanup,fuse-batchnorm,cleanup"
+CLEAN = "fold-constants,cleanup,fuse-batchnorm,fuse-slices,cleanup"
 
 
 @dataclass(frozen=True)
