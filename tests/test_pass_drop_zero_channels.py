@@ -1,0 +1,82 @@
+"""Do channels that pruning left zero leave for nothing, and only those?"""
+
+from __future__ import annotations
+
+import builders
+import numpy as np
+import pytest
+from hypothesis import given
+from nets import Net
+from onnx import ModelProto, numpy_helper
+from test_coupling_random import nets
+from test_coupling_rules import CASES, graph_of
+from test_pass_prune_channels import run, widths
+
+from onnxcomp.graph.io import to_bytes
+
+
+def zeroed(model: ModelProto, share: float, seed: int, *, biases: bool) -> ModelProto:
+    """A copy whose weights have zero slices along their first or second axis, as pruning might leave them."""
+    generator = builders.rng(seed)
+    result = ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
+        values = np.array(numpy_helper.to_array(tensor))
+        if values.dtype != np.float32 or tensor.name.startswith("k") or (values.ndim < 2 and not biases):
+            continue
+        axis = int(generator.integers(0, min(2, values.ndim))) if values.ndim else 0
+        if values.ndim:
+            chosen = np.flatnonzero(generator.random(values.shape[axis]) < share)
+            values[(slice(None),) * axis + (chosen,)] = 0
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return result
+
+
+def check(model: ModelProto) -> int:
+    feeds = builders.feeds_of(model)
+    before = builders.run(model, feeds)
+    if not all(np.isfinite(y).all() for y in before):
+        return 0
+    result = run(graph_of(model), "drop-zero-channels")
+    for old, new in zip(before, builders.run(to_bytes(result.graph), feeds), strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-4 * max(1.0, float(np.abs(old).max())))
+    return result.changes
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_stay_whatever_is_zero(name: str) -> None:
+    for seed in range(3):
+        check(zeroed(CASES[name](), 0.5, seed, biases=True))
+
+
+@given(nets())
+def test_outputs_of_random_nets_stay(model: ModelProto) -> None:
+    check(zeroed(model, 0.4, 0, biases=True))
+
+
+def test_channels_zero_at_the_maker_or_at_the_reader_leave() -> None:
+    model = builders.mlp((8, 16, 4))
+    first, bias = (np.array(numpy_helper.to_array(t)) for t in model.graph.initializer[:2])
+    second = np.array(numpy_helper.to_array(model.graph.initializer[2]))
+    first[:3] = bias[:3] = 0  # never active
+    second[:, 5:9] = 0  # never read
+    for tensor, values in zip(model.graph.initializer, (first, bias, second), strict=False):
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    result = run(graph_of(model), "drop-zero-channels")
+    assert widths(result.graph)["fc1"] == 9
+    assert check(model) == 1
+
+
+def test_a_bias_or_a_sigmoid_keeps_a_channel() -> None:
+    net = Net()
+    w = net.weight(8, 4)
+    net.weights[w][:4] = 0
+    h = net.op("Gemm", net.input("N", 4), w, transB=1)
+    assert check(net.model(net.gemm(net.op("Sigmoid", h), 8, 3))) == 0
+    assert check(net.model(net.gemm(net.op("Relu", h), 8, 3))) == 1
+
+
+def test_nothing_zero_changes_nothing() -> None:
+    result = run(graph_of(builders.residual_cnn()), "drop-zero-channels")
+    assert result.changes == 0
+    assert result.records[0].summary == "no unit is zero throughout"
