@@ -205,6 +205,19 @@ def test_an_unchanged_build_loads_no_runtime(built: Path) -> None:
     assert {model["status"] for model in result["models"]} == {"up to date"}
 
 
+def test_an_artifact_knows_its_source_wherever_one_stands(
+    built: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Source and artifact may bear one name: a.onnx and dist/a.onnx."""
+    for folder in (built, built / "dist", built.parent):
+        monkeypatch.chdir(folder)
+        assert cli("verify", built / "dist/a.onnx") == 0
+        assert "unchanged" in capsys.readouterr().out
+    builders.save(builders.residual_cnn(seed=7), built / "a.onnx")
+    assert cli("verify", built / "dist/a.onnx") == 0
+    assert "has changed since" in capsys.readouterr().out
+
+
 # -- what is refused -----------------------------------------------------------------------------------------------
 
 

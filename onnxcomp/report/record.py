@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -53,6 +54,13 @@ def read_json(path: Path) -> Report:
     except (TypeError, KeyError, ValueError) as error:
         raise DataError(f"the report is damaged: {error}", where=where, do="run again to write it") from error
     return report
+
+
+@functools.cache
+def _fields(cls: type[Any]) -> list[tuple[str, Any]]:
+    """Names and types of a dataclass's fields; working the types out for every layer anew takes most of the time."""
+    hints = typing.get_type_hints(cls)
+    return [(f.name, hints[f.name]) for f in dataclasses.fields(cls)]
 
 
 def _made(hint: Any, value: Any) -> Any:

@@ -16,6 +16,7 @@ VERSION = "onnxcomp.version"
 SOURCE_SHA256 = "onnxcomp.source.sha256"
 SPEC = "onnxcomp.spec"
 CONFIG_SHA256 = "onnxcomp.config.sha256"
+MOST_FOLDERS = 4
 REQUIRED = (VERSION, SOURCE_SHA256, SPEC)
 
 
@@ -92,10 +93,16 @@ def provenance(artifact: Path) -> Provenance:
             where=f"{artifact}, {report}",
             do="the report is of another run: build the model again",
         )
-    source = Path(str(origin.get("path")))
-    found = next((path for path in (source, report.parent / source) if path.is_file()), None)
+    found = _source(Path(str(origin.get("path"))), artifact)
     unchanged = sha256_of(*model_files(found)) == recorded[SOURCE_SHA256] if found else None
     return Provenance(artifact, sha256, recorded, report, content.get("verdict"), found, unchanged)
+
+
+def _source(named: Path, artifact: Path) -> Path | None:
+    """The file that a report names, from here or from the artifact's folder or those above it, where builds start."""
+    own = artifact.resolve()
+    places = [named, *(folder / named for folder in list(own.parents)[:MOST_FOLDERS])]
+    return next((path for path in places if path.is_file() and path.resolve() != own), None)
 
 
 def _read_report(path: Path) -> dict[str, Any] | None:
