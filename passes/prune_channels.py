@@ -22,7 +22,10 @@ from onnxcomp.passes.structure.elimination import Curve
 from onnxcomp.passes.structure.importance import measured_curves, weight_curve
 from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases, makers, readers
 from onnxcomp.passes.structure.refit import Cut, Refit, refit
+from onnxcomp.passes.structure.timing import kernel_block, time_share
 
+MOST_WORK = 4e12  # multiply-accumulates that running the model once a layer may take
+TIME_STEPS = 6  # bisections of the share of MACs, each one measurement
 _MEASURED = ("activation", "reconstruction")
 MOST_REFITS = 40  # layers; a deeper model has only the layers that lost inputs solved again
 
@@ -45,13 +48,14 @@ class PruneChannels(Pass):
     ratio: float | None = option(None, "share of channels, heads and neurons to remove", above=0.0, below=1.0)
     macs: float | None = option(None, "share of multiply-accumulates kept at most", above=0.0, below=1.0)
     params: float | None = option(None, "share of parameters kept at most", above=0.0, below=1.0)
+    latency: float | None = option(None, "share of the time kept at most, measured here", above=0.0, below=1.0)
     keep: tuple[str, ...] = option((), 'widths by node, as "GLOB:16": channels, neurons or heads that stay')
     importance: Literal["auto", "l1", "l2", "fpgm", "bn", "random", "activation", "reconstruction"] = option(
         "auto", "how units are ranked; auto: reconstruction with data, l2 without"
     )
     scope: Literal["global", "layer"] = option("global", "share the loss over all layers, or the same share of each")
     multiple_of: int | Literal["auto"] = option(
-        "auto", "widths are multiples of this; auto: 8 for TensorRT, 1 on CPU and CUDA, where the target is a count"
+        "auto", "widths are multiples of this; auto: 8 for TensorRT, a kernel's block for latency on CPU, else 1"
     )
     min_keep: int = option(1, "fewest channels that stay in a layer", minimum=1)
     streams: bool = option(False, "also channels that several layers add up (residual streams)")
@@ -60,10 +64,10 @@ class PruneChannels(Pass):
 
     def validate(self) -> None:
         """One target at most, one at least, and readable widths."""
-        targets = [t for t in (self.ratio, self.macs, self.params) if t is not None]
+        targets = [t for t in (self.ratio, self.macs, self.params, self.latency) if t is not None]
         if len(targets) > 1 or not (targets or self.keep):
             raise UsageError(
-                f"{self.name}: give one of ratio, macs and params, or widths by keep",
+                f"{self.name}: give one of ratio, macs, params and latency, or widths by keep",
                 where=f"pass {self.name}",
                 do="for example prune-channels{ratio=0.3}",
             )
@@ -96,7 +100,9 @@ class PruneChannels(Pass):
         before = costing.macs, costing.params
         outcome.metrics["prunable_macs_share"] = _share(costing.touched_macs(coupling.groups), costing.macs)
         choices = self._choices(graph, groups, fixed, context, outcome)
-        removed = self._choose(choices, fixed, costing)
+        removed = self._choose(choices, fixed, costing, self.macs)
+        if self.latency is not None:
+            removed, costing = self._by_time(graph, coupling, choices, fixed, context, outcome)
         if not costing.removed.any():
             drop_zero_biases(added)
             release(coupling)
@@ -166,7 +172,7 @@ class PruneChannels(Pass):
     def _choices(
         self, graph: Graph, groups: Sequence[Group], fixed: dict[str, int], context: PassContext, outcome: Outcome
     ) -> list[Choice]:
-        if self.ratio is None and self.macs is None and self.params is None:
+        if all(target is None for target in (self.ratio, self.macs, self.params, self.latency)):
             groups = [group for group in groups if group.name in fixed]
         multiple = self._multiple(context)
         counts = {
@@ -191,23 +197,27 @@ class PruneChannels(Pass):
     def _multiple(self, context: PassContext) -> int:
         if isinstance(self.multiple_of, int):
             return self.multiple_of
-        return 8 if context.target == "tensorrt" else 1
+        if context.target == "tensorrt":
+            return 8
+        return kernel_block() if context.target == "cpu" and self.latency is not None else 1
 
-    def _choose(self, choices: Sequence[Choice], fixed: dict[str, int], costing: Costing) -> list[int]:
+    def _choose(
+        self, choices: Sequence[Choice], fixed: dict[str, int], costing: Costing, macs: float | None
+    ) -> list[int]:
         """Units that leave, by choice; the costing has them removed."""
         found = [0] * len(choices)
         for index, choice in enumerate(choices):
             if choice.group.name in fixed:
                 found[index] = fixed[choice.group.name]
                 costing.remove(choice.group.units[choice.curve.order[: found[index]]])
-        done = self._target(choices, costing)
+        done = self._target(choices, costing, macs)
         if done is None:
             return found
         rest = [i for i, choice in enumerate(choices) if choice.group.name not in fixed]
         open_choices = [choices[i] for i in rest]
         saved: Saved = "units"
         if any(choice.curve.measured for choice in open_choices):
-            saved = "macs" if self.macs is not None else "params" if self.params is not None else "units"
+            saved = "macs" if macs is not None else "params" if self.params is not None else "units"
         at = (
             even(open_choices, costing, done) if self.scope == "layer" else allocate(open_choices, costing, saved, done)
         )
@@ -215,9 +225,52 @@ class PruneChannels(Pass):
             found[index] = count
         return found
 
-    def _target(self, choices: Sequence[Choice], costing: Costing) -> Callable[[], bool] | None:
-        if self.macs is not None:
-            most = self.macs * costing.macs_at_first
+    def _by_time(
+        self,
+        graph: Graph,
+        coupling: Coupling,
+        choices: Sequence[Choice],
+        fixed: dict[str, int],
+        context: PassContext,
+        outcome: Outcome,
+    ) -> tuple[list[int], Costing]:
+        """The largest share of MACs whose measured time meets the target, by bisection.
+
+        Time is no function of MACs, so every share is cut out and measured; it falls with them all the same.
+        """
+        assert self.latency is not None
+        low, high = 0.0, 1.0
+        best: tuple[list[int], Costing] | None = None
+        seen: dict[bytes, float] = {}
+        for _ in range(TIME_STEPS):
+            share = (low + high) / 2
+            costing = Costing(coupling, context.operators)
+            removed = self._choose(choices, fixed, costing, share)
+            key = costing.removed.tobytes()
+            if key not in seen:
+                seen[key] = time_share(graph, self._trial(graph, costing, context), context)
+            if seen[key] <= self.latency:
+                best, low = (removed, costing), share
+            else:
+                high = share
+            last = removed, costing
+        if best is None:
+            outcome.notes.append(
+                f"{min(seen.values()):.2f} of the time is the least these widths reach; {self.latency:g} was asked for"
+            )
+        return best or last
+
+    @staticmethod
+    def _trial(graph: Graph, costing: Costing, context: PassContext) -> Graph:
+        """A cut copy, not refitted: its values do not matter for its time."""
+        copy = graph.clone()
+        coupling = analyse(copy, context.operators, context.sample_shapes)
+        cut(coupling, np.flatnonzero(costing.removed))
+        return copy
+
+    def _target(self, choices: Sequence[Choice], costing: Costing, macs: float | None) -> Callable[[], bool] | None:
+        if macs is not None:
+            most = macs * costing.macs_at_first
             return lambda: costing.macs <= most
         if self.params is not None:
             most = self.params * costing.params_at_first
@@ -260,7 +313,9 @@ class PruneChannels(Pass):
             if weight.role == "kernel"
         ]
         solvable = [use for use in uses if use.weight.group == 1 and isinstance(layer_of(graph, use), Layer)]
-        if len(solvable) > MOST_REFITS:
+        assert context.calibration is not None
+        work = costing.macs_at_first * len(context.calibration) * len(solvable)
+        if len(solvable) > MOST_REFITS or work > MOST_WORK:
             chosen = [use for use in solvable if use.node in readers_of]
         else:
             behind = streams.behind(graph, readers_of)
