@@ -70,15 +70,17 @@ class ClipWeights(Pass):
                 outcome.skip(use.node, reason)
                 continue
             constant = use.constant
-            if use.shared and not set(constant.consumers) <= wanted:
-                constant = graph.own_constant(use.node, use.weight.port) or constant
-            done.add(constant)
+            alone = set(constant.consumers) <= wanted
+            if alone:
+                done.add(constant)
             before = constant.values
             after = self.clipped(use, before)
             changed = int(np.count_nonzero(after != before))
             total += before.size
             if not changed:
                 continue
+            if not alone:
+                constant = graph.own_constant(use.node, use.weight.port) or constant
             constant.values = after
             power = float(np.square(before, dtype=np.float64).sum())
             error = float(np.square(after.astype(np.float64) - before).sum())
