@@ -119,9 +119,7 @@ def _figures(report: Report) -> str:
             rows.append(["opening a session", f"{1000 * old:.0f} ms", f"{1000 * new:.0f} ms", ""])
     if report.accuracy is not None:
         a = report.accuracy
-        rows.append(
-            [text(a.metric), f"{a.before:.4f}", f"{a.after:.4f}", f"drop {a.drop:+.4f}" if a.drop else "no drop"]
-        )
+        rows.append([text(a.metric), f"{a.before:.4f}", f"{a.after:.4f}", _drop_words(a.drop)])
     if report.fidelity is not None:
         for name, out in report.fidelity.outputs.items():
             sqnr = "identical" if out.identical else "-" if out.sqnr_db is None else f"{out.sqnr_db:.1f} dB"
@@ -130,6 +128,10 @@ def _figures(report: Report) -> str:
                 words += f"; same top-1 on {out.top1_agreement:.2%}"
             rows.append([f"output <code>{text(name)}</code>", "", sqnr, words])
     return table(["", "before", "after", ""], rows, right=(1, 2))
+
+
+def _drop_words(drop: float) -> str:
+    return f"worse by {drop:.4f}" if drop > 0 else f"better by {-drop:.4f}" if drop < 0 else "no drop"
 
 
 def _latency(bench: Benchmark) -> str:
