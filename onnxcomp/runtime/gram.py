@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
+from onnxcomp.graph.ir import Array, Constant, Graph, Node
 from onnxcomp.graph.ops.facts import Weight
 from onnxcomp.graph.types import Shapes
 from onnxcomp.runtime.progress import SILENT, Progress
@@ -139,13 +139,14 @@ class LayerInputs:
             return Patches(x.reshape(-1, self.features), 1)
         return Patches(self._cut(x), 1 + len(self.kernel), self.group)
 
-    def outputs(self, y: Array) -> Array:
-        """The layer's output, or a tensor like it, as [rows, group, out / group] in the order of `patches`."""
+    def outputs(self, y: Array) -> Patches:
+        """The layer's output, or a tensor like it, as rows in the order of `patches`, not yet copied."""
         if self.kind in ("conv", "deconv"):
             y = np.moveaxis(y, 1, -1)
         elif self.kind == "columns" and self.port == 1:  # a constant left side gives [..., out, rows]
             y = np.swapaxes(y, -1, -2)
-        return y.reshape(-1, self.group, y.shape[-1] // self.group)
+        y = np.atleast_2d(y)
+        return Patches(y, y.ndim - 1, self.group)
 
     def _cut(self, x: Array) -> Array:
         """A view of all patches: [n, *positions, *kernel, channels]."""
@@ -211,6 +212,7 @@ def gram(
     max_rows: int = MAX_ROWS,
     seed: int = 0,
     budget_bytes: int = BUDGET_BYTES,
+    shapes: Shapes | None = None,
     progress: Progress = SILENT,
     text: str = "layer statistics",
 ) -> dict[str, Gram]:
@@ -227,6 +229,7 @@ def gram(
         max_rows: about how many rows of a layer are looked at, or 32 a feature where that is less (but 16,384);
             beyond it, rows are drawn evenly from every batch.
         budget_bytes: most that the activations of one run may take together; the result is not counted.
+        shapes: of all tensors on one batch, from `batch_shapes`, where many calls on one structure need them.
 
     Raises:
         ModelError: ONNX Runtime cannot run the graph.
@@ -239,13 +242,20 @@ def gram(
     parts: list[_Part] | None = None
     for index, feeds in enumerate(progress.track(samples.batches(batch), runs, text)):
         if parts is None:
-            parts = _split(graph, reference or graph, jobs, feeds, budget_bytes, threads)
+            known = shapes or shape_tools.infer(graph, {name: value.shape for name, value in feeds.items()})
+            parts = _split(graph, reference or graph, jobs, feeds, known, budget_bytes, threads)
         generator = np.random.default_rng([seed, index])
         for part in parts:
             here, there = part.run(feeds)
             for job in part.jobs:
                 job.add(here, there, -(-job.rows(max_rows) // runs), generator)
     return {name: result for job in jobs for name, result in job.results().items()}
+
+
+def batch_shapes(graph: Graph, samples: Batches, batch: int) -> Shapes:
+    """Shapes of all tensors when one batch of the samples is fed."""
+    feeds = next(iter(samples.batches(batch)))
+    return shape_tools.infer(graph, {name: value.shape for name, value in feeds.items()})
 
 
 def grams(
@@ -345,15 +355,19 @@ class _Job:
             z[:, :, :-1] = patches.take(rows)
             turned = z.transpose(0, 2, 1)
             self.h = _plus(self.h, turned @ z)  # a matrix with its own transpose: BLAS does half the work
-            for name, y in wanted.items():
-                part = np.ascontiguousarray(y[rows].transpose(1, 0, 2), dtype=np.float32)  # [group, rows, out]
+            for name, target in wanted.items():
+                part = sum(sign * values.take(rows) for sign, values in target)  # [group, rows, out]
                 self.cross[name] = _plus(self.cross.get(name), turned @ part)
                 self.power[name] = _plus(self.power.get(name), np.square(part, dtype=np.float64).sum(axis=1))
         self.count += len(picked)
 
-    def _target(self, target: Target, here: Mapping[str, Array], there: Mapping[str, Array]) -> Array:
-        y = there[target.reference]
-        return self.rule.outputs(y - here[target.minus] if target.minus else y)
+    def _target(
+        self, target: Target, here: Mapping[str, Array], there: Mapping[str, Array]
+    ) -> list[tuple[np.float32, Patches]]:
+        found = [(np.float32(1), self.rule.outputs(there[target.reference]))]
+        if target.minus:
+            found.append((np.float32(-1), self.rule.outputs(here[target.minus])))
+        return found
 
     def results(self) -> dict[str, Gram]:
         n = max(self.count, 1)
@@ -396,15 +410,19 @@ def _jobs(graph: Graph, uses: Sequence[Use], targets: Mapping[str, Target]) -> l
 
 
 def _split(
-    graph: Graph, reference: Graph, jobs: list[_Job], feeds: Mapping[str, Array], budget: int, threads: int
+    graph: Graph,
+    reference: Graph,
+    jobs: list[_Job],
+    feeds: Mapping[str, Array],
+    shapes: Shapes,
+    budget: int,
+    threads: int,
 ) -> list[_Part]:
-    bind = {name: value.shape for name, value in feeds.items()}
-    sides = [(g, g.tensors(), shape_tools.infer(g, bind)) for g in dict.fromkeys((graph, reference))]
+    """Consecutive jobs whose activations fit the budget; a tensor has the same size in both graphs."""
     groups: list[list[_Job]] = []
     used = budget
     for job in jobs:
-        names = [(sides[0], name) for name in job.here] + [(sides[-1], name) for name in job.there]
-        size = sum(_bytes(tensors[name], shapes, budget) for (_, tensors, shapes), name in names)
+        size = sum(_bytes(name, shapes, budget) for name in (*job.here, *job.there))
         if not groups or used + size > budget:
             groups.append([])
             used = 0
@@ -425,10 +443,12 @@ def _split(
     ]
 
 
-def _bytes(tensor: Tensor, shapes: Shapes, budget: int) -> int:
+def _bytes(name: str, shapes: Shapes, budget: int) -> int:
     """Size of a tensor; a quarter of the budget where it is unknown."""
-    shape, dtype = shapes.static(tensor), shapes.dtype(tensor)
-    return budget // 4 if shape is None or dtype is None else prod(shape) * dtype.itemsize
+    known = shapes.types.get(name)
+    if known is None or known.shape is None or known.dtype is None or not all(isinstance(d, int) for d in known.shape):
+        return budget // 4
+    return prod(int(d) for d in known.shape if isinstance(d, int)) * known.dtype.itemsize
 
 
 def _fixed_batch(graph: Graph) -> int | None:
@@ -510,7 +530,9 @@ def _spread(x: Array, strides: tuple[int, ...]) -> Array:
 
 
 def _padded(x: Array, pads: list[tuple[int, int]]) -> Array:
-    """[n, *sizes, c] in channels-last memory, zeros added around; negative pads cut off."""
+    """[n, *sizes, c] with zeros added around, channels last in memory too; negative pads cut off."""
+    if not any(pair != (0, 0) for pair in pads):
+        return x
     cut = [slice(max(-b, 0), size - max(-e, 0)) for (b, e), size in zip(pads, x.shape[1:-1], strict=True)]
     inner = x[(slice(None), *cut)]
     sizes = [size + max(b, 0) + max(e, 0) for (b, e), size in zip(pads, inner.shape[1:-1], strict=True)]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.manager.base import PassContext, SampleSource
 from onnxcomp.passes.pruning.allocate import Curve
@@ -27,7 +26,7 @@ from onnxcomp.passes.pruning.select import (
     rounds,
 )
 from onnxcomp.passes.pruning.solve import Problem
-from onnxcomp.runtime.gram import GROUP_BYTES, Gram, gram, grams
+from onnxcomp.runtime.gram import GROUP_BYTES, Gram, batch_shapes, gram, grams
 
 CURVE_STEP = 0.6  # from one point of an error curve to the next
 BATCH = 32
@@ -87,7 +86,7 @@ class Compensation:
         """Prune and refit, in graph order; layers that cannot be measured are left as they are."""
         reference = self.graph.clone()
         pending = {layer.node for layer in plans}
-        shapes = shape_tools.infer(self.graph)
+        shapes = batch_shapes(self.graph, self._samples, BATCH)
         ordered = list(stages(self.graph, list(plans), memory=GROUP_BYTES))
         for stage in self.context.progress.track(ordered, len(ordered), "pruning and refitting"):
             targets = {one.node.name: target_of(self.graph, one, pending, shapes) for one in stage}
@@ -97,6 +96,7 @@ class Compensation:
                 self._samples,
                 targets=targets,
                 reference=reference,
+                shapes=shapes,
                 batch=BATCH,
                 threads=self.context.threads,
                 seed=self.context.seed,

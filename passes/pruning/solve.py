@@ -113,8 +113,8 @@ class Problem:
         kept = mask.sum(axis=2, dtype=np.float64)
         _, _, width = mask.shape
         steps = _steps(mask.size * width)
-        # seconds, roughly: factoring runs at 15 GFLOP/s and gathers at 1 GB/s where products reach 50 GFLOP/s
-        exact = float((0.67 * kept**3 / 15e9 + 8e-9 * kept**2)[kept < width].sum())
+        # seconds, roughly: small factorings run at 1.5 GFLOP/s and gathers at 1 GB/s where products reach 50 GFLOP/s
+        exact = float((0.67 * kept**3 / 1.5e9 + 8e-9 * kept**2)[kept < width].sum())
         iterated = steps * mask.size * (2 * width / 50e9 + 8e-9)
         if exact <= iterated:
             return self._solve(mask)
