@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnxcomp.graph.codec import encode_node
+from onnxcomp.graph.io import let_go
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.noops import Known, permutation, unchanged
 from onnxcomp.graph.shapes import infer
@@ -305,7 +306,10 @@ def _split(group: list[Constant], key: Callable[[Constant], object]) -> list[lis
 
 def _sample(constant: Constant) -> bytes:
     places = np.linspace(0, constant.size - 1, SAMPLE_ELEMENTS).astype(np.int64)
-    return _bytes(constant.values.flat[places])
+    values = constant.values
+    sample = _bytes(values[np.unravel_index(places, values.shape)])
+    let_go(constant)
+    return sample
 
 
 def _digest(constant: Constant) -> bytes:
@@ -316,6 +320,7 @@ def _digest(constant: Constant) -> bytes:
     rows = max(1, CHUNK_ELEMENTS // max(1, values.size // max(1, len(values))))
     for start in range(0, len(values), rows):
         digest.update(_bytes(values[start : start + rows]))
+    let_go(constant)
     return digest.digest()
 
 

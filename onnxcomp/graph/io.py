@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -186,6 +187,8 @@ def _with_external_data(graph: Graph, path: Path, written: list[Path]) -> onnx.M
                 digest.update(part)
             placed[constant] = (position + len(padding), data.nbytes)
             position += len(padding) + data.nbytes
+            del data, part
+            let_go(constant)
     written.append(hashed[0])
     return encode(graph, lambda c: _reference(c, hashed[0].name, *placed[c]) if c in placed else tensor_proto(c))
 
@@ -196,6 +199,15 @@ def _raw(constant: Constant) -> memoryview:
     if constant.nbytes == array.nbytes:
         return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     return memoryview(tensor_proto(constant).raw_data)
+
+
+def let_go(constant: Constant) -> None:
+    """Give back the pages of a mapped file that a view holds, e.g. a transposed weight; the file keeps them."""
+    base: object = constant.payload
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _reference(constant: Constant, location: str, offset: int, length: int) -> onnx.TensorProto:
