@@ -110,8 +110,8 @@ def _coupling(
 ) -> dict[str, Any]:
     """The fields of an Inspection that say what is coupled with what."""
     from onnxcomp.graph.coupling.analysis import analyse
-    from onnxcomp.passes.structure.costing import Costing
-    from onnxcomp.passes.structure.streams import added_up
+    from onnxcomp.graph.coupling.costing import Costing
+    from onnxcomp.graph.coupling.streams import added_up
 
     coupling = analyse(graph, operators, shapes)
     costing = Costing(coupling, operators)

@@ -10,14 +10,14 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from onnxcomp.errors import UsageError
+from onnxcomp.graph.coupling import streams
 from onnxcomp.graph.coupling.analysis import Coupling, Group, analyse, release
+from onnxcomp.graph.coupling.costing import Costing, Saved
 from onnxcomp.graph.coupling.cut import cut
 from onnxcomp.graph.ir import Array, Graph, Node
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, WeightUse, option
 from onnxcomp.passes.pruning.layers import Layer, layer_of
-from onnxcomp.passes.structure import streams
 from onnxcomp.passes.structure.allocate import Choice, allocate, allowed_counts, channels_each, even
-from onnxcomp.passes.structure.costing import Costing, Saved
 from onnxcomp.passes.structure.elimination import Curve
 from onnxcomp.passes.structure.importance import measured_curves, weight_curve
 from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases, makers, readers

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph.coupling.analysis import Group
-from onnxcomp.passes.structure.costing import Costing, Saved
+from onnxcomp.graph.coupling.costing import Costing, Saved
 from onnxcomp.passes.structure.elimination import Curve
 
 MOST_COUNTS = 96  # steps on the way from all units to the fewest
