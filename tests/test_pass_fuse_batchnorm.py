@@ -9,13 +9,15 @@ import builders
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
+import random_models
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper
 
 from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.manager.base import PassContext
+from onnxcomp.manager.guarantee import relative_error
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.passes.fuse_batchnorm import FuseBatchNorm
 
@@ -342,3 +344,15 @@ def test_digits_model_keeps_its_answers(digits: Path, digits_data: tuple[Path, P
         feed[name] = feed[name][:, None]
     before, after = builders.run(digits, feed)[0], builders.run(io.to_bytes(result.graph), feed)[0]
     assert (before.argmax(1) == after.argmax(1)).all()
+
+
+@given(seed=st.integers(0, 100_000), static=st.booleans())
+def test_random_models_stay_close_through_all_exact_and_close_passes(seed: int, static: bool) -> None:
+    proto = random_models.random_model(seed, static=static)
+    feeds = random_models.random_feeds(seed)
+    expected = random_models.outputs(proto, feeds)
+    assume(expected is not None)
+    pipeline = Pipeline.parse("fuse-batchnorm,fold-constants,cleanup,fuse-batchnorm,fuse-slices,cleanup")
+    graph = PassManager(pipeline).run(decode(proto)).graph
+    for wanted, got in zip(expected or [], builders.run(io.to_bytes(graph), feeds, optimized=False), strict=True):
+        assert relative_error(wanted, got) < 1e-4
