@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -25,7 +26,10 @@ from onnxcomp.graph.affine import (
 )
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.shapes import infer
+from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext
+
+ABSORBED = ELEMENTWISE | {BATCH_NORM}
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,12 @@ class _Fuser:
         self.why: dict[Node, str] = {}
         self.fed = graph.kept_inputs.keys()
         graph.sort()
-        self.shapes = infer(graph)
         self.outputs: set[Tensor] = {t for scope in graph.scopes() for t in scope.outputs}
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Inferred when first asked for; names and ranks of what stays do not change while fusing."""
+        return infer(self.graph)
 
     # -- behind a layer ----------------------------------------------------------------------------------------
 
@@ -86,6 +94,8 @@ class _Fuser:
 
     def _fuse_behind(self, node: Node, here: set[Node], scope: Graph) -> list[Node]:
         chain: list[Node] = []
+        if not any(reader.op in ABSORBED for reader in node.outputs[0].consumers):
+            return []
         try:
             layer = layer_of(node, self.shapes, self.fed)
             total, chain = self._chain(layer, here)
@@ -108,7 +118,7 @@ class _Fuser:
                 for reader in tensor.consumers:
                     self.why[reader] = f"the result of {layer.node} is needed elsewhere too"
                 return total, chain
-            if node.op not in ELEMENTWISE | {BATCH_NORM} or node not in here or not self.wanted(node):
+            if node.op not in ABSORBED or node not in here or not self.wanted(node):
                 return total, chain
             try:
                 step = self._affine(node, tensor, layer, layer.out_axis, layer.outputs)
@@ -167,7 +177,7 @@ class _Fuser:
         return count
 
     def _fuse_ahead(self, node: Node, here: set[Node]) -> bool:
-        if node.op not in ELEMENTWISE | {BATCH_NORM} or node.domain not in ("", "ai.onnx") or not self.wanted(node):
+        if node.op not in ABSORBED or node.domain not in ("", "ai.onnx") or not self.wanted(node):
             return False
         output = node.outputs[0]
         readers = list(dict.fromkeys(output.consumers))

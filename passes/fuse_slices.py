@@ -33,9 +33,8 @@ class FuseSlices(Pass):
         """Fuse every such Conv."""
         outcome = Outcome()
         wanted = self.selects(graph)
-        shapes = infer(graph)
-        fed = graph.kept_inputs.keys()
         outputs: set[Tensor] = {t for scope in graph.scopes() for t in scope.outputs}
+        shapes: Shapes | None = None
         for scope in list(graph.scopes()):
             here = set(scope.nodes)
             gone: set[Node] = set()
@@ -43,21 +42,13 @@ class FuseSlices(Pass):
                 maker = node.inputs[0].producer if node.op == "Conv" and node.inputs else None
                 if maker is None or maker not in here or maker.op not in ("Concat", "SpaceToDepth"):
                     continue
-                try:
-                    parts = _folded(maker, shapes, graph.opset)
-                    if parts is None or not (wanted(node) and wanted(maker)):
-                        continue
-                    layer = layer_of(node, shapes, fed)
-                    weight = _unfolded(layer.weight.values, node, parts)
-                except UnfitError as error:
-                    outcome.skip(node, str(error))
-                    continue
-                rewrite(graph, layer, weight, None)
-                _enlarge(node, parts.factor, weight.shape[2:])
-                node.inputs[0] = parts.source
-                outcome.change(node, f"reads {parts.source.name} directly: {parts.count} slices fused")
-                gone |= _unread(maker, outputs)
+                shapes = shapes or infer(graph)
+                parts = _folded(maker, shapes, graph.opset)
+                if parts is not None and wanted(node) and wanted(maker) and _fuse(graph, node, parts, shapes, outcome):
+                    gone |= _unread(maker, outputs)
             scope.nodes = [node for node in scope.nodes if node not in gone]
+        if outcome.changes:
+            outcome.summary = f"{len(outcome.changes)} Conv read their image directly"
         return outcome
 
 
@@ -79,6 +70,21 @@ class Folded:
     def count(self) -> int:
         """Blocks of channels."""
         return len(self.offsets)
+
+
+def _fuse(graph: Graph, node: Node, parts: Folded, shapes: Shapes, outcome: Outcome) -> bool:
+    """Let a Conv read the image; whether it could."""
+    try:
+        layer = layer_of(node, shapes, graph.kept_inputs.keys())
+        weight = _unfolded(layer.weight.values, node, parts)
+    except UnfitError as error:
+        outcome.skip(node, str(error))
+        return False
+    rewrite(graph, layer, weight, None)
+    _enlarge(node, parts.factor, weight.shape[2:])
+    node.inputs[0] = parts.source
+    outcome.change(node, f"reads {parts.source.name} directly: {parts.count} slices fused")
+    return True
 
 
 def _folded(maker: Node, shapes: Shapes, opset: int) -> Folded | None:
