@@ -89,7 +89,7 @@ def test_library_example_of_the_readme_runs(tmp_path: Path) -> None:
     assert (tmp_path / "fused.onnx").stat().st_size > 0
 
 
-@pytest.mark.parametrize(("page", "arguments"), command_lines())
+@pytest.mark.parametrize(("page", "arguments"), list(command_lines()))
 def test_every_command_shown_exists_with_its_flags(page: str, arguments: list[str]) -> None:
     if arguments == ["--help"]:
         return
