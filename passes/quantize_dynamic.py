@@ -1,35 +1,38 @@
-"""Dynamic quantization: matrix products on int8 weights, activations quantized anew on every run."""
+"""Int8 matrix products whose activations are quantized while the model runs: what transformers on CPU need."""
 
 from __future__ import annotations
 
-import glob
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable, elem_type
 from onnxcomp.graph.opset import raise_opset
-from onnxcomp.graph.rounding import Levels, Pairs, clipped_pair_scales, clipped_scales, round_nearest, round_pairs
-from onnxcomp.graph.types import Shapes
+from onnxcomp.graph.rounding import Levels, Pairs, pair_scales, round_nearest, round_pairs, symmetric_scales
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, WeightUse, option
-from onnxcomp.passes.weights.smoothing import channel_statistics
+from onnxcomp.passes.weights.coders import IntegerCoder
+from onnxcomp.passes.weights.kernels import BlockCodes, BlockMatMul, RowGather, block_matmul_refusal, state_type
+from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
+from onnxcomp.passes.weights.smoothing import Group, Verdict, measure
 
+DYNAMIC_OPSET = 11  # DynamicQuantizeLinear
+PROTECTED_BLOCK = 32
 LEVELS = Levels.signed(8)
-LEAST_ELEMENTS = 1024  # a smaller product runs no faster on integers
-OPSET = 11  # DynamicQuantizeLinear
+FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
 class QuantizeDynamic(Pass):
-    """MatMul and Gemm run on int8 weights, and their activations are quantized at run time.
+    """MatMul and Gemm multiply 8-bit integers; each activation gets its scale from its own values at run time.
 
-    Each activation tensor gets one scale and zero point from its own range, once however many products read it
-    (DynamicQuantizeLinear); weights [K, N] have one scale an output channel. Written so that ONNX Runtime fuses it
-    into DynamicQuantizeMatMul or MatMulIntegerToFloat. Convolutions stay float: integers that are scaled at run time
-    make them slower.
+    Written with standard operators (DynamicQuantizeLinear, MatMulInteger, Cast, Mul), which ONNX Runtime fuses into
+    DynamicQuantizeMatMul and MatMulIntegerToFloat. Weights have one scale an output channel; an activation that
+    several products read is quantized once. Embedding tables are stored in rows of int8.
+
+    With calibration data the input channels of a product are evened out where that makes its error smaller on samples
+    not used to find it: x / s times s W, with s = max|x|^smooth / max|W|^(1 - smooth) (SmoothQuant, arXiv 2211.10438).
     """
 
     name: ClassVar[str] = "quantize-dynamic"
@@ -38,167 +41,276 @@ class QuantizeDynamic(Pass):
     isa: Literal["portable", "native"] = option(
         "portable", "weights safe on every x86, or best on CPUs with VNNI (and ARM)"
     )
-    smooth: bool = option(True, "even out outlying channels of activations where that pays; needs calibration data")
-    embeddings: bool = option(True, "tables that are looked up by row are stored in 8 bits, too")
+    embeddings: bool = option(True, "store tables that are looked up by row in int8, too")
+    smooth: float = option(
+        0.7, "how much of the range of activations moves into weights; 0 leaves it", minimum=0, maximum=1
+    )
+    protect: float = option(
+        0.0,
+        "share of the products' work, the most sensitive first, done in 8-bit blocks (MatMulNBits): exact but slower",
+        minimum=0,
+        maximum=1,
+    )
+    least: int = option(4096, "elements of the smallest weight worth it", minimum=1)
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:
-        """Quantize in place.
-
-        Raises:
-            UsageError: a glob matches nothing.
-        """
+        """Rewrite every product that gains, bodies of If, Loop and Scan included."""
         outcome = Outcome()
-        uses = [u for u in self.weights(graph, context, outcome) if u.node.op in ("MatMul", "Gemm")]
-        shapes = shape_tools.infer(graph, shape_tools.one_sample(graph, context.sample_shapes))
-        accepted = [use for use in uses if not self._skipped(use, shapes, outcome)]
-        total = Counter(use.node.op for use in uses)
-        done = Counter(use.node.op for use in accepted)
-        if accepted:
-            outcome.notes += raise_opset(graph, OPSET)
-            writer = _Writer(graph, self.isa, self._smoothing(graph, context, accepted))
-            if writer.factors:
-                outcome.notes.append(f"{len(writer.factors)} activations are smoothed before they are quantized")
-            for use in accepted:
-                sqnr = writer.replace(use)
-                outcome.change(use.node, f"int8 weights ({sqnr:.1f} dB), activations quantized at run time")
-        parts = [f"{done[op]} of {count} {op}" for op, count in sorted(total.items())]
-        outcome.summary = ", ".join(parts) + " quantized" if parts else "no matrix product with a constant weight"
-        if self.embeddings:
-            self._tables(graph, context, outcome)
+        uses = self.weights(graph, context, outcome)
+        if context.target != "cpu":
+            for use in uses:
+                outcome.skip(use.node, f"{context.target} has no kernels for activations quantized at run time")
+            return outcome
+        work = _Work(self, graph, outcome)
+        products = [use for use in uses if work.takes_product(use)]
+        tables = [use for use in uses if use.weight.role == "embedding" and work.takes_table(use)]
+        if products and graph.opset < DYNAMIC_OPSET:
+            outcome.notes.extend(raise_opset(graph, DYNAMIC_OPSET))
+            work = _Work(self, graph, outcome)
+        groups = work.groups(products)
+        verdicts = self._look(graph, groups, context)
+        protected = self._protected(products, groups, verdicts, work)
+        for group in groups:
+            work.quantize(group, verdicts.get(group.key), protected)
+        work.tables(tables)
+        work.summarize(len(uses))
         return outcome
 
-    def _skipped(self, use: WeightUse, shapes: Shapes, outcome: Outcome) -> bool:
-        reason = _refusal(use, shapes)
-        if reason:
-            outcome.skip(use.node, reason)
-        return bool(reason)
-
-    def _smoothing(self, graph: Graph, context: PassContext, uses: list[WeightUse]) -> dict[Tensor, Array]:
-        """Factors by activation tensor, for those where the noise to expect falls."""
-        if not self.smooth or context.calibration is None:
+    def _look(self, graph: Graph, groups: list[Group], context: PassContext) -> dict[str, Verdict]:
+        """What calibration data says of each activation; empty where there is none or nobody asks."""
+        if context.calibration is None or not (self.smooth or self.protect):
             return {}
-        top = set(graph.nodes)
-        readers: dict[Tensor, list[WeightUse]] = {}
-        for use in uses:
-            if use.node in top:
-                readers.setdefault(use.node.inputs[0], []).append(use)
-        seen = channel_statistics(
-            graph, [t.name for t in readers], context.calibration, threads=context.threads, progress=context.progress
-        )
-        found = {}
-        for tensor, products in readers.items():
-            if tensor.name in seen:
-                weights = [use.weight.to_matrix(use.constant.values).T for use in products]
-                factors = seen[tensor.name].factors(weights)
-                if factors is not None:
-                    found[tensor] = factors
-        return found
+        inside = [group for group in groups if any(node is group.uses[0].node for node in graph.nodes)]
+        return measure(graph, inside, context, self.smooth)
 
-    def _tables(self, graph: Graph, context: PassContext, outcome: Outcome) -> None:
-        """Embedding tables become 8-bit rows."""
-        from onnxcomp.passes.quantize_weights import QuantizeWeights
-
-        found = [u for u in self.weights(graph, context, Outcome()) if u.weight.role == "embedding"]
-        if not found:
-            return
-        globs = tuple(dict.fromkeys(glob.escape(use.node.name) for use in found))
-        inner = QuantizeWeights(bits=8, include=globs, error="round").run(graph, context)
-        outcome.changes += inner.changes
-        outcome.skips += [skip for skip in inner.skips if any(skip.node == use.node.name for use in found)]
-        outcome.notes += inner.notes
-        outcome.summary += f", {len(inner.changes)} of {len(found)} embeddings"
+    def _protected(
+        self, products: list[WeightUse], groups: list[Group], verdicts: dict[str, Verdict], work: _Work
+    ) -> set[Node]:
+        """The products with the largest errors of their own, up to the share of work that may be slower."""
+        losses = [
+            (verdicts[group.key].sqnr_db[use.node.name], use)
+            for group in groups
+            if group.key in verdicts
+            for use in group.uses
+        ]
+        left = self.protect * sum(use.constant.size for use in products)
+        chosen: set[Node] = set()
+        for _, use in sorted(losses, key=lambda pair: pair[0]):
+            if use.constant.size <= left and not use.shared and not block_matmul_refusal(use, work.shapes):
+                chosen.add(use.node)
+                left -= use.constant.size
+        return chosen
 
 
 @dataclass
-class _Writer:
-    """Writes the integer form of products; weights and activations that several of them read are quantized once."""
+class _Work:
+    """Rewrites products and look-ups of one graph."""
 
+    options: QuantizeDynamic
     graph: Graph
-    isa: str
-    factors: dict[Tensor, Array]
-    owners: dict[Node, Graph] = field(init=False)
-    weights: dict[tuple[Constant, int, Tensor | None], tuple[Constant, Constant, float]] = field(default_factory=dict)
-    activations: dict[tuple[Tensor, Graph], Node] = field(default_factory=dict)
+    outcome: Outcome
+    changed: int = 0
+    _codes: dict[tuple[Constant, int, str], tuple[Constant, Array]] = field(default_factory=dict)
+    _quantized: dict[str, tuple[Variable, Variable, Variable]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.shapes = shape_tools.infer(self.graph)
         self.owners = self.graph.owners()
 
-    def replace(self, use: WeightUse) -> float:
-        """Put integer nodes in the place of a product; returns the weight's SQNR in dB."""
-        node, owner = use.node, self.owners[use.node]
-        integers, scale, sqnr = self._weight(use)
-        data = node.inputs[0]
-        bias = node.constant(2) if node.op == "Gemm" else None
-        alpha = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
-        beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-        if alpha != 1.0:
-            scale = self.graph.add_constant(scale.name, scale.values * np.float32(alpha))
-        dynamic = self._activation(data, owner)
-        out = node.outputs[0]
-        sums = Variable(self.graph.unique_name(f"{node.name}_sums"))
-        # the node keeps its name and becomes the integer product, so that reports find the layer again
-        node.op, node.attrs = "MatMulInteger", {}
-        node.inputs, node.outputs = [dynamic.outputs[0], integers, dynamic.outputs[2]], [sums]
-        cast = owner.add_node("Cast", [sums], name=f"{node.name}_cast", attrs={"to": 1})
-        scales = owner.add_node("Mul", [dynamic.outputs[1], scale], name=f"{node.name}_scales")
-        last = owner.add_node("Mul", [cast.outputs[0], scales.outputs[0]], name=f"{node.name}_scaled")
-        if bias is not None:
-            values = np.asarray(bias.values, np.float32) * np.float32(beta)
-            added = bias if beta == 1.0 else self.graph.add_constant(f"{bias.name}_beta", values)
-            last = owner.add_node("Add", [last.outputs[0], added], name=f"{node.name}_biased")
-        last.outputs = [out]
-        return sqnr
+    # -- choosing ----------------------------------------------------------------------------------------------
 
-    def _activation(self, tensor: Tensor, owner: Graph) -> Node:
-        key = (tensor, owner)
-        if key not in self.activations:
-            if tensor in self.factors:
-                factors = self.graph.add_constant(f"{tensor.name}_smooth", self.factors[tensor])
-                tensor = owner.add_node("Mul", [tensor, factors], name=f"{tensor.name}_smoothed").outputs[0]
-            self.activations[key] = owner.add_node(
-                "DynamicQuantizeLinear", [tensor], name=f"{tensor.name}_quantize", outputs=3
-            )
-        return self.activations[key]
+    def takes_product(self, use: WeightUse) -> bool:
+        """Whether a use is a product that can be quantized; a reason is recorded where it is not."""
+        why = self._refusal(use)
+        if why:
+            self.outcome.skip(use.node, why)
+        return not why and use.weight.role == "kernel"
 
-    def _weight(self, use: WeightUse) -> tuple[Constant, Constant, float]:
-        """int8 [K, N], float32 scales [N], and the SQNR in dB."""
-        factors = self.factors.get(use.node.inputs[0])
-        key = (use.constant, use.weight.out_axis, None if factors is None else use.node.inputs[0])
-        if key not in self.weights:
-            matrix = np.asarray(use.weight.to_matrix(use.constant.values), np.float32)  # [N, K]
-            if factors is not None:
-                matrix = np.asarray(matrix / factors, np.float32)
-            integers, scales = _rounded(matrix, self.isa)
-            error = float(np.square(matrix - integers * scales[:, None], dtype=np.float64).sum())
-            power = float(np.square(matrix, dtype=np.float64).sum())
-            sqnr = 10 * float(np.log10(power / error)) if error > 0 and power > 0 else 99.0
-            name = use.constant.name
-            stored = self.graph.add_constant(f"{name}_q8", np.ascontiguousarray(integers.T))
-            self.weights[key] = (stored, self.graph.add_constant(f"{name}_scale", scales), sqnr)
-        return self.weights[key]
+    def _refusal(self, use: WeightUse) -> str:
+        node, constant = use.node, use.constant
+        if use.weight.role == "embedding":
+            return ""
+        if "Conv" in node.op:
+            return "a convolution with activations quantized at run time is slower than float"
+        if node.op not in ("MatMul", "Gemm") or use.weight.role != "kernel":
+            return f"no kernel multiplies 8-bit integers for {node.op}"
+        if use.weight.port != 1:
+            return "its weight is on the left, where the integer kernels want the activations"
+        if constant.dtype != FLOAT32:
+            return f"{constant.name} is {constant.dtype.name}"
+        if len(constant.shape) != 2:
+            return f"{constant.name} has {len(constant.shape)} dimensions: one scale an output needs two"
+        if constant.size < self.options.least:
+            return f"too small: {constant.size} weights cost less than quantizing their input"
+        if isinstance(node.inputs[0], Constant):
+            return "its input is a constant"
+        return self._bad_values(constant)
+
+    def takes_table(self, use: WeightUse) -> bool:
+        """Whether a look-up can read a table of int8 rows; a reason is recorded where it cannot."""
+        constant, why = use.constant, ""
+        if not self.options.embeddings:
+            why = "embeddings=false"
+        elif constant.dtype.name not in ("float32", "float16"):
+            why = f"{constant.name} is {constant.dtype.name}"
+        elif constant.size < self.options.least:
+            why = f"too small: {constant.size} elements"
+        elif any(self._other_use(reader) for reader in constant.consumers):
+            why = f"{constant.name} is read by other operators too, so that a second copy would only cost space"
+        elif self.graph.is_output(constant) or constant in self.graph.root.kept_inputs:
+            why = f"{constant.name} is visible from outside the model"
+        else:
+            why = self._bad_values(constant)
+        if why:
+            self.outcome.skip(use.node, why)
+        return not why
+
+    def _other_use(self, reader: Node) -> bool:
+        return reader.op != "Gather" or int(reader.attrs.get("axis", 0)) != 0
+
+    @staticmethod
+    def _bad_values(constant: Constant) -> str:
+        reader = Reader(constant)
+        layout = Layout(constant.shape, (1,), constant.shape[1])
+        finite = all(bool(np.isfinite(reader.rows(layout, piece)).all()) for piece in layout.pieces())
+        return "" if finite else f"{constant.name} holds NaN or infinity"
+
+    def groups(self, products: list[WeightUse]) -> list[Group]:
+        """Products that read one activation in one scope, and so share what is done to it."""
+        found: dict[tuple[Graph, Variable, bool], list[WeightUse]] = {}
+        for use in products:
+            turned = use.node.op == "Gemm" and bool(use.node.attrs.get("transA", 0))
+            found.setdefault((self.owners[use.node], use.node.inputs[0], turned), []).append(use)
+        return [Group(f"{i}", x, members, turned) for i, ((_, x, turned), members) in enumerate(found.items())]
+
+    # -- products ----------------------------------------------------------------------------------------------
+
+    def quantize(self, group: Group, verdict: Verdict | None, protected: set[Node]) -> None:
+        """Rewrite the products of one activation."""
+        smoothing = verdict.smoothing if verdict is not None else None
+        for use in group.uses:
+            if use.node in protected:
+                self._protect(use)
+                continue
+            weight, scales = self._weight(use, group.key, smoothing)
+            activation = self._activation(group, self.owners[use.node], smoothing)
+            self._rewrite(use.node, activation, weight, scales)
+            how = "int8, smoothed input" if smoothing is not None else "int8"
+            if verdict is not None:
+                how = f"{how}, {verdict.sqnr_db[use.node.name]:.1f} dB"
+            self.outcome.change(use.node, how)
+            self.changed += 1
+
+    def _activation(self, group: Group, owner: Graph, smoothing: Array | None) -> tuple[Variable, Variable, Variable]:
+        """The quantized activation, its scale and its zero point; made once for a group."""
+        if group.key not in self._quantized:
+            x: Variable = group.activation
+            base = x.name
+            if group.turned:
+                x = owner.add_node("Transpose", [x], name=f"{base}_turned", attrs={"perm": [1, 0]}).outputs[0]
+            if smoothing is not None:
+                factor = self.graph.add_constant(f"{base}_smooth", (1 / smoothing).astype(np.float32))
+                x = owner.add_node("Mul", [x, factor], name=f"{base}_smoothed").outputs[0]
+            made = owner.add_node("DynamicQuantizeLinear", [x], name=f"{base}_quantized", outputs=3)
+            self._quantized[group.key] = tuple(made.outputs)
+        return self._quantized[group.key]
+
+    def _weight(self, use: WeightUse, key: str, smoothing: Array | None) -> tuple[Constant, Array]:
+        """int8 [K, N] and its float32 scales [N]; nodes that share a weight and its smoothing share the copy."""
+        constant, out_axis = use.constant, use.weight.out_axis % 2
+        where = (constant, out_axis, key if smoothing is not None else "")
+        if where not in self._codes:
+            layout, reader = Layout.of(constant.shape, use.weight, 0), Reader(constant)
+            codes = np.empty((layout.columns, layout.rows), np.int8)
+            scales = np.empty(layout.rows, np.float32)
+            for piece in layout.pieces():
+                rows = reader.rows(layout, piece)
+                if smoothing is not None:
+                    rows *= smoothing
+                chosen, scales[piece] = int8_rows(rows, portable=self.options.isa == "portable")
+                codes[:, piece] = chosen.T
+            self._codes[where] = (self.graph.add_constant(f"{constant.name}_q8", codes), scales)
+        return self._codes[where]
+
+    def _rewrite(
+        self, node: Node, activation: tuple[Variable, Variable, Variable], weight: Constant, scales: Array
+    ) -> None:
+        """Turn a product into MatMulInteger, in place, and what follows it back to float."""
+        owner, out = self.owners[node], node.outputs[0]
+        state_type(out, self.shapes)
+        alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
+        bias = node.input(2) if node.op == "Gemm" and beta != 0 else None
+        quantized, scale, zero = activation
+        node.op, node.attrs, node.origin = "MatMulInteger", {}, {}
+        node.inputs = [quantized, weight, zero]
+        total = Variable(self.graph.unique_name(f"{node.name}_int32"), np.dtype(np.int32), out.shape)
+        node.outputs = [total]
+        real = owner.add_node("Cast", [total], name=f"{node.name}_cast", attrs={"to": elem_type(FLOAT32)}).outputs[0]
+        factors = self.graph.add_constant(f"{weight.name}_scale", (scales * np.float32(alpha)).astype(np.float32))
+        both = owner.add_node("Mul", [scale, factors], name=f"{node.name}_scale").outputs[0]
+        if bias is None:
+            owner.add_node("Mul", [real, both], name=f"{node.name}_float", outputs=[out])
+            return
+        product = owner.add_node("Mul", [real, both], name=f"{node.name}_float").outputs[0]
+        if beta != 1:
+            times = self.graph.add_constant(f"{node.name}_beta", np.asarray(beta, np.float32))
+            bias = owner.add_node("Mul", [bias, times], name=f"{node.name}_bias").outputs[0]
+        owner.add_node("Add", [product, bias], name=f"{node.name}_add", outputs=[out])
+
+    def _protect(self, use: WeightUse) -> None:
+        """An 8-bit block product, whose activations get a scale for every few elements."""
+        layout, reader = Layout.of(use.constant.shape, use.weight, PROTECTED_BLOCK, exact=True), Reader(use.constant)
+        coder = IntegerCoder(LEVELS, 8, 128)
+        parts = []
+        for piece in layout.pieces():
+            codes, scales = coder.code(reader.rows(layout, piece), layout.block)
+            parts.append(BlockCodes.packed(codes, scales, 8, layout.columns))
+        BlockMatMul(self.graph, use.constant, BlockCodes.joined(parts), 4).replace(use.node, self.shapes)
+        self.outcome.change(use.node, f"int8 in blocks of {PROTECTED_BLOCK}: sensitive")
+        self.changed += 1
+
+    # -- tables ------------------------------------------------------------------------------------------------
+
+    def tables(self, uses: list[WeightUse]) -> None:
+        """Store tables in rows of int8."""
+        made: dict[Constant, RowGather] = {}
+        coder = IntegerCoder(LEVELS, 8, 128)
+        for use in uses:
+            constant = use.constant
+            if constant not in made:
+                layout, reader = Layout.of(constant.shape, use.weight, 0), Reader(constant)
+                assembly = Assembly(layout)
+                for piece in layout.pieces():
+                    assembly.put(piece, *coder.code(reader.rows(layout, piece), layout.block))
+                made[constant] = RowGather(self.graph, constant, assembly.codes, assembly.scales)
+            made[constant].replace(use.node, self.owners[use.node], self.shapes)
+            self.outcome.change(use.node, "rows of int8")
+            self.changed += 1
+
+    def summarize(self, found: int) -> None:
+        """One line for the report."""
+        if self.changed:
+            self.outcome.summary = f"{self.changed} of {found} weights in int8"
 
 
-def _rounded(matrix: Array, isa: str) -> tuple[Array, Array]:
-    if isa == "native":
-        scales = clipped_scales(matrix, LEVELS)
-        return round_nearest(matrix, scales, LEVELS), scales
-    scales = clipped_pair_scales(matrix, LEVELS, Pairs())
-    return round_pairs(matrix, scales, LEVELS, Pairs()), scales
+def int8_rows(rows: Array, *, portable: bool) -> tuple[Array, Array]:
+    """int8 [out, in] and float32 scales [out] of a weight as float32 [out, in].
 
-
-def _refusal(use: WeightUse, shapes: Shapes) -> str:
-    """Why a product keeps float; empty when it does not."""
-    node, constant = use.node, use.constant
-    if constant.dtype != np.dtype(np.float32):
-        return f"its weight is {constant.dtype}, not float32"
-    if use.weight.port != 1 or len(constant.shape) != 2:
-        return "its weight is not a two-dimensional right side"
-    if constant.size < LEAST_ELEMENTS:
-        return f"its weight has {constant.size} elements, too few to gain"
-    if node.attrs.get("transA", 0):
-        return "its activation is transposed"
-    if node.op == "Gemm" and node.input(2) is not None and node.constant(2) is None:
-        return "its bias is computed"
-    if shapes.dtype(node.inputs[0]) not in (None, np.dtype(np.float32)):
-        return "its activation is not float32"
-    return "" if np.isfinite(constant.values).all() else "its weight holds NaN or infinity"
+    Args:
+        portable: no two neighbours along a row can saturate the 16-bit sums of x86 without VNNI. Each row takes what
+            costs it less: a larger scale, or single elements that give way.
+    """
+    scales = symmetric_scales(rows, LEVELS)
+    chosen = round_nearest(rows, scales, LEVELS)
+    if not portable or Pairs().safe(chosen):
+        return chosen, scales
+    pairs, candidates = Pairs(), []
+    safe = pair_scales(rows, LEVELS, pairs)
+    for share in (0.0, 0.5, 1.0):
+        scale = (scales + (safe - scales) * np.float32(share)).astype(np.float32)
+        codes = round_pairs(rows, scale, LEVELS, pairs)
+        candidates.append((np.square(rows - codes * scale[:, None]).sum(axis=1), codes, scale))
+    best = np.argmin([error for error, _, _ in candidates], axis=0)
+    places = np.arange(len(rows))
+    codes = np.stack([codes for _, codes, _ in candidates])[best, places]
+    return codes, np.stack([scale for _, _, scale in candidates])[best, places]

@@ -11,31 +11,20 @@ import numpy as np
 from onnxcomp.errors import UsageError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coded import PACKING_OPSET, Coded, CodedWriter
-from onnxcomp.graph.ir import Array, Constant, Graph
+from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.rounding import Levels
-from onnxcomp.graph.types import Shapes
-from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, WeightUse, option
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
 from onnxcomp.passes.weights.codebook import learn_levels, nearest_level
-from onnxcomp.passes.weights.coders import BinaryCoder, Coder, Error, IntegerCoder, TernaryCoder
-from onnxcomp.passes.weights.dequantize import DEQUANTIZE_OPSET, dequantize_refusal, write_dequantize
+from onnxcomp.passes.weights.coders import Coder, Error
+from onnxcomp.passes.weights.dequantize import DEQUANTIZE_OPSET, write_dequantize
 from onnxcomp.passes.weights.inputs import Absorber, layer_moments, unmeasured
-from onnxcomp.passes.weights.kernels import (
-    BlockCodes,
-    BlockGather,
-    BlockMatMul,
-    RowGather,
-    block_matmul_refusal,
-    valid_block,
-)
+from onnxcomp.passes.weights.kernels import BlockCodes, BlockGather, BlockMatMul, RowGather
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
+from onnxcomp.passes.weights.plan import Plan, Planner, Recipe
 from onnxcomp.runtime.gram import Gram
 
 DEFAULT_BLOCK = 32
-LEAST_SAVED_BYTES = 256  # nodes that decode a weight take about as much
-FAST_TWO_BIT_BLOCK = 64  # 2-bit MatMulNBits in smaller blocks is slower than float
-
-Store = Literal["matmul", "gather", "rows", "folded", "dequantize"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +33,12 @@ class QuantizeWeights(Pass):
 
     Integers: w is about scale * q, one scale an output channel or a block along the summed axes. Binary: alpha times
     the sign (XNOR-Net). Ternary: -alpha, 0, alpha (TWN). Codebook: indices into levels found by k-means (Deep
-    Compression). With calibration data, integers of 4 and 2 bits are chosen so that the error of each layer's output,
-    not of its weights, is least (GPTQ), and the mean of the error that is left goes into the bias.
+    Compression). With calibration data, integers of fewer than 8 bits are chosen so that the error of each layer's
+    output, not of its weights, is least (GPTQ), and the mean of the error that is left goes into the bias.
 
     MatMul and Gemm in blocks of 16 to 256 become MatMulNBits, embeddings become look-ups of integers; both are
     read as they are stored. Everything else is decoded once, when the model is loaded, and runs float kernels.
+    Of a small embedding table (under 5 % of the weights) rows stay in 8 bits.
     """
 
     name: ClassVar[str] = "quantize-weights"
@@ -83,6 +73,8 @@ class QuantizeWeights(Pass):
             raise self._wrong("a codebook has no scale", "leave out scale=pow2")
         if self.form != "codebook" and self.clusters:
             raise self._wrong("clusters belongs to form=codebook", "leave out clusters, or add form=codebook")
+        if self.clusters == 1:
+            raise self._wrong("a codebook of one level holds nothing", "give at least 2 clusters")
         if self.form != "integer" and self.error in ("mse", "gptq"):
             raise self._wrong(f"form={self.form} has its own rule for errors", "leave out error")
 
@@ -90,91 +82,92 @@ class QuantizeWeights(Pass):
         """error=gptq looks at activations."""
         return frozenset({Need.DATA}) if self.error == "gptq" else frozenset()
 
+    def recipe(self) -> Recipe:
+        """The options as one rule."""
+        explicit = self.low is not None and self.high is not None
+        levels = Levels.signed(self.bits, narrow=self.bits == 8)
+        if self.low is not None and self.high is not None:
+            levels = Levels(self.low, self.high)
+        clusters = (self.clusters or 2**self.bits) if self.form == "codebook" else 0
+        count = {"binary": 2, "ternary": 4}.get(self.form, clusters or levels.high - levels.low + 1)
+        bits = next(bits for bits in (1, 2, 4, 8) if count <= 2**bits)
+        block = self.block
+        if block is None:
+            block = DEFAULT_BLOCK if self.form == "integer" and not explicit and self.bits < 8 else 0
+        if self.form == "codebook":
+            block = 0
+        return Recipe(self.form, levels, bits, block, clusters, self.scale == "pow2", not explicit)
+
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Rewrite every weight that pays, one after another; the float weights are never held together."""
         outcome = Outcome()
-        work = _Work(self, graph, context, outcome)
-        plans = work.plans()
-        work.prepare_opset(plans)
-        measured = [plan for plan in plans if plan.measured]
+        uses = self.weights(graph, context, outcome)
+        planner = Planner(
+            graph,
+            shape_tools.infer(graph),
+            context.operators,
+            self.recipe(),
+            self.selects(graph),
+            context.target,
+            self.embeddings,
+        )
+        plans = planner.plans(uses, outcome)
+        for plan in plans:
+            plan.error = self._error(plan, graph, context, outcome)
+        _prepare_opset(graph, plans, outcome)
+        work = _Work(self, graph, outcome)
+        measured = [plan for plan in plans if plan.error == "gptq"]
         for moments in layer_moments(graph, [plan.uses[0] for plan in measured], context):
             for plan in [p for p in measured if p.uses[0].node.name in moments]:
                 work.apply(plan, moments[plan.uses[0].node.name])
             graph.sort()
         for plan in plans:
-            if not plan.measured:
+            if plan.error != "gptq":
                 work.apply(plan, None)
-        work.summarize(len(plans))
+        work.summarize(len({use.constant for use in uses}))
         return outcome
 
-    # -- what the options mean ---------------------------------------------------------------------------------
+    def _error(self, plan: Plan, graph: Graph, context: PassContext, outcome: Outcome) -> Error:
+        """How the codes of a weight are chosen.
 
-    @property
-    def integers(self) -> Levels:
-        """The integers that may be used."""
-        if self.low is not None and self.high is not None:
-            return Levels(self.low, self.high)
-        return Levels.signed(self.bits, narrow=self.bits == 8)
-
-    @property
-    def stored_bits(self) -> int:
-        """Bits a code takes in the file."""
-        if self.form in ("binary", "ternary"):
-            return 1 if self.form == "binary" else 2
-        count = (
-            (self.clusters or 2**self.bits) if self.form == "codebook" else self.integers.high - self.integers.low + 1
-        )
-        return next(bits for bits in (1, 2, 4, 8) if count <= 2**bits)
-
-    @property
-    def block_size(self) -> int:
-        """Elements that share a scale; 0 for whole rows."""
-        if self.block is not None:
-            return self.block
-        return DEFAULT_BLOCK if self.form == "integer" and self.low is None and self.bits < 8 else 0
-
-    def coder(self, error: Error, *, positive: bool) -> Coder:
-        """The rule by which rows become codes.
-
-        Args:
-            positive: scales must be positive, and the range symmetric.
+        What multiplies a table is one row number at a time, so that the best scale of a row is all there is to gain.
         """
-        power = self.scale == "pow2"
-        if self.form == "binary":
-            return BinaryCoder(power_of_two=power)
-        if self.form == "ternary":
-            return TernaryCoder(power_of_two=power)
-        levels, bits = self.integers, self.stored_bits
-        middle = 2 ** (bits - 1)
-        zero = middle if levels.low >= -middle and levels.high < middle else -levels.low
-        two_sided = self.low is None and levels.low < -levels.high
-        if positive and two_sided:
-            levels, two_sided = Levels.signed(bits), False
-        return IntegerCoder(levels, bits, zero, two_sided, error, power)
+        if self.form != "integer" or self.error == "round":
+            return "round"
+        if self.error == "mse":
+            return "mse"
+        table = all(use.weight.role == "embedding" for use in plan.uses)
+        if table:
+            return "mse" if plan.recipe.bits < 8 else "round"
+        if context.calibration is None or (plan.recipe.bits == 8 and self.error == "auto"):
+            return "round"
+        why = unmeasured(graph, plan.uses)
+        if why:
+            outcome.notes.append(f"{plan.constant.name} is rounded without a look at its inputs: {why}")
+        return "mse" if why else "gptq"
 
     def _wrong(self, what: str, do: str) -> UsageError:
         return UsageError(f"{self.name}: {what}", where=f"pass {self.name}", do=do)
 
 
+def _prepare_opset(graph: Graph, plans: list[Plan], outcome: Outcome) -> None:
+    """Raise the opset where the forms that were chosen need it."""
+    needed = 0
+    for plan in plans:
+        if plan.store == "dequantize":
+            needed = max(needed, DEQUANTIZE_OPSET[plan.recipe.bits])
+        elif plan.store == "folded" and plan.recipe.bits < 8:
+            needed = max(needed, PACKING_OPSET)
+    if graph.opset < needed:
+        outcome.notes.extend(raise_opset(graph, needed))
+
+
+class _NotFiniteError(Exception):
+    """A weight holds NaN or infinity."""
+
+
 @dataclass
-class _Plan:
-    """What becomes of one weight.
-
-    Attributes:
-        uses: the nodes that read it as a weight.
-        store: the form in which it is written.
-        measured: the inputs of its layer are looked at.
-    """
-
-    constant: Constant
-    uses: list[WeightUse]
-    layout: Layout
-    store: Store
-    measured: bool = False
-
-
-@dataclass
-class _Error:
+class _Loss:
     """Squared weights and squared errors, summed up."""
 
     signal: float = 0.0
@@ -186,218 +179,68 @@ class _Error:
 
     @property
     def sqnr_db(self) -> float:
+        """Infinite where nothing was lost."""
         if self.noise == 0 or self.signal == 0:
             return float("inf")
         return 10 * float(np.log10(self.signal / self.noise))
 
 
-class _NotFiniteError(Exception):
-    """A weight holds NaN or infinity."""
-
-
 @dataclass
 class _Work:
-    """One run of the pass on one graph."""
+    """Carries out plans on one graph and keeps the accounts."""
 
     options: QuantizeWeights
     graph: Graph
-    context: PassContext
     outcome: Outcome
-    errors: dict[str, _Error] = field(default_factory=dict)
+    losses: list[_Loss] = field(default_factory=list)
     bytes_before: int = 0
     bytes_after: int = 0
 
     def __post_init__(self) -> None:
-        self.shapes: Shapes = shape_tools.infer(self.graph)
+        self.shapes = shape_tools.infer(self.graph)
         self.owners = self.graph.owners()
         self.writer = CodedWriter(self.graph)
 
-    # -- planning ----------------------------------------------------------------------------------------------
-
-    def plans(self) -> list[_Plan]:
-        """One plan for each weight that can and should be quantized, in graph order; the others are skipped."""
-        options, outcome = self.options, self.outcome
-        by_constant: dict[Constant, list[WeightUse]] = {}
-        for use in options.weights(self.graph, self.context, outcome):
-            by_constant.setdefault(use.constant, []).append(use)
-        found = []
-        wanted = options.selects(self.graph)
-        for constant, uses in by_constant.items():
-            others = [n for n in constant.consumers if not wanted(n) and self.context.operators.facts(n).weights(n)]
-            why = f"{constant.name} is shared with {others[0]}, which is not selected" if others else ""
-            why = why or self._unfit(constant, uses)
-            plan = None if why else self._plan(constant, uses)
-            why = why or (self._unprofitable(plan) if plan is not None else "")
-            if why or plan is None:
-                for use in uses:
-                    outcome.skip(use.node, why)
-            else:
-                found.append(plan)
-        return found
-
-    def _unfit(self, constant: Constant, uses: list[WeightUse]) -> str:
-        kind = constant.dtype
-        if any(part in kind.name for part in ("int", "float8", "float4")):
-            return f"{constant.name} is already stored as {kind.name}"
-        if kind.name not in ("float32", "float16", "bfloat16", "float64"):
-            return f"{constant.name} is {kind.name}"
-        if not constant.size:
-            return f"{constant.name} is empty"
-        if self.graph.is_output(constant):
-            return f"{constant.name} is an output of the model itself"
-        if constant in self.graph.root.kept_inputs:
-            return f"{constant.name} is listed as an input, so a caller may replace it"
-        if constant.stored is not None and not hasattr(constant.stored.proto, "data_type"):
-            return f"{constant.name} is stored as a sparse tensor"
-        if not self.options.embeddings and any(use.weight.role == "embedding" for use in uses):
-            return "embeddings=false"
-        return ""
-
-    def _plan(self, constant: Constant, uses: list[WeightUse]) -> _Plan | None:
-        options = self.options
-        weight = next((use.weight for use in uses if use.weight.role == "kernel"), uses[0].weight)
-        store = self._store(constant, uses)
-        if store in ("matmul", "gather"):
-            layout = Layout.of(constant.shape, weight, self._kernel_block(constant.shape, store), exact=True)
-        else:
-            layout = Layout.of(constant.shape, weight, 0 if store == "rows" else options.block_size)
-        plan = _Plan(constant, uses, layout, store)
-        plan.measured = self._error(plan) == "gptq"
-        return plan
-
-    def _store(self, constant: Constant, uses: list[WeightUse]) -> Store:
-        """The form that is fastest to run among those that hold the weight; docs/decisions/weight-forms.md."""
-        options, bits, block = self.options, self.options.stored_bits, self.options.block_size
-        if self.context.target == "tensorrt":
-            return "dequantize"
-        centred = options.form == "integer" and options.coder("round", positive=False).zero == 2 ** (bits - 1)
-        only_weights = len(constant.consumers) == len(uses)
-        if not centred or not only_weights:
-            return "folded"
-        if all(use.weight.role == "embedding" for use in uses):
-            if bits == 8 and not block:
-                return "rows"
-            fits = valid_block(self._kernel_block(constant.shape, "gather"), bits)
-            return "gather" if fits and not BlockGather.refusal(constant, bits) else "folded"
-        if not valid_block(block, bits) or (bits == 2 and block < FAST_TWO_BIT_BLOCK):
-            return "folded"
-        same_side = len({use.weight.out_axis % 2 for use in uses}) == 1
-        if same_side and not any(block_matmul_refusal(use, self.shapes) for use in uses):
-            return "matmul"
-        return "folded"
-
-    def _kernel_block(self, shape: tuple[int, ...], store: Store) -> int:
-        """The block of a kernel: a whole row of a table is a block of the next power of two."""
-        block = self.options.block_size
-        if store == "gather" and not block:
-            return max(16, 1 << (shape[1] - 1).bit_length())
-        return block
-
-    def _unprofitable(self, plan: _Plan) -> str:
-        layout, bits = plan.layout, self.options.stored_bits
-        if plan.store == "dequantize":
-            why = dequantize_refusal(plan.uses, layout, self.options.form, bits)
-            if why:
-                return why
-        levels = 4 * 2**bits if self.options.form == "codebook" else 4 * layout.rows * layout.blocks
-        stored = layout.rows * layout.blocks * layout.block * bits // 8 + levels
-        saved = plan.constant.nbytes - stored
-        return "" if saved >= LEAST_SAVED_BYTES else f"too small: {max(saved, 0)} bytes would be saved"
-
-    def _error(self, plan: _Plan) -> Error:
-        """How rounding errors are kept small for this weight."""
-        options = self.options
-        if options.form != "integer":
-            return "round"
-        if options.error in ("round", "mse"):
-            return "round" if options.error == "round" else "mse"
-        few_bits = options.stored_bits < 8 or options.error == "gptq"
-        if self.context.calibration is None or not few_bits:
-            return "round"
-        why = unmeasured(self.graph, plan.uses)
-        if why and options.error == "gptq":
-            self.outcome.notes.append(f"{plan.constant.name} is rounded without looking at data: {why}")
-        return "mse" if why else "gptq"
-
-    def prepare_opset(self, plans: list[_Plan]) -> None:
-        """Raise the opset where the forms that were chosen need it."""
-        bits, opset = self.options.stored_bits, self.graph.opset
-        needed = 0
-        if any(plan.store == "dequantize" for plan in plans):
-            needed = DEQUANTIZE_OPSET[bits]
-        elif bits < 8 and any(plan.store == "folded" for plan in plans):
-            needed = PACKING_OPSET
-        if opset < needed:
-            self.outcome.notes.extend(raise_opset(self.graph, needed))
-            self.shapes = shape_tools.infer(self.graph)
-            self.owners = self.graph.owners()
-
-    # -- doing -------------------------------------------------------------------------------------------------
-
-    def apply(self, plan: _Plan, moments: Gram | None) -> None:
+    def apply(self, plan: Plan, moments: Gram | None) -> None:
         """Quantize one weight, write it, and record what it cost."""
-        constant, error = plan.constant, _Error()
-        before = constant.nbytes
+        before, loss = plan.constant.nbytes, _Loss()
+        if moments is not None and not moments.finite:
+            moments = None
         try:
-            if self.options.form == "codebook":
-                stored = self._codebook(plan, error)
-            else:
-                stored = self._codes(plan, moments, error)
+            stored = self._codebook(plan, loss) if plan.recipe.clusters else self._codes(plan, moments, loss)
         except _NotFiniteError:
             for use in plan.uses:
-                self.outcome.skip(use.node, f"{constant.name} holds NaN or infinity")
+                self.outcome.skip(use.node, f"{plan.constant.name} holds NaN or infinity")
             return
-        self.errors[constant.name] = error
+        self.losses.append(loss)
         self.bytes_before += before
         self.bytes_after += stored
+        error = f"{loss.sqnr_db:.1f} dB" if np.isfinite(loss.sqnr_db) else "exact"
         for use in plan.uses:
-            self.outcome.change(use.node, f"{self._words(plan)}, {_db(error.sqnr_db)}")
+            self.outcome.change(use.node, f"{plan.words}, {error}")
 
-    def _codes(self, plan: _Plan, moments: Gram | None, error: _Error) -> int:
-        """Row by row to codes, then into the graph; returns the bytes they take."""
-        coder = self.options.coder(self._error(plan), positive=plan.store == "dequantize")
+    def _codes(self, plan: Plan, moments: Gram | None, loss: _Loss) -> int:
+        """Rows to codes, piece by piece, then into the graph; returns the bytes they take."""
+        coder = plan.recipe.coder(plan.error, positive=plan.store == "dequantize")
         absorber = Absorber.find(self.graph, plan.uses[0]) if moments is not None else None
-        pieces = self._coded_pieces(plan, coder, moments, absorber, error)
+        pieces = _coded_pieces(plan, coder, moments, absorber, loss)
+        blocks, coded = None, None
         if plan.store in ("matmul", "gather"):
             columns = plan.layout.columns
             blocks = BlockCodes.joined([BlockCodes.packed(c, s, coder.bits, columns) for _, c, s in pieces])
-            if absorber is not None:
-                absorber.write(self.graph)
-            return self._write_blocks(plan, blocks)
-        assembly = Assembly(plan.layout)
-        for piece, codes, scales in pieces:
-            assembly.put(piece, codes, scales)
+        else:
+            assembly = Assembly(plan.layout)
+            for piece, codes, scales in pieces:
+                assembly.put(piece, codes, scales)
+            coded = assembly.coded(coder.bits, coder.zero)
         if absorber is not None:
             absorber.write(self.graph)
-        return self._write_whole(plan, assembly.coded(coder.bits, coder.zero))
+        if blocks is not None:
+            return self._write_blocks(plan, blocks)
+        assert coded is not None
+        return self._write_whole(plan, coded)
 
-    def _coded_pieces(
-        self, plan: _Plan, coder: Coder, moments: Gram | None, absorber: Absorber | None, error: _Error
-    ) -> Iterator[tuple[slice, Array, Array]]:
-        layout, reader = plan.layout, Reader(plan.constant)
-        groups = plan.uses[0].weight.group if moments is not None else 1
-        order = layout.gram_order(plan.uses[0].weight) if moments is not None else None
-        for piece in layout.pieces() if groups == 1 else [slice(0, layout.shape[layout.sliced])]:
-            rows = reader.rows(layout, piece)
-            if not np.isfinite(rows).all():
-                raise _NotFiniteError
-            parts = []
-            for group, part in enumerate(np.split(rows, groups)):
-                gram = None
-                if moments is not None and order is not None:
-                    gram, mean = moments.second[group][np.ix_(order, order)], moments.mean[group][order]
-                    if absorber is not None:
-                        gram = gram - np.outer(mean, mean)
-                codes, scales = coder.code(part, layout.block, gram)
-                decoded = ((codes - np.float32(coder.zero)) * scales[:, :, None]).reshape(len(part), -1)
-                decoded = decoded[:, : layout.columns]
-                error.add(part, decoded)
-                if absorber is not None and moments is not None:
-                    absorber.add((part - decoded) @ moments.mean[group][order])
-                parts.append((codes, scales))
-            yield piece, np.concatenate([c for c, _ in parts]), np.concatenate([s for _, s in parts])
-
-    def _write_blocks(self, plan: _Plan, blocks: BlockCodes) -> int:
+    def _write_blocks(self, plan: Plan, blocks: BlockCodes) -> int:
         if plan.store == "matmul":
             matmul = BlockMatMul(self.graph, plan.constant, blocks, self.options.accuracy_level)
             for use in plan.uses:
@@ -405,10 +248,10 @@ class _Work:
         else:
             gather = BlockGather(self.graph, plan.constant, blocks)
             for use in plan.uses:
-                gather.replace(use.node, self.owners[use.node], self.shapes)
+                gather.replace(use.node, self.shapes)
         return blocks.codes.nbytes + blocks.scales.nbytes
 
-    def _write_whole(self, plan: _Plan, coded: Coded) -> int:
+    def _write_whole(self, plan: Plan, coded: Coded) -> int:
         if plan.store == "rows":
             table = RowGather(self.graph, plan.constant, coded.codes, np.asarray(coded.scale))
             for use in plan.uses:
@@ -420,64 +263,68 @@ class _Work:
         scales = 0 if coded.scale is None else coded.scale.nbytes
         return -(-coded.codes.size * coded.bits // 8) + scales
 
-    def _codebook(self, plan: _Plan, error: _Error) -> int:
+    def _codebook(self, plan: Plan, loss: _Loss) -> int:
         """All elements of a weight to indices into one table of levels."""
-        constant, options = plan.constant, self.options
-        layout = Layout.of(constant.shape, plan.uses[0].weight, 0)
-        reader = Reader(constant)
+        constant, layout, reader = plan.constant, plan.layout, Reader(plan.constant)
         bounds, zeros = _bounds(reader, layout)
         pieces = (reader.rows(layout, piece) for piece in layout.pieces())
-        levels = learn_levels(pieces, bounds, options.clusters or 2**options.bits, zeros, constant.size)
+        levels = learn_levels(pieces, bounds, plan.recipe.clusters, zeros, constant.size)
         codes = np.empty(constant.shape, np.uint8)
         for piece in layout.pieces():
             rows = reader.rows(layout, piece)
             chosen = nearest_level(rows, levels)
-            error.add(rows, levels[chosen])
+            loss.add(rows, levels[chosen])
             layout.unread(chosen, piece, codes)
-        self.writer.write(constant, Coded(codes, options.stored_bits, levels=levels))
-        return -(-codes.size * options.stored_bits // 8) + levels.nbytes
+        self.writer.write(constant, Coded(codes, plan.recipe.bits, levels=levels))
+        return -(-codes.size * plan.recipe.bits // 8) + levels.nbytes
 
-    # -- telling -----------------------------------------------------------------------------------------------
-
-    def _words(self, plan: _Plan) -> str:
-        options, layout = self.options, plan.layout
-        forms = {
-            "integer": f"int{options.bits}" if options.low is None else f"integers {options.low} to {options.high}",
-            "binary": "binary",
-            "ternary": "ternary",
-            "codebook": f"codebook of {options.clusters or 2**options.bits}",
-        }
-        share = "" if options.form == "codebook" else f", {layout.block} to a scale"
-        return f"{forms[options.form]}{share}, {_STORES[plan.store]}"
-
-    def summarize(self, planned: int) -> None:
+    def summarize(self, found: int) -> None:
         """The summary line and the figures."""
-        outcome, errors = self.outcome, list(self.errors.values())
-        if not errors:
+        if not self.losses:
             return
         share = self.bytes_after / max(self.bytes_before, 1)
-        outcome.summary = (
-            f"{len(errors)} of {planned + len(outcome.skips)} weights in {self.options.stored_bits} bits, "
-            f"{share:.1%} of their bytes"
-        )
-        outcome.metrics["stored_share"] = round(share, 6)
-        finite = [e.sqnr_db for e in errors if np.isfinite(e.sqnr_db)]
+        self.outcome.summary = f"{len(self.losses)} of {found} weights quantized, {share:.1%} of their bytes"
+        self.outcome.metrics["stored_share"] = round(share, 6)
+        finite = [loss.sqnr_db for loss in self.losses if np.isfinite(loss.sqnr_db)]
         if finite:
-            outcome.metrics["worst_weight_sqnr_db"] = round(min(finite), 3)
-            outcome.metrics["median_weight_sqnr_db"] = round(float(np.median(finite)), 3)
+            self.outcome.metrics["worst_weight_sqnr_db"] = round(min(finite), 3)
+            self.outcome.metrics["median_weight_sqnr_db"] = round(float(np.median(finite)), 3)
 
 
-_STORES = {
-    "matmul": "MatMulNBits",
-    "gather": "GatherBlockQuantized",
-    "rows": "looked up by rows",
-    "folded": "decoded at load",
-    "dequantize": "DequantizeLinear",
-}
+def _coded_pieces(
+    plan: Plan, coder: Coder, moments: Gram | None, absorber: Absorber | None, loss: _Loss
+) -> Iterator[tuple[slice, Array, Array]]:
+    """Codes [rows, blocks, block] and scales [rows, blocks] of one piece of a weight after another."""
+    layout, reader = plan.layout, Reader(plan.constant)
+    grams, means = _in_columns(plan, moments)
+    groups = max(1, len(grams))
+    # the rows of a group have one Gram matrix: groups are told apart on the whole weight
+    for piece in layout.pieces() if groups == 1 else [slice(0, layout.shape[layout.sliced])]:
+        rows = reader.rows(layout, piece)
+        if not np.isfinite(rows).all():
+            raise _NotFiniteError
+        codes, scales = [], []
+        for group, part in enumerate(np.split(rows, groups)):
+            gram = grams[group] if grams else None
+            if gram is not None and absorber is not None:
+                gram = gram - np.outer(means[group], means[group])  # the bias makes good what is left of the mean
+            chosen, scale = coder.code(part, layout.block, gram)
+            decoded = (chosen - np.float32(coder.zero)) * scale[:, :, None]
+            decoded = decoded.reshape(len(part), -1)[:, : layout.columns]
+            loss.add(part, decoded)
+            if absorber is not None:
+                absorber.add((part - decoded) @ means[group])
+            codes.append(chosen)
+            scales.append(scale)
+        yield piece, np.concatenate(codes), np.concatenate(scales)
 
 
-def _db(value: float) -> str:
-    return f"{value:.1f} dB" if np.isfinite(value) else "exact"
+def _in_columns(plan: Plan, moments: Gram | None) -> tuple[list[Array], list[Array]]:
+    """E[x x^T] and E[x] of each group, in the order of the layout's columns."""
+    if moments is None:
+        return [], []
+    order = plan.layout.gram_order(plan.uses[0].weight)
+    return [g[np.ix_(order, order)] for g in moments.second], [m[order] for m in moments.mean]
 
 
 def _bounds(reader: Reader, layout: Layout) -> tuple[tuple[float, float], int]:

@@ -76,11 +76,21 @@ def parameter_elements(node: Node, port: int, constant: Constant, operators: Ope
     facts = operators.facts(node)
     if port in facts.packed:
         return facts.packed[port](node)
-    if port in facts.quantization_ports or port in facts.shape_ports:
+    if port in facts.quantization_ports or port in facts.shape_ports or _scales_at_run_time(node):
         return 0
     if constant.dtype.kind == "f" or constant.dtype.name in ("bfloat16",) or "float" in constant.dtype.name:
         return constant.size
     return 0
+
+
+def _scales_at_run_time(node: Node) -> bool:
+    """Whether a Mul joins a constant scale with that of an activation, or evens out what is quantized right after."""
+    if node.op != "Mul":
+        return False
+    makers = [tensor.producer for tensor in node.inputs if tensor.producer is not None]
+    joins = any(m.op == "DynamicQuantizeLinear" and m.outputs[1] in node.inputs for m in makers)
+    readers = node.outputs[0].consumers
+    return joins or (bool(readers) and all(reader.op == "DynamicQuantizeLinear" for reader in readers))
 
 
 def layers(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, ...]] | None = None) -> list[LayerCost]:

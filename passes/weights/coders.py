@@ -10,8 +10,8 @@ import numpy as np
 from onnxcomp.graph.ir import Array
 from onnxcomp.graph.rounding import SMALLEST_SCALE, Levels, round_compensated
 
-SEARCH_STEPS = 24
-SEARCH_FROM, SEARCH_TO = 1.1, 0.55  # of the scale that clips nothing
+SEARCH_STEPS = 16
+SEARCH_FROM, SEARCH_TO = 1.06, 0.6  # of the scale that clips nothing
 TERNARY_THRESHOLD = 0.7  # of mean |w|: Ternary Weight Networks, arXiv 1605.04711
 
 Error = Literal["round", "mse", "gptq"]

@@ -147,9 +147,8 @@ class BlockGather:
             return f"the table is {constant.dtype}"
         return "a row does not fill whole bytes" if constant.shape[1] * bits % 8 else ""
 
-    def replace(self, node: Node, owner: Graph, shapes: Shapes) -> None:
+    def replace(self, node: Node, shapes: Shapes) -> None:
         """Turn a Gather into GatherBlockQuantized in place."""
-        del owner
         state_type(node.outputs[0], shapes)
         node.op, node.domain, node.origin = "GatherBlockQuantized", MICROSOFT_DOMAIN, {}
         node.attrs = {"gather_axis": 0, "quantize_axis": 1, "block_size": self.table.block, "bits": self.table.bits}

@@ -1,113 +1,194 @@
-"""May outlying channels of an activation be evened out before it is quantized? Factors from streamed statistics.
-
-x W = (x m) (W / m) for any positive m, one factor a channel. SmoothQuant (G. Xiao et al., ICML 2023) takes
-1/m = max|x|^a / max|w|^(1-a), so that part of an outlier moves from the activation, which has one scale, to the
-weight, which has one scale an output channel. Whether that pays, and which a, is decided by the noise to expect.
-"""
+"""Does it pay to move the range of an activation into the weights behind it? Measured on samples kept apart."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from onnxcomp.graph.ir import Array, Graph
-from onnxcomp.runtime.taps import Batches, stream
+from onnxcomp.graph.ir import Array, Graph, Variable
+from onnxcomp.graph.rounding import Levels, round_nearest, symmetric_scales
+from onnxcomp.manager.base import PassContext, SampleSource, WeightUse
+from onnxcomp.passes.weights.layout import Layout
+from onnxcomp.runtime.taps import stream
 
-STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
-WORTH = 0.6  # noise must fall to this share of the unsmoothed one, or the product by m is not written
-SAMPLES = 48
-ACTIVATION_STEPS, WEIGHT_STEPS = 255.0, 127.0
-LEAST = 1e-5  # of the largest channel: factors of channels that are never used stay bounded
+MOST_SAMPLES = 128
+ROWS_A_BATCH = 192  # of an activation, evenly drawn, on which errors are measured
+WORTH_DB = 0.25
+LEVELS = Levels.signed(8)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Products that read one activation.
+
+    Attributes:
+        key: tells groups apart.
+        activation: what they read; [..., K], or [K, M] where `turned`.
+    """
+
+    key: str
+    activation: Variable
+    uses: list[WeightUse]
+    turned: bool = False
+
+    def rows(self, values: Array) -> Array:
+        """The activation as [rows, K]."""
+        return values.T if self.turned else values.reshape(-1, values.shape[-1])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was measured for one group.
+
+    Attributes:
+        smoothing: float32 [K], what the activation is divided by and the weights are multiplied with; None where that
+            does not pay.
+        sqnr_db: by node name, the product's own error in the form that was chosen.
+    """
+
+    smoothing: Array | None
+    sqnr_db: dict[str, float]
 
 
 @dataclass
-class ChannelStatistics:
-    """An activation over samples: lowest and highest value of each channel in each sample, and mean squares.
+class _Trial:
+    """Sums for one group: extremes on the first samples, errors with and without smoothing on the rest."""
 
-    Attributes:
-        low, high: one array [channels] a sample.
-        squares: sum of x^2 over all rows, [channels].
-        rows: number of rows.
+    group: Group
+    smooth: float
+    largest: Array | None = None
+    factors: Array | None = None
+    signal: list[float] = field(default_factory=list)
+    plain: list[float] = field(default_factory=list)
+    smoothed: list[float] = field(default_factory=list)
+    _weights: list[tuple[Array, Array, Array]] = field(default_factory=list)
+
+    def learn(self, values: Array) -> None:
+        found = np.abs(self.group.rows(values)).max(axis=0, initial=0.0)
+        self.largest = found if self.largest is None else np.maximum(self.largest, found)
+
+    def judge(self, values: Array) -> None:
+        if self.factors is None:
+            self._prepare()
+        assert self.factors is not None
+        rows = self.group.rows(values)
+        step = max(1, len(rows) // ROWS_A_BATCH)
+        picked = rows[::step]
+        plain, smoothed = _dynamic(rows)(picked), _dynamic(rows / self.factors)(picked / self.factors)
+        for i, (weight, integers, smooth_integers) in enumerate(self._weights):
+            wanted = picked @ weight
+            self.signal[i] += _energy(wanted)
+            self.plain[i] += _energy(plain @ integers - wanted)
+            self.smoothed[i] += _energy(smoothed @ smooth_integers - wanted)
+
+    def verdict(self) -> Verdict:
+        before, after = sum(self.plain), sum(self.smoothed)
+        pays = (
+            bool(self.smooth)
+            and np.isfinite(after)
+            and 10 * np.log10(max(before, 1e-30) / max(after, 1e-30)) > WORTH_DB
+        )
+        noise = self.smoothed if pays else self.plain
+        sqnr = {
+            use.node.name: float(10 * np.log10(max(s, 1e-30) / max(n, 1e-30)))
+            for use, s, n in zip(self.group.uses, self.signal, noise, strict=True)
+        }
+        return Verdict(self.factors if pays else None, sqnr)
+
+    def _prepare(self) -> None:
+        """The factors, and every weight as float, rounded, and rounded after smoothing: [K, N]."""
+        weights = []
+        for use in self.group.uses:
+            layout = Layout.of(use.constant.shape, use.weight, 0)
+            weights.append(layout.read(use.constant.values, slice(None)))  # [N, K]
+        assert self.largest is not None
+        heaviest = np.max([np.abs(weight).max(axis=0, initial=0.0) for weight in weights], axis=0)
+        self.factors = smoothing_factors(self.largest, heaviest, self.smooth)
+        for weight in weights:
+            self._weights.append((weight.T, _rounded(weight).T, _rounded(weight * self.factors).T))
+        self.signal, self.plain, self.smoothed = ([0.0] * len(weights) for _ in range(3))
+
+
+def smoothing_factors(activation: Array, weight: Array, smooth: float) -> Array:
+    """s = max|x|^smooth / max|W|^(1 - smooth) for each input channel; 1 where either is 0. float32 [K]."""
+    usable = (activation > 0) & (weight > 0) & np.isfinite(activation)
+    x, w = np.where(usable, activation, 1).astype(np.float64), np.where(usable, weight, 1).astype(np.float64)
+    factors = np.where(usable, x**smooth / w ** (1 - smooth), np.nan)
+    middle = np.exp(np.nanmean(np.log(factors))) if usable.any() else 1.0
+    return np.clip(np.nan_to_num(factors / middle, nan=1.0), 1e-3, 1e3).astype(np.float32)
+
+
+def measure(graph: Graph, groups: list[Group], context: PassContext, smooth: float) -> dict[str, Verdict]:
+    """A verdict by group key, for groups of the main graph whose activations are finite.
+
+    The first half of the samples gives the ranges, the second half the errors.
     """
-
-    low: list[Array] = field(default_factory=list)
-    high: list[Array] = field(default_factory=list)
-    squares: Array | float = 0.0
-    rows: int = 0
-
-    def add(self, values: Array) -> None:
-        """Take in one sample's activation [..., channels]."""
-        rows = values.reshape(-1, values.shape[-1])
-        self.low.append(rows.min(axis=0))
-        self.high.append(rows.max(axis=0))
-        self.squares = self.squares + np.einsum("rk,rk->k", rows, rows, dtype=np.float64)
-        self.rows += len(rows)
-
-    def factors(self, weights: Sequence[Array]) -> Array | None:
-        """The factors m [channels] of least expected noise; None where none is worth a product.
-
-        Args:
-            weights: of all products that read the activation, each [channels, out].
-        """
-        low, high = np.stack(self.low), np.stack(self.high)  # [samples, channels]
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            return None
-        joined = np.concatenate([np.asarray(w, np.float32) for w in weights], axis=1)
-        largest = np.maximum(np.abs(low), np.abs(high)).max(axis=0)
-        heaviest = np.abs(joined).max(axis=1)
-        largest = np.maximum(largest, LEAST * max(float(largest.max()), 1e-30))
-        heaviest = np.maximum(heaviest, LEAST * max(float(heaviest.max()), 1e-30))
-        plain = self._noise(np.ones_like(largest), low, high, joined)
-        best: tuple[float, Array | None] = (WORTH * plain, None)
-        for strength in STRENGTHS:
-            factors = heaviest ** (1 - strength) / largest**strength
-            factors = (factors / np.exp(np.log(factors).mean())).astype(np.float32)
-            noise = self._noise(factors, low, high, joined)
-            if noise < best[0]:
-                best = (noise, factors)
-        return best[1]
-
-    def _noise(self, factors: Array, low: Array, high: Array, joined: Array) -> float:
-        """Expected squared error of the products of one row: rounding of the activation, and of the weights."""
-        top = np.maximum((high * factors).max(axis=1), 0.0)
-        bottom = np.minimum((low * factors).min(axis=1), 0.0)
-        step = float(np.square((top - bottom) / ACTIVATION_STEPS).mean()) / 12
-        moved = joined / factors[:, None]
-        scales = np.abs(moved).max(axis=0) / WEIGHT_STEPS
-        power = float((self.squares / max(self.rows, 1) * np.square(factors)).sum())
-        return step * float(np.square(moved, dtype=np.float64).sum()) + power * float(np.square(scales).sum()) / 12
+    assert context.calibration is not None
+    samples = _Some(context.calibration, MOST_SAMPLES)
+    trials = {group.key: _Trial(group, smooth) for group in groups}
+    by_name: dict[str, list[_Trial]] = {}
+    for trial in trials.values():
+        by_name.setdefault(trial.group.activation.name, []).append(trial)
+    if not trials:
+        return {}
+    turns = dict.fromkeys(by_name, 0)
+    batches = max(1, -(-len(samples) // samples.size))
+    for found in stream(
+        graph,
+        list(by_name),
+        samples,
+        batch=samples.size,
+        threads=context.threads,
+        progress=context.progress,
+        text="looking at activations",
+    ):
+        for name, values in found.items():
+            learning = turns[name] < (batches + 1) // 2
+            turns[name] += 1
+            if not values.size or not np.isfinite(values).all():
+                continue
+            for trial in by_name[name]:
+                if learning or batches == 1:
+                    trial.learn(values)
+                if (not learning or batches == 1) and trial.largest is not None:
+                    trial.judge(values)
+    return {key: trial.verdict() for key, trial in trials.items() if trial.signal and sum(trial.signal) > 0}
 
 
-def channel_statistics(
-    graph: Graph, names: Sequence[str], samples: Batches, *, threads: int, progress: Any
-) -> Mapping[str, ChannelStatistics]:
-    """Statistics of the named tensors of the main graph over the first samples, by name; one sample a run."""
-    found = {name: ChannelStatistics() for name in names}
-    part = _First(samples, SAMPLES)
-    for values in stream(graph, names, part, batch=1, threads=threads, progress=progress, text="looking at channels"):
-        for name, array in values.items():
-            if name in found and array.ndim >= 2:
-                found[name].add(np.asarray(array, np.float32))
-    return {name: statistics for name, statistics in found.items() if statistics.rows}
-
-
-class _First:
+class _Some:
     """The first samples of a source."""
 
-    def __init__(self, samples: Batches, most: int) -> None:
-        self.samples, self.most = samples, min(most, len(samples))
+    size = 8
+
+    def __init__(self, samples: SampleSource, most: int) -> None:
+        self.samples = samples
+        self.count = min(len(samples), most)
 
     def __len__(self) -> int:
-        return self.most
+        return self.count
 
-    def batches(self, size: int | None = None) -> Any:
-        """Feeds, `size` samples each, until there were enough."""
-        given = 0
-        for feeds in self.samples.batches(size):
-            if given >= self.most:
-                return
-            yield feeds
-            given += size or 1
+    def batches(self, size: int | None = None) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """Feeds by input name."""
+        size = size or self.size
+        return islice(self.samples.batches(size), -(-self.count // size))
+
+
+def _dynamic(values: Array) -> Any:
+    """What DynamicQuantizeLinear makes of a tensor, and back to float: a function that rounds rows of it."""
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    scale = np.float32((high - low) / 255 or 1.0)
+    zero = np.float32(np.clip(np.rint(-low / scale), 0, 255))
+    return lambda rows: (np.clip(np.rint(rows / scale) + zero, 0, 255) - zero) * scale
+
+
+def _rounded(weight: Array) -> Array:
+    scales = symmetric_scales(weight, LEVELS)
+    return round_nearest(weight, scales, LEVELS) * scales[:, None]
+
+
+def _energy(values: Array) -> float:
+    return float(np.square(values, dtype=np.float64).sum())

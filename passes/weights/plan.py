@@ -1,0 +1,221 @@
+"""What becomes of each weight: its integers, who shares a scale, how it is stored, or why it stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from onnxcomp.graph.ir import Constant, Graph, Node
+from onnxcomp.graph.ops.facts import Operators
+from onnxcomp.graph.rounding import Levels
+from onnxcomp.graph.types import Shapes
+from onnxcomp.manager.base import Outcome, WeightUse
+from onnxcomp.passes.weights.coders import BinaryCoder, Coder, Error, IntegerCoder, TernaryCoder
+from onnxcomp.passes.weights.dequantize import dequantize_refusal
+from onnxcomp.passes.weights.kernels import BlockGather, block_matmul_refusal, valid_block
+from onnxcomp.passes.weights.layout import Layout
+
+LEAST_SAVED_BYTES = 256  # the nodes that decode a weight take about as much
+FAST_TWO_BIT_BLOCK = 64  # 2-bit MatMulNBits in smaller blocks is slower than float
+SMALL_TABLE_SHARE = 0.05  # of all weights: fewer bits would save next to nothing, and every sample reads such a table
+
+Form = Literal["integer", "binary", "ternary", "codebook"]
+Store = Literal["matmul", "gather", "rows", "folded", "dequantize"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How elements become codes.
+
+    Attributes:
+        levels: of integers.
+        bits: bits a code takes in the file.
+        block: elements that share a scale; 0 for whole rows.
+        clusters: levels of a codebook.
+        full_range: the levels are all that the bits hold, and were not asked for one by one.
+    """
+
+    form: Form
+    levels: Levels
+    bits: int
+    block: int
+    clusters: int = 0
+    power_of_two: bool = False
+    full_range: bool = True
+
+    @property
+    def zero(self) -> int:
+        """The code of the integer 0: the middle where the levels allow it."""
+        middle = 2 ** (self.bits - 1)
+        return middle if self.levels.low >= -middle and self.levels.high < middle else -self.levels.low
+
+    @property
+    def centred(self) -> bool:
+        """Whether codes are integers around the middle, which the integer kernels want."""
+        return self.form == "integer" and self.zero == 2 ** (self.bits - 1)
+
+    def coder(self, error: Error, *, positive: bool = False) -> Coder:
+        """The rule by which rows become codes.
+
+        Args:
+            positive: scales must be positive, and the range symmetric.
+        """
+        if self.form == "binary":
+            return BinaryCoder(power_of_two=self.power_of_two)
+        if self.form == "ternary":
+            return TernaryCoder(power_of_two=self.power_of_two)
+        levels, two_sided = self.levels, self.full_range and self.bits < 8
+        if positive and two_sided:
+            levels, two_sided = Levels.signed(self.bits), False
+        return IntegerCoder(levels, self.bits, self.zero, two_sided, error, self.power_of_two)
+
+    def words(self, block: int) -> str:
+        """For the report."""
+        if self.form == "codebook":
+            return f"codebook of {self.clusters}"
+        kind = f"int{self.bits}" if self.full_range else f"integers {self.levels.low} to {self.levels.high}"
+        return f"{kind if self.form == 'integer' else self.form}, {block} to a scale"
+
+
+@dataclass
+class Plan:
+    """What becomes of one weight.
+
+    Attributes:
+        uses: the nodes that read it as a weight.
+        store: the form in which it is written.
+        error: how the codes are chosen.
+    """
+
+    constant: Constant
+    uses: list[WeightUse]
+    recipe: Recipe
+    layout: Layout
+    store: Store
+    error: Error = "round"
+
+    @property
+    def words(self) -> str:
+        """For the report."""
+        return f"{self.recipe.words(self.layout.block)}, {_STORES[self.store]}"
+
+
+_STORES = {
+    "matmul": "MatMulNBits",
+    "gather": "GatherBlockQuantized",
+    "rows": "looked up by rows",
+    "folded": "decoded at load",
+    "dequantize": "DequantizeLinear",
+}
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Chooses a form for each weight.
+
+    Attributes:
+        wanted: which nodes were selected.
+        embeddings: whether tables are quantized.
+    """
+
+    graph: Graph
+    shapes: Shapes
+    operators: Operators
+    recipe: Recipe
+    wanted: Callable[[Node], bool]
+    target: str = "cpu"
+    embeddings: bool = True
+
+    def plans(self, uses: list[WeightUse], outcome: Outcome) -> list[Plan]:
+        """One plan for each weight that can and should be quantized, in graph order; the others are skipped."""
+        by_constant: dict[Constant, list[WeightUse]] = {}
+        for use in uses:
+            by_constant.setdefault(use.constant, []).append(use)
+        small = SMALL_TABLE_SHARE * sum(constant.size for constant in by_constant)
+        found = []
+        for constant, readers in by_constant.items():
+            why = self.unfit(constant, readers)
+            plan = None if why else self.plan(constant, readers, small)
+            if plan is not None:
+                why = self.unprofitable(plan)
+            if plan is None or why:
+                for use in readers:
+                    outcome.skip(use.node, why)
+            else:
+                found.append(plan)
+        return found
+
+    def unfit(self, constant: Constant, uses: list[WeightUse]) -> str:
+        """Why a weight must stay as it is; empty when it may change."""
+        kind = constant.dtype.name
+        others = [n for n in constant.consumers if not self.wanted(n) and self.operators.facts(n).weights(n)]
+        if others:
+            return f"{constant.name} is shared with {others[0]}, which is not selected"
+        if any(part in kind for part in ("int", "float8", "float4")):
+            return f"{constant.name} is already stored as {kind}"
+        if kind not in ("float32", "float16", "bfloat16", "float64"):
+            return f"{constant.name} is {kind}"
+        if not constant.size:
+            return f"{constant.name} is empty"
+        if self.graph.is_output(constant):
+            return f"{constant.name} is an output of the model itself"
+        if constant in self.graph.root.kept_inputs:
+            return f"{constant.name} is listed as an input, so a caller may replace it"
+        if constant.stored is not None and not hasattr(constant.stored.proto, "data_type"):
+            return f"{constant.name} is stored as a sparse tensor"
+        if not self.embeddings and any(use.weight.role == "embedding" for use in uses):
+            return "embeddings=false"
+        return ""
+
+    def plan(self, constant: Constant, uses: list[WeightUse], small: float) -> Plan:
+        """The form that runs fastest among those that hold the weight; docs/decisions/weight-forms.md has the times.
+
+        Args:
+            small: tables of fewer elements get 8 bits.
+        """
+        recipe = self.recipe
+        table = all(use.weight.role == "embedding" for use in uses)
+        if table and recipe.form == "integer" and recipe.full_range and constant.size < small:
+            recipe = replace(recipe, levels=Levels.signed(8), bits=8, block=0)
+        weight = next((use.weight for use in uses if use.weight.role == "kernel"), uses[0].weight)
+        store = self.store(constant, uses, recipe)
+        if store == "gather":
+            layout = Layout.of(constant.shape, weight, _table_block(constant, recipe), exact=True)
+        else:
+            layout = Layout.of(constant.shape, weight, recipe.block, exact=store == "matmul")
+        return Plan(constant, uses, recipe, layout, store)
+
+    def store(self, constant: Constant, uses: list[WeightUse], recipe: Recipe) -> Store:
+        """Read as integers where a kernel does that fast, else decoded once at load."""
+        if self.target == "tensorrt":
+            return "dequantize"
+        if not recipe.centred or len(constant.consumers) != len(uses):
+            return "folded"
+        if all(use.weight.role == "embedding" for use in uses):
+            if recipe.bits == 8 and not recipe.block:
+                return "rows"
+            fits = valid_block(_table_block(constant, recipe), recipe.bits)
+            return "gather" if fits and not BlockGather.refusal(constant, recipe.bits) else "folded"
+        slow = recipe.bits == 2 and recipe.block < FAST_TWO_BIT_BLOCK
+        one_side = len({use.weight.out_axis % len(constant.shape) for use in uses}) == 1
+        if slow or not one_side or not valid_block(recipe.block, recipe.bits):
+            return "folded"
+        return "folded" if any(block_matmul_refusal(use, self.shapes) for use in uses) else "matmul"
+
+    def unprofitable(self, plan: Plan) -> str:
+        """Why quantizing a weight gains nothing; empty when it gains."""
+        layout, recipe = plan.layout, plan.recipe
+        if plan.store == "dequantize":
+            why = dequantize_refusal(plan.uses, layout, recipe.form, recipe.bits)
+            if why:
+                return why
+        scales = recipe.clusters or layout.rows * layout.blocks
+        stored = layout.rows * layout.blocks * layout.block * recipe.bits // 8 + 4 * scales
+        saved = plan.constant.nbytes - stored
+        return "" if saved >= LEAST_SAVED_BYTES else f"too small: {max(saved, 0)} bytes would be saved"
+
+
+def _table_block(constant: Constant, recipe: Recipe) -> int:
+    """A whole row of a table is a block of the next power of two."""
+    return recipe.block or max(16, 1 << (constant.shape[1] - 1).bit_length())
