@@ -21,6 +21,7 @@ from onnxcomp.data.split import split
 from onnxcomp.errors import DataError, ModelError, OnnxcompError, OutputError, UsageError
 from onnxcomp.files import sha256_of
 from onnxcomp.graph import cost
+from onnxcomp.graph.health import broken_weights
 from onnxcomp.graph.io import load, model_files, save
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.ops.facts import Operators, load_operators
@@ -324,8 +325,15 @@ def _begin(job: Job, graph: Graph, operators: Operators, material: Material) -> 
         after=before,
         calibration=None if calibrate is None else Calibration(len(calibrate), material.source),
         guesses=list(material.guesses),
-        notes=[*graph.notes, *material.notes],
+        notes=[*graph.notes, *_broken(graph, operators), *material.notes],
     )
+
+
+def _broken(graph: Graph, operators: Operators) -> list[str]:
+    """What a user should know of weights that hold no numbers; passes leave them alone."""
+    return [
+        f"weight {name} holds {what}: passes leave it alone" for name, what in broken_weights(graph, operators).items()
+    ]
 
 
 # -- compressing -----------------------------------------------------------------------------------------------

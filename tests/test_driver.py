@@ -228,3 +228,15 @@ def test_several_inputs_and_a_custom_metric(tmp_path: Path) -> None:
     assert report.accuracy is not None
     assert report.accuracy.samples == 24
     assert math.isclose(report.accuracy.drop, report.accuracy.after - report.accuracy.before, abs_tol=1e-6)
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    proto = builders.mlp((64, 48, 32))
+    weight = proto.graph.initializer[0]
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0, 0] = np.nan
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    model = builders.save(proto, tmp_path / "nan.onnx")
+    report = onnxcomp.optimize(model, passes="quantize-weights{bits=8}", bench=False, verify=False)
+    assert any(weight.name in note and "NaN" in note for note in report.notes)
+    assert any("NaN" in skip.why for record in report.passes for skip in record.skips)
