@@ -247,8 +247,9 @@ def gram(
         generator = np.random.default_rng([seed, index])
         for part in parts:
             here, there = part.run(feeds)
-            for job in part.jobs:
-                job.add(here, there, -(-job.rows(max_rows) // runs), generator)
+            with np.errstate(over="ignore", invalid="ignore"):  # `Gram.finite` tells
+                for job in part.jobs:
+                    job.add(here, there, -(-job.rows(max_rows) // runs), generator)
     return {name: result for job in jobs for name, result in job.results().items()}
 
 

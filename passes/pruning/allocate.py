@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Curve:
 
     def fine(self) -> tuple[Array, Array]:
         """(counts of survivors, error at each), rising counts; errors never rise with them."""
-        smallest = min(self.shares[-1] / 2, 0.5 / self.size)
+        smallest = min(self.shares[-1] / 2, 0.49 / max(self.size, 1))  # rounds to no weight at all
         shares = np.array([smallest, *reversed(self.shares), 1.0])
         errors = np.maximum.accumulate(np.array([0.0, *self.errors, 1.0]))[::-1]
         places = np.geomspace(smallest, 1.0, _FINE)
@@ -39,24 +40,37 @@ class Curve:
 def allocate(curves: Sequence[Curve], keep: int) -> list[int]:
     """Survivors of each tensor, `keep` in all, so that the sum of relative errors is smallest.
 
-    Every tensor gets the count at which one more weight gains the same everywhere (a Lagrange multiplier found by
-    bisection). Relative errors, since a layer's error matters by what share of its signal it is.
+    Relative errors, since a layer's error matters by what share of its signal it is. Weights are handed out where one
+    more gains most: along the lower convex hulls of the curves, steepest piece first, the last piece in part.
     """
-    total = sum(c.size for c in curves)
-    keep = min(max(keep, 0), total)
-    fine = [curve.fine() for curve in curves]
+    pieces = [
+        (gain, i, int(length)) for i, curve in enumerate(curves) for gain, length in _hull(*curve.fine()) if length > 0
+    ]
+    pieces.sort(key=lambda piece: (-piece[0], piece[1]))
+    counts = [0] * len(curves)
+    left = min(max(keep, 0), sum(curve.size for curve in curves))
+    for _, i, length in pieces:
+        given = min(length, left)
+        counts[i] += given
+        left -= given
+    return counts
 
-    def counts(price: float) -> list[int]:
-        return [int(kept[np.argmin(error + price * kept)]) for kept, error in fine]
 
-    cheap, dear = np.log(1e-18), np.log(2.0)  # at 2 a single weight costs more than any error
-    for _ in range(64):
-        price = (cheap + dear) / 2
-        if sum(counts(float(np.exp(price)))) > keep:
-            cheap = price
-        else:
-            dear = price
-    return _fill(counts(float(np.exp(dear))), [c.size for c in curves], keep)
+def _hull(kept: Array, error: Array) -> list[tuple[float, float]]:
+    """(error saved by one weight, weights) along the lower convex hull of a falling curve from none to all."""
+    points: list[tuple[float, float]] = []
+    for x, y in zip(kept.tolist(), error.tolist(), strict=True):
+        if points and x == points[-1][0]:
+            points[-1] = (x, min(y, points[-1][1]))
+            continue
+        while len(points) > 1 and _saves(points[-2], points[-1]) <= _saves(points[-1], (x, y)):
+            points.pop()
+        points.append((x, y))
+    return [(_saves(a, b), b[0] - a[0]) for a, b in pairwise(points)]
+
+
+def _saves(a: tuple[float, float], b: tuple[float, float]) -> float:
+    return (a[1] - b[1]) / (b[0] - a[0])
 
 
 def magnitude_curve(values: Array, shares: Sequence[float]) -> Curve:
@@ -65,16 +79,3 @@ def magnitude_curve(values: Array, shares: Sequence[float]) -> Curve:
     lost = np.concatenate([[0.0], np.cumsum(energy)])
     gone = [values.size - round(share * values.size) for share in shares]
     return Curve(values.size, shares, [float(lost[g] / lost[-1]) if lost[-1] > 0 else 0.0 for g in gone])
-
-
-def _fill(counts: list[int], sizes: list[int], keep: int) -> list[int]:
-    """Hand out what is left, in proportion to the counts, largest tensors first."""
-    left = keep - sum(counts)
-    part = left / max(sum(counts), 1)
-    grown = [min(size, count + int(part * count)) for count, size in zip(counts, sizes, strict=True)]
-    left = keep - sum(grown)
-    for i in sorted(range(len(sizes)), key=lambda i: (-grown[i], i)):
-        extra = min(left, sizes[i] - grown[i])
-        grown[i] += extra
-        left -= extra
-    return grown
