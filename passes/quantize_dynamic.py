@@ -142,9 +142,7 @@ class _Work:
             return f"{constant.name} has {len(constant.shape)} dimensions: one scale an output needs two"
         if constant.size < self.options.least:
             return f"too small: {constant.size} weights cost less than quantizing their input"
-        if isinstance(node.inputs[0], Constant):
-            return "its input is a constant"
-        return self._bad_values(constant)
+        return "its input is a constant" if isinstance(node.inputs[0], Constant) else ""
 
     def takes_table(self, use: WeightUse) -> bool:
         """Whether a look-up can read a table of int8 rows; a reason is recorded where it cannot."""
@@ -159,21 +157,12 @@ class _Work:
             why = f"{constant.name} is read by other operators too, so that a second copy would only cost space"
         elif self.graph.is_output(constant) or constant in self.graph.root.kept_inputs:
             why = f"{constant.name} is visible from outside the model"
-        else:
-            why = self._bad_values(constant)
         if why:
             self.outcome.skip(use.node, why)
         return not why
 
     def _other_use(self, reader: Node) -> bool:
         return reader.op != "Gather" or int(reader.attrs.get("axis", 0)) != 0
-
-    @staticmethod
-    def _bad_values(constant: Constant) -> str:
-        reader = Reader(constant)
-        layout = Layout(constant.shape, (1,), constant.shape[1])
-        finite = all(bool(np.isfinite(reader.rows(layout, piece)).all()) for piece in layout.pieces())
-        return "" if finite else f"{constant.name} holds NaN or infinity"
 
     def groups(self, products: list[WeightUse]) -> list[Group]:
         """Products that read one activation in one scope, and so share what is done to it."""
@@ -192,9 +181,11 @@ class _Work:
             if use.node in protected:
                 self._protect(use)
                 continue
-            weight, scales = self._weight(use, group.key, smoothing)
-            activation = self._activation(group, self.owners[use.node], smoothing)
-            self._rewrite(use.node, activation, weight, scales)
+            made = self._weight(use, group.key, smoothing)
+            if made is None:
+                self.outcome.skip(use.node, f"{use.constant.name} holds NaN or infinity")
+                continue
+            self._rewrite(use.node, self._activation(group, self.owners[use.node], smoothing), *made)
             how = "int8, smoothed input" if smoothing is not None else "int8"
             if verdict is not None:
                 how = f"{how}, {verdict.sqnr_db[use.node.name]:.1f} dB"
@@ -215,8 +206,11 @@ class _Work:
             self._quantized[group.key] = tuple(made.outputs)
         return self._quantized[group.key]
 
-    def _weight(self, use: WeightUse, key: str, smoothing: Array | None) -> tuple[Constant, Array]:
-        """int8 [K, N] and its float32 scales [N]; nodes that share a weight and its smoothing share the copy."""
+    def _weight(self, use: WeightUse, key: str, smoothing: Array | None) -> tuple[Constant, Array] | None:
+        """int8 [K, N] and its float32 scales [N]; nodes that share a weight and its smoothing share the copy.
+
+        None where the weight is not finite.
+        """
         constant, out_axis = use.constant, use.weight.out_axis % 2
         where = (constant, out_axis, key if smoothing is not None else "")
         if where not in self._codes:
@@ -225,6 +219,8 @@ class _Work:
             scales = np.empty(layout.rows, np.float32)
             for piece in layout.pieces():
                 rows = reader.rows(layout, piece)
+                if not np.isfinite(rows).all():
+                    return None
                 if smoothing is not None:
                     rows *= smoothing
                 chosen, scales[piece] = int8_rows(rows, portable=self.options.isa == "portable")
@@ -281,7 +277,11 @@ class _Work:
                 layout, reader = Layout.of(constant.shape, use.weight, 0), Reader(constant)
                 assembly = Assembly(layout)
                 for piece in layout.pieces():
-                    assembly.put(piece, *coder.code(reader.rows(layout, piece), layout.block))
+                    rows = reader.rows(layout, piece)
+                    assembly.put(piece, *coder.code(rows, layout.block))
+                if not np.isfinite(assembly.scales).all():
+                    self.outcome.skip(use.node, f"{constant.name} holds NaN or infinity")
+                    continue
                 made[constant] = RowGather(self.graph, constant, assembly.codes, assembly.scales)
             made[constant].replace(use.node, self.owners[use.node], self.shapes)
             self.outcome.change(use.node, "rows of int8")
@@ -301,16 +301,17 @@ def int8_rows(rows: Array, *, portable: bool) -> tuple[Array, Array]:
             costs it less: a larger scale, or single elements that give way.
     """
     scales = symmetric_scales(rows, LEVELS)
-    chosen = round_nearest(rows, scales, LEVELS)
-    if not portable or Pairs().safe(chosen):
-        return chosen, scales
-    pairs, candidates = Pairs(), []
-    safe = pair_scales(rows, LEVELS, pairs)
-    for share in (0.0, 0.5, 1.0):
-        scale = (scales + (safe - scales) * np.float32(share)).astype(np.float32)
-        codes = round_pairs(rows, scale, LEVELS, pairs)
-        candidates.append((np.square(rows - codes * scale[:, None]).sum(axis=1), codes, scale))
-    best = np.argmin([error for error, _, _ in candidates], axis=0)
-    places = np.arange(len(rows))
-    codes = np.stack([codes for _, codes, _ in candidates])[best, places]
-    return codes, np.stack([scale for _, _, scale in candidates])[best, places]
+    if not portable:
+        return round_nearest(rows, scales, LEVELS), scales
+    pairs = Pairs()
+    chosen, wide = round_pairs(rows, scales, LEVELS, pairs), pair_scales(rows, LEVELS, pairs)
+    other = round_pairs(rows, wide, LEVELS, pairs)
+    better = _noise(rows, other, wide) < _noise(rows, chosen, scales)
+    chosen[better], scales[better] = other[better], wide[better]
+    return chosen, scales
+
+
+def _noise(rows: Array, codes: Array, scales: Array) -> Array:
+    """Squared error of each row."""
+    noise: Array = np.square(rows - codes * scales[:, None]).sum(axis=1)
+    return noise
