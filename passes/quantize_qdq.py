@@ -10,22 +10,26 @@ from typing import ClassVar, Literal
 from onnxcomp.errors import DataError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Graph, Node, Variable
-from onnxcomp.graph.ops.facts import Weight
+from onnxcomp.graph.ops.facts import Operators, Weight
 from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.types import Shapes
-from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, SampleSource, option
-from onnxcomp.passes.qdq import emit, refine, regions, sharing, weights
+from onnxcomp.manager.base import CostModel, Guarantee, Need, Outcome, Pass, PassContext, SampleSource, option
+from onnxcomp.passes.qdq import refine, regions, sharing, weights
+from onnxcomp.passes.qdq.choice import Choice, Chooser, Planned
 from onnxcomp.passes.qdq.ranges import Grid, Rule
 from onnxcomp.passes.qdq.regions import Plan
+from onnxcomp.passes.qdq.trials import Trials, write
 from onnxcomp.passes.qdq.weights import Layer
 from onnxcomp.runtime import blas
-from onnxcomp.runtime.activations import collect
+from onnxcomp.runtime.activations import Activation, collect
 from onnxcomp.targets.base import Target
 from onnxcomp.targets.table import find
 
 QUANTIZED_OPS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 )
+
+TRIAL_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,14 @@ class QuantizeQdq(Pass):
         "compensated", "weights whose rounding errors make good for one another, or each to the nearest level"
     )
     bias_correction: bool = option(True, "let biases take up the error of each layer's mean output")
+
+    placement: Literal["measured", "table"] = option(
+        "measured",
+        "integers where they are faster on this machine (where times are known), or wherever a kernel exists",
+    )
+    min_sqnr: float = option(
+        20.0, "dB that the outputs keep before refinement: layers that cost most stay float; 0 lets all run on integers"
+    )
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Quantize in place.
@@ -87,10 +99,15 @@ class _Quantizer:
         layers: dict[Node, Layer] = {}
         if accepted:
             self.outcome.notes += raise_opset(self.graph, self.target.opset)
-            plan, grids = self._measured(shapes, accepted)
-            refused |= plan.refused
-            layers = {node: self._layer(node, weight, grids) for node, weight in plan.weighted.items()}
-            self._write(shapes, plan, grids, layers)
+            study = self._study(shapes, accepted)
+            full = study.planned()
+            layers = {node: self._layer(node, weight, full[1]) for node, weight in full[0].weighted.items()}
+            choice = self._choose(study, full, layers)
+            refused |= full[0].refused | choice.refused
+            layers = {node: layers[node] for node in choice.plan.weighted}
+            self.outcome.notes += choice.notes
+            if layers:
+                self._write(shapes, choice, layers)
         self._report(layers, refused)
         return self.outcome
 
@@ -111,51 +128,65 @@ class _Quantizer:
         given = self.context.sample_shapes or {k: v.shape for k, v in next(iter(self.samples.batches(1))).items()}
         return shape_tools.infer(self.graph, shape_tools.one_sample(self.graph, given))
 
-    def _measured(self, shapes: Shapes, accepted: dict[Node, Weight]) -> tuple[Plan, dict[Variable, Grid]]:
-        """The plan, and the grid of each of its tensors from statistics streamed over the samples."""
-        plan = self._plan(shapes, accepted, ())
-        names = [t.name for t in sharing.sources(plan)]
-        seen = collect(self.graph, names, self.samples, threads=self.context.threads, progress=self.context.progress)
-        banned: dict[Variable, str] = {}
-        while True:
-            grids, bad = sharing.grids(plan, self.target, self.rule, seen, {})
-            if not bad:
-                return plan, grids
-            banned |= bad
-            for tensor, why in bad.items():
-                self.outcome.skip(tensor.name, f"kept float: {why}")
-            plan = self._plan(shapes, accepted, banned)
+    def _study(self, shapes: Shapes, accepted: dict[Node, Weight]) -> _Study:
+        """Statistics of every tensor that may be quantized, streamed over the samples."""
+        study = _Study(self.graph, self.target, self.context.operators, shapes, accepted, self.rule)
+        study.wide = self._costs() is not None
+        names = [t.name for t in sharing.sources(study.plan())]
+        study.seen = collect(
+            self.graph, names, self.samples, threads=self.context.threads, progress=self.context.progress
+        )
+        for tensor, why in study.settle().items():
+            self.outcome.skip(tensor.name, f"kept float: {why}")
+        return study
 
-    def _plan(self, shapes: Shapes, accepted: dict[Node, Weight], banned: Iterable[Variable]) -> Plan:
-        operators = self.context.operators
-        return regions.plan(self.graph, self.target, operators, shapes, accepted, float_tensors=banned)
+    def _costs(self) -> CostModel | None:
+        return self.context.costs if self.options.placement == "measured" and self.target.name == "cpu" else None
+
+    def _choose(self, study: _Study, full: Planned, layers: dict[Node, Layer]) -> Choice:
+        if not layers:
+            return Choice(*full)
+        threads = self.context.threads
+        feeds = refine.few(self.graph, self.samples, study.shapes)[:TRIAL_BATCHES]
+        trials = Trials(self.graph, self.target, study.shapes, feeds, threads)
+        return Chooser(
+            trials,
+            self.context.operators,
+            full,
+            layers,
+            study.planned,
+            costs=self._costs(),
+            least_db=self.options.min_sqnr,
+            threads=threads,
+            progress=self.context.progress,
+        ).choose()
 
     def _layer(self, node: Node, weight: Weight, grids: dict[Variable, Grid]) -> Layer:
         port = (self.target.kernels[node.op].ports or (0,))[0]
         return weights.quantized(node, weight, self.options.isa, grids[node.inputs[port]].scale)
 
-    def _write(self, shapes: Shapes, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Layer]) -> None:
+    def _write(self, shapes: Shapes, choice: Choice, layers: dict[Node, Layer]) -> None:
         options, exact = self.options, self.graph.clone()
         wanted = refine.aims(layers, shapes)
         if options.bias_correction:
             for layer in layers.values():
                 layer.give_bias()
-        written = emit.Writer(self.graph, self.target, plan, grids, layers).write()
-        self.graph.sort()
-        if options.bias_correction or options.rounding == "compensated":
-            with blas.limited():
-                refine.refine(
-                    self.graph,
-                    exact,
-                    wanted,
-                    layers,
-                    written,
-                    refine.few(exact, self.samples, shapes),
-                    compensate=options.rounding == "compensated",
-                    correct=options.bias_correction,
-                    threads=self.context.threads,
-                    progress=self.context.progress,
-                )
+        written = write(self.graph, self.target, shapes, choice.plan, choice.grids, layers)
+        if not options.bias_correction and options.rounding == "nearest":
+            return
+        with blas.limited():
+            refine.refine(
+                self.graph,
+                exact,
+                wanted,
+                layers,
+                written,
+                refine.few(exact, self.samples, shapes),
+                compensate=options.rounding == "compensated",
+                correct=options.bias_correction,
+                threads=self.context.threads,
+                progress=self.context.progress,
+            )
 
     def _report(self, layers: dict[Node, Layer], refused: dict[Node, str]) -> None:
         for node, layer in layers.items():
@@ -164,10 +195,64 @@ class _Quantizer:
             self.outcome.skip(node, why)
         done = Counter(node.op for node in layers)
         total = done + Counter(node.op for node in refused)
-        kept = Counter(refused.values())
+        kept = Counter(why.partition(":")[0] for why in refused.values())
         parts = [f"{done[op]} of {count} {op}" for op, count in total.items()]
         text = ", ".join(parts) + " quantized" if parts else "no operator with an integer kernel and a weight"
         if kept:
             text += f"; {sum(kept.values())} kept float: " + ", ".join(f"{n} {why}" for why, n in kept.most_common())
         self.outcome.summary = text
         self.outcome.metrics["quantized_layers"] = float(len(layers))
+
+
+class _Study:
+    """What is known of the tensors, and the plans that follow from it.
+
+    Attributes:
+        wide: whether kernels join that the target's table leaves out by default.
+        seen: statistics by tensor name.
+        chosen: the grid of each tensor by itself.
+        banned: tensors without a usable range.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        target: Target,
+        operators: Operators,
+        shapes: Shapes,
+        accepted: dict[Node, Weight],
+        rule: Rule,
+    ) -> None:
+        self.graph, self.target, self.operators = graph, target, operators
+        self.shapes, self.accepted, self.rule = shapes, accepted, rule
+        self.wide = False
+        self.seen: dict[str, Activation] = {}
+        self.chosen: dict[Variable, Grid] = {}
+        self.banned: dict[Variable, str] = {}
+
+    def plan(self, chosen: Iterable[Node] | None = None) -> Plan:
+        """The plan with some of the nodes; with all that can be when None."""
+        nodes = None if chosen is None else set(chosen)
+        weighted = {n: w for n, w in self.accepted.items() if nodes is None or n in nodes}
+        others = None if nodes is None else nodes - set(weighted)
+        return regions.plan(
+            self.graph,
+            self.target,
+            self.operators,
+            self.shapes,
+            weighted,
+            chosen=others,
+            wide=self.wide,
+            float_tensors=self.banned,
+        )
+
+    def planned(self, chosen: Iterable[Node] | None = None) -> Planned:
+        """The plan with some of the nodes, and the grid of each of its tensors."""
+        plan = self.plan(chosen)
+        return plan, sharing.grids(plan, self.target, self.rule, self.seen, self.chosen)[0]
+
+    def settle(self) -> dict[Variable, str]:
+        """Ban tensors until every one that is left has a usable range; returns the reasons."""
+        while bad := sharing.grids(self.plan(), self.target, self.rule, self.seen, self.chosen)[1]:
+            self.banned |= bad
+        return self.banned

@@ -14,7 +14,8 @@ from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.taps import BUDGET_BYTES, Batches, stream
 
 VALUES_A_TENSOR = 2**18  # about so many values of a tensor go into its histogram, over all samples
-LEAST_VALUES_A_SAMPLE = 1024
+LEAST_VALUES_A_RUN = 1024
+WAITING_VALUES = 2**14
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Activation:
     nonfinite: int = 0
     histogram: Histogram = field(default_factory=Histogram)
     _arrays: int = 0
+    _waiting: list[Array] = field(default_factory=list)
+    _held: int = 0
 
     def add(self, array: Array, most: int) -> None:
         """Take in one array of float32; about `most` of its values go into the histogram."""
@@ -53,7 +56,16 @@ class Activation:
             picked = picked[np.isfinite(picked)]
         self.minimum = min(self.minimum, low) if started else low
         self.maximum = max(self.maximum, high) if started else high
-        self.histogram.add(picked)
+        self._waiting.append(np.array(picked, np.float32))
+        self._held += picked.size
+        if self._held >= WAITING_VALUES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring the values that wait into the histogram: a few large additions cost less than many small ones."""
+        if self._waiting:
+            self.histogram.add(np.concatenate(self._waiting))
+        self._waiting, self._held = [], 0
 
 
 def thinned(array: Array, most: int, turn: int) -> Array:
@@ -94,11 +106,20 @@ def collect(
         DataError: the samples do not fit.
     """
     found = {name: Activation(histogram=Histogram(bins)) for name in names}
-    runs = max(1, -(-len(samples) // batch))
-    most = max(LEAST_VALUES_A_SAMPLE * batch, VALUES_A_TENSOR // runs)
+    runs = max(1, -(-len(samples) // _samples_a_run(graph, batch)))
+    most = max(LEAST_VALUES_A_RUN, VALUES_A_TENSOR // runs)
     for values in stream(
         graph, list(found), samples, batch=batch, threads=threads, budget_bytes=budget_bytes, progress=progress
     ):
         for name, array in values.items():
             found[name].add(array, most)
+    for activation in found.values():
+        activation.flush()
     return found
+
+
+def _samples_a_run(graph: Graph, batch: int) -> int:
+    """The batch size that the model's first input prescribes; `batch` where it is free."""
+    shape = graph.inputs[0].shape if graph.inputs else None
+    fixed = shape[0] if shape and isinstance(shape[0], int) else 0
+    return fixed if fixed > 0 else batch

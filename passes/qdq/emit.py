@@ -59,6 +59,7 @@ class Writer:
         self._integers: dict[Variable, Variable] = {}
         self._shared: dict[tuple[object, ...], Constant] = {}
         self._weights: dict[tuple[Constant, int, bytes], tuple[Constant, Variable]] = {}
+        self._gone: list[Node] = []
         self._rewritten = set(plan.rewritten)
         self._reads = self._ports()
         # what each layer reads, before DequantizeLinear nodes take the tensors' places
@@ -79,7 +80,7 @@ class Writer:
             if stored is not None:
                 result.biases[node] = stored
             result.outputs[node] = node.outputs[0]
-        self._drop_unread()
+        self.graph.remove_nodes((*self._gone, *self._unread()))
         return result
 
     # -- activations ---------------------------------------------------------------------------------------------------
@@ -97,14 +98,16 @@ class Writer:
         if maker in self._rewritten and maker is not None:
             source = self._integer(maker.inputs[0])
             integers = self._on_integers(maker, source, self.grids[tensor])
-            self.graph.remove_nodes([maker])
+            maker.outputs.clear()
+            self._gone.append(maker)
             self._integers[tensor] = integers
             self._dequantize(integers, self.grids[tensor], tensor)
         elif maker is not None:
             raw = Variable(self.graph.unique_name("r"), tensor.dtype)
             fold = self.plan.folded.get(maker)
             if fold is not None:
-                self.graph.remove_nodes([fold])
+                fold.outputs.clear()
+                self._gone.append(fold)
                 maker.outputs[0] = raw
             else:
                 maker.outputs[next(i for i, t in enumerate(maker.outputs) if t is tensor)] = raw
@@ -152,15 +155,16 @@ class Writer:
         )
         return result
 
-    def _drop_unread(self) -> None:
-        unread = [
+    def _unread(self) -> list[Node]:
+        """DequantizeLinear nodes whose result nothing reads, in the graph as it will be."""
+        gone = set(self._gone)
+        return [
             node
             for node in self.graph.nodes
             if node.op == "DequantizeLinear"
-            and not node.outputs[0].outputs
+            and all(reader in gone for reader in node.outputs[0].outputs)
             and not self.graph.is_output(node.outputs[0])
         ]
-        self.graph.remove_nodes(unread)
 
     # -- weights and biases --------------------------------------------------------------------------------------------
 

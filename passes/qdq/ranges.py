@@ -71,12 +71,18 @@ class Rule:
 
     def grid(self, low: float, high: float) -> Grid:
         """The grid that covers [low, high] and meets zero."""
+        found = self.grids(np.array([low]), np.array([high]))
+        return Grid(float(found.scale[0, 0]), int(found.zero[0, 0]), self.levels)
+
+    def grids(self, low: Array, high: Array) -> Grids:
+        """The grids that cover [low, high] and meet zero, for float64 arrays [grids]."""
         if self.symmetric:
-            largest = max(abs(low), abs(high))
-            scale = np.float32(largest / self.levels.high) if largest > 0 else np.float32(1.0)
-            return Grid(float(max(scale, np.finfo(np.float32).tiny)), 0, self.levels)
-        scales, zeros = affine(np.float64(low), np.float64(high), self.levels)  # type: ignore[arg-type]
-        return Grid(float(scales), int(zeros), self.levels)
+            largest = np.maximum(np.abs(low), np.abs(high)) / self.levels.high
+            scale = np.maximum(np.where(largest > 0, largest, 1.0), np.finfo(np.float32).tiny).astype(np.float32)
+            zero: Array = np.zeros(len(scale))
+        else:
+            scale, zero = affine(low, high, self.levels)
+        return Grids(scale.astype(np.float64)[:, None], zero.astype(np.float64)[:, None], self.levels)
 
     def choose(self, seen: Activation, curve: Curve | None = None) -> Grid:
         """The grid for a tensor with these values.
@@ -116,17 +122,39 @@ def unusable(seen: Activation, grid: Grid) -> str:
     return ""
 
 
-def squared_error(centers: Array, counts: Array, grids: list[Grid], curve: Curve | None) -> Array:
+@dataclass(frozen=True)
+class Grids:
+    """Several grids at once.
+
+    Attributes:
+        scale, zero: float64 [grids, 1].
+    """
+
+    scale: Array
+    zero: Array
+    levels: Levels
+
+    def rounded(self, values: Array) -> Array:
+        """Every value moved to every grid: [grids, values]."""
+        q = np.rint(values / self.scale)
+        q += self.zero
+        np.clip(q, self.levels.low, self.levels.high, out=q)
+        q -= self.zero
+        q *= self.scale
+        return q
+
+
+def squared_error(centers: Array, counts: Array, grids: Grids, curve: Curve | None) -> Array:
     """Sum of squared rounding errors on each grid, behind `curve` where there is one: float64 [grids]."""
-    exact = centers if curve is None else curve(centers)
-    moved = _moved(centers, grids)
+    moved = grids.rounded(centers)
     if curve is not None:
-        moved = curve(moved)
-    errors: Array = np.square(moved - exact) @ counts
+        centers, moved = curve(centers), curve(moved)
+    moved -= centers
+    errors: Array = np.square(moved, out=moved) @ counts
     return errors
 
 
-def divergence(centers: Array, counts: Array, grids: list[Grid], curve: Curve | None) -> Array:
+def divergence(centers: Array, counts: Array, grids: Grids, curve: Curve | None) -> Array:
     """Kullback-Leibler divergence of the clipped distribution from the quantized one, for each grid: float64 [grids].
 
     As calibrators of inference runtimes do (S. Migacz, "8-bit inference with TensorRT", 2017): the values beyond the
@@ -136,20 +164,19 @@ def divergence(centers: Array, counts: Array, grids: list[Grid], curve: Curve | 
     del curve
     alive = np.abs(centers) > 0
     centers, counts = centers[alive], counts[alive].astype(np.float64)
-    found = np.empty(len(grids))
-    for index, grid in enumerate(grids):
-        inside = (centers >= grid.low) & (centers <= grid.high)
-        if not inside.any():
-            found[index] = np.inf
-            continue
-        p = counts[inside].copy()
-        p[0] += counts[centers < grid.low].sum()
-        p[-1] += counts[centers > grid.high].sum()
-        level = np.rint(centers[inside] / grid.scale).astype(np.int64)
-        _, place, width = np.unique(level, return_inverse=True, return_counts=True)
-        q = (np.bincount(place, counts[inside]) / width)[place]
-        p, q = p / p.sum(), q / q.sum()
-        found[index] = float((p * np.log(p / q)).sum())
+    found = np.full(len(grids.scale), np.inf)
+    for index, (scale, zero) in enumerate(zip(grids.scale[:, 0], grids.zero[:, 0], strict=True)):
+        low, high = (grids.levels.low - zero) * scale, (grids.levels.high - zero) * scale
+        inside = (centers >= low) & (centers <= high)
+        if inside.any():
+            p = counts[inside].copy()
+            p[0] += counts[centers < low].sum()
+            p[-1] += counts[centers > high].sum()
+            level = np.rint(centers[inside] / scale).astype(np.int64)
+            _, place, width = np.unique(level, return_inverse=True, return_counts=True)
+            q = (np.bincount(place, counts[inside]) / width)[place]
+            p, q = p / p.sum(), q / q.sum()
+            found[index] = float((p * np.log(p / q)).sum())
     return found
 
 
@@ -162,15 +189,6 @@ def percentile_range(centers: Array, counts: Array, percentile: float) -> tuple[
     return min(float(low), 0.0), max(float(high), 0.0)
 
 
-def _moved(centers: Array, grids: list[Grid]) -> Array:
-    scale = np.array([g.scale for g in grids])[:, None]
-    zero = np.array([g.zero for g in grids])[:, None]
-    levels = grids[0].levels
-    q = np.clip(np.rint(centers / scale) + zero, levels.low, levels.high)
-    moved: Array = (q - zero) * scale
-    return moved
-
-
 @dataclass
 class _Search:
     """Moves one end of the range at a time to where the judge sees the least error, then looks closer."""
@@ -178,7 +196,7 @@ class _Search:
     rule: Rule
     centers: Array
     counts: Array
-    judge: Callable[[Array, Array, list[Grid]], Array]
+    judge: Callable[[Array, Array, Grids], Array]
 
     def best(self, low: float, high: float) -> Grid:
         ends = [low, high]
@@ -197,6 +215,8 @@ class _Search:
         return self.rule.grid(*ends)
 
     def _scan(self, ends: list[float], end: int, candidates: Array) -> float:
-        ranges = [(ends[0], float(c)) if end == 1 else (float(c), ends[1]) for c in candidates]
-        errors = self.judge(self.centers, self.counts, [self.rule.grid(*r) for r in ranges])
+        low = np.full(len(candidates), ends[0])
+        high = np.full(len(candidates), ends[1])
+        (low, high)[end][:] = candidates
+        errors = self.judge(self.centers, self.counts, self.rule.grids(low, high))
         return float(candidates[int(np.argmin(errors))])

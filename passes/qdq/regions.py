@@ -14,6 +14,7 @@ import numpy as np
 from onnxcomp.graph.ir import Constant, Graph, Node, Variable
 from onnxcomp.graph.ops.facts import Operators, Weight
 from onnxcomp.graph.types import Shapes
+from onnxcomp.passes.qdq.forms import silu_of
 from onnxcomp.targets.base import Kernel, Target
 
 IN_BODY = "it stands in a body of If, Loop or Scan, whose activations cannot be measured from outside"
@@ -90,18 +91,19 @@ def plan(
     weighted: dict[Node, Weight],
     *,
     chosen: Iterable[Node] | None = None,
+    wide: bool = False,
     float_tensors: Iterable[Variable] = (),
 ) -> Plan:
     """Grow regions of integers around the nodes with weights.
 
     Args:
         weighted: nodes whose weights become integers.
-        chosen: nodes without weights that may join; None leaves it to the target's table.
+        chosen: nodes without weights that join, whatever their neighbours do; None leaves it to the target's table.
+        wide: let kernels join that the table leaves out by default.
         float_tensors: tensors that must not be quantized; what reads or writes one stays float.
     """
     banned = set(float_tensors)
     result = Plan()
-    allowed = None if chosen is None else set(chosen)
     for node in graph.nodes:
         if node in weighted and not _touches(node, target, banned):
             result.weighted[node] = weighted[node]
@@ -111,8 +113,10 @@ def plan(
         _shortcuts(graph, result, banned)
         result.read = dict.fromkeys(v for n in graph.nodes for v in _reads(n, result, target))
         return result
-    candidates = _joinable(graph, target, operators, shapes, result, allowed, banned)
-    kept = _pruned(graph, result, candidates, shapes, target)
+    if chosen is None:
+        kept = _pruned(graph, result, _joinable(graph, target, operators, shapes, result, wide, banned), shapes, target)
+    else:
+        kept = {node: () for node in chosen if not banned.intersection((*node.inputs, *node.outputs))}
     for node in graph.nodes:
         if node in kept:
             _place(node, result, target)
@@ -206,21 +210,23 @@ def _joinable(
     operators: Operators,
     shapes: Shapes,
     result: Plan,
-    allowed: set[Node] | None,
+    wide: bool,
     banned: set[Variable],
 ) -> dict[Node, tuple[int, ...]]:
     """Nodes whose inputs are all integers, forward through the graph, with the ports that take integers."""
     available: set[Variable] = {n.inputs[p] for n in result.weighted for p in (target.kernels[n.op].ports or ())}
     found: dict[Node, tuple[int, ...]] = {}
     folded: set[Node] = set()
+    gates: set[Node] = set()  # x * sigmoid(x) is one float kernel, faster than two on integers
     for node in graph.nodes:
+        gates.update(silu_of(node.outputs[0]) or () if node.outputs else ())
         if node in result.weighted:
             available.add(_written(node, target))
             folded |= {r for r in (foldable(node.outputs[0], target),) if r is not None}
             continue
-        if node in folded or (allowed is not None and node not in allowed):
+        if node in folded or node in gates:
             continue
-        ports = _integer_ports(node, target, operators, shapes, graph.opset, measured=allowed is not None)
+        ports = _integer_ports(node, target, operators, shapes, graph.opset, wide=wide)
         if not ports or not node.outputs or any(node.inputs[port] not in available for port in ports):
             continue
         writes = [t for t in node.outputs if t.name]
@@ -237,7 +243,7 @@ def _joinable(
 
 
 def _integer_ports(
-    node: Node, target: Target, operators: Operators, shapes: Shapes, opset: int, *, measured: bool
+    node: Node, target: Target, operators: Operators, shapes: Shapes, opset: int, *, wide: bool
 ) -> tuple[int, ...]:
     """Ports that take integers if the node joins a region; empty where it cannot."""
     if node.domain or node.bodies:
@@ -246,7 +252,7 @@ def _integer_ports(
         return ()
     kernel = target.kernels.get(node.op)
     if kernel is not None:
-        return _kernel_ports(node, kernel, shapes, measured=measured)
+        return _kernel_ports(node, kernel, shapes, wide=wide)
     facts = operators.facts(node)
     first = node.input(0)
     if first is None or isinstance(first, Constant):
@@ -258,8 +264,8 @@ def _integer_ports(
     return ()
 
 
-def _kernel_ports(node: Node, kernel: Kernel, shapes: Shapes, *, measured: bool) -> tuple[int, ...]:
-    if kernel.weighted or not (kernel.by_default or measured) or kernel.refuses(node, None, shapes):
+def _kernel_ports(node: Node, kernel: Kernel, shapes: Shapes, *, wide: bool) -> tuple[int, ...]:
+    if kernel.weighted or not (kernel.by_default or wide) or kernel.refuses(node, None, shapes):
         return ()
     ports = tuple(range(len(node.inputs))) if kernel.ports is None else kernel.ports
     if any(isinstance(node.input(port), Constant) or node.input(port) is None for port in ports):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from onnxcomp.graph.ir import Node, Variable
-from onnxcomp.passes.qdq.ranges import Curve, Grid, Rule, unusable
+from onnxcomp.passes.qdq.forms import curve_of
+from onnxcomp.passes.qdq.ranges import Grid, Rule, unusable
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.runtime.activations import Activation
 from onnxcomp.targets.base import Target
@@ -18,23 +19,25 @@ def sources(plan: Plan) -> list[Variable]:
 
 
 def grids(
-    plan: Plan, target: Target, rule: Rule, seen: Mapping[str, Activation], curves: Mapping[Variable, Curve]
+    plan: Plan, target: Target, rule: Rule, seen: Mapping[str, Activation], chosen: dict[Variable, Grid]
 ) -> tuple[dict[Variable, Grid], dict[Variable, str]]:
     """A grid for every tensor of a plan, and the tensors that no grid fits, with the reason.
 
     Args:
         seen: statistics of `sources(plan)` by name.
-        curves: for tensors that enter one function only, that function.
+        chosen: what was found before, by tensor; completed here.
     """
     found: dict[Variable, Grid] = {}
     refused: dict[Variable, str] = {}
     new = set(sources(plan))
     for group in groups(plan, target):
         own = [t for t in group if t in new]
-        chosen = [rule.choose(seen[t.name], curves.get(t)) for t in own]
-        grid = chosen[0]
-        if len(chosen) > 1:
-            grid = rule.grid(min(g.low for g in chosen), max(g.high for g in chosen))
+        for tensor in own:
+            if tensor not in chosen:
+                chosen[tensor] = rule.choose(seen[tensor.name], curve_of(tensor))
+        grid = chosen[own[0]]
+        if len(own) > 1:
+            grid = rule.grid(min(chosen[t].low for t in own), max(chosen[t].high for t in own))
         found.update(dict.fromkeys(group, grid))
         refused |= {t: why for t in own if (why := unusable(seen[t.name], grid))}
     return found, refused

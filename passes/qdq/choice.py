@@ -1,0 +1,154 @@
+"""Which placement is taken? Proposes some by times and errors, measures them, keeps the fastest that is good enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxcomp.graph.ir import Graph, Node, Variable
+from onnxcomp.graph.ops.facts import Operators
+from onnxcomp.manager.base import CostModel
+from onnxcomp.passes.qdq import placement, sensitivity
+from onnxcomp.passes.qdq.ranges import Grid
+from onnxcomp.passes.qdq.regions import Plan
+from onnxcomp.passes.qdq.trials import Trials
+from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.runtime.progress import Progress
+
+TOLLS = (1.0, 2.0)
+ATTEMPTS = 4
+WORTH = 0.99  # a placement must take at most this share of the float model's time
+SENSITIVITY_FEEDS = 3
+
+Planned = tuple[Plan, dict[Variable, Grid]]
+
+
+@dataclass
+class Choice:
+    """A placement, and why the nodes that are not in it keep float.
+
+    Attributes:
+        plan, grids: what is to be written.
+        refused: nodes with weights that stay float, with the reason.
+        notes: sentences for the user.
+    """
+
+    plan: Plan
+    grids: dict[Variable, Grid]
+    refused: dict[Node, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Chooser:
+    """Chooses among the nodes of a plan.
+
+    Args:
+        full: the plan with everything on integers that can be.
+        replan: gives the plan and grids for some of its nodes.
+        costs: times of this machine, or None to leave all to the target's table.
+        least_db: signal to noise ratio that the outputs must keep before weights and biases are refined.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        operators: Operators,
+        full: Planned,
+        layers: dict[Node, Layer],
+        replan: Callable[[Iterable[Node]], Planned],
+        *,
+        costs: CostModel | None,
+        least_db: float,
+        threads: int,
+        progress: Progress,
+    ) -> None:
+        self.trials, self.operators, self.full, self.layers, self.replan = trials, operators, full, layers, replan
+        self.costs, self.least_db, self.threads, self.progress = costs, least_db, threads, progress
+        self._noise: dict[Node, float] | None = None
+
+    def choose(self) -> Choice:
+        """The placement to write."""
+        plan, grids = self.full
+        whole = self.trials.written(plan, grids, self.layers)
+        everything = placement.units(plan)
+        if self.costs is None:
+            times = placement.guessed(plan, self.trials.shapes, self.operators)
+            return self._sound(everything, whole, times, 1.0)[0]
+        graph = self.trials.graph
+        integer = self.costs.node_times_us(whole)
+        times = placement.measured(plan, self.trials.shapes, self.costs.node_times_us(graph), integer, whole)
+        float_ms = self.costs.latency_ms(graph)
+        found: list[tuple[float, Choice]] = []
+        seen: list[set[Node]] = []
+        for toll in (None, *TOLLS):
+            nodes = (
+                everything if toll is None else placement.best(plan, self.trials.target, graph, times, {}, 0.0, toll)
+            )
+            choice, candidate = self._sound(nodes, whole if toll is None else None, times, toll or 1.0)
+            kept = {*placement.units(choice.plan)}
+            if not choice.plan.weighted or kept in seen:
+                continue
+            seen.append(kept)
+            found.append((self.costs.latency_ms(candidate), choice))
+        fastest, choice = min(found, key=lambda item: item[0], default=(float_ms, Choice(*self.replan(()))))
+        self._explain(choice, times)
+        share = fastest / float_ms
+        if share > WORTH:
+            choice = Choice(*self.replan(()))
+            why = f"on this machine no placement of integers is faster: the best takes {share:.2f} of the time"
+            choice.refused = dict.fromkeys(plan.weighted, why)
+        else:
+            choice.notes.append(f"placed by measured times: {share:.2f} of the float model's time before refinement")
+        return choice
+
+    def _sound(
+        self, nodes: Iterable[Node], written: Graph | None, times: placement.Times, toll: float
+    ) -> tuple[Choice, Graph]:
+        """The placement, with the nodes that bring in most error for their gain left out until it is good enough."""
+        plan, grids = self.full if written is not None else self.replan(nodes)
+        candidate = written if written is not None else self.trials.written(plan, grids, self.layers)
+        choice = Choice(plan, grids)
+        reached = self.trials.sqnr_db(candidate)
+        most = 10 ** (-self.least_db / 10)
+        for _ in range(ATTEMPTS):
+            if reached >= self.least_db or not plan.weighted:
+                break
+            noise = self._noises()
+            chosen = placement.within(self.full[0], self.trials.target, self.trials.graph, times, noise, most, toll)
+            plan, grids = self.replan(chosen)
+            candidate = self.trials.written(plan, grids, self.layers)
+            choice = Choice(plan, grids)
+            for node in self.full[0].weighted:
+                if node not in plan.weighted and noise[node] > 0:
+                    own = -10 * np.log10(noise[node])
+                    choice.refused[node] = f"too much error for what it gains: alone, it leaves {own:.0f} dB"
+            reached = self.trials.sqnr_db(candidate)
+            most *= 10 ** (min(reached - self.least_db, -1.0) / 10)
+        return choice, candidate
+
+    def _noises(self) -> dict[Node, float]:
+        if self._noise is None:
+            plan, grids = self.full
+            self._noise = sensitivity.noises(
+                self.trials.graph,
+                self.trials.target,
+                plan,
+                grids,
+                {node: self.layers[node] for node in plan.weighted},
+                self.trials.feeds[:SENSITIVITY_FEEDS],
+                threads=self.threads,
+                progress=self.progress,
+            )
+        return self._noise
+
+    def _explain(self, choice: Choice, times: placement.Times) -> None:
+        for node in self.full[0].weighted:
+            if node in choice.plan.weighted or node in choice.refused:
+                continue
+            exact, integer = times.exact[node], times.integer[node]
+            if integer >= exact:
+                choice.refused[node] = "its integer kernel is slower here"
+            else:
+                choice.refused[node] = "conversions around it would cost more than its integer kernel gains"

@@ -1,0 +1,168 @@
+"""Which nodes gain by running on integers? Times of both forms against the conversions between them, and the error.
+
+A node is worth an integer kernel when what it saves pays for the Q and DQ that it needs, which depends on what its
+neighbours do. All choices are made at once, as a minimum cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcomp.graph.ir import Graph, Node, Variable
+from onnxcomp.graph.ops.facts import Operators, volume
+from onnxcomp.graph.types import Shapes
+from onnxcomp.passes.qdq.cut import Choices
+from onnxcomp.passes.qdq.forms import silu_of
+from onnxcomp.passes.qdq.regions import Plan
+from onnxcomp.targets.base import Target
+
+# where nothing was measured: a core's multiply-accumulates and conversions a microsecond, about
+MACS_A_US = 30e3
+ELEMENTS_A_US = 5e3
+INTEGER_GAIN = 0.5  # time of an integer kernel over float, about
+MOVED_BYTES_GAIN = 0.25  # a quarter of the bytes
+STEPS = 40
+
+
+@dataclass(frozen=True)
+class Times:
+    """What nodes and conversions cost, in microseconds.
+
+    Attributes:
+        exact, integer: of nodes, folded activation functions included with their node.
+        quantize, dequantize: of one conversion of a tensor.
+    """
+
+    exact: Mapping[Node, float]
+    integer: Mapping[Node, float]
+    quantize: Callable[[Variable], float]
+    dequantize: Callable[[Variable], float]
+
+
+def units(plan: Plan) -> list[Node]:
+    """The nodes of a plan that can run either way."""
+    return [*plan.weighted, *plan.joined, *plan.moving, *plan.rewritten]
+
+
+def guessed(plan: Plan, shapes: Shapes, operators: Operators) -> Times:
+    """Times by multiply-accumulates and sizes, for where nothing is measured."""
+    exact = {}
+    for node in units(plan):
+        size = sum(volume(shapes.static(t)) for t in node.outputs)
+        exact[node] = operators.facts(node).macs(node, shapes) / MACS_A_US + size / ELEMENTS_A_US
+    integer = {node: time * INTEGER_GAIN for node, time in exact.items()}
+
+    def conversion(tensor: Variable) -> float:
+        return volume(shapes.static(tensor)) / ELEMENTS_A_US
+
+    return Times(exact, integer, conversion, conversion)
+
+
+def measured(
+    plan: Plan, shapes: Shapes, exact: Mapping[str, float], integer: Mapping[str, float], written: Graph
+) -> Times:
+    """Times from profiles of the float graph and of the graph with all of the plan on integers.
+
+    Args:
+        exact, integer: microseconds by node name.
+        written: the second graph, whose Q and DQ nodes tell what conversions cost.
+    """
+    times: dict[Node, float] = {}
+    fast: dict[Node, float] = {}
+    for node in units(plan):
+        fold = plan.folded.get(node)
+        times[node] = exact.get(node.name, 0.0) + (exact.get(fold.name, 0.0) if fold is not None else 0.0)
+        ready = node.name in integer
+        fast[node] = integer[node.name] if ready else times[node] * MOVED_BYTES_GAIN
+    samples: dict[str, list[tuple[int, float]]] = {"QuantizeLinear": [], "DequantizeLinear": []}
+    known = {t.name: volume(shapes.static(t)) for t in plan.tensors}
+    for node in written.nodes:
+        if node.op in samples and node.name in integer:
+            size = _size(node, known)
+            if size:
+                samples[node.op].append((size, integer[node.name]))
+    quantize, dequantize = _line(samples["QuantizeLinear"]), _line(samples["DequantizeLinear"])
+    return Times(times, fast, lambda t: quantize(known.get(t.name, 0)), lambda t: dequantize(known.get(t.name, 0)))
+
+
+def _size(node: Node, known: Mapping[str, int]) -> int:
+    """Elements that a Q or DQ converts, where the tensor kept its name."""
+    return next((known[t.name] for t in (*node.inputs[:1], *node.outputs) if t.name in known), 0)
+
+
+def _line(samples: list[tuple[int, float]]) -> Callable[[int], float]:
+    """Time by size: the median rate of the larger half, which is all that decides."""
+    if not samples:
+        return lambda size: size / ELEMENTS_A_US
+    large = sorted(samples)[len(samples) // 2 :]
+    rate = float(np.median([time / size for size, time in large]))
+    return lambda size: size * rate
+
+
+def best(
+    plan: Plan, target: Target, graph: Graph, times: Times, error: Mapping[Node, float], price: float, toll: float = 1.0
+) -> set[Node]:
+    """The nodes to run on integers.
+
+    Args:
+        error: noise over signal that each weighted node brings into the outputs.
+        price: microseconds that one unit of error is worth.
+        toll: conversions cost so much more than measured, for the changes of layout that come with them.
+    """
+    either = units(plan)
+    choices = Choices()
+    for node in either:
+        choices.one(node, times.integer[node] - times.exact[node] + price * error.get(node, 0.0))
+    made = {t: node for node in either for t in (plan.output(node), *node.outputs[1:]) if t.name}
+    capable = set(either)
+    for tensor in plan.tensors:
+        maker = made.get(tensor)
+        readers = [node for node in dict.fromkeys(tensor.outputs) if node in capable]
+        others = _float_readers(graph, tensor, capable)
+        if readers:
+            need = ("Q", tensor)
+            for reader in readers:
+                choices.unequal(reader, need, float("inf"))
+            if maker is None:
+                choices.one(need, toll * times.quantize(tensor))
+            else:
+                choices.unequal(need, maker, toll * times.quantize(tensor))
+        if maker is None or (maker in plan.weighted and target.kernels[maker.op].float_output):
+            continue
+        back = toll * times.dequantize(tensor)
+        choices.one(maker, back * others)
+        for reader in readers:
+            choices.unequal(maker, reader, back)
+    chosen = choices.solve()
+    return {node for node in either if node in chosen}
+
+
+def _float_readers(graph: Graph, tensor: Variable, capable: set[Node]) -> int:
+    """How many nodes read a tensor in float whatever is chosen; each gets a DequantizeLinear of its own."""
+    readers = [node for node in dict.fromkeys(tensor.outputs) if node not in capable]
+    count = len(readers) - (1 if silu_of(tensor) is not None else 0)
+    return count + (1 if graph.is_output(tensor) else 0)
+
+
+def within(
+    plan: Plan,
+    target: Target,
+    graph: Graph,
+    times: Times,
+    error: Mapping[Node, float],
+    most: float,
+    toll: float = 1.0,
+) -> set[Node]:
+    """The fastest choice whose errors add up to at most so much noise over signal."""
+    chosen = best(plan, target, graph, times, error, 0.0, toll)
+    total = sum(times.exact.values()) or 1.0
+    price = total * 1e-4
+    for _ in range(STEPS):
+        if sum(error.get(node, 0.0) for node in chosen) <= most:
+            break
+        chosen = best(plan, target, graph, times, error, price, toll)
+        price *= 2.0
+    return chosen

@@ -1,0 +1,130 @@
+"""How much error does a layer bring into the outputs if it alone runs on integers? One model with switches tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from onnxcomp.graph.io import runnable
+from onnxcomp.graph.ir import Array, Graph, Node, Tensor, Variable
+from onnxcomp.passes.qdq.ranges import Grid
+from onnxcomp.passes.qdq.regions import Plan
+from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.runtime.progress import Progress
+from onnxcomp.runtime.session import open_session
+from onnxcomp.targets.base import Target
+
+RELEVANT = 0.1  # layers with less than this part of the mean error are not looked at again
+
+
+def noises(
+    graph: Graph,
+    target: Target,
+    plan: Plan,
+    grids: Mapping[Variable, Grid],
+    layers: Mapping[Node, Layer],
+    feeds: Sequence[Mapping[str, Array]],
+    *,
+    threads: int,
+    progress: Progress,
+) -> dict[Node, float]:
+    """Noise over signal power of the worst output when one layer alone is rounded: weights, what it reads and writes.
+
+    The float graph runs once a layer on the first feed, and on the others for the layers that matter.
+
+    Args:
+        graph: the float graph.
+        feeds: a few samples.
+    """
+    switched, names = _switched(graph, target, plan, grids, layers)
+    with runnable(switched) as model:
+        session = open_session(model, threads=threads)
+    outputs = [t.name for t in graph.outputs]
+    off, on = np.asarray(False), np.asarray(True)
+    found: dict[Node, list[float]] = {node: [] for node in layers}
+    todo = list(layers)
+    for feed in feeds:
+        switches = {**feed, **dict.fromkeys(names.values(), off)}
+        exact = session.run(switches, outputs)
+        power = {name: _energy(exact[name]) for name in outputs}
+        for node in progress.track(todo, len(todo), "sensitivity of layers"):
+            other = session.run({**switches, names[node]: on}, outputs)
+            shares = [_energy(other[name] - exact[name]) / power[name] for name in outputs if power[name] > 0]
+            found[node].append(max(shares, default=0.0))
+        total = sum(float(np.mean(values)) for values in found.values())
+        todo = [node for node in todo if np.mean(found[node]) * len(found) > RELEVANT * total]
+    return {node: float(np.mean(values)) for node, values in found.items()}
+
+
+def _energy(array: Array) -> float:
+    if array.dtype.kind != "f":
+        return 0.0
+    return float(np.square(array, dtype=np.float64).sum())
+
+
+def _switched(
+    graph: Graph, target: Target, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Layer]
+) -> tuple[Graph, dict[Node, str]]:
+    """The float graph with an If behind every layer that takes its rounded form instead, and the inputs that say so."""
+    copy = graph.clone()
+    twins = {node.name: node for node in copy.nodes}
+    names: dict[Node, str] = {}
+    for node, layer in layers.items():
+        switch = Variable(copy.unique_name("switch"), np.dtype(np.bool_), ())
+        names[node] = switch.name
+        copy.inputs.append(switch)
+        fold = plan.folded.get(node)
+        last = twins[node.name if fold is None else fold.name]
+        output = last.outputs[0]
+        raw = Variable(copy.unique_name("r"), np.dtype(np.float32))
+        last.outputs[0] = raw
+        keep = Graph(parent=copy, envelope=onnx.GraphProto(name="keep"))
+        kept = Variable(copy.unique_name("y"), np.dtype(np.float32))
+        keep.nodes = [Node("Identity", copy.unique_name("same"), inputs=[raw], outputs=[kept])]
+        keep.outputs = [kept]
+        change = _rounded(copy, target, plan, grids, layer, twins)
+        copy.add_node(
+            "If", [switch], name="either", attrs={"then_branch": change, "else_branch": keep}, outputs=[output]
+        )
+    copy.sort()
+    return copy, names
+
+
+def _rounded(
+    copy: Graph, target: Target, plan: Plan, grids: Mapping[Variable, Grid], layer: Layer, twins: Mapping[str, Node]
+) -> Graph:
+    """A body that computes one layer on rounded weights, input and output."""
+    body = Graph(parent=copy, envelope=onnx.GraphProto(name="rounded"))
+    node = layer.node
+    twin = twins[node.name]
+
+    def then(op: str, inputs: list[Tensor], attrs: Mapping[str, object] | None = None) -> Variable:
+        made = Variable(copy.unique_name("t"), np.dtype(np.float32))
+        body.nodes.append(Node(op, copy.unique_name("n"), dict(attrs or {}), inputs, [made]))
+        return made
+
+    def on_grid(tensor: Tensor, grid: Grid) -> Variable:
+        numbers: list[Tensor] = [
+            copy.add_constant("s", np.asarray(grid.scale, np.float32)),
+            copy.add_constant("z", np.asarray(grid.zero, grid.levels.dtype)),
+        ]
+        integers = then("QuantizeLinear", [tensor, *numbers])
+        integers.dtype = grid.levels.dtype
+        return then("DequantizeLinear", [integers, *numbers])
+
+    port = (target.kernels[node.op].ports or (0,))[0]
+    weight = layer.weight.from_matrix(layer.rounded, layer.shape)
+    inputs: list[Tensor] = list(twin.inputs)
+    inputs[port] = on_grid(twin.inputs[port], grids[node.inputs[port]])
+    inputs[layer.weight.port] = copy.add_constant("w", weight)
+    result = then(node.op, inputs, twin.attrs)
+    fold = plan.folded.get(node)
+    if fold is not None:
+        result = then(fold.op, [result, *twins[fold.name].inputs[1:]], fold.attrs)
+    written = plan.output(node)
+    if written in plan.made:
+        result = on_grid(result, grids[written])
+    body.outputs = [result]
+    return body

@@ -1,0 +1,106 @@
+"""What does a plan really give? Writes it into a copy of the graph, runs it and compares with the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnxcomp.graph.io import runnable
+from onnxcomp.graph.ir import Array, Graph, Node, Variable
+from onnxcomp.graph.types import Shapes
+from onnxcomp.passes.qdq import emit, forms
+from onnxcomp.passes.qdq.ranges import Grid
+from onnxcomp.passes.qdq.regions import Plan
+from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.runtime.session import open_session
+from onnxcomp.targets.base import Target
+
+EXACT_DB = 999.0
+
+
+class Trials:
+    """Tries plans for one graph.
+
+    Args:
+        graph: the float graph, which stays as it is.
+        feeds: a few samples.
+    """
+
+    def __init__(
+        self, graph: Graph, target: Target, shapes: Shapes, feeds: Sequence[Mapping[str, Array]], threads: int
+    ) -> None:
+        self.graph, self.target, self.shapes = graph, target, shapes
+        self.feeds, self.threads = feeds, threads
+        self._expected: list[dict[str, Array]] | None = None
+
+    def written(self, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Layer]) -> Graph:
+        """A copy of the graph with the plan written into it, weights as they are."""
+        copy = self.graph.clone()
+        write(copy, self.target, self.shapes, *_moved(copy, plan, grids, layers))
+        return copy
+
+    def sqnr_db(self, graph: Graph) -> float:
+        """Signal to noise ratio of the worst float output against the float graph, in dB."""
+        if self._expected is None:
+            self._expected = self._outputs(self.graph)
+        found = self._outputs(graph)
+        power: dict[str, float] = {}
+        noise: dict[str, float] = {}
+        for wanted, got in zip(self._expected, found, strict=True):
+            for name, exact in wanted.items():
+                if exact.dtype.kind == "f":
+                    power[name] = power.get(name, 0.0) + float(np.square(exact, dtype=np.float64).sum())
+                    noise[name] = noise.get(name, 0.0) + float(np.square(got[name] - exact, dtype=np.float64).sum())
+        shares = [noise[name] / power[name] for name in power if power[name] > 0]
+        worst = max(shares, default=0.0)
+        return float(-10 * np.log10(worst)) if worst > 0 else EXACT_DB
+
+    def _outputs(self, graph: Graph) -> list[dict[str, Array]]:
+        with runnable(graph) as model:
+            session = open_session(model, threads=self.threads)
+        return [session.run(feed) for feed in self.feeds]
+
+
+def write(
+    graph: Graph,
+    target: Target,
+    shapes: Shapes,
+    plan: Plan,
+    grids: dict[Variable, Grid],
+    layers: dict[Node, Layer],
+) -> emit.Written:
+    """Write a plan into the graph whose nodes it names, in the target's own forms, and sort it."""
+    written = emit.Writer(graph, target, plan, grids, layers).write()
+    if target.name == "cpu":
+        forms.fuse_silu(graph, plan.made, shapes)
+    graph.sort()
+    return written
+
+
+def _moved(
+    copy: Graph, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Layer]
+) -> tuple[Plan, dict[Variable, Grid], dict[Node, Layer]]:
+    """The same plan in terms of the copy's nodes and tensors, found by their names."""
+    nodes = {node.name: node for node in copy.nodes}
+    tensors = {t.name: t for t in (*copy.inputs, *(t for n in copy.nodes for t in n.outputs)) if t.name}
+
+    def at(tensor: Variable) -> Variable:
+        found: Variable = tensors[tensor.name]
+        return found
+
+    moved = Plan(
+        weighted={nodes[n.name]: weight for n, weight in plan.weighted.items()},
+        joined={nodes[n.name]: ports for n, ports in plan.joined.items()},
+        moving=[nodes[n.name] for n in plan.moving],
+        rewritten=[nodes[n.name] for n in plan.rewritten],
+        folded={nodes[n.name]: nodes[fold.name] for n, fold in plan.folded.items()},
+        made={at(t): nodes[n.name] for t, n in plan.made.items()},
+        read={at(t): None for t in plan.read},
+    )
+    return (
+        moved,
+        {at(t): grids[t] for t in plan.tensors},
+        {nodes[n.name]: replace(layers[n], node=nodes[n.name]) for n in plan.weighted},
+    )
