@@ -16,6 +16,7 @@ from onnxcomp.passes.structure.readers import MOST_MOMENT_BYTES, Reader, makers,
 from onnxcomp.runtime.gram import Gram, Target, gram, moment_bytes
 
 BATCH = 32
+FEW = 4
 
 
 def weight_scores(group: Group, method: str, operators: Operators, seed: int) -> Array:
@@ -117,7 +118,7 @@ def _measured(
         return _by_score(costs)
     parts = [(p, r.columns, e) for p, r, e in zip(states, found, energies, strict=True)]
     curve = eliminate([Eliminated(*part) for part in parts], group.size, least)
-    if not fixed:
+    if not fixed or least * FEW > group.size:  # forward selection takes long, and wins, only where few of many stay
         return curve
     other = select([Added(*part) for part in parts], group.size, least)
     return min(curve, other, key=lambda one: float(one.errors[group.size - least]))
