@@ -17,7 +17,6 @@ from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
-from onnxcomp.passes.weights.smoothing import ChannelStatistics
 from onnxcomp.runtime.profile import kernels
 
 
@@ -39,7 +38,7 @@ class Feeds:
             yield {name: values[start : start + step] for name, values in self.feeds.items()}
 
 
-def quantized(proto, spec: str = "quantize-dynamic", feeds: dict[str, np.ndarray] | None = None):
+def quantized(proto, spec: str = "quantize-dynamic{least=1}", feeds: dict[str, np.ndarray] | None = None):
     context = PassContext(calibration=None if feeds is None else Feeds(feeds))
     result = PassManager(Pipeline.parse(spec)).run(decode(proto), context)
     return encode(result.graph), result.records[0]
@@ -51,7 +50,7 @@ def test_a_transformer_block_runs_fused_integer_kernels(tmp_path: Path) -> None:
     path = builders.save(after, tmp_path / "t.onnx")
     run = kernels(path)
     products = sum(node.op_type == "MatMulInteger" for node in after.graph.node)
-    assert products == sum("int8 weights" in change.what for change in record.details) > 0
+    assert 0 < products <= record.changes
     assert run["DynamicQuantizeMatMul"] + run["MatMulIntegerToFloat"] == products
     feeds = builders.transformer_feed()
     for a, b in zip(builders.run(proto, feeds), builders.run(after, feeds), strict=True):
@@ -62,16 +61,16 @@ def test_a_transformer_block_runs_fused_integer_kernels(tmp_path: Path) -> None:
 def test_gemm_either_way_round(trans_b: int) -> None:
     proto = builders.mlp((64, 96, 32), trans_b=trans_b)
     after, record = quantized(proto)
-    assert "2 of 2 Gemm" in record.summary
+    assert record.changes == 2
     feeds = builders.feeds_of(proto)
     assert builders.sqnr_db(builders.run(proto, feeds)[0], builders.run(after, feeds)[0]) > 30
 
 
 def test_convolutions_and_small_products_stay_float() -> None:
     proto = builders.mlp((8, 4, 2))
-    _, record = quantized(proto)
+    _, record = quantized(proto, "quantize-dynamic")
     assert record.changes == 0
-    assert all("too few" in skip.why for skip in record.skips)
+    assert len(record.skips) == 2
 
 
 def test_a_shared_weight_is_stored_once() -> None:
@@ -107,28 +106,6 @@ def test_portable_weights_never_saturate_sixteen_bits() -> None:
         wide = stored.astype(np.int32)  # [K, N]
         sums = wide[0::2][: len(wide) // 2] + wide[1::2]
         assert np.abs(sums * 255).max() <= 32767
-
-
-def test_smoothing_helps_where_one_channel_is_an_outlier() -> None:
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal((64, 64)).astype(np.float32)
-    x[:, 5] *= 60
-    proto = builders.mlp((64, 96, 32))
-    name = proto.graph.input[0].name
-    plain, _ = quantized(proto, "quantize-dynamic{smooth=false}", {name: x})
-    smooth, record = quantized(proto, "quantize-dynamic", {name: x})
-    assert any("smoothed" in note for note in record.notes)
-    wanted = builders.run(proto, {name: x})[0]
-    gain = builders.sqnr_db(wanted, builders.run(smooth, {name: x})[0]) - builders.sqnr_db(
-        wanted, builders.run(plain, {name: x})[0]
-    )
-    assert gain > 3
-
-
-def test_even_channels_are_not_smoothed() -> None:
-    statistics = ChannelStatistics()
-    statistics.add(np.random.default_rng(0).standard_normal((128, 32)).astype(np.float32))
-    assert statistics.factors([np.random.default_rng(1).standard_normal((32, 16))]) is None
 
 
 @given(st.integers(33, 80), st.integers(33, 80), st.integers(0, 99))
