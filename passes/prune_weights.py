@@ -311,14 +311,14 @@ class _Work:
         self.outcome.change(node, text)
 
 
-def _measured_score(tensor: _Tensor, factors: dict[str, Array]) -> Array:
+def _measured_score(tensor: _Tensor, factors: dict[str, tuple[Array, Array]]) -> Array:
     """Share of the output energy that a weight's removal costs; of the weight's own energy where none is measured."""
     values = np.square(np.asarray(tensor.constant.values, np.float32))
     if not isinstance(tensor.layer, Layer):
         energy = float(values.sum(dtype=np.float64))
         return values / np.float32(energy) if energy > 0 else values
-    scores = tensor.layer.unfolded(values) * (factors[tensor.layer.node.name] * np.float32(tensor.layer.scale**2))
-    return tensor.layer.masked(scores)
+    rows, columns = factors[tensor.layer.node.name]
+    return tensor.layer.folded(tensor.layer.unfolded(values) * rows * (columns * np.float32(tensor.layer.scale**2)))
 
 
 def _unprunable(graph: Graph, constant: Constant, uses: list[WeightUse]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -395,11 +396,19 @@ def test_wanda_ranks_by_weight_times_input_norm() -> None:
     data = samples_for(model, 64)
     graph, _ = prune(model, PruneWeights(ratio=0.5, importance="wanda", compensate=False), data)
     (w,) = kernels(decode(model)).values()  # transB: [out, in]
-    x = data.arrays["x"]
-    centred = x - x.mean(axis=0)  # the bias takes the mean
-    scores = np.abs(w) * np.sqrt(np.square(centred).mean(axis=0) + 1e-3 * np.square(centred).mean())
+    x = data.arrays["x"].astype(np.float64)
+    x -= x.mean(axis=0)  # the bias takes the mean
+    power = np.square(x @ w.T).mean(axis=0)[:, None]
+    scores = np.square(w) * (np.square(x).mean(axis=0) + 1e-3 * np.square(x).mean()) / (power + 4 * np.median(power))
     (new,) = kernels(graph).values()
     assert scores[new == 0].max() <= scores[new != 0].min() * (1 + 1e-4)
+
+
+def test_one_output_of_huge_power_does_not_hide_the_others() -> None:
+    problem = problem_of(8, outs=6)
+    loud = replace(problem, power=problem.power * np.array([1e6, 1, 1, 1, 1, 1]))
+    weights = loud.row_weights[0]
+    assert weights[0] < 1e-4 * weights[1:].min() and weights[1:].max() < 2 * weights[1:].min()
 
 
 def test_alpha_and_beta_of_gemm_are_honoured() -> None:

@@ -19,8 +19,8 @@ from onnxcomp.passes.pruning.layers import Layer, stages, target_of
 from onnxcomp.passes.pruning.select import (
     Importance,
     Pattern,
+    costs,
     densities,
-    importances,
     pattern_rounds,
     random_scores,
     rounds,
@@ -69,17 +69,17 @@ class Compensation:
             found[layer.node.name] = Curve(size, shares, [min(e, 1.0) for e in errors])
         return found
 
-    def scores(self, layers: Sequence[Layer]) -> dict[str, Array]:
+    def scores(self, layers: Sequence[Layer]) -> dict[str, tuple[Array, Array]]:
         """What removing a weight costs without any refit, as a share of the layer's output energy, by node name.
 
-        Factors [group, 1, in] float32 for squared weights: scores are factor * w^2.
+        Two factors [group, out, 1] and [group, 1, in] float32: the score of a weight is their product times w^2.
         """
         found = {}
         for layer, moments in self._moments(layers):
             problem = self._problem(layer, moments)
-            ones = importances(problem, np.ones_like(problem.old[:, :1]), self.importance, None)
-            energy = float(problem.power.sum())
-            found[layer.node.name] = (ones / energy if energy > 0 else 0.0 * ones).astype(np.float32)
+            energy = float((problem.power * problem.row_weights).sum()) or 1.0
+            rows = (problem.row_weights[..., None] / energy).astype(np.float32)
+            found[layer.node.name] = rows, costs(problem, self.importance).astype(np.float32)
         return found
 
     def apply(self, plans: Mapping[Layer, Plan]) -> None:

@@ -61,9 +61,9 @@ class Layer:
         assert constant is not None
         return self.bias.scale * np.asarray(constant.values, np.float64).reshape(self.group, -1)
 
-    def masked(self, mask: Array) -> Array:
-        """A mask [group, out, in] in the layout of the weight tensor."""
-        return self.use.weight.from_matrix(mask.reshape(-1, mask.shape[2]), self.use.constant.shape)
+    def folded(self, values: Array) -> Array:
+        """[group, out, in] in the layout of the weight tensor."""
+        return self.use.weight.from_matrix(values.reshape(-1, values.shape[2]), self.use.constant.shape)
 
     def unfolded(self, values: Array) -> Array:
         """A tensor laid out as the weight, as [group, out, in]."""

@@ -103,14 +103,20 @@ def importances(problem: Problem, w: Array, importance: Importance, noise: Array
     """Scores of weights [group, out, in] of a layer whose statistics are known; larger stays.
 
     `wanda` is w^2 E[x^2] (Sun et al. 2023, squared), `obs` w^2 / [H^-1]_jj (Hassibi and Stork 1993): both are squared
-    output errors. `magnitude` is |w|.
+    output errors, counted by the problem's `row_weights`. `magnitude` is |w|.
     """
     if importance == "random":
         assert noise is not None
         return noise
     if importance == "magnitude":
         return np.abs(w)
-    return np.square(w) * problem.diagonal if importance == "wanda" else np.square(w) / problem.inverse_diagonal
+    scores: Array = np.square(w) * costs(problem, importance) * problem.row_weights[..., None]
+    return scores
+
+
+def costs(problem: Problem, importance: Importance) -> Array:
+    """The squared output error of removing a weight of 1, by `wanda` or `obs`: [group, 1, in]."""
+    return problem.diagonal if importance == "wanda" else 1.0 / problem.inverse_diagonal
 
 
 def densities(target: float) -> list[float]:

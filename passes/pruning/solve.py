@@ -19,6 +19,7 @@ from onnxcomp.runtime.gram import Gram
 
 CHUNK_BYTES = 64 * 2**20
 MOST_STEPS, LEAST_STEPS = 32, 6  # of conjugate gradients
+ORDINARY = 4.0  # times the median power: what counts as ordinary
 LAYER_FLOPS = 6e10  # that one refit may spend on those steps
 
 
@@ -77,10 +78,21 @@ class Problem:
         error: Array = np.maximum(self.power - plain + quadratic, 0.0)
         return error
 
+    @cached_property
+    def row_weights(self) -> Array:
+        """How much an output's squared error counts in its layer: [group, out], about 1 / power.
+
+        Outputs of ordinary power count alike; one of huge power, which mostly lies where the activation behind it is
+        flat, counts by what share of itself is lost. Without that such an output hides the errors of all others.
+        """
+        usual = float(np.median(self.power)) or float(self.power.mean())
+        weights: Array = 1.0 / np.maximum(self.power + ORDINARY * usual, 1e-30)
+        return weights
+
     def relative_error(self, w: Array) -> float:
-        """The layer's error as a share of its target's energy."""
-        total = float(self.power.sum())
-        return float(self.error(w).sum()) / total if total > 0 else 0.0
+        """The layer's error as a share of its target's energy, both counted by `row_weights`."""
+        total = float((self.power * self.row_weights).sum())
+        return float((self.error(w) * self.row_weights).sum()) / total if total > 0 else 0.0
 
     def bias(self, w: Array) -> Array | None:
         """The best bias for given weights: [group, out]; None where the layer has none."""
