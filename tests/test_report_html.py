@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from onnxcomp.cli.main import main
 from onnxcomp.report import html, html_index
+from onnxcomp.report.html_base import page as page_of
 from onnxcomp.report.html_base import text
 from onnxcomp.report.html_charts import error_share, squarify
+from onnxcomp.report.html_lines import Series, lines, points
 from onnxcomp.report.record import read_json
 from onnxcomp.results import FileRef, ModelStats, Report
 
@@ -70,7 +72,7 @@ def harmless(content: str) -> Page:
     assert set(page.tags) <= TAGS
     head, _, body = content.partition("<body>")
     assert (page.tags["style"], head.count("<title>")) == (1, 1)
-    assert page.tags["title"] == 1 + body.count("<title>") <= 1 + page.tags["rect"]
+    assert page.tags["title"] == 1 + body.count("<title>") <= 1 + page.tags["rect"] + page.tags["circle"]
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     assert all(not re.search(r"url\(|expression|@import|;\s*\w+\s*:\s*url", style) for style in page.values("style"))
     assert not {"src", "srcset", "action", "formaction", "data"} & {name for _, name, _ in page.attributes}
@@ -78,6 +80,11 @@ def harmless(content: str) -> Page:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e\ufeff]", content)
     assert "nan" not in " ".join(page.values("d") + page.values("width") + page.values("x"))
     return page
+
+
+def harmless_part(drawn: str) -> Page:
+    """A part of a page, checked inside an empty one."""
+    return harmless(page_of("part", drawn))
 
 
 @pytest.mark.parametrize("names", [report_samples.large_name, report_samples.hostile_name])
@@ -193,6 +200,37 @@ def test_rectangles_of_a_treemap_do_not_overlap() -> None:
     for i, (x, y, w, h) in enumerate(places):
         for a, b, c, d in places[:i]:
             assert min(x + w, a + c) - max(x, a) < 1e-6 or min(y + h, b + d) - max(y, b) < 1e-6
+
+
+@given(
+    st.lists(st.tuples(st.floats(allow_nan=True), st.floats(allow_nan=True)), max_size=30),
+    st.text(max_size=20),
+    st.booleans(),
+)
+def test_lines_draw_any_values_and_names(values: list[tuple[float, float]], name: str, logarithmic: bool) -> None:
+    drawn = lines([Series(name, values), Series("other", values[:1])], name, "loss", logarithmic=logarithmic)
+    page = harmless_part(drawn)
+    coordinates = re.findall(r"-?[\d.]+(?:e[+-]?\d+)?", " ".join(page.values("d")))
+    assert all(-1 <= float(number) <= 961 for number in coordinates)
+    kept = [y for x, y in values if abs(x) < 1e150 and abs(y) < 1e150]
+    assert bool(drawn) == bool(kept)
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_shape() -> None:
+    steps = [(float(n), 1 + 1 / (n + 1)) for n in range(5000)]
+    drawn = harmless_part(lines([Series("training", steps)], "step", "loss"))
+    (path,) = [d for d in drawn.values("d") if d.count("L") > 3]
+    heights = [float(part.split()[1]) for part in path[1:].split("L")]
+    assert 300 < len(heights) <= 400
+    assert heights == sorted(heights)  # the loss falls, so y grows downwards
+
+
+def test_a_front_is_drawn_as_stairs_through_its_points() -> None:
+    trials = [(1.0, 9.0), (2.0, 5.0), (3.0, 4.0), (3.0, 8.0)]
+    drawn = harmless_part(points([Series("trials", trials)], "ms", "loss", front=trials[:3], mark="best"))
+    assert drawn.tags["circle"] == 1 + 4
+    assert any(d.count("H") == 2 and d.count("V") == 2 for d in drawn.values("d"))
+    assert "best" in drawn.texts
 
 
 def test_the_scale_of_errors() -> None:

@@ -131,6 +131,12 @@ svg text { fill: var(--text); } svg .on { fill: var(--ink); } svg .dim { fill: v
 path.before { stroke: var(--before); } path.after { stroke: var(--after); } .mark { stroke-width: 1.5;
   stroke-dasharray: 4 3; }
 line.before { stroke: var(--before); } line.after { stroke: var(--after); }
+.line, .front { fill: none; stroke-width: 2; stroke-linejoin: round; } .front { stroke: var(--dim);
+  stroke-width: 1.5; stroke-dasharray: 5 3; } .dot { stroke: var(--ground); stroke-width: 1.5; }
+.s0.line { stroke: var(--after); } .s1.line { stroke: var(--i4); stroke-dasharray: 7 3; } .s2.line {
+  stroke: var(--i8); stroke-dasharray: 2 3; } .s3.line { stroke: var(--other); }
+.s0.dot { fill: var(--after); } .s1.dot { fill: var(--i4); } .s2.dot { fill: var(--i8); } .s3.dot {
+  fill: var(--other); }
 .f32 { fill: var(--f32); } .f16 { fill: var(--f16); } .f8 { fill: var(--f8); } .i16 { fill: var(--i16); }
   .i8 { fill: var(--i8); }
 .i4 { fill: var(--i4); } .i2 { fill: var(--i2); } .gone { fill: var(--gone); } .other { fill: var(--other); }

@@ -72,10 +72,8 @@ def _made(hint: Any, value: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         return _made(next(part for part in arguments if part is not type(None)), value)
     if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        return hint(
-            **{f.name: _made(hints[f.name], value[f.name]) for f in dataclasses.fields(hint) if f.name in value}
-        )  # type: ignore[operator]
+        made = {name: _made(part, value[name]) for name, part in _fields(hint) if name in value}  # type: ignore[arg-type]
+        return hint(**made)  # type: ignore[operator]
     if origin is list:
         return [_made(arguments[0], item) for item in value]
     if origin is tuple:
