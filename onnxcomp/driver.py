@@ -104,6 +104,9 @@ def run(
         operators=operators,
         target=job.target,
         calibration=material.calibrate,
+        training=material.train,
+        held_out=material.select if material.train is not None else None,
+        original=graph,
         sample_shapes=material.sample_shapes,
         seed=job.seed,
         threads=job.threads or usable_cores(),
@@ -187,6 +190,7 @@ class Material:
     """The data of a run, cut into parts that share no sample."""
 
     calibrate: Samples | None
+    train: Samples | None
     select: Samples
     judge: Samples
     metric: Metric | None
@@ -206,12 +210,22 @@ def _check_options(job: Job) -> None:
         raise UsageError("--min-speedup needs the benchmark", where="--no-bench", do="drop --no-bench")
     if job.calib_samples < 1 or (job.eval_samples is not None and job.eval_samples < 1):
         raise UsageError("sample counts must be 1 or more", where="--calib-samples, --eval-samples", do="raise them")
-    if job.passes is not None and not isinstance(job.passes, Pipeline):
-        Pipeline.parse(job.passes)
-    if job.recipe is not None:
-        recipes.find(job.recipe)
+    _asked_for(job)
     if job.data is None and not job.allow_random and job.budget.min_sqnr is not None:
         raise DataError("--min-sqnr needs data", where="--min-sqnr", do="give real samples with --data")
+
+
+def _asked_for(job: Job) -> Pipeline:
+    """The pipeline that the job names; an empty one where recipes are to be tried.
+
+    Raises:
+        UsageError: the spec is malformed, or names a pass, option or recipe that does not exist.
+    """
+    if job.recipe is not None:
+        return recipes.find(job.recipe).pipeline
+    if isinstance(job.passes, Pipeline):
+        return job.passes
+    return Pipeline.parse(job.passes) if job.passes is not None else Pipeline()
 
 
 def _check_places(job: Job) -> None:
@@ -258,11 +272,19 @@ def _prepare(job: Job, graph: Graph) -> Material:
             where=f"--metric {job.metric}",
             do="give --eval-data",
         )
-    parts = split(dataset, calibrate=job.calib_samples, judge=job.eval_samples, seed=job.seed, eval_data=eval_dataset)
+    parts = split(
+        dataset,
+        calibrate=job.calib_samples,
+        judge=job.eval_samples,
+        seed=job.seed,
+        eval_data=eval_dataset,
+        train=_asked_for(job).trains,
+    )
     first = next(iter(parts.calibrate.batches(1)))
     opened_sets = [d for d in (dataset, eval_dataset) if d is not None]
     return Material(
         calibrate=parts.calibrate,
+        train=parts.train,
         select=parts.select,
         judge=parts.judge,
         metric=metric,
@@ -293,6 +315,7 @@ def _without_data(job: Job, inputs: tuple[InputSpec, ...]) -> Material:
     )
     return Material(
         calibrate=calibrate,
+        train=calibrate,
         select=judge,
         judge=judge,
         metric=None,
@@ -356,7 +379,7 @@ class Chosen:
 def _compress(job: Job, graph: Graph, context: PassContext, measurer: Measurer, report: Report) -> Chosen | None:
     """Run what was asked for, or try recipes until one holds. None where nothing changed or nothing was better."""
     if job.passes is not None:
-        pipeline = job.passes if isinstance(job.passes, Pipeline) else Pipeline.parse(job.passes)
+        pipeline = _asked_for(job)
         result = PassManager(pipeline, verify=job.verify).run(graph, context)
         report.passes = result.records
         if result.changes:

@@ -103,3 +103,19 @@ def test_samples_can_be_read_again_and_cut() -> None:
     for _ in range(2):
         assert np.concatenate([f["x"][:, 0] for f in samples.batches(2)]).tolist() == [4, 1, 7]
     assert len(samples.head(2)) == 2 and samples.head(2).indices.tolist() == [4, 1]
+
+
+@pytest.mark.parametrize("judged_apart", [False, True])
+def test_training_gets_all_that_neither_selects_nor_judges(judged_apart: bool) -> None:
+    apart = rows(30, start=1000) if judged_apart else None
+    plain, found = (split(rows(400), calibrate=50, judge=None, eval_data=apart, train=train) for train in (False, True))
+    assert plain.train is None and found.train is not None
+    assert found.calibrate.indices.tolist() == plain.calibrate.indices.tolist()
+    assert found.select.indices.tolist() == plain.select.indices.tolist()
+    train = set(found.train.indices.tolist())
+    assert set(found.calibrate.indices.tolist()) < train
+    assert not train & set(found.select.indices.tolist())
+    if judged_apart:
+        assert len(train) == 360
+    else:
+        assert len(train) == 200 and not train & set(found.judge.indices.tolist())

@@ -12,26 +12,40 @@ from onnxcomp.data.dataset import Dataset, Samples
 from onnxcomp.errors import DataError
 
 SELECT_SHARE, SELECT_MOST = 0.1, 512  # what a search or an early stop looks at
-CALIBRATE_SHARE = 0.5  # calibration leaves at least half of small data to judge by
+CALIBRATE_SHARE = 0.5  # calibration and training leave at least half of small data to judge by
 
 
 @dataclass(frozen=True)
 class Split:
-    """Disjoint samples, each part in the order of its source; `notes` say where a share is smaller than asked for."""
+    """Disjoint samples, each part in the order of its source; `notes` say where a share is smaller than asked for.
+
+    `train` holds the samples that calibrate and more; None where nothing trains.
+    """
 
     calibrate: Samples
     select: Samples
     judge: Samples
     notes: tuple[str, ...] = ()
+    train: Samples | None = None
 
 
 def split(
-    dataset: Dataset, *, calibrate: int, judge: int | None, seed: int = 0, eval_data: Dataset | None = None
+    dataset: Dataset,
+    *,
+    calibrate: int,
+    judge: int | None,
+    seed: int = 0,
+    eval_data: Dataset | None = None,
+    train: bool = False,
 ) -> Split:
     """Share out the samples.
 
     A tenth (at most 512) goes to `select`; calibration gets what it asks for, at most half; the rest judges, up to
     `judge`. With `eval_data` its samples judge, all or the first `judge`, in order, and `dataset` serves the rest.
+
+    Args:
+        train: something will train: it gets the half that calibration draws from, or with `eval_data` all of
+            `dataset` but what selects; what calibrates and selects is the same as without.
 
     Raises:
         DataError: fewer samples than parts, or `eval_data` is the same source as `dataset`.
@@ -57,11 +71,12 @@ def split(
     wanted = _whole(calibrate, batch)
     draw = _Draw(dataset, seed)
     chosen, selected = draw.take(min(wanted, most)), draw.take(select)
+    trained = _joined(chosen, draw.take(most - len(chosen))) if train else None
     if eval_data is not None:
         judged = _judge(eval_data, judge)
     else:
         judged = draw.take(total if judge is None else _whole(judge, batch))
-    found = Split(chosen, selected, judged, _notes(chosen, calibrate, judged, judge, dataset))
+    found = Split(chosen, selected, judged, _notes(chosen, calibrate, judged, judge, dataset), trained)
     for name, part in (("calibrate", found.calibrate), ("select", found.select), ("judge", found.judge)):
         if not len(part):
             raise DataError(
@@ -89,6 +104,10 @@ class _Draw:
             missing -= len(taken[-1])
         indices = np.concatenate(taken) if taken else np.empty(0, np.intp)
         return Samples(self._dataset, np.sort(indices))
+
+
+def _joined(first: Samples, second: Samples) -> Samples:
+    return Samples(first.dataset, np.sort(np.concatenate([first.indices, second.indices])))
 
 
 def _judge(eval_data: Dataset, judge: int | None) -> Samples:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from onnxcomp.errors import UsageError
+from onnxcomp.errors import EnvironmentLacksError, UsageError
 from onnxcomp.graph.ir import Constant, Graph, Node
 from onnxcomp.graph.ops.facts import Operators, Weight, load_operators
 from onnxcomp.manager.options import checked, option
@@ -85,6 +85,9 @@ class PassContext:
         operators: the table of operator facts.
         target: name of the deployment target: cpu, cuda or tensorrt.
         calibration: samples to calibrate on; None where no data was given.
+        training, held_out: samples to train on, those of `calibration` among them, and disjoint ones whose loss ends a
+            training early; None where nothing trains.
+        original: the model before any pass, which a training may take as teacher; None where only the graph is known.
         sample_shapes: input shapes of one sample, by input name; empty where nothing is known beyond the model.
         seed: for anything drawn at random.
         threads: for ONNX Runtime sessions.
@@ -95,6 +98,9 @@ class PassContext:
     operators: Operators = field(default_factory=load_operators)
     target: str = "cpu"
     calibration: SampleSource | None = None
+    training: SampleSource | None = None
+    held_out: SampleSource | None = None
+    original: Graph | None = None
     sample_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     seed: int = 0
     threads: int = 2
@@ -184,6 +190,17 @@ class Pass(ABC):
     def required(self) -> frozenset[Need]:
         """What these options need."""
         return self.needs
+
+    def provide(self, progress: Progress) -> None:
+        """Make sure that what `Need.TRAINING` stands for is there; called before any pass runs.
+
+        Raises:
+            EnvironmentLacksError: it is not, and cannot be brought.
+        """
+        del progress
+        raise EnvironmentLacksError(
+            f"{self.name} needs the training runtime", where=f"pass {self}", do="see onnxcomp doctor"
+        )
 
     @abstractmethod
     def run(self, graph: Graph, context: PassContext) -> Outcome:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from onnxcomp.errors import DataError, EnvironmentLacksError, GuaranteeError, ModelError
+from onnxcomp.errors import DataError, GuaranteeError, ModelError
 from onnxcomp.graph.io import total_bytes
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.shapes import check_structure
@@ -34,12 +34,17 @@ class Pipeline:
     def __str__(self) -> str:
         return ",".join(str(item) for item in self.passes)
 
+    @property
+    def trains(self) -> bool:
+        """Whether a pass of it trains."""
+        return any(Need.TRAINING in item.required() for item in self.passes)
+
     def check_needs(self, context: PassContext) -> None:
         """Fail before any work where a pass needs what is not there.
 
         Raises:
             DataError: calibration data or labels are missing.
-            EnvironmentLacksError: the training runtime is missing.
+            EnvironmentLacksError: the training runtime is missing and cannot be brought.
         """
         for item in self.passes:
             needs = item.required()
@@ -51,9 +56,7 @@ class Pipeline:
             if Need.LABELS in needs and samples is not None and samples.labels is None:
                 raise DataError(f"{item.name} needs labels", where=f"pass {item}", do="give them with --labels")
             if Need.TRAINING in needs:
-                raise EnvironmentLacksError(
-                    f"{item.name} needs the training runtime", where=f"pass {item}", do="see onnxcomp doctor"
-                )
+                item.provide(context.progress)
 
 
 @dataclass
