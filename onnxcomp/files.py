@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,6 +46,17 @@ def atomic_write(path: Path, rename: Callable[[], Path] | None = None) -> Iterat
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def user_cache() -> Path:
+    """The folder for what can be made again: in the user's cache, where the system keeps that. It may not exist yet."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "onnxcomp"
 
 
 def sha256_of(*paths: Path) -> str:

@@ -84,6 +84,12 @@ class Job:
         ),
     )
     bench: bool = field(default=True, metadata=_about("Measure latency."))
+    cost_table: Path | None = field(
+        default=None,
+        metadata=_about(
+            "Times that decide placements and recipes: replayed, new ones added; the user's cache.", "input"
+        ),
+    )
     bench_seconds: float = field(default=4.0, metadata=_about("How long to measure the final latency, in seconds."))
     verify: bool = field(default=True, metadata=_about("Run the result against the original."))
     keep_initializer_inputs: bool = field(

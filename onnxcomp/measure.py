@@ -14,9 +14,11 @@ from onnxcomp.files import sha256_of
 from onnxcomp.graph import cost
 from onnxcomp.graph.io import save
 from onnxcomp.graph.ir import Graph
-from onnxcomp.manager.base import CostModel, PassContext
+from onnxcomp.manager.base import PassContext
 from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats
+from onnxcomp.runtime.costs import MeasuredCosts
 from onnxcomp.runtime.latency import compare
+from onnxcomp.runtime.session import Feeds
 from onnxcomp.verify.budget import Budget
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.layers import own_sqnr_db
@@ -63,6 +65,9 @@ class Trial:
     why: str
 
 
+Timed = Callable[[Graph, Path, Feeds], Benchmark]
+
+
 @dataclass
 class Measurer:
     """Measures candidates against the source model.
@@ -92,7 +97,7 @@ class Measurer:
     bench: bool
     verify: bool
     bench_seconds: float
-    costs: CostModel | None = None
+    costs: MeasuredCosts | None = None
     alone: Callable[[], AbstractContextManager[object]] = nullcontext
 
     # -- the Evaluator protocol, for passes that measure while they work --
@@ -119,7 +124,7 @@ class Measurer:
         """Whether a candidate is sound and better, on the selection samples and a short benchmark."""
         path, files = self._written(graph, "candidate.onnx")
         try:
-            measured = self._measure(graph, path, files, self.select, self._selection_metric(), TRIAL_SECONDS)
+            measured = self._measure(graph, path, files, self.select, self._selection_metric(), self._trial_benchmark)
         except ModelError as error:
             return Trial(False, False, float("inf"), f"the runtime refuses it: {error.what}")
         why = _unsound(measured, budget)
@@ -132,7 +137,7 @@ class Measurer:
     def final(self, graph: Graph, name: str) -> Measurements:
         """Everything the report says of the result, measured on a file with the bytes that will be written."""
         path, files = self._written(graph, name)
-        found = self._measure(graph, path, files, self.samples, self.metric, self.bench_seconds)
+        found = self._measure(graph, path, files, self.samples, self.metric, self._benchmark)
         if not self.verify:
             return found
         try:
@@ -147,7 +152,7 @@ class Measurer:
         return own_sqnr_db(self.original, graph, samples, context.operators, threads=context.threads)
 
     def _measure(
-        self, graph: Graph, path: Path, files: list[Path], samples: Samples, metric: Metric | None, seconds: float
+        self, graph: Graph, path: Path, files: list[Path], samples: Samples, metric: Metric | None, timed: Timed
     ) -> Measurements:
         context = self.context
         fidelity = accuracy = benchmark = None
@@ -163,14 +168,28 @@ class Measurer:
                 progress=context.progress,
             )
         if self.bench and context.target == "cpu":
-            feed = next(iter(samples.batches(1)))
-            with self.alone():
-                benchmark = compare(self.source, path, feed, seconds=seconds, seed=self.seed, progress=context.progress)
+            benchmark = timed(graph, path, next(iter(samples.batches(1))))
         elif self.bench:
             notes.append(f"latency was not measured: the result is for {context.target}; onnxcomp bench does it there")
         size = sum(file.stat().st_size for file in files)
         stats = cost.stats(graph, context.operators, file_bytes=size, sample=context.sample_shapes)
         return Measurements(stats, sha256_of(*files), fidelity, accuracy, benchmark, notes=tuple(notes))
+
+    def _benchmark(self, graph: Graph, path: Path, feed: Feeds) -> Benchmark:
+        del graph
+        with self.alone():
+            return self._compared(path, feed, self.bench_seconds)
+
+    def _trial_benchmark(self, graph: Graph, path: Path, feed: Feeds) -> Benchmark:
+        """A short one, or the recorded one: it decides which recipe is taken."""
+        if self.costs is None:
+            with self.alone():
+                return self._compared(path, feed, TRIAL_SECONDS)
+        return self.costs.comparison(self.original, graph, lambda: self._compared(path, feed, TRIAL_SECONDS))
+
+    def _compared(self, path: Path, feed: Feeds, seconds: float) -> Benchmark:
+        progress = self.context.progress
+        return compare(self.source, path, feed, seconds=seconds, seed=self.seed, progress=progress)
 
     def _written(self, graph: Graph, name: str) -> tuple[Path, list[Path]]:
         path = self.folder / name

@@ -37,6 +37,11 @@ def parts_of(entry: ModelEntry, hashes: Hashes) -> Parts:
     return parts | _surroundings()
 
 
+def growing(entry: ModelEntry) -> str:
+    """The part that a build may itself add to, without a change to what it made: a cost table that lacked answers."""
+    return "" if entry.job.cost_table is None else f"file {entry.job.cost_table}"
+
+
 def changes(before: Parts, now: Parts) -> list[str]:
     """What differs, in words, contents first."""
     found = []

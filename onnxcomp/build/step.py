@@ -11,14 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnxcomp.build.fingerprint import Parts, dependencies, parts_of
+from onnxcomp.build.fingerprint import Parts, dependencies, growing, parts_of
 from onnxcomp.build.hashes import Hashes
 from onnxcomp.build.lock import file_lock
 from onnxcomp.build.state import Record, State, slug
@@ -155,6 +155,7 @@ class _Run:
         finally:
             self._stop()
             pool.shutdown(wait=True, cancel_futures=True)
+        self._settle(item.entry for item in planned)
         return [results[item.entry.name] for item in planned]
 
     def _standing(self, item: Planned) -> BuiltModel:
@@ -237,11 +238,21 @@ class _Run:
             if path not in record.outputs:
                 (self.config.folder / path).unlink(missing_ok=True)
         now = parts_of(item.entry, self.hashes)
-        if now != item.parts:
+        own = growing(item.entry)
+        if {**now, own: ""} != {**item.parts, own: ""}:
             self.state.forget(item.entry)
             made.notes.append("its files changed while it was built: the next build makes it again")
         else:
             self.state.write(item.entry, record)
+
+    def _settle(self, entries: Iterable[ModelEntry]) -> None:
+        """Take note of cost tables as they are now: what the builds added to them changes none of the results."""
+        for entry in entries:
+            name, record = growing(entry), self.state.read(entry)
+            if name and record is not None:
+                now = {**record.parts, name: parts_of(entry, self.hashes)[name]}
+                if now != record.parts:
+                    self.state.write(entry, replace(record, parts=now))
 
     def _withdraw(self, entry: ModelEntry) -> list[str]:
         """Take an earlier build away from where the refused one would stand; only files that are as we left them."""

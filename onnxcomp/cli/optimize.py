@@ -30,7 +30,12 @@ TARGETS = ("cpu", "cuda", "tensorrt")
 @click.option("--html", type=click.Path(path_type=Path), help="The report as a page for people, a file of its own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For the split and everything drawn at random.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads for calibration; 0: every core.")
-@click.option("--no-bench", is_flag=True, help="Do not measure latency.")
+@click.option(
+    "--cost-table",
+    type=click.Path(path_type=Path),
+    help="Times that decide something: replayed from FILE, new ones added to it [default: in the user's cache].",
+)
+@click.option("--no-bench", is_flag=True, help="Do not measure latency, but for times that --cost-table lacks.")
 @click.option("--no-verify", is_flag=True, help="Do not run the result against the original.")
 @click.option("--keep-initializer-inputs", is_flag=True, help="Leave weights listed as graph inputs among the inputs.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")

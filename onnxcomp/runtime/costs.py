@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from onnxcomp.errors import DataError
-from onnxcomp.files import atomic_write
+from onnxcomp.errors import DataError, OutputError
+from onnxcomp.files import atomic_write, user_cache
 from onnxcomp.graph.codec import encode_node
 from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Constant, Graph, Node
+from onnxcomp.results import Benchmark
 from onnxcomp.runtime.latency import compare
 from onnxcomp.runtime.machine import machine
 from onnxcomp.runtime.profile import node_times
@@ -30,21 +34,59 @@ ADDED = ""  # in node times: the kernels that the runtime put in by itself, such
 _SUFFIX = re.compile(r"(_token_\d+|/MatMulAddFusion|_nchwc|/DuplicateDQ|_fused)+$")
 
 
+def _here() -> dict[str, Any]:
+    """What decides how long things take: the processor and the runtime."""
+    found = machine()
+    runtime = found.versions.get("onnxruntime-gpu", found.versions.get("onnxruntime", ""))
+    return {"cpu": found.cpu, "isa": list(found.isa), "cores": found.cores, "onnxruntime": runtime}
+
+
 @dataclass
 class CostTable:
-    """Measured costs by question: the structure of a graph, and what was asked of it.
+    """Measured costs by question: the structure of graphs, and what was asked of them.
 
     Attributes:
-        entries: milliseconds, or microseconds by node name.
+        entries: milliseconds, microseconds by node name, or a comparison's figures.
+        origin: the machine and the ONNX Runtime that the first answers were measured with.
+        path: the file that new answers go to, each at once; None for none.
         measured: how many answers are new.
     """
 
     entries: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=_here)
+    path: Path | None = None
     measured: int = 0
 
     @classmethod
+    def at(cls, path: str | Path) -> CostTable:
+        """The table in a file, which is made with the first answer where there is none yet.
+
+        Raises:
+            DataError: the file is no cost table.
+        """
+        path = Path(path)
+        return replace(cls.load(path), path=path) if path.exists() else cls(path=path)
+
+    @classmethod
+    def of_this_machine(cls) -> CostTable:
+        """The table in the user's cache for this processor and this ONNX Runtime.
+
+        One that cannot be read is begun anew, and one that cannot be written lasts for this run: that costs time only.
+        """
+        here = _here()
+        key = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:16]
+        path = user_cache() / "costs" / f"{key}-onnxruntime-{here['onnxruntime']}.json"
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return _CachedTable(cls.load(path).entries, here, path) if path.exists() else _CachedTable({}, here, path)
+        except DataError:
+            path.unlink(missing_ok=True)
+            return _CachedTable({}, here, path)
+
+    @classmethod
     def load(cls, path: str | Path) -> CostTable:
-        """Read a table that `save` wrote.
+        """Read a table that `save` wrote; new answers do not go back there.
 
         Raises:
             DataError: the file is missing or no cost table.
@@ -58,22 +100,45 @@ class CostTable:
             raise DataError(
                 f"this is no cost table of schema {SCHEMA}", where=f"file {path}", do="let a run write it anew"
             )
-        return cls(dict(data["entries"]))
+        return cls(dict(data["entries"]), dict(data.get("origin", {})))
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the answers come from another machine or ONNX Runtime than this."""
+        return self.origin != _here()
+
+    def enter(self, key: str, value: Any) -> None:
+        """Add an answer, to the file as well.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        self.entries[key] = value
+        self.measured += 1
+        if self.path is not None:
+            self.save(self.path)
 
     def save(self, path: str | Path) -> None:
-        """Write the table, with the machine it was measured on.
+        """Write the table; what others added to the file meanwhile stays in it.
 
         Raises:
             OutputError: the folder cannot be written.
         """
-        here = machine()
-        data = {
-            "schema": SCHEMA,
-            "machine": {"cpu": here.cpu, "isa": list(here.isa)},
-            "entries": dict(sorted(self.entries.items())),
-        }
-        with atomic_write(Path(path)) as file:
-            file.write(json.dumps(data, indent=1, sort_keys=True).encode())
+        path = Path(path)
+        if path.exists():
+            self.entries |= CostTable.load(path).entries
+        data = {"schema": SCHEMA, "origin": self.origin, "entries": dict(sorted(self.entries.items()))}
+        with atomic_write(path) as file:
+            file.write(json.dumps(data, indent=1, sort_keys=True).encode() + b"\n")
+
+
+class _CachedTable(CostTable):
+    """A table whose file is a convenience."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the table if that can be done."""
+        with suppress(OutputError, DataError):
+            super().save(path)
 
 
 class MeasuredCosts:
@@ -83,12 +148,20 @@ class MeasuredCosts:
         feed: one sample's inputs, which every graph asked about takes.
         threads: threads inside one operator.
         table: answers known so far.
+        alone: entered around every timing, where others must not time meanwhile.
     """
 
-    def __init__(self, feed: Feeds, *, threads: int = 1, table: CostTable | None = None) -> None:
-        self.feed, self.threads = dict(feed), threads
+    def __init__(
+        self,
+        feed: Feeds,
+        *,
+        threads: int = 1,
+        table: CostTable | None = None,
+        alone: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.feed, self.threads, self.alone = dict(feed), threads, alone
         self.table = table if table is not None else CostTable()
-        self._reference: tuple[Graph, float] | None = None
+        self._reference: Graph | None = None
 
     def latency_ms(self, graph: Graph) -> float:
         """Median latency of one sample in milliseconds.
@@ -99,9 +172,13 @@ class MeasuredCosts:
         Raises:
             ModelError: ONNX Runtime cannot run the graph.
         """
+        if self._reference is None:
+            self._reference = graph.clone()
         key = self._key("latency_ms", graph)
         if key not in self.table.entries:
-            self._enter(key, round(self._measure(graph), 6))
+            first = self._reference
+            alone = key == self._key("latency_ms", first)
+            self._known(key, functools.partial(self._latency, first, graph, None if alone else self.latency_ms(first)))
         return float(self.table.entries[key])
 
     def node_times_us(self, graph: Graph) -> dict[str, float]:
@@ -110,26 +187,30 @@ class MeasuredCosts:
         Raises:
             ModelError: ONNX Runtime cannot run the graph.
         """
-        key = self._key("node_times_us", graph)
-        if key not in self.table.entries:
-            self._enter(key, {name: round(time, 3) for name, time in self._profile(graph).items()})
-        return {name: float(time) for name, time in self.table.entries[key].items()}
+        found = self._known(self._key("node_times_us", graph), lambda: _rounded(self._profile(graph)))
+        return {name: float(time) for name, time in found.items()}
 
-    def _enter(self, key: str, value: Any) -> None:
-        self.table.entries[key] = value
-        self.table.measured += 1
+    def comparison(self, before: Graph, after: Graph, measure: Callable[[], Benchmark]) -> Benchmark:
+        """How two graphs compare, by `measure` if the table does not know; that has no spread of calls then."""
+        what = f"comparison with {signature(before, self.feed)}"
+        found = self._known(self._key(what, after), lambda: _figures(measure()))
+        return Benchmark(**{**found, "speedup_interval": tuple(found["speedup_interval"])})
+
+    def _known(self, key: str, measure: Callable[[], Any]) -> Any:
+        """From the table, else measured and entered; what is used is what was entered, to the last digit."""
+        if key not in self.table.entries:
+            with self.alone():
+                self.table.enter(key, measure())
+        return self.table.entries[key]
 
     def _key(self, what: str, graph: Graph) -> str:
         return f"{what}:threads={self.threads}:{signature(graph, self.feed)}"
 
-    def _measure(self, graph: Graph) -> float:
-        first = graph if self._reference is None else self._reference[0]
+    def _latency(self, first: Graph, graph: Graph, first_ms: float | None) -> float:
+        """Of a graph whose speed is compared with that of the first one; of that one itself where None is given."""
         with runnable(first) as before, runnable(graph) as after:
             found = compare(before, after, self.feed, threads=self.threads, seconds=SECONDS)
-        if self._reference is None:
-            self._reference = (graph.clone(), found.before_ms["p50"])
-            return found.before_ms["p50"]
-        return self._reference[1] / found.speedup
+        return round(found.before_ms["p50"] if first_ms is None else first_ms / found.speedup, 6)
 
     def _profile(self, graph: Graph) -> dict[str, float]:
         copy = graph.clone()
@@ -145,6 +226,18 @@ class MeasuredCosts:
             name = bare if bare in names else makers.get(bare, ADDED)  # layout kernels are named by what they make
             found[name] = found.get(name, 0.0) + entry.microseconds
         return found
+
+
+def _rounded(times: dict[str, float]) -> dict[str, float]:
+    return {name: round(time, 3) for name, time in times.items()}
+
+
+def _figures(found: Benchmark) -> dict[str, Any]:
+    """A benchmark as a table keeps it: no single calls."""
+    figures = asdict(replace(found, spread=None, session_seconds=None))
+    figures["speedup"] = round(found.speedup, 6)
+    figures["speedup_interval"] = [round(end, 6) for end in found.speedup_interval]
+    return {key: value for key, value in figures.items() if value is not None}
 
 
 def signature(graph: Graph, feed: Feeds) -> str:

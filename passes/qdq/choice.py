@@ -109,7 +109,9 @@ class Chooser:
         """The placement, with the nodes that bring in most error for their gain left out until it is good enough."""
         plan, grids = self.full if written is not None else self.replan(nodes)
         candidate = written if written is not None else self.trials.written(plan, grids, self.layers)
-        choice = Choice(plan, grids)
+        choice, fast = Choice(plan, grids), set(plan.weighted)
+        if self.costs is not None:
+            fast &= placement.best(self.full[0], self.trials.target, self.trials.graph, times, {}, 0.0, toll)
         reached = self.trials.sqnr_db(candidate)
         most = 10 ** (-self.least_db / 10)
         for _ in range(ATTEMPTS):
@@ -121,7 +123,7 @@ class Chooser:
             candidate = self.trials.written(plan, grids, self.layers)
             choice = Choice(plan, grids)
             for node in self.full[0].weighted:
-                if node not in plan.weighted and noise[node] > 0:
+                if node not in plan.weighted and node in fast and noise[node] > 0:
                     own = -10 * np.log10(noise[node])
                     choice.refused[node] = f"too much error for what it gains: alone, it leaves {own:.0f} dB"
             reached = self.trials.sqnr_db(candidate)
