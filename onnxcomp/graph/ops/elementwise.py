@@ -91,6 +91,15 @@ _NORMALIZING = frozenset(
         "Softmax",
     }
 )
+# scale and shift, slopes
+_VECTORS = {
+    "BatchNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "RMSNormalization": (1,),
+    "PRelu": (1,),
+}
 _REDUCING = frozenset(
     {
         "ArgMax",
@@ -123,10 +132,22 @@ _RANDOM = frozenset(
 )
 
 RECORDS = (
-    *(OpFacts(op, elementwise=True) for op in sorted(_ELEMENTWISE)),
-    *(OpFacts(op) for op in sorted(_NORMALIZING)),
+    *(OpFacts(op, elementwise=True, vector_ports=_VECTORS.get(op, ())) for op in sorted(_ELEMENTWISE)),
+    *(
+        OpFacts(
+            op,
+            vector_ports=_VECTORS.get(op, ()),
+            statistics_ports=(3, 4) if op == "BatchNormalization" else (),
+        )
+        for op in sorted(_NORMALIZING)
+    ),
     *(OpFacts(op, shape_ports=(1,) if op.startswith(("Reduce", "Cum")) else ()) for op in sorted(_REDUCING)),
     *(OpFacts(op, random=True) for op in sorted(_RANDOM)),
     OpFacts("QuickGelu", "com.microsoft", elementwise=True),
-    OpFacts("BiasGelu", "com.microsoft", elementwise=True),
+    OpFacts("BiasGelu", "com.microsoft", elementwise=True, vector_ports=(1,)),
+    OpFacts("FastGelu", "com.microsoft", elementwise=True, vector_ports=(1,)),
+    OpFacts("Gelu", "com.microsoft", elementwise=True),
+    OpFacts("SkipLayerNormalization", "com.microsoft", vector_ports=(2, 3, 4)),
+    OpFacts("SimplifiedLayerNormalization", vector_ports=(1,)),
+    OpFacts("SkipSimplifiedLayerNormalization", "com.microsoft", vector_ports=(2, 3)),
 )

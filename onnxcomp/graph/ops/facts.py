@@ -16,6 +16,7 @@ from onnxcomp.graph.types import Shapes
 
 if TYPE_CHECKING:
     from onnxcomp.graph.coupling.flow import Rule
+    from onnxcomp.graph.rewriting import Rewrite
 
 ENTRY_POINT_GROUP = "onnxcomp.operators"
 
@@ -90,8 +91,13 @@ class OpFacts:
         quantization_ports: ports that hold scales and zero points, which are no parameters.
         packed: number of weight elements behind a port of packed or integer weights, by port.
         shape_ports: ports whose values steer shapes and are no parameters either.
+        vector_ports: ports of learned vectors that are no weights or biases of a product: scale and shift of a
+            normalization, slope of a PRelu.
+        statistics_ports: ports of running statistics, which training updates without a gradient.
         coupling: how indices of the outputs' axes depend on those of the inputs (onnxcomp.graph.coupling); the
             built-in rules stand in a table there, so that only operators of third parties give one here.
+        gradient: the form with a right gradient (onnxcomp.graph.rewriting); the built-in rules stand in the table of
+            onnxcomp.distill.rewrites, so that only operators of third parties give one here.
         known: False for the record of an operator that no table holds.
     """
 
@@ -105,7 +111,10 @@ class OpFacts:
     quantization_ports: tuple[int, ...] = ()
     packed: Mapping[int, Callable[[Node], int]] = field(default_factory=dict)
     shape_ports: tuple[int, ...] = ()
+    vector_ports: tuple[int, ...] = ()
+    statistics_ports: tuple[int, ...] = ()
     coupling: Rule | None = None
+    gradient: Rewrite | None = None
     known: bool = True
 
 

@@ -1,0 +1,34 @@
+"""Which rule gives an operator its training form? One table; a record of `OpFacts` with a `gradient` comes first."""
+
+from __future__ import annotations
+
+from onnxcomp.distill.rewrites import (
+    activations,
+    linear,
+    microsoft,
+    movement,
+    normalization,
+    pooling,
+    quantization,
+    reductions,
+)
+from onnxcomp.graph.ir import Node
+from onnxcomp.graph.ops.facts import Operators
+from onnxcomp.graph.rewriting import Rewrite
+
+MICROSOFT = "com.microsoft"
+
+RULES: dict[tuple[str, str], Rewrite] = {
+    **{
+        ("", op): rule
+        for family in (activations, linear, movement, normalization, pooling, quantization, reductions)
+        for op, rule in family.RULES.items()
+    },
+    **{(MICROSOFT, op): rule for op, rule in microsoft.RULES.items()},
+}
+
+
+def rule_of(node: Node, operators: Operators) -> Rewrite | None:
+    """The rule of a node's operator; None where its gradient is neither known nor composed."""
+    facts = operators.facts(node)
+    return facts.gradient or RULES.get((facts.domain, facts.op))
