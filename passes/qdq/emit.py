@@ -125,9 +125,15 @@ class Writer:
         return self._integers[tensor]
 
     def _quantize(self, tensor: Tensor, grid: Grid) -> Variable:
-        integers = Variable(self.graph.unique_name("q"), grid.levels.dtype)
+        levels = grid.levels
+        integers = Variable(self.graph.unique_name("q"), levels.dtype)
         self._node("QuantizeLinear", [tensor, *self._grid(grid)], integers)
-        return integers
+        if levels.high == np.iinfo(levels.dtype).max:
+            return integers
+        kept = Variable(self.graph.unique_name("q"), levels.dtype)  # QuantizeLinear saturates at its type's ends only
+        ends = [self._number(np.asarray(end, levels.dtype)) for end in (levels.low, levels.high)]
+        self._node("Clip", [integers, *ends], kept)
+        return kept
 
     def _dequantize(self, integers: Variable, grid: Grid, output: Variable) -> None:
         self._node("DequantizeLinear", [integers, *self._grid(grid)], output)

@@ -1,0 +1,256 @@
+"""What does the teacher say to every sample? Rows on disk, computed once by ONNX Runtime and kept for the next run.
+
+Samples, augmented or not, are written to .npy files row by row; the teacher's outputs for the very same rows come from
+the user's cache where they were computed before. A key holds all that decides about them: the teacher's graph and
+weights, the tensors asked for, the bytes of the samples as the model sees them (preprocessing is in them), and the
+processor and versions that computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+
+from onnxcomp.distill.augment import Augment
+from onnxcomp.errors import DataError, ModelError, OutputError
+from onnxcomp.graph.io import to_bytes
+from onnxcomp.graph.ir import Array, Graph
+from onnxcomp.runtime.machine import machine, versions
+from onnxcomp.runtime.progress import Progress
+from onnxcomp.runtime.taps import Batches, tapped
+
+CACHE_BYTES = 4 << 30  # the teachers' answers in the user's cache; the oldest go
+ROWS_A_RUN = 64
+MANIFEST = "names.txt"
+
+
+@dataclass
+class Rows:
+    """Samples on disk.
+
+    Attributes:
+        arrays: by input name, [rows, ...], memory-mapped.
+        constants: inputs that are the same in every feed.
+        labels: int64 [rows, ...]; None where there are none.
+        plain: rows of one view of all training samples; `views` of these follow one another.
+        held_out: rows at the end that are not trained on.
+        digest: hash of all of them.
+    """
+
+    folder: Path
+    arrays: dict[str, Array] = field(default_factory=dict)
+    constants: dict[str, Array] = field(default_factory=dict)
+    labels: Array | None = None
+    plain: int = 0
+    views: int = 1
+    held_out: int = 0
+    digest: str = ""
+
+    def __len__(self) -> int:
+        return self.plain * self.views + self.held_out
+
+    @property
+    def sample_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one row by input name."""
+        return {name: tuple(array.shape[1:]) for name, array in self.arrays.items()}
+
+    def batches(self, size: int | None = None) -> Iterator[dict[str, Any]]:
+        """Feeds of consecutive rows."""
+        step = size or ROWS_A_RUN
+        for start in range(0, len(self), step):
+            part = {name: np.ascontiguousarray(array[start : start + step]) for name, array in self.arrays.items()}
+            yield {**part, **self.constants}
+
+
+class LabelledBatches(Batches):
+    """Batches that may have labels, one a row."""
+
+    labels: Array | None
+
+
+def write_rows(
+    train: LabelledBatches,
+    held_out: LabelledBatches | None,
+    folder: Path,
+    *,
+    views: int = 1,
+    augment: Augment = Augment(),  # noqa: B008 (frozen)
+    seed: int = 0,
+    progress: Progress,
+) -> Rows:
+    """Write `views` views of every training sample and one, unchanged, of every held-out sample.
+
+    Raises:
+        DataError: samples differ in shape, so that they fit no batch; or are no pictures and should be augmented.
+        OutputError: the disk is full.
+    """
+    rows = Rows(folder, plain=len(train), views=views if augment else 1)
+    rows.held_out = 0 if held_out is None else len(held_out)
+    generator = np.random.default_rng(seed)
+    digest, at = hashlib.sha256(), 0
+    passes: list[tuple[LabelledBatches, Augment]] = [(train, augment)] * rows.views
+    passes += [(held_out, Augment())] if held_out is not None else []
+    try:
+        for samples, way in progress.track(passes, len(passes), "reading samples"):
+            end = at + len(samples)
+            for feeds in samples.batches(ROWS_A_RUN):
+                count = _rows_of(feeds, end - at)
+                rows.constants |= {k: v for k, v in feeds.items() if not v.ndim or len(v) != count}
+                varying = {k: v for k, v in feeds.items() if k not in rows.constants}
+                for name, array in way.views(varying, generator).items():
+                    digest.update(np.ascontiguousarray(array).data)
+                    _put(rows, name, at, array)
+                at += count
+    except OSError as error:
+        raise OutputError(
+            f"the samples cannot be laid out on the disk: {error.strerror}", where=f"folder {folder}", do="make room"
+        ) from error
+    for name, array in sorted(rows.constants.items()):
+        digest.update(name.encode() + array.tobytes())
+    rows.digest = digest.hexdigest()
+    rows.labels = _labels(train, held_out, rows.views)
+    return rows
+
+
+def answers(
+    teacher: Graph, names: Sequence[str], rows: Rows, *, threads: int, progress: Progress
+) -> tuple[dict[str, Array], bool]:
+    """The teacher's tensors of these names for every row, float32, memory-mapped, and whether they were in the cache.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the teacher.
+        DataError: the rows do not fit it.
+        OutputError: the cache cannot be written.
+    """
+    wanted = list(dict.fromkeys(names))
+    here = [machine().cpu, *(f"{name} {version}" for name, version in sorted(versions().items()))]
+    key = hashlib.sha256(to_bytes(teacher) + "\n".join([*wanted, rows.digest, *here]).encode()).hexdigest()[:32]
+    place = cache_folder() / key
+    known = (place / MANIFEST).is_file()
+    if not known:
+        _compute(teacher, wanted, rows, place, threads, progress)
+    os.utime(place)
+    _bound(place)
+    return {name: np.load(place / f"{i}.npy", mmap_mode="r") for i, name in enumerate(wanted)}, known
+
+
+def cache_folder() -> Path:
+    """Where teachers' answers are kept: ONNXCOMP_CACHE, else the user's cache folder."""
+    root = (
+        os.environ.get("ONNXCOMP_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxcomp"
+    )
+    return Path(root) / "teacher"
+
+
+def mean_square(array: Array) -> float:
+    """Mean square of a large array, piece by piece."""
+    total = 0.0
+    for start in range(0, len(array), 1024):
+        total += float(np.square(array[start : start + 1024], dtype=np.float64).sum())
+    return total / max(array.size, 1)
+
+
+# -- small steps -------------------------------------------------------------------------------------------------------
+
+
+def _rows_of(feeds: Mapping[str, Array], left: int) -> int:
+    """How many samples a feed holds: the first dimension that most inputs agree on."""
+    sizes = [len(a) for a in feeds.values() if a.ndim and len(a) <= min(left, ROWS_A_RUN)]
+    if not sizes:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+        raise DataError("the inputs have no common batch dimension", where=shapes, do="give samples along axis 0")
+    return max(sizes, key=sizes.count)
+
+
+def _put(rows: Rows, name: str, at: int, array: Array) -> None:
+    if name not in rows.arrays:
+        path = rows.folder / f"input{len(rows.arrays)}.npy"
+        rows.arrays[name] = open_memmap(path, mode="w+", dtype=array.dtype, shape=(len(rows), *array.shape[1:]))
+    target = rows.arrays[name]
+    if target.shape[1:] != array.shape[1:]:
+        raise DataError(
+            f"samples differ in shape: {list(target.shape[1:])} and {list(array.shape[1:])}",
+            where=f"input {name}",
+            do="pad them to one shape: training takes batches",
+        )
+    target[at : at + len(array)] = array
+
+
+def _labels(train: LabelledBatches, held_out: LabelledBatches | None, views: int) -> Array | None:
+    parts = [train.labels] * views + ([held_out.labels] if held_out is not None else [])
+    if any(part is None for part in parts):
+        return None
+    return np.concatenate([np.asarray(part) for part in parts])
+
+
+def _compute(teacher: Graph, names: list[str], rows: Rows, place: Path, threads: int, progress: Progress) -> None:
+    staging = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        staging.mkdir(parents=True)
+        session = tapped(teacher, names, threads)
+        fixed = next((p.shape[0] for p in session.inputs if p.shape and p.name in rows.arrays), None)
+        size = fixed if isinstance(fixed, int) and fixed > 0 else ROWS_A_RUN
+        found: dict[str, Array] = {}
+        at, total = 0, -(-len(rows) // size)
+        for part in progress.track(rows.batches(size), total, "asking the teacher"):
+            count = len(part[next(iter(rows.arrays))])
+            feeds = _filled(part, rows, fixed) if isinstance(fixed, int) and count < fixed else part
+            asked = len(feeds[next(iter(rows.arrays))])
+            for index, (name, array) in enumerate(session.run(feeds).items()):
+                if not array.ndim or len(array) != asked:
+                    raise ModelError(
+                        f"{name} {list(array.shape)} does not hold one row for each of {asked} samples",
+                        where=f"tensor {name} of the teacher",
+                        do="choose other features, or a teacher whose outputs have the batch as first axis",
+                    )
+                if name not in found:
+                    shape = (len(rows), *array.shape[1:])
+                    found[name] = open_memmap(staging / f"{index}.npy", mode="w+", dtype=np.float32, shape=shape)
+                found[name][at : at + count] = array[:count]
+            at += count
+        found.clear()  # closes the maps, which writes them out
+        (staging / MANIFEST).write_text("\n".join(names), encoding="utf-8")
+        _settle(staging, place)
+    except OSError as error:
+        raise OutputError(
+            f"the teacher's answers cannot be kept: {error.strerror}",
+            where=f"folder {place.parent}",
+            do="make room, or let ONNXCOMP_CACHE name another folder",
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _filled(part: dict[str, Array], rows: Rows, size: int) -> dict[str, Array]:
+    """The last batch filled up to the size that the model fixes; what that adds is dropped from the answers."""
+    return {k: np.resize(v, (size, *v.shape[1:])) if k in rows.arrays else v for k, v in part.items()}
+
+
+def _settle(staging: Path, place: Path) -> None:
+    """Rename; where another process was faster its answers are as good."""
+    try:
+        staging.rename(place)
+    except OSError:
+        if not (place / MANIFEST).is_file():
+            raise
+
+
+def _bound(kept: Path) -> None:
+    """Remove the answers that were used longest ago until the rest fits."""
+    folders = [p for p in kept.parent.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    by_age = sorted(folders, key=lambda p: (p == kept, p.stat().st_mtime), reverse=True)
+    total = 0
+    for folder in by_age:
+        total += sum(file.stat().st_size for file in folder.iterdir())
+        if total > CACHE_BYTES and folder != kept:
+            shutil.rmtree(folder, ignore_errors=True)
