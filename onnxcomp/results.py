@@ -147,10 +147,36 @@ class LatencySpread:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What one model takes to load and in memory, in a process of its own.
+
+    Attributes:
+        load_seconds: opening it for the first time; on TensorRT engines are built meanwhile.
+        reload_seconds: opening it again in the same process, with whatever caches hold by then; a median.
+        first_run_seconds: the first run, which may build engines and pick kernels, too.
+        peak_memory_bytes: the largest resident size while it was loaded and ran, beyond the process without it. Memory
+            of a GPU is no part of it.
+        process_memory_bytes: the largest resident size of that process as a whole.
+    """
+
+    load_seconds: float
+    reload_seconds: float
+    first_run_seconds: float
+    peak_memory_bytes: int
+    process_memory_bytes: int
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """Latency of a pair, measured interleaved in one process. Times in milliseconds; `speedup` is before/after.
 
-    `session_seconds`: how long opening a session took, before and after; no part of the latency.
+    Attributes:
+        nodes_on_provider, nodes_elsewhere: of the model after.
+        session_seconds: how long opening a session took, before and after; no part of the latency.
+        placement: for the models before and after, how many nodes each provider runs.
+        options: what was asked of the provider for the models before and after, beyond its defaults.
+        footprints: load time and memory before and after, where they were measured.
+        calls: how many calls were timed, before and after.
     """
 
     provider: str
@@ -164,6 +190,10 @@ class Benchmark:
     speedup_interval: tuple[float, float]
     session_seconds: tuple[float, float] | None = None
     spread: LatencySpread | None = None
+    placement: tuple[dict[str, int], dict[str, int]] | None = None
+    options: tuple[dict[str, Any], dict[str, Any]] | None = None
+    footprints: tuple[Footprint, Footprint] | None = None
+    calls: tuple[int, int] | None = None
 
     @property
     def outcome(self) -> Literal["faster", "slower", "no change"]:

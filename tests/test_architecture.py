@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"job"},
     {"config"},
     {"recipes", "measure"},
-    {"driver", "inspection", "testing"},
+    {"driver", "inspection", "testing", "benchmark"},
     {"build", "search"},
     {"cli"},
     {"__main__"},

@@ -36,7 +36,7 @@ class Machine:
         """`model` holds the time of a call in microseconds."""
         self.now += self.opening_s
         call_s = int(model) * 1e-6 * np.exp(self.session_spread * self.rng.standard_normal())
-        placed = SimpleNamespace(on_provider=3, nodes_elsewhere=0)
+        placed = SimpleNamespace(on_provider=3, nodes_elsewhere=0, counts={})
         return SimpleNamespace(
             call_s=call_s,
             inputs=(Port("x", (1,), "tensor(float)"),),
@@ -63,6 +63,7 @@ class Machine:
         monkeypatch.setattr(latency, "time", clock)
         monkeypatch.setattr(latency, "open_session", self.open)
         monkeypatch.setattr(latency, "_caller", self.caller)
+        monkeypatch.setattr(latency.pinning, "choose", lambda threads: ())
 
 
 FEED = {"x": np.zeros(1, np.float32)}
@@ -159,11 +160,28 @@ def test_a_real_pair_is_measured_whole(tmp_path: Any):
 
 
 def test_bound_inputs_and_outputs_run_the_model():
+    """The GPU's way to call a model, on the CPU's memory: outputs keep their place and are written anew."""
     proto = builders.mlp()
     session = open_session(proto.SerializeToString())
-    call = bound_caller(session, builders.feeds_of(proto), "cpu")
-    call()
-    call()
+    feed = builders.feeds_of(proto)
+    wanted = session.run(feed)
+    blank = {name: np.zeros_like(array) for name, array in wanted.items()}
+    seen = []
+    real = session.raw.io_binding
+
+    def binding() -> Any:
+        seen.append(real())
+        return seen[-1]
+
+    session.raw.io_binding = binding
+    call = bound_caller(session, feed, blank, "cpu")
+    for _ in range(2):
+        call()
+        values = seen[0].get_outputs()
+        addresses = [value.data_ptr() for value in values]
+        for value, (name, array) in zip(values, wanted.items(), strict=True):
+            np.testing.assert_array_equal(value.numpy(), array, err_msg=name)
+    assert addresses == [value.data_ptr() for value in seen[0].get_outputs()]
 
 
 def test_models_with_different_inputs_are_refused():

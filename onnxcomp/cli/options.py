@@ -39,6 +39,18 @@ def parse_shapes(_context: click.Context, _parameter: click.Parameter, texts: tu
     return shapes
 
 
+def counts(least: int) -> Callable[[click.Context, click.Parameter, str], tuple[int, ...]]:
+    """Reads whole numbers with commas between them, each once: `1,2,8`."""
+
+    def parse(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[int, ...]:
+        parts = [part.strip() for part in text.split(",")]
+        if not all(part.isascii() and part.isdigit() and int(part) >= least for part in parts):
+            raise click.BadParameter(f"{text!r} is no list of whole numbers from {least} on, such as 1,2")
+        return tuple(dict.fromkeys(int(part) for part in parts))
+
+    return parse
+
+
 _path = functools.partial(click.Path, path_type=Path)
 
 data_option = click.option(
@@ -104,6 +116,31 @@ def preprocess_options(function: Command) -> Command:
             "--" + field.name.replace("_", "-"),
             field.name,
             type=click.Choice(choices) if choices else str,
+            metavar=field.metadata["metavar"] or None,
+            help=field.metadata["help"],
+        )(assembled)
+    return assembled  # type: ignore[return-value]
+
+
+def acceleration_options(function: Command) -> Command:
+    """The flags of `Acceleration`, from its fields; the command gets one keyword, `acceleration`."""
+    from onnxcomp.runtime.acceleration import Acceleration
+
+    fields = dataclasses.fields(Acceleration)
+
+    @functools.wraps(function)
+    def assembled(*args: Any, **kwargs: Any) -> Any:
+        given = {field.name: kwargs.pop(field.name) for field in fields}
+        return function(*args, acceleration=Acceleration(**given), **kwargs)
+
+    for field in reversed(fields):
+        kinds: dict[str, Any] = {"bool": bool, "int | None": int, "Path | None": _path()}
+        click.option(
+            "--" + field.name.replace("_", "-"),
+            field.name,
+            is_flag=field.type == "bool",
+            multiple=str(field.type).startswith("tuple"),
+            type=kinds.get(str(field.type), str),
             metavar=field.metadata["metavar"] or None,
             help=field.metadata["help"],
         )(assembled)

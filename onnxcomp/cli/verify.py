@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--allow-random", is_flag=True, help="Without --data: compare on made-up samples.")
 @options.budget_options
 @click.option("--provider", default="cpu", show_default=True, help="cpu, cuda, tensorrt or ONNX Runtime's full name.")
+@options.acceleration_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of made-up samples.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0: every core.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the findings to this file.")

@@ -7,6 +7,7 @@ Only ratios measured interleaved in one process are trusted. What was found to s
 - Other processes. With one thread on the CPU provider the thread's own processor time is compared, not the time on the
   wall, so that what others take away does not count (with three busy processes on two cores the spread of a
   transformer's ratio fell from 9 % to 1 %); else the time on the wall. The reported milliseconds are always the wall's.
+- The system moves threads. Where it allows it they are pinned, each to an idle core of its own (see `pinning`).
 - Interruptions. A block counts by the median of its calls, a round by the median of its pairs, and of the rounds the
   outer ones are trimmed.
 - Two sessions of one and the same file differ by about 1 % for as long as they live (where their memory happens to
@@ -38,7 +39,9 @@ import numpy as np
 
 from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.results import Benchmark, LatencySpread
-from onnxcomp.runtime import providers
+from onnxcomp.runtime import pinning, providers
+from onnxcomp.runtime.acceleration import PLAIN, Acceleration, gpu
+from onnxcomp.runtime.machine import usable_cores
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Feeds, Session, open_session
 
@@ -64,11 +67,19 @@ SPREAD_BINS, SPREAD_SHARE = 60, 0.98
 _T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A model and how the provider is to run it: one model may compete under several options."""
+
+    model: Model
+    acceleration: Acceleration = PLAIN
+
+
 @dataclass
 class _Contender:
     """One model: every call's time on the wall in ms, and for each round the medians of its blocks in ms."""
 
-    model: Model
+    entry: Entry
     calls_ms: list[float] = field(default_factory=list)
     rounds: list[list[float]] = field(default_factory=list)
     session_seconds: list[float] = field(default_factory=list)
@@ -76,8 +87,8 @@ class _Contender:
 
 
 def compare(
-    before: Model,
-    after: Model,
+    before: Model | Entry,
+    after: Model | Entry,
     feed: Feeds,
     *,
     provider: str = "cpu",
@@ -89,7 +100,7 @@ def compare(
     """Latency of `after` against `before`, measured interleaved.
 
     Args:
-        before, after: files, or the bytes of models.
+        before, after: files, or the bytes of models; as `Entry` with options of a GPU provider.
         feed: one array for each input; both models run it again and again.
         provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name.
         threads: threads inside one operator; 0 means every usable core. 1 by default, which is comparable across
@@ -110,7 +121,7 @@ def compare(
 
 
 def bench_many(
-    models: Sequence[Model],
+    models: Sequence[Model | Entry],
     feed: Feeds,
     *,
     provider: str = "cpu",
@@ -127,22 +138,72 @@ def bench_many(
         raise UsageError("there is no model to measure", do="name at least one")
     if not (seconds > 0 and math.isfinite(seconds)):
         raise UsageError(f"{seconds} seconds cannot be measured", do="give a positive number of seconds")
-    contenders = [_Contender(model) for model in (models if len(models) > 1 else [*models, *models])]
+    entries = [model if isinstance(model, Entry) else Entry(model) for model in models]
+    contenders = [_Contender(entry) for entry in (entries if len(entries) > 1 else entries * 2)]
     seconds *= len(contenders) - 1
-    rng = np.random.default_rng(seed)
-    callers: list[Callable[[], object]] = []
-    calls: list[int] = []
-    for _ in progress.track(_rounds(contenders, seconds), ROUNDS, "measuring latency"):
-        if not callers or _opening(contenders) < OPENING_SHARE * seconds:
-            callers = []  # the old sessions go before the new ones come
-            order = rng.permutation(len(contenders)) if calls else np.arange(len(contenders))
-            opened = _open_all(contenders, order, provider, threads)
-            callers = [_caller(session, feed) for session in opened]
-            calls = [_warm_up(caller) for caller in callers]
-        _measure_round(contenders, callers, calls, seconds / ROUNDS, _runs_alone(opened[0]), rng)
+    bench = _Bench(contenders, feed, provider, threads, seconds, np.random.default_rng(seed))
+    with pinning.pinned(bench.cores):
+        for _ in progress.track(_rounds(contenders, seconds), ROUNDS, "measuring latency"):
+            bench.round()
     first = contenders[0]
     batch = next((int(array.shape[0]) for array in feed.values() if array.ndim), 1)
-    return [_benchmark(first, rival, opened[0], batch) for rival in contenders[1:]]
+    return [_benchmark(first, rival, bench.sessions[0], batch) for rival in contenders[1:]]
+
+
+@dataclass
+class _Bench:
+    """One measurement as it goes on: the sessions of its last rounds, and how many calls make a block of each."""
+
+    contenders: list[_Contender]
+    feed: Feeds
+    provider: str
+    threads: int
+    seconds: float
+    rng: np.random.Generator
+    sessions: list[Session] = field(default_factory=list)
+    callers: list[Callable[[], object]] = field(default_factory=list)
+    calls: list[int] = field(default_factory=list)
+    cores: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if providers.full_name(self.provider) == providers.CPU:
+            self.cores = pinning.choose(self.threads or usable_cores())
+
+    def round(self) -> None:
+        """Measure every contender in turns, with new sessions where they open soon enough."""
+        if not self.callers or _opening(self.contenders) < OPENING_SHARE * self.seconds:
+            self._open()
+        _measure_round(
+            self.contenders,
+            self.callers,
+            self.calls,
+            self.seconds / ROUNDS,
+            _runs_alone(self.sessions[0]),
+            self.rng,
+        )
+
+    def _open(self) -> None:
+        count = len(self.contenders)
+        order = self.rng.permutation(count) if self.calls else np.arange(count)
+        self.sessions, self.callers = [], []  # the old ones go before the new ones come
+        opened: dict[int, Session] = {}
+        for index in map(int, order):
+            contender = self.contenders[index]
+            start = time.perf_counter()
+            session = open_session(
+                contender.entry.model,
+                provider=self.provider,
+                threads=self.threads,
+                acceleration=contender.entry.acceleration,
+                config=pinning.session_config(self.cores),
+            )
+            contender.session_seconds.append(time.perf_counter() - start)
+            contender.placement = contender.placement or session.placement()
+            opened[index] = session
+        self.sessions = [opened[index] for index in range(count)]
+        _same_inputs(self.sessions)
+        self.callers = [_caller(session, self.feed) for session in self.sessions]
+        self.calls = [_warm_up(caller) for caller in self.callers]
 
 
 def log_ratio_interval(rounds: Sequence[NDArray[np.float64]], openings: int) -> tuple[float, float]:
@@ -183,19 +244,6 @@ def _interval(first: _Contender, rival: _Contender) -> tuple[float, float]:
 
 def _opening(contenders: list[_Contender]) -> float:
     return sum(sum(contender.session_seconds) for contender in contenders)
-
-
-def _open_all(contenders: list[_Contender], order: NDArray[np.int64], provider: str, threads: int) -> list[Session]:
-    opened: dict[int, Session] = {}
-    for index in map(int, order):
-        contender = contenders[index]
-        start = time.perf_counter()
-        opened[index] = session = open_session(contender.model, provider=provider, threads=threads)
-        contender.session_seconds.append(time.perf_counter() - start)
-        contender.placement = contender.placement or session.placement()
-    sessions = [opened[index] for index in range(len(contenders))]
-    _same_inputs(sessions)
-    return sessions
 
 
 def _measure_round(
@@ -256,27 +304,35 @@ def _block(caller: Callable[[], object], calls: int, own_time: bool) -> tuple[li
 
 def _caller(session: Session, feed: Feeds) -> Callable[[], object]:
     """One inference, finished when it returns; on a GPU with inputs and outputs that stay on the device."""
-    session.run(feed)  # the first run says clearly what does not fit
+    outputs = session.run(feed)  # the first run says clearly what does not fit
     raw = session.raw
-    if session.provider not in (providers.CUDA, providers.TENSORRT):
-        arrays = dict(feed)
-        return lambda: raw.run(None, arrays)
-    return bound_caller(session, feed, "cuda")
+    if gpu(session.provider):
+        return bound_caller(session, feed, outputs, "cuda")
+    arrays = dict(feed)
+    return lambda: raw.run(None, arrays)
 
 
-def bound_caller(session: Session, feed: Feeds, device: str) -> Callable[[], object]:
-    """One inference through IOBinding with `device` memory, synchronised before it returns."""
+def bound_caller(session: Session, feed: Feeds, outputs: Feeds, device: str) -> Callable[[], object]:
+    """One inference through IOBinding with `device` memory, synchronised before it returns.
+
+    Inputs and outputs keep their memory from call to call: nothing is allocated or copied, and a CUDA graph, which
+    holds addresses, can be replayed. `outputs`: what a run gives, for their shapes and dtypes.
+    """
     import onnxruntime as ort
 
     binding = session.raw.io_binding()
     for name, array in feed.items():
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0))
     for port in session.outputs:
-        binding.bind_output(port.name, device, 0)
+        if port.exotic:
+            binding.bind_output(port.name, device, 0)
+            continue
+        array = np.ascontiguousarray(outputs[port.name])
+        binding.bind_ortvalue_output(port.name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
+    binding.synchronize_inputs()
     raw = session.raw
 
     def call() -> None:
-        binding.synchronize_inputs()
         raw.run_with_iobinding(binding)
         binding.synchronize_outputs()
 
@@ -322,7 +378,14 @@ def _benchmark(first: _Contender, rival: _Contender, session: Session, batch: in
         speedup_interval=(math.exp(center - half), math.exp(center + half)),
         session_seconds=(_median(first.session_seconds), _median(rival.session_seconds)),
         spread=_spread(first.calls_ms, rival.calls_ms),
+        placement=(_counts(first), _counts(rival)),
+        options=(first.entry.acceleration.to_json(), rival.entry.acceleration.to_json()),
+        calls=(len(first.calls_ms), len(rival.calls_ms)),
     )
+
+
+def _counts(contender: _Contender) -> dict[str, int]:
+    return dict(contender.placement.counts) if contender.placement is not None else {}
 
 
 def _spread(before_ms: list[float], after_ms: list[float]) -> LatencySpread:
@@ -338,8 +401,7 @@ def _spread(before_ms: list[float], after_ms: list[float]) -> LatencySpread:
 
 
 def _percentiles(calls_ms: list[float]) -> dict[str, float]:
-    p50, p90 = np.quantile(calls_ms, [0.5, 0.9])
-    return {"p50": float(p50), "p90": float(p90)}
+    return {f"p{share}": float(np.quantile(calls_ms, share / 100)) for share in (50, 90, 99)}
 
 
 def _median(values: list[float]) -> float:

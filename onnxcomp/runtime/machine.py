@@ -118,6 +118,21 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def reset_peak_memory() -> int:
+    """Let the peak start anew from what is resident now, where the system can (Linux); returns that, in bytes.
+
+    Elsewhere the peak so far is returned, which later ones cannot fall below.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return peak_memory_bytes()
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return peak_memory_bytes()
+
+
 def instruction_sets() -> tuple[str, ...]:
     """The vector and matrix instruction sets that matter for inference, from old to new."""
     flags = _flags()

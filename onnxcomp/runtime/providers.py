@@ -14,7 +14,7 @@ import functools
 import io
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,15 @@ class Usability:
 
 @dataclass(frozen=True)
 class Placement:
-    """How many nodes run on the provider that was asked for, and which operators run elsewhere."""
+    """How many nodes run on the provider that was asked for, and which operators run elsewhere.
+
+    `counts`: nodes by provider, that one included.
+    """
 
     provider: str
     on_provider: int
     elsewhere: Counter[str]
+    counts: Counter[str] = field(default_factory=Counter)
 
     @property
     def nodes_elsewhere(self) -> int:
@@ -137,14 +141,13 @@ def usability(provider: str) -> Usability:
 
 def placement(session: Any, provider: str) -> Placement:
     """Where the nodes of an `onnxruntime.InferenceSession`, opened with RECORD_ASSIGNMENT, run."""
-    on_provider, elsewhere = 0, Counter[str]()
+    counts, elsewhere = Counter[str](), Counter[str]()
     for part in session.get_provider_graph_assignment_info():
         nodes = part.get_nodes()
-        if part.ep_name == provider:
-            on_provider += len(nodes)
-        else:
+        counts[part.ep_name] += len(nodes)
+        if part.ep_name != provider:
             elsewhere.update(node.op_type for node in nodes)
-    return Placement(provider, on_provider, elsewhere)
+    return Placement(provider, counts[provider], elsewhere, +counts)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.runtime import providers
+from onnxcomp.runtime.acceleration import PLAIN, Acceleration, chain, is_quantized
 from onnxcomp.runtime.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -90,10 +91,14 @@ class Session:
         provider: the full name of the execution provider that was asked for, and that is really there.
         threads: threads inside one operator.
         where: the file, for messages.
+        acceleration: what was asked of the provider.
     """
 
-    def __init__(self, raw: Any, *, provider: str, threads: int, where: str) -> None:
+    def __init__(
+        self, raw: Any, *, provider: str, threads: int, where: str, acceleration: Acceleration = PLAIN
+    ) -> None:
         self.raw = raw
+        self.acceleration = acceleration
         self.provider = provider
         self.threads = threads
         self.where = where
@@ -114,10 +119,22 @@ class Session:
         """
         names = [port.name for port in self.outputs] if outputs is None else list(outputs)
         try:
-            values = self._run_values(feeds, names) if self._exotic else self.raw.run(names, dict(feeds))
+            values = (
+                self._run_values(feeds, names) if self._exotic else self.raw.run(names, dict(feeds), self._options())
+            )
         except providers.ort_errors() as error:
             raise self._run_error(feeds, error) from error
         return dict(zip(names, values, strict=True))
+
+    def _options(self) -> Any:
+        """Options of a single run: one that is not bound to fixed memory must not be recorded as a CUDA graph."""
+        if not self.acceleration.cuda_graph:
+            return None
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", "-1")
+        return options
 
     def placement(self) -> providers.Placement:
         """Where ONNX Runtime put the nodes, before it fuses them."""
@@ -126,7 +143,7 @@ class Session:
     def _run_values(self, feeds: Feeds, names: list[str]) -> list[Any]:
         by_name = {port.name: port for port in self.inputs}
         values = {name: _to_value(array, by_name.get(name)) for name, array in feeds.items()}
-        found = self.raw.run_with_ort_values(names, values)
+        found = self.raw.run_with_ort_values(names, values, self._options())
         ports = {port.name: port for port in self.outputs}
         return [_from_value(value, ports[name]) for name, value in zip(names, found, strict=True)]
 
@@ -175,7 +192,7 @@ def open_session(
     optimize: bool = True,
     lean: bool = False,
     config: Mapping[str, str] | None = None,
-    provider_options: Mapping[str, str] | None = None,
+    acceleration: Acceleration = PLAIN,
     save_optimized: Path | None = None,
     profile_prefix: Path | None = None,
 ) -> Session:
@@ -189,18 +206,20 @@ def open_session(
         lean: take little memory rather than time: weights stay mapped from their file and are not repacked, and what a
             run allocated is given back.
         config: further session configuration entries, such as `session.x64quantprecision`.
-        provider_options: options of the provider.
+        acceleration: what is asked of a GPU provider beyond its name.
         save_optimized: where ONNX Runtime writes the graph it really runs.
         profile_prefix: record every kernel's time in a file whose name begins so; `raw.end_profiling()` names it.
 
     Raises:
         ModelError: no such file, no valid model, an operator without a kernel.
         EnvironmentLacksError: the provider does not run on this machine.
-        UsageError: ONNX Runtime knows no such provider.
+        UsageError: ONNX Runtime knows no such provider, or it does not have an option that was set.
     """
     import onnxruntime as ort
 
-    full = providers.require(provider)
+    full = providers.full_name(provider)
+    acceleration.check(full)
+    providers.require(provider)
     threads = threads or usable_cores()
     where = "the model in memory" if isinstance(model, bytes) else str(model)
     source = model if isinstance(model, bytes) else _existing(Path(model))
@@ -222,7 +241,7 @@ def open_session(
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
-    chosen = [(full, dict(provider_options or {}))]
+    chosen = chain(full, acceleration, quantized=full == providers.TENSORRT and is_quantized(model))
     try:
         with providers.quiet_loading(full):
             raw = ort.InferenceSession(source, options, providers=chosen, enable_fallback=0)
@@ -230,7 +249,7 @@ def open_session(
         raise _load_error(error, where) from error
     if full not in raw.get_providers():
         raise providers.lacks(full, "ONNX Runtime fell back to another provider for this model")
-    session = Session(raw, provider=full, threads=threads, where=where)
+    session = Session(raw, provider=full, threads=threads, where=where, acceleration=acceleration)
     if full != providers.CPU and not session.placement().on_provider:
         raise providers.lacks(full, f"it takes none of the nodes of {where}")
     return session
@@ -256,6 +275,11 @@ _LOAD_ADVICE = (
         "update onnxruntime, or export the model with an older opset",
     ),
     (("not acyclic",), "the graph has a cycle", "export the model again: no ONNX graph may have one"),
+    (
+        ("graph capture", "CUDA graph", "cuda graph"),
+        "the kernels of this model cannot be recorded as a CUDA graph",
+        "leave --cuda-graph out: it needs every node on the provider, and no If, Loop or Scan",
+    ),
     (
         ("parsing failed", "No graph was found"),
         "this is no whole ONNX model",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from onnxcomp.data.metric import Metric
 from onnxcomp.results import Accuracy, Fidelity
+from onnxcomp.runtime.acceleration import PLAIN, Acceleration
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.accuracy import Collected, scored
 from onnxcomp.verify.fidelity import Closeness, Source
@@ -21,6 +22,7 @@ def judge(
     source: Source = "data",
     provider: str = "cpu",
     threads: int = 0,
+    acceleration: Acceleration = PLAIN,
     progress: Progress = SILENT,
 ) -> tuple[Fidelity, Accuracy | None]:
     """Closeness of the outputs, and with a metric its value before and after.
@@ -32,6 +34,7 @@ def judge(
         source: whether the samples are data or were made up.
         provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name.
         threads: threads inside one operator; 0 means every usable core.
+        acceleration: options of a GPU provider for the model after; the one before runs as exactly as it can.
         progress: shows the batches.
 
     Raises:
@@ -40,7 +43,8 @@ def judge(
         EnvironmentLacksError: the provider does not run on this machine.
     """
     closeness, collected = Closeness(), Collected()
-    for answer in Runner(before, after, provider=provider, threads=threads).answers(samples, progress=progress):
+    runner = Runner(before, after, provider=provider, threads=threads, acceleration=acceleration)
+    for answer in runner.answers(samples, progress=progress):
         closeness.add(answer)
         if metric is not None:
             collected.add(answer)

@@ -17,7 +17,9 @@ import numpy as np
 
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.graph.io import model_files
+from onnxcomp.runtime.acceleration import PLAIN, Acceleration, reference
 from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.runtime.providers import full_name
 from onnxcomp.runtime.session import Array, Port, Session, open_session
 
 # a batch is as large as these allow; more does not run faster and takes memory
@@ -68,15 +70,22 @@ class Runner:
     Models above `LARGE_BYTES` are never in memory together: the outputs of the first are spooled, to disk when they
     are large, and the samples are read once more for the second.
 
+    `acceleration` is for the second model; the first is the reference, and runs as exactly as the provider can.
+
     Raises:
         ModelError: a model does not load, or the second differs from the first in inputs or outputs.
         EnvironmentLacksError: the provider does not run on this machine.
     """
 
-    def __init__(self, *models: Path, provider: str = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self, *models: Path, provider: str = "cpu", threads: int = 0, acceleration: Acceleration = PLAIN
+    ) -> None:
         self.large = sum(file.stat().st_size for model in models for file in model_files(model)) > LARGE_BYTES
+        full = full_name(provider)
+        options = [reference(full), *[acceleration] * (len(models) - 1)] if len(models) > 1 else [acceleration]
         self._open = [
-            partial(open_session, model, provider=provider, threads=threads, lean=self.large) for model in models
+            partial(open_session, model, provider=full, threads=threads, lean=self.large, acceleration=asked)
+            for model, asked in zip(models, options, strict=True)
         ]
         self._sessions: list[Session | None] = [None for _ in models]
         self.interfaces = [self._interface(index) for index in range(len(models))]

@@ -15,7 +15,8 @@ from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError
 from onnxcomp.graph.io import model_files
 from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity, finite
-from onnxcomp.runtime.latency import compare
+from onnxcomp.runtime.acceleration import PLAIN, Acceleration
+from onnxcomp.runtime.latency import Entry, compare
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, exit_code
 from onnxcomp.verify.judge import judge
@@ -71,6 +72,7 @@ def verify_pair(
     allow_random: bool = False,
     budget: Budget | None = None,
     provider: str = "cpu",
+    acceleration: Acceleration = PLAIN,
     seed: int = 0,
     threads: int = 0,
     progress: Progress = SILENT,
@@ -88,6 +90,8 @@ def verify_pair(
         allow_random: without data, compare on made-up samples.
         budget: what `after` has to keep. Latency is measured, at one thread, only for `min_speedup`.
         provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name.
+        acceleration: options of a GPU provider. For closeness they are the second model's, and the first runs as
+            exactly as the provider can; for latency they are both models'.
         seed: of made-up samples.
         threads: threads inside one operator; 0 means every usable core.
         progress: shows batches and rounds.
@@ -110,12 +114,14 @@ def verify_pair(
         source="synthetic" if samples.dataset.synthetic else "data",
         provider=provider,
         threads=threads,
+        acceleration=acceleration,
         progress=progress,
     )
     benchmark = None
     if budget.min_speedup is not None:
         feed = next(samples.batches(1))
-        benchmark = compare(before, after, feed, provider=provider, seed=seed, progress=progress)
+        pair = (Entry(before, acceleration), Entry(after, acceleration))
+        benchmark = compare(*pair, feed, provider=provider, seed=seed, progress=progress)
     lines = budget.evaluate(
         before_bytes=sizes[0], after_bytes=sizes[1], accuracy=accuracy, fidelity=fidelity, benchmark=benchmark
     )

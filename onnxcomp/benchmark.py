@@ -1,0 +1,246 @@
+"""How fast are some models, on which providers, with how many threads and samples? A table of measurements."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcomp._version import __version__
+from onnxcomp.data.dataset import Dataset
+from onnxcomp.data.inputs import inputs_of
+from onnxcomp.data.open import Source, open_data, random_data
+from onnxcomp.data.preprocess import Preprocess
+from onnxcomp.errors import DataError, ModelError, UsageError
+from onnxcomp.results import Benchmark, Footprint, finite
+from onnxcomp.runtime.acceleration import PLAIN, Acceleration, is_quantized
+from onnxcomp.runtime.footprint import footprint
+from onnxcomp.runtime.latency import Entry, bench_many
+from onnxcomp.runtime.machine import machine, versions
+from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.runtime.providers import TENSORRT, full_name, require
+
+Feed = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model under the options of a provider. `label`: its name in the table, unique there."""
+
+    model: Path
+    label: str
+    acceleration: Acceleration = PLAIN
+
+
+@dataclass(frozen=True)
+class Row:
+    """All variants at one setting; `benchmarks` sets each further variant against the first."""
+
+    variants: tuple[Variant, ...]
+    shapes: dict[str, tuple[int, ...]]
+    benchmarks: tuple[Benchmark, ...]
+
+
+@dataclass(frozen=True)
+class BenchTable:
+    """What was measured, on what data."""
+
+    models: tuple[Path, ...]
+    source: str
+    synthetic: bool
+    guesses: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready: a list with an entry for each pair at each setting."""
+        benchmarks = [
+            {
+                "before": str(row.variants[0].model),
+                "after": str(variant.model),
+                "labels": [row.variants[0].label, variant.label],
+                "shapes": row.shapes,
+                **asdict(bench),
+                "outcome": bench.outcome,
+            }
+            for row in self.rows
+            for variant, bench in zip(row.variants[1:], row.benchmarks, strict=True)
+        ]
+        found: dict[str, Any] = finite(
+            {
+                "schema": 1,
+                "tool": {"name": "onnxcomp", "version": __version__, **versions()},
+                "machine": machine().to_json(),
+                "data": self.source,
+                "synthetic": self.synthetic,
+                "benchmarks": benchmarks,
+            }
+        )
+        return found
+
+
+def bench(
+    models: Sequence[Path],
+    *,
+    data: Source | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    preprocess: Preprocess | None = None,
+    providers: Sequence[str] = ("cpu",),
+    batches: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    acceleration: Acceleration = PLAIN,
+    seconds: float = 4.0,
+    footprints: bool = True,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> BenchTable:
+    """Latency, load time and memory of each model against the first, at every setting.
+
+    On TensorRT the first model in half precision is the baseline where a later one is quantized or half precision was
+    asked for, and the first in full precision stands beside it: what int8 has to beat there is fp16.
+
+    Args:
+        models: files, whoever made them; a single one is measured against itself.
+        data: samples; made-up ones without.
+        shapes: sizes for free dimensions, by input.
+        preprocess: how raw pictures become the input.
+        providers: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full names.
+        batches, threads: every combination is measured; more threads than one only where the CPU computes.
+        acceleration: options of GPU providers; each provider takes those it has.
+        seconds: about how long to measure each model after the first at each setting.
+        footprints: measure load time and memory, in processes of their own.
+        seed: of made-up data and of the models' turns.
+        progress: shows the rounds.
+
+    Raises:
+        UsageError: no model, a wrong option, or a batch that the model does not take.
+        ModelError, DataError: a model or the data cannot be used.
+        EnvironmentLacksError: a provider does not run on this machine; found out before anything is measured.
+    """
+    if not models:
+        raise UsageError("there is no model to measure", do="name at least one")
+    chosen = list(dict.fromkeys(full_name(provider) for provider in providers))
+    for name in acceleration.given:
+        if not any(name in acceleration.meant_for(provider).given for provider in chosen):
+            acceleration.check(chosen[0])
+    for provider in chosen:
+        require(provider)
+    _check_inputs(models)
+    settings = [(batch, count) for batch in dict.fromkeys(batches) for count in dict.fromkeys(threads)]
+    dataset = _dataset(models[0], data, preprocess, shapes, seed, max(batches))
+    feeds = {batch: _feed(dataset, batch) for batch in dict.fromkeys(batches)}
+    rows = []
+    with ExitStack() as stack:
+        for provider in chosen:
+            options = _with_cache(acceleration.meant_for(provider), provider, stack)
+            variants = tuple(_variants(models, provider, options))
+            for batch, count in progress.track(settings, len(settings), f"measuring on {provider}"):
+                feed = feeds[batch]
+                taken = _footprints(variants, feed, provider, count, progress) if footprints else None
+                entries = [Entry(variant.model, variant.acceleration) for variant in variants]
+                found = bench_many(
+                    entries, feed, provider=provider, threads=count, seconds=seconds, seed=seed, progress=progress
+                )
+                rows.append(_row(variants, feed, found, taken))
+    return BenchTable(tuple(models), dataset.source, dataset.synthetic, dataset.guesses, tuple(rows))
+
+
+def _check_inputs(models: Sequence[Path]) -> None:
+    """Refuse models that cannot run on the same data before any of them is loaded."""
+    wanted, _ = inputs_of(models[0])
+    for model in models[1:]:
+        found, _ = inputs_of(model)
+        if {(spec.name, spec.dtype) for spec in found} != {(spec.name, spec.dtype) for spec in wanted}:
+            first, other = (", ".join(map(str, specs)) for specs in (wanted, found))
+            raise ModelError(
+                f"the models take different inputs: {first}, but {other}",
+                where=str(model),
+                do="only models with the same inputs can be timed on the same data",
+            )
+
+
+def _row(variants: tuple[Variant, ...], feed: Feed, found: list[Benchmark], taken: list[Footprint] | None) -> Row:
+    if taken is not None:
+        found = [replace(one, footprints=(taken[0], other)) for one, other in zip(found, taken[1:], strict=True)]
+    return Row(variants, {name: tuple(array.shape) for name, array in feed.items()}, tuple(found))
+
+
+def _variants(models: Sequence[Path], provider: str, acceleration: Acceleration) -> Iterator[Variant]:
+    """What competes on a provider; the first is the baseline."""
+    names = _names(models)
+    half = replace(acceleration, fp16=True)
+    quantized = provider == TENSORRT and [is_quantized(model) for model in models]
+    if quantized and (acceleration.fp16 or any(quantized[1:])):
+        yield Variant(models[0], f"{names[0]}, {'int8 and ' * quantized[0]}fp16", half)
+        yield Variant(models[0], f"{names[0]}, {'int8 and ' * quantized[0]}fp32", replace(acceleration, fp16=False))
+        for model, name, integer in zip(models[1:], names[1:], quantized[1:], strict=True):
+            yield Variant(model, f"{name}, {'int8 and ' * integer}fp16", half)
+        return
+    yield from (Variant(model, name, acceleration) for model, name in zip(models, names, strict=True))
+    if len(models) == 1:
+        yield Variant(models[0], "the same again", acceleration)
+
+
+def _with_cache(acceleration: Acceleration, provider: str, stack: ExitStack) -> Acceleration:
+    """TensorRT's engines are built once a model and setting, not once a session: in a folder for this run at least."""
+    if provider != TENSORRT:
+        return acceleration
+    if acceleration.engine_cache is not None:
+        acceleration.engine_cache.mkdir(parents=True, exist_ok=True)
+        return acceleration
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxcomp-engines-"))
+    return replace(acceleration, engine_cache=Path(folder))
+
+
+def _footprints(
+    variants: Sequence[Variant], feed: Feed, provider: str, threads: int, progress: Progress
+) -> list[Footprint]:
+    done: dict[tuple[Path, Acceleration], Footprint] = {}
+    for variant in progress.track(variants, len(variants), "loading each model alone"):
+        key = (variant.model, variant.acceleration)
+        if key not in done:
+            done[key] = footprint(
+                variant.model, feed, provider=provider, threads=threads, acceleration=variant.acceleration
+            )
+    return [done[variant.model, variant.acceleration] for variant in variants]
+
+
+def _dataset(
+    model: Path,
+    data: Source | None,
+    preprocess: Preprocess | None,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    seed: int,
+    samples: int,
+) -> Dataset:
+    inputs, metadata = inputs_of(model)
+    if data is None:
+        return random_data(inputs, samples, seed, shapes)
+    return open_data(data, inputs, preprocess=preprocess, metadata=metadata, shapes=shapes)
+
+
+def _feed(dataset: Dataset, batch: int) -> Feed:
+    samples = dataset.samples()
+    fixed = dataset.reader.batch
+    if fixed is not None and batch not in (1, fixed):
+        raise UsageError(
+            f"a call of this model takes {fixed} sample{'s' * (fixed != 1)}, and --batch asks for {batch}",
+            where=dataset.source,
+            do="leave it out, or export the model with a free batch size",
+        )
+    if len(samples) < batch:
+        raise DataError(
+            f"there are {len(samples)} samples, and --batch asks for {batch}", where=dataset.source, do="give more data"
+        )
+    feed: Feed = next(samples.batches(batch))
+    return feed
+
+
+def _names(models: Sequence[Path]) -> list[str]:
+    """File names, or whole paths where file names repeat."""
+    names = [model.name for model in models]
+    return names if len(set(names)) == len(names) else [str(model) for model in models]

@@ -1,0 +1,169 @@
+"""How long does a model take to load, and how much memory? Measured in a process of its own, for each model anew.
+
+In one process the models of a comparison share allocator, caches and whatever the first one left behind, and a peak of
+memory never falls. So a child process opens the model, runs it, and says what that took beyond what it had before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcomp import errors
+from onnxcomp.errors import ModelError, OnnxcompError
+from onnxcomp.results import Footprint
+from onnxcomp.runtime.acceleration import PLAIN, Acceleration
+from onnxcomp.runtime.machine import peak_memory_bytes, reset_peak_memory
+from onnxcomp.runtime.session import Feeds, open_session
+
+Model = Path | str | bytes
+
+RUNS = 5
+AGAIN, AGAIN_SECONDS = 4, 2.0  # a median of so many further openings, of fewer where they take long
+
+
+def footprint(
+    model: Model, feed: Feeds, *, provider: str = "cpu", threads: int = 1, acceleration: Acceleration = PLAIN
+) -> Footprint:
+    """Load the model in a new process and run it some times.
+
+    Args:
+        model: a file or the bytes of a model.
+        feed: one array for each input.
+        provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name.
+        threads: threads inside one operator; 0 means every usable core.
+        acceleration: options of a GPU provider.
+
+    Raises:
+        OnnxcompError: as `open_session` and `Session.run`; ModelError, too, when the process dies.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-load-") as folder:
+        if isinstance(model, bytes):
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(model)
+        else:
+            path = Path(model)
+        feeds = [_stored(array, Path(folder) / f"{index}.npy") for index, array in enumerate(feed.values())]
+        order = {
+            "model": str(path.resolve()),
+            "feed": dict(zip(feed, feeds, strict=True)),
+            "provider": provider,
+            "threads": threads,
+            "acceleration": acceleration.to_json(),
+        }
+        command = [sys.executable, "-P", "-m", "onnxcomp.runtime.footprint"]
+        done = subprocess.run(command, input=json.dumps(order).encode(), stdout=subprocess.PIPE, check=False)
+    return _answer(done.returncode, done.stdout, str(model) if not isinstance(model, bytes) else "the model in memory")
+
+
+def measure(order: dict[str, Any]) -> Footprint:
+    """What the child does: open, run, look at the memory; then open again to see what caches save."""
+    feed = {name: _loaded(*stored) for name, stored in order["feed"].items()}
+    options = {
+        "provider": order["provider"],
+        "threads": order["threads"],
+        "acceleration": Acceleration(**order["acceleration"]),
+    }
+    open_session(_tiny())  # what ONNX Runtime sets up once in a process is no part of this model
+    base = reset_peak_memory()
+    begin = time.perf_counter()
+    session = open_session(order["model"], **options)
+    opened = time.perf_counter()
+    session.run(feed)
+    ran = time.perf_counter()
+    for _ in range(RUNS - 1):
+        session.run(feed)
+    peak = peak_memory_bytes()
+    del session
+    again: list[float] = []
+    while len(again) < AGAIN and sum(again) < AGAIN_SECONDS:
+        start = time.perf_counter()
+        open_session(order["model"], **options)
+        again.append(time.perf_counter() - start)
+    return Footprint(
+        load_seconds=round(opened - begin, 6),
+        reload_seconds=round(float(np.median(again)), 6),
+        first_run_seconds=round(ran - opened, 6),
+        peak_memory_bytes=max(0, peak - base),
+        process_memory_bytes=peak,
+    )
+
+
+def main() -> int:
+    """The child's side: an order on standard input, a footprint or an error on standard output."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        found = measure(json.loads(sys.stdin.buffer.read()))
+        answer = {name: getattr(found, name) for name in Footprint.__dataclass_fields__}
+    except OnnxcompError as error:
+        kind = type(error).__name__
+        answer = {"error": {"kind": kind, "what": error.what, "where": error.where, "do": error.do}}
+    except KeyboardInterrupt:
+        return 130
+    json.dump(answer, channel)
+    channel.flush()
+    return 0
+
+
+def _answer(code: int, text: bytes, where: str) -> Footprint:
+    content: dict[str, Any] = {}
+    with suppress(ValueError):
+        content = json.loads(text)
+    if error := content.pop("error", None):
+        kind: type[OnnxcompError] = getattr(errors, error["kind"], OnnxcompError)
+        raise kind(error["what"], where=error["where"], do=error["do"])
+    if code or not content:
+        if code == 130:
+            raise KeyboardInterrupt
+        ended = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
+        hint = "it may have run out of memory" if ended == "SIGKILL" else "see what it printed above"
+        raise ModelError(f"the process that loads the model ended with {ended}", where=where, do=hint)
+    return Footprint(**content)
+
+
+def _stored(array: np.ndarray[Any, Any], path: Path) -> tuple[str, str, str]:
+    """A feed's array in a file; types that numpy does not know are kept by their name."""
+    name = array.dtype.name
+    if array.dtype.kind == "O":
+        path.write_text(json.dumps([[str(item) for item in array.reshape(-1)], list(array.shape)]))
+        return str(path), "object", ""
+    plain = array if array.dtype.isbuiltin == 1 else np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+    np.save(path, plain)
+    return str(path), name, ",".join(map(str, array.shape))
+
+
+def _loaded(path: str, dtype: str, shape: str) -> np.ndarray[Any, Any]:
+    if dtype == "object":
+        items, sizes = json.loads(Path(path).read_text())
+        return np.array(items, object).reshape(sizes)
+    array: np.ndarray[Any, Any] = np.load(path)
+    if array.dtype.name != dtype:
+        import ml_dtypes
+
+        array = array.view(np.dtype(getattr(ml_dtypes, dtype)))
+    return array.reshape([int(size) for size in shape.split(",") if size])
+
+
+def _tiny() -> bytes:
+    from onnx import TensorProto, helper
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "tiny", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    text: bytes = model.SerializeToString()
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
