@@ -57,3 +57,9 @@ class GuaranteeError(OnnxcompError):
     """A pass broke its promise: invalid structure, changed interface, or outputs outside its guarantee."""
 
     exit_code = 1
+
+
+class TrainingError(OnnxcompError):
+    """The process that trains crashed, hung or failed; the model on disk is as it was."""
+
+    exit_code = 1

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # from the bottom; packages in one row do not know each other, except in the first row
 LAYERS: list[set[str]] = [
-    {"errors", "results", "files", "_version"},
+    {"errors", "results", "files", "lock", "_version"},
     {"graph"},
     {"data", "runtime", "targets"},
     {"manager"},
@@ -35,7 +35,7 @@ ALLOWED_BESIDE = {("passes", "distill")}  # a pass may use the distillation clie
 # a third-party package -> where alone it may be imported (prefixes of module names)
 HOMES = {
     "onnx_graphsurgeon": ("onnxcomp.graph.ir",),
-    "onnxruntime": ("onnxcomp.runtime",),
+    "onnxruntime": ("onnxcomp.runtime", "onnxcomp.distill.worker"),
     "PIL": ("onnxcomp.data",),
     "click": ("onnxcomp.cli",),
     "rich": ("onnxcomp.cli", "onnxcomp.report"),

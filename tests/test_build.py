@@ -23,12 +23,12 @@ import pytest
 from onnxcomp import config, driver, measure
 from onnxcomp.build import fingerprint
 from onnxcomp.build.hashes import GRAIN_NS, Hashes
-from onnxcomp.build.lock import file_lock
 from onnxcomp.build.step import build, depfile_text, plan
 from onnxcomp.cli.main import main
 from onnxcomp.errors import UsageError
 from onnxcomp.files import sha256_of
 from onnxcomp.job import Job
+from onnxcomp.lock import file_lock
 from onnxcomp.results import BuildReport
 
 EXACT = "fold-constants,cleanup,fuse-batchnorm"
@@ -355,7 +355,7 @@ def test_two_timings_never_run_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     """The driver enters the lock around the measurement of latency, and the lock holds between processes."""
     path, log = tmp_path / "lock", tmp_path / "log"
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom onnxcomp.build.lock import file_lock\n"
+        "import sys, time\nfrom pathlib import Path\nfrom onnxcomp.lock import file_lock\n"
         "with file_lock(Path(sys.argv[1])):\n"
         "    open(sys.argv[2], 'a').write('in\\n'); time.sleep(0.1); open(sys.argv[2], 'a').write('out\\n')\n"
     )

@@ -20,10 +20,10 @@ from typing import Any
 
 from onnxcomp.build.fingerprint import Parts, dependencies, growing, parts_of
 from onnxcomp.build.hashes import Hashes
-from onnxcomp.build.lock import file_lock
 from onnxcomp.build.state import Record, State, slug
 from onnxcomp.config import Config, ModelEntry
 from onnxcomp.errors import OnnxcompError, UsageError
+from onnxcomp.lock import file_lock
 from onnxcomp.report.record import read_json
 from onnxcomp.results import BuildReport, BuiltModel, Failure
 

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from onnxcomp.build.lock import file_lock
 from onnxcomp.config import entry_of
 from onnxcomp.errors import OnnxcompError
+from onnxcomp.lock import file_lock
 
 INTERRUPTED = 130
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from onnxcomp.runtime.progress import Text
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -18,23 +20,27 @@ class Bar:
     def __init__(self) -> None:
         self._drawn: Progress | None = None
 
-    def track(self, items: Iterable[T], total: int | None, text: str) -> Iterator[T]:
+    def track(self, items: Iterable[T], total: int | None, text: Text) -> Iterator[T]:
         """Yield `items` unchanged, showing how far it is."""
         if not sys.stderr.isatty():
             yield from items
             return
         outermost = self._drawn is None  # rich allows one live display at a time
         drawn = self._drawn = self._drawn or _start()
-        task = drawn.add_task(text, total=total)
+        task = drawn.add_task(_words(text), total=total)
         try:
             for item in items:
                 yield item
-                drawn.advance(task)
+                drawn.update(task, advance=1, description=_words(text))
         finally:
             drawn.remove_task(task)
             if outermost:
                 drawn.stop()
                 self._drawn = None
+
+
+def _words(text: Text) -> str:
+    return text if isinstance(text, str) else text()
 
 
 def _start() -> Progress:

@@ -35,7 +35,7 @@ class Optimizer:
     Attributes:
         kind: AdamW (Loshchilov and Hutter 2019) or SGD with momentum.
         lr: learning rate after warm-up; `lr_scale` multiplies it by parameter name.
-        weight_decay: decoupled L2, as a share of lr.
+        weight_decay: decoupled L2, as a share of lr; `undecayed` names parameters spared (biases, learned scales).
         momentum, betas, epsilon: of SGD and AdamW.
         clip_norm: largest global norm of the gradients; 0 means no clipping.
         warmup_steps: steps of linear warm-up; `schedule` and `final_share` shape the rest, down to that share of lr.
@@ -45,6 +45,7 @@ class Optimizer:
     lr: float = 1e-3
     lr_scale: Mapping[str, float] = field(default_factory=dict)
     weight_decay: float = 0.0
+    undecayed: frozenset[str] = frozenset()
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8

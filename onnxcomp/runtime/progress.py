@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
+Text: TypeAlias = str | Callable[[], str]
 
 
 class Progress(Protocol):
     """Something that shows how far an iteration is."""
 
-    def track(self, items: Iterable[T], total: int | None, text: str) -> Iterator[T]:
-        """Yield `items` unchanged, showing `text` and how many of `total` (None: unknown) are done."""
+    def track(self, items: Iterable[T], total: int | None, text: Text) -> Iterator[T]:
+        """Yield `items` unchanged, showing `text` and how many of `total` (None: unknown) are done.
+
+        A function as `text` is asked again after each item.
+        """
         ...
 
 
 class Silent:
     """Shows nothing: the default of the library."""
 
-    def track(self, items: Iterable[T], total: int | None, text: str) -> Iterator[T]:
+    def track(self, items: Iterable[T], total: int | None, text: Text) -> Iterator[T]:
         """Yield `items` unchanged."""
         del total, text
         yield from items

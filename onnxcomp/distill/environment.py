@@ -1,0 +1,214 @@
+"""Where does training run? In an environment of its own, made from a lock of pinned and hashed wheels.
+
+onnxruntime-training installs the same module as the onnxruntime that everything else runs on, so the two cannot share
+an interpreter. The environment lies in the user's cache under the hash of its lock: a new lock is a new environment,
+and one that stands is never changed. It is built beside its place and renamed when it is complete and has been tried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from onnxcomp.errors import EnvironmentLacksError, OutputError
+from onnxcomp.files import user_cache
+from onnxcomp.lock import file_lock
+
+CPU, CUDA = "cpu", "cuda"
+PYTHONS = {CPU: ((3, 12), (3, 11)), CUDA: ((3, 11),)}  # what the last release of onnxruntime-training has wheels for
+LOCKS = {kind: Path(__file__).with_name(f"training-{kind}.lock") for kind in PYTHONS}
+MARK = "complete.json"
+INSTALL_SECONDS = 1800  # pip retries by itself; this only ends what hangs
+_TRY = "import onnx, onnxruntime; from onnxruntime.capi import _pybind_state as c; c.GradientGraphBuilder"
+_ASK = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An environment that stands.
+
+    Attributes:
+        kind: `cpu` or `cuda`.
+        folder: where it lies; `python` its interpreter.
+        size_bytes: on disk.
+        seconds: that making it took.
+    """
+
+    kind: str
+    folder: str
+    size_bytes: int
+    seconds: float
+
+    @property
+    def python(self) -> Path:
+        """The interpreter that runs the worker."""
+        return _python_of(Path(self.folder))
+
+
+def choose(*, usable_gpu: bool, system: str = sys.platform, machine: str = "") -> str:
+    """The package to train with: CUDA's where a GPU runs and the package exists (Linux on x86-64), else the CPU's."""
+    fits = system == "linux" and (machine or platform.machine()) in ("x86_64", "AMD64")
+    return CUDA if usable_gpu and fits else CPU
+
+
+def find(kind: str = CPU) -> Environment | None:
+    """The environment that stands, or None; nothing is started or written."""
+    folder = _place(kind)
+    try:
+        told = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        found = Environment(kind, str(folder), told["size_bytes"], told["seconds"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return found if found.python.exists() else None  # its base interpreter may be gone
+
+
+def provide(kind: str = CPU, *, wheels: Path | None = None, say: Say = lambda text: None) -> Environment:
+    """The environment, made where it does not stand yet; two processes at a time make it once.
+
+    Args:
+        wheels: a folder of wheels to install from, with no network at all.
+        say: called with a line for a person when something begins or ends.
+
+    Raises:
+        EnvironmentLacksError: no fitting interpreter, or the packages cannot be had.
+        OutputError: the cache folder cannot be written.
+    """
+    if found := find(kind):
+        return found
+    folder = _place(kind)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(
+            folder.with_suffix(".lock"), lambda: say("another process sets up the training runtime: waiting")
+        ):
+            return find(kind) or _make(kind, folder, wheels, say)
+    except OSError as error:
+        raise OutputError(
+            f"the training runtime cannot be written: {error.strerror or error}",
+            where=f"folder {folder.parent}",
+            do="make room there, or set XDG_CACHE_HOME to a folder that is writable",
+        ) from error
+
+
+def _place(kind: str) -> Path:
+    digest = hashlib.sha256(LOCKS[kind].read_bytes()).hexdigest()[:16]
+    return user_cache() / "training" / f"{kind}-{digest}"
+
+
+def _python_of(folder: Path) -> Path:
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def _make(kind: str, folder: Path, wheels: Path | None, say: Say) -> Environment:
+    start = time.perf_counter()
+    base = interpreter(kind)
+    half = folder.with_name(f"{folder.name}.half")
+    for leftover in (half, folder):  # an interrupted try, or an environment whose interpreter is gone
+        shutil.rmtree(leftover, ignore_errors=True)
+    source = f"from {wheels}" if wheels else "from the package index (about 40 MB)"
+    say(f"setting up the training runtime with {base} {source}")
+    _run([base, "-m", "venv", str(half)], f"{base} cannot make an environment", "install its venv module")
+    python = str(_python_of(half))
+    install = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet", "--no-deps"]
+    install += ["--require-hashes", "--only-binary", ":all:", "--requirement", str(LOCKS[kind])]
+    if wheels is not None:
+        install += ["--no-index", "--find-links", str(wheels.resolve())]
+    do = (
+        f"put the wheels that {LOCKS[kind].name} names into {wheels}"
+        if wheels
+        else "check the network, or fetch the wheels elsewhere: onnxcomp doctor --setup-training --wheels DIR"
+    )
+    _run(install, "the packages of the training runtime cannot be installed", do)
+    _run([python, "-E", "-s", "-c", _TRY], "the training runtime does not start", "see the reason above")
+    size = sum(path.lstat().st_size for path in half.rglob("*"))
+    made = Environment(kind, str(folder), size, round(time.perf_counter() - start, 1))
+    (half / MARK).write_text(json.dumps(asdict(made)) + "\n", encoding="utf-8")
+    half.rename(folder)
+    say(f"the training runtime stands: {size / 1e6:.0f} MB in {made.seconds:.0f} s, {folder}")
+    return made
+
+
+def interpreter(kind: str = CPU) -> str:
+    """An interpreter that the packages have wheels for: the running one, one on PATH, or one that uv has or gets.
+
+    Raises:
+        EnvironmentLacksError: there is none.
+    """
+    versions = PYTHONS[kind]
+    for candidate in _candidates(versions):
+        if _version(candidate) in versions:
+            return candidate
+    names = " or ".join(".".join(map(str, version)) for version in reversed(versions))
+    raise EnvironmentLacksError(
+        f"the training runtime needs Python {names}, and there is none with its venv module",
+        where=f"this is Python {platform.python_version()}; looked on PATH and asked uv",
+        do=f"install python{versions[0][0]}.{versions[0][1]}, or uv (it brings one by itself: pip install uv)",
+    )
+
+
+def _candidates(versions: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    if sys.version_info[:2] in versions:
+        yield getattr(sys, "_base_executable", None) or sys.executable
+        yield sys.executable
+    for version in versions:
+        if found := shutil.which(f"python{version[0]}.{version[1]}"):
+            yield found
+    if uv := shutil.which("uv"):
+        wanted = ".".join(map(str, versions[0]))
+        _quiet([uv, "python", "install", wanted])
+        if found := _quiet([uv, "python", "find", wanted]):
+            yield found
+
+
+def _version(python: str) -> tuple[int, ...]:
+    """Its version, or empty where it does not run or cannot make environments."""
+    words = _quiet([python, "-E", "-s", "-c", _ASK]).split()
+    return tuple(int(word) for word in words) if all(word.isdigit() for word in words) else ()
+
+
+def _quiet(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def clean_environment() -> dict[str, str]:
+    """Our variables without those that would lead another interpreter to our packages."""
+    dropped = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+    return {name: value for name, value in os.environ.items() if name not in dropped}
+
+
+def _run(command: list[str], what: str, do: str) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=INSTALL_SECONDS,
+            env=clean_environment(),
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentLacksError(
+            f"{what}: no end after {INSTALL_SECONDS} s", where=" ".join(command), do=do
+        ) from error
+    if done.returncode:
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines[-2:]
+        raise EnvironmentLacksError(f"{what}: {' '.join(errors)[:400]}", where=" ".join(command[:4]), do=do)

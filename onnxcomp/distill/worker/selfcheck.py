@@ -1,0 +1,144 @@
+"""Is the gradient right? Move the parameters along it, both ways, and compare what the loss does.
+
+For a step of length e along a direction u, (L(w + e u) - L(w - e u)) must be 2 e g.u. Parameters are checked in groups,
+each parameter of a group contributing alike, so that a tensor with a small gradient counts as much as a large one; a
+group that fails is taken apart until the parameters are known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .channel import Array, RefusedError
+from .gradient import Trainable
+from .optimizer import Flat
+
+GROUPS = 8
+TOLERANCE = 0.01  # of the median
+FAILED = 0.05  # of one parameter alone
+CHANGE = 2e-3  # of the loss, that a step aims at: far above float32's noise, far below curvature
+LONGEST = 0.05  # of a parameter's own length, that it may move
+SIZES = (1.0, 0.25, 4.0)  # of the aimed step, tried until one agrees
+NOISE = 3e-7  # of the loss: differences below say nothing
+JITTER = 1e-3
+
+
+def check(made: Trainable, seed: int) -> tuple[float, list[tuple[str, float, float]]]:
+    """Median relative error over the groups, and what is wrong: (parameter, claimed slope, measured slope).
+
+    Parameters and statistics are as before when it returns. The batch must be in place. Weights are moved a little
+    first, because at exact zeros (dead pixels, zero biases) many functions have a kink where any slope is right.
+    """
+    before = made.values.vector.copy()
+    statistics = {name: array.copy() for name, array in made.statistics.items()}
+    try:
+        _jitter(made.values, seed)
+        base, loss = made.values.vector.copy(), made.gradient()
+        if not math.isfinite(loss) or not np.isfinite(made.grads.vector).all():
+            raise RefusedError(
+                "diverged",
+                "the loss or its gradient is not finite before the first step",
+                do="check the data and the labels' range",
+            )
+        grads = {name: view.copy() for name, view in made.grads.views.items()}
+        probe = _Probe(made, base, loss, grads)
+        names = list(grads)
+        groups = [names[i::GROUPS] for i in range(min(GROUPS, len(names)))]
+        errors = [probe.error(group)[0] for group in groups]
+        wrong = []
+        for group, error in zip(groups, errors, strict=True):
+            if error > TOLERANCE:
+                wrong += probe.blame(group)
+        return float(np.median(errors)), wrong
+    finally:
+        made.values.vector[...] = before
+        for name, array in statistics.items():
+            made.statistics[name][...] = array
+
+
+class _Probe:
+    """Differences of the loss around one point."""
+
+    def __init__(self, made: Trainable, base: Array, loss: float, grads: dict[str, Array]) -> None:
+        self._made = made
+        self._base = base
+        self._loss = max(abs(loss), 1e-6)
+        self._grads = grads
+        self._norms = {name: float(np.linalg.norm(grad.astype(np.float64))) for name, grad in grads.items()}
+
+    def error(self, names: Sequence[str]) -> tuple[float, float, float]:
+        """Relative error of the best of a few step sizes, with the change claimed and the change measured."""
+        best = (math.inf, 0.0, 0.0)
+        for size in SIZES:
+            claimed, measured = self._change(names, size)
+            scale = max(abs(claimed), abs(measured))
+            error = max(0.0, abs(claimed - measured) - NOISE * self._loss) / max(scale, CHANGE * self._loss / 100)
+            best = min(best, (error, claimed, measured))
+            if error <= TOLERANCE / 2:
+                break
+        return best
+
+    def blame(self, names: Sequence[str]) -> list[tuple[str, float, float]]:
+        """The parameters of a failing group that fail alone."""
+        found = []
+        for name in names:
+            error, claimed, measured = self.error([name])
+            if error > FAILED:
+                found.append((name, claimed, measured))
+        return found
+
+    def _change(self, names: Sequence[str], size: float) -> tuple[float, float]:
+        """What the gradient claims the loss changes by, and what it does change by."""
+        made, share = self._made, size * CHANGE * self._loss / (2 * len(names))
+        claimed = 0.0
+        moves = {}
+        for name in names:
+            norm = self._norms[name]
+            length = math.sqrt(float(np.vdot(self._view(name), self._view(name))))
+            longest = size * LONGEST * max(length, 1e-2 * math.sqrt(self._grads[name].size))
+            step = min(share / norm, longest) if norm > 0 else longest
+            grad = self._grads[name]
+            moves[name] = step * (grad / norm if norm > 0 else np.full_like(grad, 1 / math.sqrt(grad.size)))
+            claimed += 2 * step * norm
+        losses = []
+        for sign in (1, -1):
+            made.values.vector[...] = self._base
+            for name, move in moves.items():
+                made.values.views[name][...] += np.float32(sign) * move.astype(np.float32)
+            losses.append(made.forward())
+        made.values.vector[...] = self._base
+        return claimed, losses[0] - losses[1]
+
+    def _view(self, name: str) -> Array:
+        place = self._made.values.places[name]
+        found: Array = self._base[place]
+        return found
+
+
+def _jitter(values: Flat, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    for view in values.views.values():
+        size = float(np.sqrt(np.mean(np.square(view, dtype=np.float64)))) or 1e-2
+        np.add(view, JITTER * size * generator.standard_normal(view.shape), out=view, casting="same_kind")
+
+
+def refusal(made_by: dict[str, list[str]], median: float, wrong: list[tuple[str, float, float]]) -> RefusedError:
+    """What to tell where the check fails; `made_by` names the operators that read each parameter."""
+    if wrong:
+        name, claimed, measured = wrong[0]
+        others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        what = (
+            f"the gradient of {name!r}{others} is wrong: it claims a change of the loss by {claimed:.3g}, "
+            f"measured {measured:.3g}"
+        )
+        return RefusedError(
+            "gradient", what, where=", ".join(made_by.get(name, [])[:3]), do="freeze it, or report its operator"
+        )
+    return RefusedError(
+        "gradient",
+        f"the gradient differs from the loss's slope by {median:.1%} (at most {TOLERANCE:.0%} is right)",
+        do="the loss may not be smooth enough here: train with gradients unchecked only if you know why",
+    )

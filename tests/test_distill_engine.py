@@ -1,0 +1,159 @@
+"""Does the engine train? On small graphs, in the real worker, with numpy as oracle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxcomp.distill import engine, environment
+from onnxcomp.distill.task import Constraint, Feeding, Optimizer, Slice, Sparsity, TrainingTask
+from onnxcomp.errors import DataError, EnvironmentLacksError, ModelError, OutputError, UsageError
+from onnxcomp.graph.ir import Graph, Variable
+
+F32 = np.dtype(np.float32)
+BATCH, WIDTH, HIDDEN, CLASSES = 16, 6, 8, 3
+
+
+@pytest.fixture(scope="module")
+def runtime() -> environment.Environment:
+    try:
+        return environment.provide()
+    except (EnvironmentLacksError, OutputError) as error:
+        pytest.skip(f"no training runtime here: {error}")
+
+
+def classifier(seed: int = 0, *, rounded: bool = False) -> Graph:
+    """x -> Gemm -> Tanh -> Gemm -> mean cross-entropy with labels."""
+    rng = np.random.default_rng(seed)
+    graph = Graph()
+    graph.import_domain("", 17)
+    graph.model.ir_version = 8
+    x, labels = Variable("x", F32, (BATCH, WIDTH)), Variable("labels", np.dtype(np.int64), (BATCH,))
+    graph.inputs = [x, labels]
+    sizes = {"w1": (WIDTH, HIDDEN), "b1": (HIDDEN,), "w2": (HIDDEN, CLASSES), "b2": (CLASSES,)}
+    p = {
+        name: graph.add_constant(name, (rng.standard_normal(size) * 0.5).astype(np.float32))
+        for name, size in sizes.items()
+    }
+    h = graph.add_node("Tanh", [graph.add_node("Gemm", [x, p["w1"], p["b1"]]).outputs[0]]).outputs[0]
+    if rounded:
+        step = graph.add_constant("step", np.float32(0.25))
+        scaled = graph.add_node("Round", [graph.add_node("Div", [h, step]).outputs[0]]).outputs[0]
+        h = graph.add_node("Mul", [scaled, step]).outputs[0]
+    logits = graph.add_node("Gemm", [h, p["w2"], p["b2"]]).outputs[0]
+    loss = Variable("loss", F32, ())
+    graph.add_node("SoftmaxCrossEntropyLoss", [logits, labels], outputs=[loss, Variable("logs", F32)])
+    graph.outputs = [loss]
+    graph.sort()
+    return graph
+
+
+def task(graph: Graph | None = None, *, steps: int = 60, **changes: object) -> TrainingTask:
+    """A task that a small network learns at once: the class is the largest of three inputs."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((400, WIDTH)).astype(np.float32)
+    feeding = Feeding(
+        {"x": x, "labels": x[:, :CLASSES].argmax(1)},
+        rng.integers(80, 400, (steps, BATCH)),
+        np.arange(80).reshape(-1, BATCH),
+    )
+    made = TrainingTask(
+        graph or classifier(), feeding, ("w1", "b1", "w2", "b2"), optimizer=Optimizer(lr=0.02), evaluate_every=20
+    )
+    return replace(made, **changes)
+
+
+def test_training_lowers_the_held_out_loss(runtime: environment.Environment) -> None:
+    asked = task()
+    result = engine.train(asked, runtime=runtime)
+    assert result.ended == "done"
+    assert len(result.losses) == len(result.rates) == 60
+    assert [step for step, _ in result.held_out] == [0, 20, 40, 60]
+    assert result.held_out[-1][1] < 0.6 * result.held_out[0][1]
+    assert result.gradient_error is not None
+    assert result.gradient_error < 0.01
+    assert {name: value.shape for name, value in result.parameters.items()} == {
+        c.name: c.shape for c in asked.graph.constants()
+    }
+
+
+def test_two_runs_give_the_same_bytes(runtime: environment.Environment) -> None:
+    one, two = (engine.train(task(steps=20), runtime=runtime) for _ in range(2))
+    assert all(np.array_equal(one.parameters[name], two.parameters[name]) for name in one.parameters)
+    assert one.losses == two.losses
+
+
+def test_masks_bounds_and_groups_are_kept(runtime: environment.Environment) -> None:
+    mask = np.random.default_rng(2).random((WIDTH, HIDDEN)) < 0.5
+    graph = classifier()
+    asked = task(
+        graph,
+        constraints={"w1": Constraint(mask=mask), "b2": Constraint(low=np.float32(-0.1), high=np.float32(0.1))},
+        sparsity=Sparsity(
+            groups=tuple((Slice("w2", 0, (i,)), Slice("b1", 0, (i,))) for i in range(HIDDEN)), group_strength=2.0
+        ),
+        keep_best=False,
+    )
+    found = engine.train(asked, runtime=runtime).parameters
+    assert (found["w1"][~mask] == 0).all()
+    assert (found["w1"][mask] != 0).all()
+    assert np.abs(found["b2"]).max() <= np.float32(0.1)
+    dead = (found["w2"] == 0).all(axis=1)
+    assert dead.any()
+    assert np.array_equal(dead, found["b1"] == 0)
+
+
+def test_rounding_passes_its_gradient_straight_through(runtime: environment.Environment) -> None:
+    result = engine.train(task(classifier(rounded=True)), runtime=runtime)
+    assert result.held_out[-1][1] < 0.7 * result.held_out[0][1]
+    assert result.gradient_error is not None
+    assert result.gradient_error < 0.01
+
+
+def test_moments_are_those_of_numpy(runtime: environment.Environment) -> None:
+    asked = task()
+    weights = {c.name: c.values for c in asked.graph.constants()}
+    found = engine.gradient_moments(asked, 3, runtime=runtime)
+    grads = []
+    for rows in asked.feeding.order[:3]:
+        x, labels = (asked.feeding.arrays[name][rows] for name in ("x", "labels"))
+        h = np.tanh(x @ weights["w1"] + weights["b1"])
+        logits = h @ weights["w2"] + weights["b2"]
+        exps = np.exp(logits - logits.max(1, keepdims=True))
+        delta = (exps / exps.sum(1, keepdims=True) - np.eye(CLASSES)[labels]) / BATCH
+        grads.append(h.T @ delta)
+    assert np.allclose(found.mean["w2"], np.mean(grads, 0), atol=1e-6)
+    assert np.allclose(found.square["w2"], np.mean(np.square(grads), 0), atol=1e-7)
+    assert np.allclose(found.taylor["w2"], np.mean(np.square(weights["w2"] * grads), 0), atol=1e-7)
+
+
+def test_what_cannot_be_trained_is_named(runtime: environment.Environment) -> None:
+    graph = classifier()
+    tanh = next(node for node in graph.nodes if node.op == "Tanh")
+    tanh.op = "Selu"
+    with pytest.raises(ModelError, match="Selu has no gradient") as caught:
+        engine.train(task(graph), runtime=runtime)
+    assert tanh.name in caught.value.where
+
+
+def test_unused_parameter_is_refused(runtime: environment.Environment) -> None:
+    graph = classifier()
+    graph.unused.append(graph.add_constant("idle", np.ones(3, np.float32)))
+    with pytest.raises(ModelError, match="'idle' takes no part"):
+        engine.train(replace(task(graph), trainable=("w1", "idle")), runtime=runtime)
+
+
+def test_divergence_is_said_with_its_step(runtime: environment.Environment) -> None:
+    asked = task(optimizer=Optimizer(kind="sgd", lr=3e38, momentum=0.0, schedule="constant"))
+    with pytest.raises(UsageError, match="diverged") as caught:
+        engine.train(asked, runtime=runtime)
+    assert "learning rate" in caught.value.do
+
+
+def test_data_of_another_shape_is_refused(runtime: environment.Environment) -> None:
+    asked = task()
+    feeding = replace(asked.feeding, arrays={**asked.feeding.arrays, "x": np.zeros((400, WIDTH + 1), np.float32)})
+    with pytest.raises(DataError, match="'x' takes float32"):
+        engine.train(replace(asked, feeding=feeding), runtime=runtime)
