@@ -37,6 +37,7 @@ from onnxcomp.runtime.machine import machine, peak_memory_bytes, usable_cores, v
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, exit_code, parse_size
 from onnxcomp.verify.judge import judge
+from onnxcomp.verify.pair import check_runs
 from onnxcomp.verify.provenance import stamp
 from onnxcomp.verify.weights import histograms
 
@@ -98,6 +99,8 @@ def run(
     _check_options(job)
     graph = load(job.model, keep_initializer_inputs=job.keep_initializer_inputs)
     _check_places(job)
+    if job.verify or job.bench:
+        check_runs(job.model)
     operators = load_operators()
     material = _prepare(job, graph)
     report = _begin(job, graph, operators, material)
@@ -235,22 +238,29 @@ def _check_places(job: Job) -> None:
     """Find out before the work whether its results can be written."""
     places = [job.out, job.report_path, *([job.html] if job.html is not None else [])]
     for path in places:
-        if path.resolve() == job.model.resolve():
+        try:
+            _check_place(path, job.model)
+        except OSError as error:
             raise OutputError(
-                "the output would overwrite the input model", where=f"file {path}", do="choose another -o"
-            )
-        if path.is_dir():
-            raise OutputError("the output is a folder", where=f"folder {path}", do="give a file name with -o")
-        parent = path.resolve().parent
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            raise OutputError(
-                "the output folder does not exist or cannot be written",
-                where=f"folder {parent}",
-                do="choose another -o",
-            )
+                f"no file can have this name: {error.strerror}", where=f"file {path}", do="choose another -o"
+            ) from error
     if len({path.resolve() for path in places}) < len(places):
         names = ", ".join(map(str, places))
         raise OutputError("model and report have one name", where=f"files {names}", do="choose another --report")
+
+
+def _check_place(path: Path, model: Path) -> None:
+    if path.resolve() == model.resolve():
+        raise OutputError("the output would overwrite the input model", where=f"file {path}", do="choose another -o")
+    if path.is_dir():
+        raise OutputError("the output is a folder", where=f"folder {path}", do="give a file name with -o")
+    parent = path.resolve().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(
+            "the output folder does not exist or cannot be written",
+            where=f"folder {parent}",
+            do="choose another -o",
+        )
 
 
 def _prepare(job: Job, graph: Graph) -> Material:

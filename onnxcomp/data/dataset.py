@@ -258,7 +258,7 @@ class Dataset:
         """The error that says that no sample can be used."""
         few = self.reader.batch and 0 < len(self) < self.reader.batch
         what = f"{len(self)} samples, and the model takes {self.reader.batch} at a time" if few else "no usable sample"
-        return DataError(what, where="\n       ".join([self.source, *self.problems[:3]]), do="give more, or other data")
+        return DataError(what, where="; ".join([self.source, *self.problems[:3]]), do="give more, or other data")
 
 
 class Samples:

@@ -116,8 +116,14 @@ def decode(path: Path) -> Picture:
     except (BadImage, MemoryError):
         raise
     except Exception as error:  # decoders meet hostile bytes with many kinds of errors; each means: this file is bad
-        text = str(error).split(str(path.parent) + os.sep)[-1]
-        raise BadImage("not an image" if "cannot identify" in text else text or type(error).__name__) from error
+        raise BadImage(_reason(error, path)) from error
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """A decoder's words without the file's name, which stands before them."""
+    if "cannot identify" in str(error):
+        return "not an image"
+    return str(error).replace(str(path), path.name) or type(error).__name__
 
 
 def look_at(files: Sequence[Path], most: int) -> tuple[tuple[int, int] | None, int]:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.errors import DataError, GuaranteeError, ModelError
-from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.graph.noops import draws
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext
@@ -86,12 +85,11 @@ class Probe:
     def _outputs(self, graph: Graph) -> list[dict[str, Array]]:
         if self._last is not None and self._last[0] is graph:
             return self._last[1]
-        from onnxcomp.runtime.session import open_session
+        from onnxcomp.runtime.session import open_graph
 
         feeds = self._probe_feeds(graph)
-        with runnable(graph) as model:
-            session = open_session(model, threads=self.context.threads, optimize=False)
-            outputs = [session.run(feed) for feed in feeds]
+        session = open_graph(graph, threads=self.context.threads, optimize=False)
+        outputs = [session.run(feed) for feed in feeds]
         self._last = (graph, outputs)
         return outputs
 

@@ -12,15 +12,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcomp.errors import DataError, ModelError
+from onnxcomp.graph.codec import encode
+from onnxcomp.graph.io import runnable, to_bytes, total_bytes
+from onnxcomp.graph.ir import Constant, Graph, tensor_proto
 from onnxcomp.runtime import providers
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration, chain, is_quantized
 from onnxcomp.runtime.machine import usable_cores
 
 if TYPE_CHECKING:
+    import onnx
     from numpy.typing import NDArray
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
+
+LARGE_BYTES = 256 << 20  # a graph with more weights is never copied in memory
+EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 _NUMPY = {
     "float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "object",
@@ -203,8 +210,9 @@ def open_session(
         provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name; never replaced by another one.
         threads: threads inside one operator; 0 means every usable core. Operators run one after another.
         optimize: ONNX Runtime's graph optimizations, all or none.
-        lean: take little memory rather than time: weights stay mapped from their file and are not repacked, and what a
-            run allocated is given back.
+        lean: take little memory rather than time: weights stay mapped from their file and are not repacked, those
+            stored in few bits are decoded when they are needed and not all at load, and what a run allocated is given
+            back.
         config: further session configuration entries, such as `session.x64quantprecision`.
         acceleration: what is asked of a GPU provider beyond its name.
         save_optimized: where ONNX Runtime writes the graph it really runs.
@@ -244,7 +252,10 @@ def open_session(
     chosen = chain(full, acceleration, quantized=full == providers.TENSORRT and is_quantized(model))
     try:
         with providers.quiet_loading(full):
-            raw = ort.InferenceSession(source, options, providers=chosen, enable_fallback=0)
+            without = ["ConstantFolding"] if lean else []
+            raw = ort.InferenceSession(
+                source, options, providers=chosen, enable_fallback=0, disabled_optimizers=without
+            )
     except providers.ort_errors() as error:
         raise _load_error(error, where) from error
     if full not in raw.get_providers():
@@ -253,6 +264,47 @@ def open_session(
     if full != providers.CPU and not session.placement().on_provider:
         raise providers.lacks(full, f"it takes none of the nodes of {where}")
     return session
+
+
+def open_graph(graph: Graph, *, threads: int = 1, optimize: bool = True) -> Session:
+    """Open a graph for running on the CPU.
+
+    A graph above `LARGE_BYTES` is opened lean, and weights that still lie in the model's own external data are mapped
+    from there.
+
+    Raises:
+        ModelError: as `open_session`.
+    """
+    if total_bytes(graph) <= LARGE_BYTES:
+        return open_session(to_bytes(graph), threads=threads, optimize=optimize)
+    apart = [c for c in dict.fromkeys((*graph.constants(), *graph.unused)) if _lies_apart(c)]
+    if graph.source is None or total_bytes(graph) - sum(c.nbytes for c in apart) > LARGE_BYTES:
+        with runnable(graph) as model:
+            return open_session(model, threads=threads, optimize=optimize, lean=True)
+    placed = set(apart)
+    light = encode(graph, lambda c: _renamed(c) if c in placed else tensor_proto(c))
+    return open_session(
+        light.SerializeToString(),
+        threads=threads,
+        optimize=optimize,
+        lean=True,
+        config={EXTERNAL_DATA_FOLDER: str(graph.source.parent)},
+    )
+
+
+def _lies_apart(constant: Constant) -> bool:
+    """Whether the value is untouched, in a file beside the model."""
+    stored = constant.stored
+    return stored is not None and not hasattr(stored.proto, "values") and bool(stored.proto.external_data)
+
+
+def _renamed(constant: Constant) -> onnx.TensorProto:
+    """The reference into the model's external data under the name that the initializer bears now."""
+    assert constant.stored is not None
+    proto = type(constant.stored.proto)()
+    proto.CopyFrom(constant.stored.proto)
+    proto.name = constant.name
+    return proto
 
 
 def clean(text: str) -> str:

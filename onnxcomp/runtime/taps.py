@@ -9,10 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Graph, Node, Tensor
 from onnxcomp.runtime.progress import SILENT, Progress
-from onnxcomp.runtime.session import Session, open_session
+from onnxcomp.runtime.session import Session, open_graph
 
 BUDGET_BYTES = 192 * 2**20
 
@@ -71,12 +70,11 @@ def tapped(graph: Graph, names: Sequence[str], threads: int) -> Session:
     copy = graph.clone()
     tensors = copy.tensors()
     copy.outputs = [tensors[name] for name in names]
-    _drop_unneeded(copy)
-    with runnable(copy) as model:
-        return open_session(model, threads=threads)
+    drop_unneeded(copy)
+    return open_graph(copy, threads=threads)
 
 
-def _drop_unneeded(graph: Graph) -> None:
+def drop_unneeded(graph: Graph) -> None:
     """Remove the nodes that no output needs: ONNX Runtime would run them all the same."""
     needed: set[Node] = set()
     waiting: list[Tensor] = list(graph.outputs)

@@ -13,14 +13,14 @@ from math import prod
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable
 from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.types import Shapes
-from onnxcomp.runtime.session import open_session
-from onnxcomp.runtime.taps import Batches, stream
+from onnxcomp.runtime.session import open_graph
+from onnxcomp.runtime.taps import Batches, drop_unneeded, stream
 
-BUDGET_BYTES = 128 * 2**20
+BUDGET_BYTES = 128 * 2**20  # of one sample's activations
+WEIGHT_BYTES = 512 * 2**20  # of layers that are measured together: stored in few bits, they are decoded as floats
 MOST_HOPS = 4  # from a layer to the first tensor behind it that both graphs have
 
 
@@ -81,17 +81,19 @@ def _first_kept(node: Node, kept: set[str]) -> str | None:
 
 
 def _groups(found: list[Segment], graph: Graph, shapes: Shapes) -> Iterator[list[Segment]]:
-    tensors = graph.tensors()
+    """Consecutive layers whose activations and weights fit the budgets together."""
+    tensors, nodes = graph.tensors(), {node.name: node for node in graph.nodes}
     group: list[Segment] = []
-    used = 0
+    used = weights = 0
     for segment in found:
         sizes = [shapes.static(tensors[name]) for name in (segment.entry, segment.exit)]
         size = sum(prod(shape) * 4 if shape is not None else BUDGET_BYTES // 8 for shape in sizes)
-        if group and used + size > BUDGET_BYTES:
+        held = sum(4 * t.size for t in nodes[segment.node].inputs if isinstance(t, Constant))
+        if group and (used + size > BUDGET_BYTES or weights + held > WEIGHT_BYTES):
             yield group
-            group, used = [], 0
+            group, used, weights = [], 0, 0
         group.append(segment)
-        used += size
+        used, weights = used + size, weights + held
     if group:
         yield group
 
@@ -100,8 +102,7 @@ def _measure(
     group: list[Segment], before: Graph, after: Graph, shapes: Shapes, samples: Batches, threads: int
 ) -> dict[str, float]:
     cut, exits = _cut(group, after, shapes)
-    with runnable(cut) as model:
-        session = open_session(model, threads=threads)
+    session = open_graph(cut, threads=threads)
     wanted = [t.name for t in cut.inputs]
     names = list(dict.fromkeys((*wanted, *(s.exit for s in group))))
     signal = dict.fromkeys((s.node for s in group), 0.0)
@@ -143,4 +144,5 @@ def _cut(group: list[Segment], after: Graph, shapes: Shapes) -> tuple[Graph, dic
         forced[segment.entry] = entry
     graph.inputs = list(forced.values())
     graph.outputs = list(dict.fromkeys(tensors[segment.exit] for segment in group))
+    drop_unneeded(graph)
     return graph, {segment.exit: tensors[segment.exit].name for segment in group}

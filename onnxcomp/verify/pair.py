@@ -64,6 +64,16 @@ class Answer:
     outputs: tuple[dict[str, Array], ...]
 
 
+def check_runs(model: Path) -> None:
+    """Find out before long work whether a model can be run and judged at all; nothing is computed.
+
+    Raises:
+        ModelError: the runtime refuses it, or an output is no tensor.
+    """
+    session = open_session(model, optimize=False, lean=True)
+    _check_outputs(Interface(session.where, session.inputs, session.outputs))
+
+
 class Runner:
     """One or two models with the same inputs and outputs, run on the same samples.
 

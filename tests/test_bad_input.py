@@ -1,0 +1,352 @@
+"""Does bad input get a clear error and lose nothing? One table: what is wrong, the exit code, and the words for it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import builders
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from onnxcomp.cli.main import main
+
+MODEL, DATA, OUTPUT = 3, 4, 6
+FLOAT = TensorProto.FLOAT
+Case = Callable[[Path], list[str | Path]]
+
+
+def cnn(folder: Path) -> Path:
+    """image [N, 3, 16, 16] -> logits [N, 10]."""
+    return builders.save(builders.residual_cnn(), folder / "model.onnx")
+
+
+def pictures(count: int = 40) -> np.ndarray:
+    return builders.rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8)
+
+
+def data(folder: Path, **arrays: np.ndarray) -> Path:
+    np.savez(folder / "data.npz", **(arrays or {"images": pictures(), "labels": np.arange(40) % 10}))
+    return folder / "data.npz"
+
+
+def folder_of_images(folder: Path, count: int = 12) -> Path:
+    images = folder / "images"
+    images.mkdir()
+    for index, picture in enumerate(pictures(count)):
+        Image.fromarray(picture).save(images / f"{index:02}.png")
+    return images
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def truncated(folder: Path) -> list[str | Path]:
+    whole = cnn(folder).read_bytes()
+    (folder / "model.onnx").write_bytes(whole[: len(whole) * 2 // 3])
+    return [folder / "model.onnx"]
+
+
+def zeros(folder: Path) -> list[str | Path]:
+    (folder / "model.onnx").write_bytes(bytes(4096))
+    return [folder / "model.onnx"]
+
+
+def a_picture_called_onnx(folder: Path) -> list[str | Path]:
+    Image.fromarray(pictures(1)[0]).save(folder / "picture.png")
+    return [(folder / "picture.png").rename(folder / "model.onnx")]
+
+
+def a_folder(folder: Path) -> list[str | Path]:
+    (folder / "model.onnx").mkdir()
+    return [folder / "model.onnx"]
+
+
+def no_model(folder: Path) -> list[str | Path]:
+    return [folder / "absent.onnx"]
+
+
+def cycle(folder: Path) -> list[str | Path]:
+    nodes = [helper.make_node("Add", ["x", "b"], ["a"], "first"), helper.make_node("Relu", ["a"], ["b"], "second")]
+    proto = builders.model(nodes, [builders.value("x", FLOAT, [1])], [builders.value("b", FLOAT, [1])], check=False)
+    return [builders.save(proto, folder / "model.onnx")]
+
+
+def newer_opset(folder: Path) -> list[str | Path]:
+    proto = builders.mlp()
+    proto.opset_import[0].version = 99
+    return [builders.save(proto, folder / "model.onnx")]
+
+
+def missing_external_data(folder: Path) -> list[str | Path]:
+    path = builders.save_external(builders.mlp(), folder / "model.onnx")
+    (folder / "weights.bin").unlink()
+    return [path]
+
+
+def short_external_data(folder: Path) -> list[str | Path]:
+    path = builders.save_external(builders.mlp(), folder / "model.onnx")
+    os.truncate(folder / "weights.bin", 100)
+    return [path]
+
+
+def escaping_external_data(folder: Path) -> list[str | Path]:
+    """The data file exists, one folder up."""
+    inside = folder / "inside"
+    inside.mkdir()
+    path = builders.save_external(builders.mlp(), inside / "model.onnx")
+    (inside / "weights.bin").rename(folder / "weights.bin")
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../weights.bin"
+    return [builders.save(proto, path)]
+
+
+def linked_external_data(folder: Path) -> list[str | Path]:
+    """A symbolic link inside the model's folder leads out of it."""
+    inside = folder / "inside"
+    inside.mkdir()
+    path = builders.save_external(builders.mlp(), inside / "model.onnx")
+    (inside / "weights.bin").rename(folder / "weights.bin")
+    (inside / "weights.bin").symlink_to(folder / "weights.bin")
+    return [path]
+
+
+def unknown_operator(folder: Path) -> list[str | Path]:
+    return [builders.save(builders.custom_operator(), folder / "model.onnx")]
+
+
+def sequence_output(folder: Path) -> list[str | Path]:
+    nodes = [helper.make_node("SequenceConstruct", ["x", "x"], ["y"], "pair")]
+    out = helper.make_tensor_sequence_value_info("y", FLOAT, [4])
+    return [builders.save(builders.model(nodes, [builders.value("x", FLOAT, [4])], [out]), folder / "model.onnx")]
+
+
+def shapes_that_clash(folder: Path) -> list[str | Path]:
+    weights = {"w": np.ones((5, 4), np.float32)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "product")]
+    ends = [builders.value("x", FLOAT, ["N", 8])], [builders.value("y", FLOAT, ["N", 4])]
+    return [builders.save(builders.model(nodes, *ends, weights, check=False), folder / "model.onnx")]
+
+
+def operator_that_does_not_exist(folder: Path) -> list[str | Path]:
+    nodes = [helper.make_node("Convv", ["x"], ["y"], "typo")]
+    ends = [builders.value("x", FLOAT, ["N", 8])], [builders.value("y", FLOAT, ["N", 8])]
+    return [builders.save(builders.model(nodes, *ends, check=False), folder / "model.onnx")]
+
+
+MODELS: list[tuple[Case, int, str]] = [
+    (truncated, MODEL, "truncated"),
+    (zeros, MODEL, "not an ONNX model"),
+    (a_picture_called_onnx, MODEL, "not an ONNX model"),
+    (a_folder, MODEL, "cannot be read"),
+    (no_model, MODEL, "does not exist"),
+    (cycle, MODEL, "cycle"),
+    (newer_opset, MODEL, "opset 99"),
+    (missing_external_data, MODEL, "external data is missing"),
+    (short_external_data, MODEL, "truncated"),
+    (escaping_external_data, MODEL, "outside the model's folder"),
+    (linked_external_data, MODEL, "leaves the model's folder"),
+    (unknown_operator, MODEL, "no kernel"),
+    (sequence_output, MODEL, "y"),
+    (shapes_that_clash, MODEL, "refuses the model"),
+    (operator_that_does_not_exist, MODEL, "Convv"),
+]
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def with_data(write: Callable[[Path], Path]) -> Case:
+    """The CNN, and what `write` makes."""
+    return lambda folder: [cnn(folder), "--data", write(folder)]
+
+
+def no_data(folder: Path) -> Path:
+    return folder / "absent.npz"
+
+
+def empty_folder(folder: Path) -> Path:
+    (folder / "images").mkdir()
+    return folder / "images"
+
+
+def only_unreadable_images(folder: Path) -> Path:
+    (folder / "images").mkdir()
+    for index in range(3):
+        (folder / "images" / f"{index}.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return folder / "images"
+
+
+def wrong_rank(folder: Path) -> Path:
+    return data(folder, image=np.zeros((40, 3, 16), np.float32))
+
+
+def wrong_size(folder: Path) -> Path:
+    return data(folder, image=np.zeros((40, 3, 20, 20), np.float32))
+
+
+def wrong_type(folder: Path) -> Path:
+    return data(folder, image=np.zeros((40, 3, 16, 16), np.complex64))
+
+
+def text_for_numbers(folder: Path) -> Path:
+    return data(folder, image=np.full((40, 3, 16, 16), "a"))
+
+
+def not_a_number(folder: Path) -> Path:
+    values = np.zeros((40, 3, 16, 16), np.float32)
+    values[:, 1, 2, 3] = np.nan
+    return data(folder, image=values)
+
+
+def fewer_labels(folder: Path) -> Path:
+    return data(folder, images=pictures(), labels=np.zeros(39, np.int64))
+
+
+def labels_out_of_range(folder: Path) -> Path:
+    return data(folder, images=pictures(), labels=np.full(40, 10))
+
+
+def pickled(folder: Path) -> Path:
+    np.savez(folder / "data.npz", images=np.array([{}], object))
+    return folder / "data.npz"
+
+
+def cut_short(folder: Path) -> Path:
+    path = data(folder)
+    os.truncate(path, path.stat().st_size // 2)
+    return path
+
+
+def declares_a_terabyte(folder: Path) -> Path:
+    header = np.lib.format.magic(1, 0)
+    text = repr({"descr": "|u1", "fortran_order": False, "shape": (10**12,)}).ljust(117) + "\n"
+    (folder / "data.npy").write_bytes(header + len(text).to_bytes(2, "little") + text.encode())
+    return folder / "data.npy"
+
+
+def bomb(folder: Path) -> Path:
+    """An archive of 1.6 MB whose one member holds 1.6 GB of zeros."""
+    rows = 16 * 2**20 // 10
+    text = repr({"descr": "|u1", "fortran_order": False, "shape": (rows * 10 * 10, 4, 4, 1)}).ljust(117) + "\n"
+    with (
+        zipfile.ZipFile(folder / "data.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("images.npy", "w", force_zip64=True) as member,
+    ):
+        member.write(np.lib.format.magic(1, 0) + len(text).to_bytes(2, "little") + text.encode())
+        for _ in range(100):
+            member.write(bytes(rows * 16))
+    return folder / "data.npz"
+
+
+def one_sample(folder: Path) -> Path:
+    return data(folder, images=pictures(1))
+
+
+def function_that_fails(folder: Path) -> Path:
+    (folder / "feeds.py").write_text("def feeds():\n    yield {'image': 1 / 0}\n")
+    return folder / "feeds.py:feeds"
+
+
+def unknown_kind(folder: Path) -> Path:
+    (folder / "data.parquet").write_bytes(b"PAR1")
+    return folder / "data.parquet"
+
+
+DATA_CASES: list[tuple[Case, int, str]] = [
+    (with_data(no_data), DATA, "no file or folder"),
+    (with_data(empty_folder), DATA, "holds no images"),
+    (with_data(only_unreadable_images), DATA, "3 images are unreadable"),
+    (with_data(wrong_rank), DATA, "[40, 3, 16]"),
+    (with_data(wrong_size), DATA, "[40, 3, 20, 20]"),
+    (with_data(wrong_type), DATA, "complex64"),
+    (with_data(text_for_numbers), DATA, "<U1"),
+    (with_data(not_a_number), DATA, "NaN"),
+    (with_data(fewer_labels), DATA, "39 labels for 40 samples"),
+    (with_data(labels_out_of_range), DATA, "10 classes"),
+    (with_data(pickled), DATA, "pickled"),
+    (with_data(cut_short), DATA, "not a whole NumPy file"),
+    (with_data(declares_a_terabyte), DATA, "declares 1,000,000,000,000 bytes"),
+    (with_data(bomb), DATA, "archive bomb"),
+    (with_data(one_sample), DATA, "1 sample cannot be shared out"),
+    (with_data(function_that_fails), DATA, "ZeroDivisionError"),
+    (with_data(unknown_kind), DATA, "no kind of data"),
+]
+
+
+# -- outputs -----------------------------------------------------------------------------------------------------------
+
+
+def output(*more: str, make: Callable[[Path], object] = lambda folder: None) -> Case:
+    """The CNN, with these arguments; {} stands for the folder."""
+
+    def case(folder: Path) -> list[str | Path]:
+        path = cnn(folder)
+        make(folder)
+        return [path, "--passes", "cleanup,fuse-batchnorm", *(text.replace("{}", str(folder)) for text in more)]
+
+    return case
+
+
+def link(folder: Path) -> None:
+    (folder / "link.onnx").symlink_to(folder / "model.onnx")
+
+
+OUTPUTS: list[tuple[Case, int, str]] = [
+    (output("-o", "{}/model.onnx"), OUTPUT, "overwrite the input"),
+    (output("-o", "{}/link.onnx", make=link), OUTPUT, "overwrite the input"),
+    (output("--report", "{}/model.onnx"), OUTPUT, "overwrite the input"),
+    (output("--html", "{}/model.onnx"), OUTPUT, "overwrite the input"),
+    (output("-o", "{}/absent/out.onnx"), OUTPUT, "does not exist"),
+    (output("-o", "{}", make=lambda folder: None), OUTPUT, "folder"),
+    (output("-o", "{}/a.onnx", "--report", "{}/a.onnx"), OUTPUT, "one name"),
+    (output("-o", "/proc/out.onnx"), OUTPUT, "/proc"),
+    (output("-o", "{}/" + 300 * "n" + ".onnx"), OUTPUT, "long"),
+    (output("-o", "{}/model.onnx/out.onnx"), OUTPUT, "does not exist"),
+]
+
+
+def contents(folder: Path) -> dict[str, bytes | str]:
+    """Every file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): str(path.readlink()) if path.is_symlink() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() or path.is_symlink()
+    }
+
+
+def name_of(case: tuple[Case, int, str]) -> str:
+    return case[2].replace(" ", "-")
+
+
+@pytest.mark.parametrize("case", [*MODELS, *DATA_CASES, *OUTPUTS], ids=name_of)
+def test_three_lines_an_exit_code_and_nothing_lost(
+    case: tuple[Case, int, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make, code, words = case
+    arguments = make(tmp_path)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    before = contents(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["optimize", *map(str, arguments), "--no-bench"])
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert stop.value.code == code, printed.err
+    assert [line.split(":")[0] for line in lines] == ["error", "where", "do"], printed.err
+    assert all(line.split(":", 1)[1].strip() for line in lines), printed.err
+    assert words in printed.err
+    assert printed.out == ""
+    assert contents(tmp_path) == before

@@ -1,0 +1,72 @@
+"""Is each layer's own error measured where it arises, whatever the size of the model?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import builders
+import numpy as np
+import pytest
+
+from onnxcomp.data.inputs import InputSpec
+from onnxcomp.data.open import random_data
+from onnxcomp.graph import io
+from onnxcomp.graph.ir import Graph
+from onnxcomp.graph.ops.facts import load_operators
+from onnxcomp.runtime import session
+from onnxcomp.verify import layers
+
+
+def samples(graph: Graph) -> object:
+    return random_data([InputSpec(t.name, t.dtype, t.shape) for t in graph.inputs], 4).samples()
+
+
+def noisy(graph: Graph, noise: dict[str, float]) -> Graph:
+    """A copy whose named weights carry noise of this share of their own energy."""
+    copy = graph.clone()
+    generator = builders.rng(1)
+    for constant in copy.constants():
+        if constant.name in noise:
+            values = np.asarray(constant.values)
+            error = generator.standard_normal(values.shape) * values.std() * noise[constant.name]
+            constant.values = (values + error).astype(np.float32)
+    return copy
+
+
+def test_an_error_counts_in_its_own_layer_only(tmp_path: Path) -> None:
+    graph = io.load(builders.save(builders.mlp((16, 32, 32, 10)), tmp_path / "m.onnx"))
+    found = layers.own_sqnr_db(graph, noisy(graph, {"fc2.weight": 0.1}), samples(graph), load_operators())
+    assert set(found) == {"fc2"}
+    assert found["fc2"] == pytest.approx(20, abs=2)
+
+
+def test_layers_are_measured_in_groups_that_fit_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that came with external data, above every limit: the same figures as in one go."""
+    path = builders.save_external(builders.mlp((16, 32, 32, 10)), tmp_path / "m.onnx")
+    graph = io.load(path)
+    after = noisy(graph, {"fc1.weight": 0.1, "fc3.weight": 0.01})
+    wanted = layers.own_sqnr_db(graph, after, samples(graph), load_operators())
+    monkeypatch.setattr(layers, "WEIGHT_BYTES", 1)
+    monkeypatch.setattr(session, "LARGE_BYTES", 64)
+    assert layers.own_sqnr_db(graph, after, samples(graph), load_operators()) == pytest.approx(wanted, abs=0.01)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "weights.bin"]
+
+
+@pytest.mark.parametrize("external", [True, False])
+@pytest.mark.parametrize("touched", [True, False])
+def test_a_large_graph_runs_like_a_small_one(
+    external: bool, touched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights are mapped from the model's own file where they lie untouched, under their new names."""
+    proto = builders.residual_cnn()
+    save = builders.save_external if external else builders.save
+    graph = io.load(save(proto, tmp_path / "m.onnx")).clone()
+    for constant in graph.constants():
+        constant.name = f"renamed.{constant.name}"
+        if touched:
+            constant.values = constant.values * np.float32(2)
+    feed = builders.feeds_of(proto)
+    wanted = session.open_graph(graph).run(feed)["logits"]
+    monkeypatch.setattr(session, "LARGE_BYTES", 64)
+    found = session.open_graph(graph).run(feed)["logits"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
