@@ -14,7 +14,7 @@ import numpy as np
 from onnxcomp._version import __version__
 from onnxcomp.data.dataset import Dataset
 from onnxcomp.data.inputs import inputs_of
-from onnxcomp.data.open import Source, open_data, random_data
+from onnxcomp.data.open import Source, open_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.results import Benchmark, Footprint, finite
@@ -24,6 +24,7 @@ from onnxcomp.runtime.latency import Entry, bench_many
 from onnxcomp.runtime.machine import machine, versions
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.providers import TENSORRT, full_name, require
+from onnxcomp.verify.made_up import made_up_for
 
 Feed = dict[str, np.ndarray[Any, Any]]
 
@@ -219,7 +220,7 @@ def _dataset(
 ) -> Dataset:
     inputs, metadata = inputs_of(model)
     if data is None:
-        return random_data(inputs, samples, seed, shapes)
+        return made_up_for(model, inputs, samples, seed, shapes)
     return open_data(data, inputs, preprocess=preprocess, metadata=metadata, shapes=shapes)
 
 

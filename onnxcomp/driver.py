@@ -37,6 +37,7 @@ from onnxcomp.runtime.machine import machine, peak_memory_bytes, usable_cores, v
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, exit_code, parse_size
 from onnxcomp.verify.judge import judge
+from onnxcomp.verify.made_up import made_up_for
 from onnxcomp.verify.pair import check_runs
 from onnxcomp.verify.provenance import stamp
 from onnxcomp.verify.weights import histograms
@@ -313,8 +314,12 @@ def _without_data(job: Job, inputs: tuple[InputSpec, ...]) -> Material:
     if job.labels is not None or job.eval_data is not None or job.metric is not None:
         raise DataError("labels, a metric or evaluation data need --data", where="the options", do="give --data")
     job.budget.require_metric(False)
-    made_up = random_data(
-        inputs, SYNTHETIC_JUDGED + (job.calib_samples if job.allow_random else 0), job.seed, job.shapes
+    drawn = SYNTHETIC_JUDGED + (job.calib_samples if job.allow_random else 0)
+    runs = job.verify or job.bench
+    made_up = (
+        made_up_for(job.model, inputs, drawn, job.seed, job.shapes)
+        if runs
+        else random_data(inputs, drawn, job.seed, job.shapes)
     )
     samples = made_up.samples()
     judge = samples.head(SYNTHETIC_JUDGED)

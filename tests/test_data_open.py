@@ -20,6 +20,8 @@ from onnxcomp.data.labels import check_labels, read_labels
 from onnxcomp.data.open import open_data, random_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError, ModelError, UsageError
+from onnxcomp.graph.io import load
+from onnxcomp.graph.io import save as store
 
 F32, I64, U8 = (np.dtype(t) for t in (np.float32, np.int64, np.uint8))
 RNG = np.random.default_rng(0)
@@ -507,3 +509,15 @@ def test_tokens_of_the_assets_are_model_ready(assets: Path) -> None:
     assert len(dataset) == 2000 and dataset.labels is None and not dataset.guesses
     stored = np.load(assets / "data" / "packages-test.npz")
     np.testing.assert_array_equal(together(dataset)["input_ids"], stored["input_ids"])
+
+
+def test_a_negative_size_is_free(tmp_path: Path) -> None:
+    shape = [-1, 3]
+    path = save(
+        model([helper.make_node("Relu", ["x"], ["y"])], [value("x", 1, shape)], [value("y", 1, shape)]),
+        tmp_path / "free.onnx",
+    )
+    graph = load(path)
+    assert graph.inputs[0].shape == (None, 3)
+    store(graph, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()

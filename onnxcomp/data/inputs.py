@@ -38,6 +38,11 @@ class InputSpec:
         return size if isinstance(size, int) else None
 
     @property
+    def settled(self) -> bool:
+        """Whether the model fixes every size."""
+        return self.shape is not None and all(isinstance(dim, int) for dim in self.shape)
+
+    @property
     def dims(self) -> str:
         """The shape in words: `[batch, 3, 32, 32]`."""
         return "of unknown rank" if self.shape is None else "[" + ", ".join(str(d or "?") for d in self.shape) + "]"

@@ -13,6 +13,7 @@ from onnxcomp.data.inputs import InputSpec, with_shapes
 from onnxcomp.errors import DataError
 
 SPATIAL, SEQUENCE = 224, 16  # sizes for free dimensions of inputs with four dimensions or more, and of others
+LONGER = (64, 256, 1024)  # sequences to try where a model does not take the first guess
 
 
 class RandomReader:
@@ -55,11 +56,17 @@ class RandomReader:
 
 
 def random_data(
-    inputs: Sequence[InputSpec], samples: int, seed: int = 0, shapes: Mapping[str, tuple[int, ...]] | None = None
+    inputs: Sequence[InputSpec],
+    samples: int,
+    seed: int = 0,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    *,
+    sequence: int = SEQUENCE,
 ) -> Dataset:
     """Made-up samples: floats standard normal, integers 0 or 1, bool either; source "synthetic".
 
-    Free dimensions that `shapes` does not give get a guessed size, the same for the same name.
+    Free dimensions that `shapes` does not give get a guessed size, the same for the same name; `sequence` is the guess
+    for inputs of fewer than four dimensions.
 
     Raises:
         DataError: the model takes strings, or an input of unknown rank without a shape.
@@ -68,12 +75,12 @@ def random_data(
     # a size is drawn once for each name; what counts the batch is 1 wherever it stands
     sizes: dict[int | str, int] = {spec.shape[0]: 1 for spec in specs if spec.shape and spec.shape[0]}
     guesses: list[str] = []
-    concrete = {spec.name: _concrete(spec, sizes, guesses) for spec in specs}
+    concrete = {spec.name: _concrete(spec, sizes, guesses, sequence) for spec in specs}
     reader = RandomReader(concrete, specs, samples, seed)
     return Dataset("synthetic", specs, reader, guesses=guesses, synthetic=True)
 
 
-def _concrete(spec: InputSpec, sizes: dict[int | str, int], guesses: list[str]) -> tuple[int, ...]:
+def _concrete(spec: InputSpec, sizes: dict[int | str, int], guesses: list[str], sequence: int) -> tuple[int, ...]:
     if spec.dtype == np.dtype(object) or spec.shape is None:
         raise DataError(
             f"no data can be made up for the input {spec}",
@@ -83,7 +90,7 @@ def _concrete(spec: InputSpec, sizes: dict[int | str, int], guesses: list[str]) 
     result = []
     for axis, dim in enumerate(spec.shape):
         known = dim if isinstance(dim, int) else 1 if axis == 0 else sizes.get(dim) if dim else None
-        size = _free_size(spec, axis) if known is None else known
+        size = _free_size(spec, axis, sequence) if known is None else known
         if known is None:
             sizes[dim or f"{spec.name} {axis}"] = size
             guesses.append(
@@ -93,10 +100,10 @@ def _concrete(spec: InputSpec, sizes: dict[int | str, int], guesses: list[str]) 
     return tuple(result)
 
 
-def _free_size(spec: InputSpec, axis: int) -> int:
+def _free_size(spec: InputSpec, axis: int, sequence: int) -> int:
     assert spec.shape is not None
     if len(spec.shape) < 4:
-        return SEQUENCE
+        return sequence
     # the one free dimension beside two fixed equal ones, or at the place of channels, counts channels
     channels_last = spec.fixed(1) is not None and spec.fixed(1) not in (1, 3, 4) and axis == len(spec.shape) - 1
     return 3 if axis == 1 or channels_last else SPATIAL

@@ -330,11 +330,17 @@ def _variable(value: onnx.ValueInfoProto | None, name: str) -> Variable:
 
 
 def shape_of(value: onnx.ValueInfoProto) -> tuple[Dim, ...] | None:
-    """Shape of a tensor's ValueInfoProto; None when the rank is unknown."""
+    """Shape of a tensor's ValueInfoProto; None when the rank is unknown. A negative size is free, as no size is."""
     kind = value.type.tensor_type
     if not kind.HasField("shape"):
         return None
-    return tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in kind.shape.dim)
+    return tuple(_dim(d) for d in kind.shape.dim)
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param or None
 
 
 def _leftovers(proto: Any, *handled: str) -> Any:
@@ -452,7 +458,8 @@ def _encode_node(
     if node.envelope is not None:
         proto.CopyFrom(node.envelope)
     proto.op_type = node.op
-    proto.name = "" if node.unnamed == node.name else node.name
+    if node.unnamed != node.name:
+        proto.name = node.name
     if node.domain:
         proto.domain = node.domain
     proto.input.extend(t.name for t in node.inputs)

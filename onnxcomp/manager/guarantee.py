@@ -88,7 +88,8 @@ class Probe:
         from onnxcomp.runtime.session import open_graph
 
         feeds = self._probe_feeds(graph)
-        session = open_graph(graph, threads=self.context.threads, optimize=False)
+        # repacked weights round differently, and only initializers are repacked: that is not the graph's doing
+        session = open_graph(graph, threads=self.context.threads, optimize=False, lean=True)
         outputs = [session.run(feed) for feed in feeds]
         self._last = (graph, outputs)
         return outputs

@@ -232,7 +232,7 @@ def open_session(
     where = "the model in memory" if isinstance(model, bytes) else str(model)
     source = model if isinstance(model, bytes) else _existing(Path(model))
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is said by the errors raised here
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     level = ort.GraphOptimizationLevel
@@ -266,17 +266,17 @@ def open_session(
     return session
 
 
-def open_graph(graph: Graph, *, threads: int = 1, optimize: bool = True) -> Session:
+def open_graph(graph: Graph, *, threads: int = 1, optimize: bool = True, lean: bool = False) -> Session:
     """Open a graph for running on the CPU.
 
-    A graph above `LARGE_BYTES` is opened lean, and weights that still lie in the model's own external data are mapped
+    A graph above `LARGE_BYTES` is always opened lean, and weights that still lie in the model's own external data are mapped
     from there.
 
     Raises:
         ModelError: as `open_session`.
     """
     if total_bytes(graph) <= LARGE_BYTES:
-        return open_session(to_bytes(graph), threads=threads, optimize=optimize)
+        return open_session(to_bytes(graph), threads=threads, optimize=optimize, lean=lean)
     apart = [c for c in dict.fromkeys((*graph.constants(), *graph.unused)) if _lies_apart(c)]
     if graph.source is None or total_bytes(graph) - sum(c.nbytes for c in apart) > LARGE_BYTES:
         with runnable(graph) as model:

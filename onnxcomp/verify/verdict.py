@@ -10,7 +10,7 @@ from typing import Any
 from onnxcomp.data.dataset import Samples
 from onnxcomp.data.inputs import inputs_of
 from onnxcomp.data.metric import Metric, parse_metric
-from onnxcomp.data.open import Source, open_data, random_data
+from onnxcomp.data.open import Source, open_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError
 from onnxcomp.graph.io import model_files
@@ -20,6 +20,7 @@ from onnxcomp.runtime.latency import Entry, compare
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, exit_code
 from onnxcomp.verify.judge import judge
+from onnxcomp.verify.made_up import made_up_for
 
 SYNTHETIC_SAMPLES = 64
 
@@ -149,7 +150,7 @@ def _open(
     inputs, metadata = inputs_of(model)
     if data is None:
         _without_data(labels, metric, allow_random, budget)
-        return random_data(inputs, eval_samples or SYNTHETIC_SAMPLES, seed, shapes).samples(), None
+        return made_up_for(model, inputs, eval_samples or SYNTHETIC_SAMPLES, seed, shapes).samples(), None
     dataset = open_data(data, inputs, preprocess=preprocess, labels=labels, metadata=metadata, shapes=shapes)
     chosen = parse_metric(metric) if metric is not None or dataset.labels is not None else None
     budget.require_metric(chosen is not None)
