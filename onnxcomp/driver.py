@@ -490,7 +490,7 @@ def _fill(
     measured: Measurements,
     operators: Operators,
 ) -> None:
-    report.passes = chosen.result.records
+    report.passes, report.training = chosen.result.records, chosen.result.trainings
     report.after = measured.stats
     report.fidelity, report.accuracy = measured.fidelity, measured.accuracy
     report.benchmarks = [measured.benchmark] if measured.benchmark is not None else []

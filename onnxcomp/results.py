@@ -41,6 +41,55 @@ class ModelStats:
 
 
 @dataclass(frozen=True)
+class TrainingRecord:
+    """How one training went.
+
+    Attributes:
+        spec: of the pass.
+        loss: what was minimised, in words.
+        teacher: whose answers were learned; empty without one.
+        samples, views: training samples, and how many augmented views of each were made.
+        held_out_samples: whose loss chose the best step; never trained on.
+        steps, batch: steps done, and samples a step.
+        losses, rates: (step, mean) over pieces of equal length: training loss and learning rate.
+        held_out: (step, loss), the first before any step.
+        best_step: whose parameters were kept.
+        ended: `done`, `early` or `interrupted`.
+        seconds: of the whole training, the teacher included; `step_seconds` the median of a step.
+        peak_memory_bytes: of the process that trained.
+        gradient_error: median relative error of the gradient self-check; None where it did not run.
+    """
+
+    spec: str
+    loss: str
+    teacher: str
+    samples: int
+    views: int
+    held_out_samples: int
+    steps: int
+    batch: int
+    parameters: int
+    losses: tuple[tuple[float, float], ...]
+    rates: tuple[tuple[float, float], ...]
+    held_out: tuple[tuple[float, float], ...]
+    best_step: int
+    ended: str
+    seconds: float
+    step_seconds: float
+    peak_memory_bytes: int
+    gradient_error: float | None = None
+
+    @property
+    def words(self) -> str:
+        """One line for people."""
+        ends = [loss for _, loss in self.held_out]
+        brought = f"held-out loss {ends[0]:.4g} -> {min(ends):.4g}" if ends else f"loss {self.losses[-1][1]:.4g}"
+        best = "" if self.best_step == self.steps or not ends else f", best at {self.best_step}"
+        early = {"early": ", ended early", "interrupted": ", interrupted"}.get(self.ended, "")
+        return f"{brought} in {self.steps} steps of {self.batch}{best}{early}, {self.seconds:.0f} s; {self.loss}"
+
+
+@dataclass(frozen=True)
 class PassRecord:
     """What one pass did, as the manager saw it."""
 
@@ -246,6 +295,7 @@ class Report:
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     passes: list[PassRecord] = field(default_factory=list)
+    training: list[TrainingRecord] = field(default_factory=list)
     layers: list[LayerRecord] = field(default_factory=list)
     accuracy: Accuracy | None = None
     fidelity: Fidelity | None = None

@@ -22,11 +22,13 @@ from numpy.lib.format import open_memmap
 
 from onnxcomp.distill.augment import Augment
 from onnxcomp.errors import DataError, ModelError, OutputError
+from onnxcomp.files import user_cache
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.ir import Array, Graph
+from onnxcomp.manager.base import SampleSource
 from onnxcomp.runtime.machine import machine, versions
 from onnxcomp.runtime.progress import Progress
-from onnxcomp.runtime.taps import Batches, tapped
+from onnxcomp.runtime.taps import tapped
 
 CACHE_BYTES = 4 << 30  # the teachers' answers in the user's cache; the oldest go
 ROWS_A_RUN = 64
@@ -71,15 +73,9 @@ class Rows:
             yield {**part, **self.constants}
 
 
-class LabelledBatches(Batches):
-    """Batches that may have labels, one a row."""
-
-    labels: Array | None
-
-
 def write_rows(
-    train: LabelledBatches,
-    held_out: LabelledBatches | None,
+    train: SampleSource,
+    held_out: SampleSource | None,
     folder: Path,
     *,
     views: int = 1,
@@ -97,7 +93,7 @@ def write_rows(
     rows.held_out = 0 if held_out is None else len(held_out)
     generator = np.random.default_rng(seed)
     digest, at = hashlib.sha256(), 0
-    passes: list[tuple[LabelledBatches, Augment]] = [(train, augment)] * rows.views
+    passes: list[tuple[SampleSource, Augment]] = [(train, augment)] * rows.views
     passes += [(held_out, Augment())] if held_out is not None else []
     try:
         for samples, way in progress.track(passes, len(passes), "reading samples"):
@@ -144,12 +140,8 @@ def answers(
 
 
 def cache_folder() -> Path:
-    """Where teachers' answers are kept: ONNXCOMP_CACHE, else the user's cache folder."""
-    root = (
-        os.environ.get("ONNXCOMP_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxcomp"
-    )
-    return Path(root) / "teacher"
+    """Where teachers' answers are kept: in the user's cache folder."""
+    return user_cache() / "teacher"
 
 
 def mean_square(array: Array) -> float:
@@ -186,7 +178,7 @@ def _put(rows: Rows, name: str, at: int, array: Array) -> None:
     target[at : at + len(array)] = array
 
 
-def _labels(train: LabelledBatches, held_out: LabelledBatches | None, views: int) -> Array | None:
+def _labels(train: SampleSource, held_out: SampleSource | None, views: int) -> Array | None:
     parts = [train.labels] * views + ([held_out.labels] if held_out is not None else [])
     if any(part is None for part in parts):
         return None
@@ -225,7 +217,7 @@ def _compute(teacher: Graph, names: list[str], rows: Rows, place: Path, threads:
         raise OutputError(
             f"the teacher's answers cannot be kept: {error.strerror}",
             where=f"folder {place.parent}",
-            do="make room, or let ONNXCOMP_CACHE name another folder",
+            do="make room, or let XDG_CACHE_HOME name another folder",
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -24,15 +24,24 @@ def write_back(original: Graph, prepared: Prepared, values: Mapping[str, Array])
         ModelError: a value belongs to no trained initializer, has another shape, or is not finite.
     """
     result = original.clone()
-    constants = {c.name: c for c in result.constants()}
-    nodes = {n.outputs[0].name: n for n in result.nodes if n.op == "Constant" and not n.domain}
+    put_back(result, prepared, values)
+    return result
+
+
+def put_back(graph: Graph, prepared: Prepared, values: Mapping[str, Array]) -> None:
+    """As `write_back`, into the graph itself.
+
+    Raises:
+        ModelError: as `write_back`; values before the one that does not fit are in the graph by then.
+    """
+    constants = {c.name: c for c in graph.constants()}
+    nodes = {n.outputs[0].name: n for n in graph.nodes if n.op == "Constant" and not n.domain}
     known = {*prepared.trainable, *prepared.statistics}
     for name, value in values.items():
         holder = constants.get(name) or nodes.get(name)
         if name not in known or holder is None:
             raise ModelError("a trained value fits no initializer", where=name, do="report this: it is a defect")
         _assign(holder, np.asarray(value), name)
-    return result
 
 
 def _assign(holder: Constant | Node, value: Array, name: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.coded import coded_weights, count_codes, read_coded
+from onnxcomp.graph.coded import CodedWeight, coded_weights, count_codes, read_coded
 from onnxcomp.graph.ir import Array, Constant, Graph, Node
 from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.results import ModelStats
@@ -114,7 +114,7 @@ def layers(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, .
 
 def held_weight(node: Node, port: int, operators: Operators) -> tuple[int, int]:
     """Parameters and bytes that a port takes from an initializer, looked at through DequantizeLinear and the like."""
-    coded = read_coded(node.input(port))
+    coded = _coded_at(node, port)
     if coded is not None:
         return coded.elements, coded.codes.nbytes
     source, at, constant = trace_weight(node, port)
@@ -122,6 +122,13 @@ def held_weight(node: Node, port: int, operators: Operators) -> tuple[int, int]:
         return 0, 0
     elements = parameter_elements(source, at, constant, operators)
     return elements, constant.nbytes if elements else 0
+
+
+def _coded_at(node: Node, port: int) -> CodedWeight | None:
+    """The coded weight that a port takes, as it is or through a DequantizeLinear."""
+    tensor = node.input(port)
+    maker = tensor.producer if tensor is not None else None
+    return read_coded(maker.input(0) if maker is not None and maker.op == "DequantizeLinear" else tensor)
 
 
 def trace_weight(node: Node, port: int) -> tuple[Node, int, Constant | None]:
@@ -143,7 +150,7 @@ def trace_weight(node: Node, port: int) -> tuple[Node, int, Constant | None]:
 def precision_of(node: Node, operators: Operators) -> str:
     """Type in which a node's weight is stored: float32, int8, …; the activations' type where it has none."""
     for weight_port in range(len(node.inputs)):
-        coded = read_coded(node.input(weight_port))
+        coded = _coded_at(node, weight_port)
         if coded is not None:
             return f"int{coded.bits}"
         source, at, constant = trace_weight(node, weight_port)

@@ -18,7 +18,7 @@ from onnxcomp.errors import EnvironmentLacksError, UsageError
 from onnxcomp.graph.ir import Constant, Graph, Node
 from onnxcomp.graph.ops.facts import Operators, Weight, load_operators
 from onnxcomp.manager.options import checked, option
-from onnxcomp.results import Change, Skip
+from onnxcomp.results import Change, Skip, TrainingRecord
 from onnxcomp.runtime.progress import SILENT, Progress
 
 __all__ = ["Guarantee", "Need", "Outcome", "Pass", "PassContext", "SampleSource", "WeightUse", "option"]
@@ -37,7 +37,7 @@ class Need(Enum):
 
     DATA = "calibration data"
     LABELS = "labels"
-    TRAINING = "the training runtime"
+    TRAINING = "training"
 
 
 class SampleSource(Protocol):
@@ -118,6 +118,7 @@ class Outcome:
         summary: one line, e.g. "104 of 113 Conv quantized".
         notes: things the user should know, e.g. that the opset was raised.
         metrics: figures with their unit in the name, e.g. `clipped_share`.
+        trainings: how each training of the pass went.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -125,6 +126,7 @@ class Outcome:
     summary: str = ""
     notes: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    trainings: list[TrainingRecord] = field(default_factory=list)
 
     def change(self, node: Node | Constant | str, what: str) -> None:
         """Record one change."""

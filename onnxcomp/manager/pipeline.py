@@ -13,7 +13,7 @@ from onnxcomp.graph.shapes import check_structure
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.manager.guarantee import Probe, interface_of
 from onnxcomp.manager.spec import parse_passes
-from onnxcomp.results import PassRecord
+from onnxcomp.results import PassRecord, TrainingRecord
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class RunResult:
 
     graph: Graph
     records: list[PassRecord] = field(default_factory=list)
+    trainings: list[TrainingRecord] = field(default_factory=list)
 
     @property
     def changes(self) -> int:
@@ -101,15 +102,16 @@ class PassManager:
         result = RunResult(graph)
         passes = context.progress.track(self.pipeline.passes, len(self.pipeline.passes), "passes")
         for item in passes:
-            result.graph, record = self._one(item, result.graph, context, probe, strict)
+            result.graph, record, trainings = self._one(item, result.graph, context, probe, strict)
             result.records.append(record)
+            result.trainings += trainings
         if result.graph is graph:
             result.graph = graph.clone()
         return result
 
     def _one(
         self, item: Pass, graph: Graph, context: PassContext, probe: Probe, strict: bool
-    ) -> tuple[Graph, PassRecord]:
+    ) -> tuple[Graph, PassRecord, list[TrainingRecord]]:
         """Run a pass on a copy, which takes the graph's place if it holds and the pass changed anything."""
         candidate = graph.clone()
         start = time.perf_counter()
@@ -145,7 +147,7 @@ class PassManager:
             operators_after=operators_before if same else candidate.operators(),
             rolled_back=failure,
         )
-        return candidate, record
+        return candidate, record, outcome.trainings
 
 
 def _check(item: Pass, before: Graph, after: Graph, outcome: Outcome, probe: Probe, strict: bool) -> None:

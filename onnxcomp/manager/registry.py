@@ -20,6 +20,7 @@ BUILTIN = {
     "clip-weights": "onnxcomp.passes.clip_weights:ClipWeights",
     "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
     "prune-weights": "onnxcomp.passes.prune_weights:PruneWeights",
+    "distill": "onnxcomp.passes.distill:Distill",
     "drop-zero-channels": "onnxcomp.passes.drop_zero_channels:DropZeroChannels",
     "quantize-qdq": "onnxcomp.passes.quantize_qdq:QuantizeQdq",
     "quantize-dynamic": "onnxcomp.passes.quantize_dynamic:QuantizeDynamic",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def show_all(classes: list[type[Pass]], console: Console) -> None:
     """One line a pass."""
     rows = [(cls.name, cls.guarantee.value, _needs(cls.needs), first_line(cls)) for cls in classes]
-    console.print(table(("pass", "outputs", "needs", "what it does"), rows, prose=(3,)))
+    console.print(table(("pass", "outputs", "needs", "what it does"), rows, prose=(2, 3)))
 
 
 def show_one(cls: type[Pass], console: Console) -> None:

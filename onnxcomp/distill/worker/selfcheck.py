@@ -23,7 +23,7 @@ CHANGE = 2e-3  # of the loss, that a step aims at: far above float32's noise, fa
 LONGEST = 0.05  # of a parameter's own length, that it may move
 SIZES = (1.0, 0.25, 4.0)  # of the aimed step, tried until one agrees
 NOISE = 3e-7  # of the loss: differences below say nothing
-JITTER = 1e-3
+JITTER = 3e-2  # off the optimum: a student that starts as its teacher has no slope, and noise would decide
 
 
 def check(made: Trainable, seed: int) -> tuple[float, list[tuple[str, float, float]]]:

@@ -1,0 +1,295 @@
+"""How is one student trained? Its graph in training form, rounding and loss put in, a task for the engine, and back."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxcomp.distill import engine
+from onnxcomp.distill.losses import Term, append_loss
+from onnxcomp.distill.task import Constraint, Feeding, Optimizer, Slice, Sparsity, TrainingResult, TrainingTask
+from onnxcomp.distill.trainable import Prepared, prepare
+from onnxcomp.distill.writeback import put_back
+from onnxcomp.graph import shapes as shape_tools
+from onnxcomp.graph.coupling.analysis import analyse
+from onnxcomp.graph.ir import Array, Constant, Graph, Variable
+from onnxcomp.manager.base import Outcome, PassContext
+from onnxcomp.passes.training import material as materials
+from onnxcomp.passes.training.keeping import kept
+from onnxcomp.passes.training.material import Material
+from onnxcomp.passes.training.objective import Pair, label_terms, terms
+from onnxcomp.passes.training.quantized import Quantization
+from onnxcomp.results import TrainingRecord
+
+if TYPE_CHECKING:
+    from onnxcomp.passes.distill import Distill
+
+POINTS = 240  # of a curve in the report
+
+
+@dataclass
+class Trainer:
+    """Trains one graph, as often as asked.
+
+    Attributes:
+        pairs: student's and teacher's tensors that belong together; empty without a teacher.
+    """
+
+    options: Distill
+    graph: Graph
+    context: PassContext
+    outcome: Outcome
+    material: Material
+    pairs: list[Pair]
+
+    def train(self, steps: int, quantization: Quantization | None = None, seed: int = 0) -> dict[str, Array]:
+        """Train and put the weights into the graph; returns learned scales by name.
+
+        Raises:
+            ModelError: nothing can be trained, or the gradient is wrong.
+        """
+        start = time.perf_counter()
+        proven = self._proven(seed) if quantization is not None else None
+        prepared, scales = self._prepared(quantization)
+        self._say(prepared)
+        work, trainable, deltas = prepared.graph, list(prepared.trainable), {}
+        constraints = self._constraints(prepared, scales)
+        if self.options.anchor:
+            deltas = _anchored(work, [name for name in trainable if name not in scales])
+            constraints = {deltas.get(n, n): _around(work, c, n) if n in deltas else c for n, c in constraints.items()}
+            trainable = [deltas.get(name, name) for name in trainable]
+        losses = self._loss(work, prepared.batch)
+        loss = work.outputs[0].name
+        flat = {c.name for c in work.constants() if len(c.shape) < 2}
+        task = TrainingTask(
+            graph=work,
+            feeding=Feeding(
+                self.material.arrays(self.pairs, {t.name for t in work.inputs}),
+                materials.order(self.material.rows, steps, prepared.batch, self.context.seed + seed),
+                materials.held_out(self.material.rows, prepared.batch),
+            ),
+            trainable=tuple(trainable),
+            loss=loss,
+            statistics=prepared.statistics,
+            optimizer=replace(self._optimizer(steps), undecayed=frozenset({*scales, *(flat & set(trainable))})),
+            constraints=constraints,
+            sparsity=self._sparsity({n: deltas.get(n, n) for n in prepared.trainable if n not in scales}),
+            evaluate_every=max(1, steps // self.options.looks),
+            patience=self.options.patience,
+            keep_best=self.options.keep_best,
+            check_gradients=quantization is None,
+            seed=self.context.seed + seed,
+            threads=self.context.threads,
+        )
+        result = engine.train(task, progress=self.context.progress)
+        if proven is not None:
+            result = replace(result, gradient_error=proven)
+        before = {c.name: c.values for c in self.graph.constants()}
+        values = {n: v for n, v in result.parameters.items() if n not in scales and n not in deltas.values()}
+        values |= {n: before[n] + result.parameters[d] for n, d in deltas.items()}
+        put_back(self.graph, prepared, values)
+        self._record(result, task, losses, prepared, time.perf_counter() - start)
+        return {name: result.parameters[name] for name in scales}
+
+    # -- the graph -----------------------------------------------------------------------------------------------------
+
+    def _prepared(self, quantization: Quantization | None) -> tuple[Prepared, dict[str, Constraint]]:
+        """The training form, rounded where asked for, and what each learned scale must keep."""
+        rows, batch = self.material.rows, min(self.options.batch, self.material.rows.plain)
+        shapes = {name: (1, *shape) for name, shape in rows.sample_shapes.items()}
+        operators = self.context.operators
+        work = self.graph.clone()
+        _bind(work, rows.constants)
+        plain = prepare(work, operators, shapes, batch, statistics=self.options.statistics, freeze=self._frozen(work))
+        if quantization is None:
+            plain.require()
+            return plain, {}
+        inserted = quantization.insert(work)
+        moving = set(plain.trainable)
+        named = [c.name for c in work.constants()]
+        prepared = prepare(
+            work,
+            operators,
+            shapes,
+            batch,
+            statistics=self.options.statistics,
+            freeze=[_exactly(name) for name in named if name not in moving and name not in inserted.trainable],
+            also=[_exactly(name) for name in (*moving, *inserted.trainable)],
+        )
+        prepared.require()
+        scales = {name: inserted.constraints[name] for name in inserted.trainable if name in prepared.trainable}
+        return prepared, scales
+
+    def _proven(self, seed: int) -> float:
+        """The error of the gradient before rounding is put in.
+
+        Where scales are learned the largest weights stand at the very end of the levels, and the loss has a kink there
+        that no difference quotient agrees with; what rounding itself does is the same for every model.
+        """
+        prepared, _ = self._prepared(None)
+        self._loss(prepared.graph, prepared.batch)
+        task = TrainingTask(
+            graph=prepared.graph,
+            feeding=Feeding(
+                self.material.arrays(self.pairs, {t.name for t in prepared.graph.inputs}),
+                materials.order(self.material.rows, 1, prepared.batch, self.context.seed + seed),
+                materials.held_out(self.material.rows, prepared.batch)[:0],
+            ),
+            trainable=prepared.trainable,
+            loss=prepared.graph.outputs[0].name,
+            statistics=prepared.statistics,
+            seed=self.context.seed + seed,
+            threads=self.context.threads,
+        )
+        return engine.check_gradients(task)
+
+    def _frozen(self, graph: Graph) -> list[str]:
+        """Globs of what does not move: those given, and with `train` all that it does not name."""
+        frozen = list(self.options.freeze)
+        if self.options.train:
+            named = self.options.matching(graph, self.options.train)
+            frozen += [_exactly(c.name) for c in graph.constants() if c.name not in named]
+        return frozen
+
+    def _loss(self, work: Graph, batch: int) -> list[Term]:
+        """Append the loss; returns its summands."""
+        inferred = shape_tools.infer(work)
+        shapes = {name: s for name, t in work.tensors().items() if (s := inferred.static(t)) is not None}
+        labels = self.material.labels
+        if self.pairs:
+            found, notes = terms(self.pairs, self.options.aim, shapes, self.material.answers, labels)
+            self.outcome.notes += [note for note in notes if note not in self.outcome.notes]
+        else:
+            found = label_terms(work, shapes, labels)
+        shapes |= materials.shapes_of(self.material, self.pairs, batch)
+        append_loss(work, found, shapes, None if labels is None else (batch, *labels.shape[1:]))
+        return found
+
+    # -- the task ------------------------------------------------------------------------------------------------------
+
+    def _optimizer(self, steps: int) -> Optimizer:
+        options = self.options
+        return Optimizer(
+            kind=options.optimizer,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            momentum=options.momentum,
+            clip_norm=options.clip_norm,
+            warmup_steps=round(options.warmup * steps),
+            schedule=options.schedule,
+        )
+
+    def _constraints(self, prepared: Prepared, scales: dict[str, Constraint]) -> dict[str, Constraint]:
+        constants = {c.name: c for c in prepared.graph.constants()}
+        weights = [constants[name] for name in prepared.trainable if name not in scales]
+        found = kept(weights, zeros=self.options.keep_zeros, bounds=self.options.keep_bounds)
+        if found.words and found.words not in self.outcome.notes:
+            self.outcome.notes.append(found.words)
+        return found.constraints | scales
+
+    def _sparsity(self, moving: dict[str, str]) -> Sparsity:
+        """Penalties on weights; `moving` names what is trained for each initializer."""
+        options = self.options
+        constants = {c.name: c for c in self.graph.constants()}
+        l1 = {moving[n]: options.l1 for n in moving if options.l1 and len(constants[n].shape) > 1}
+        if not options.group_lasso:
+            return Sparsity(l1=l1)
+        copy = self.graph.clone()
+        groups = []
+        for group in analyse(copy, self.context.operators, self.context.sample_shapes).groups:
+            slots = [slot for slot in group.slots if slot.constant.name in moving]
+            for unit in range(group.size):
+                pieces = (Slice(moving[s.constant.name], s.axis, tuple(int(i) for i in s.indices[unit])) for s in slots)
+                if found := tuple(pieces):
+                    groups.append(found)
+        return Sparsity(l1=l1, groups=tuple(groups), group_strength=options.group_lasso)
+
+    # -- telling -------------------------------------------------------------------------------------------------------
+
+    def _say(self, prepared: Prepared) -> None:
+        for refusal in prepared.refused:
+            if refusal.parameters:
+                names = ", ".join(refusal.parameters[:3])
+                self.outcome.skip(refusal.node, f"{refusal.op}: {refusal.why}; not trained before it: {names}")
+        self.outcome.notes += [note for note in prepared.notes if note not in self.outcome.notes]
+
+    def _record(
+        self, result: TrainingResult, task: TrainingTask, losses: list[Term], prepared: Prepared, seconds: float
+    ) -> None:
+        rows = self.material.rows
+        constants = {c.name: c for c in self.graph.constants()}
+        record = TrainingRecord(
+            spec=str(self.options),
+            loss=" + ".join(term.words for term in losses),
+            teacher=self.options.teacher if self.pairs else "",
+            samples=rows.plain,
+            views=rows.views,
+            held_out_samples=rows.held_out,
+            steps=len(result.losses),
+            batch=prepared.batch,
+            parameters=sum(constants[n].size for n in prepared.trainable if n in constants),
+            losses=_thinned(result.losses),
+            rates=_thinned(result.rates),
+            held_out=tuple((float(step), loss) for step, loss in result.held_out),
+            best_step=result.best_step,
+            ended=result.ended,
+            seconds=round(seconds, 3),
+            step_seconds=result.step_seconds,
+            peak_memory_bytes=result.peak_memory_bytes,
+            gradient_error=result.gradient_error,
+        )
+        self.outcome.trainings.append(record)
+        for name in prepared.trainable:
+            if name in constants:
+                self.outcome.change(name, "trained")
+
+
+def _thinned(values: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """(last step, mean) of at most `POINTS` pieces of equal length."""
+    if not values:
+        return ()
+    size = -(-len(values) // POINTS)
+    pieces = [np.asarray(values[at : at + size]) for at in range(0, len(values), size)]
+    ends = np.cumsum([len(piece) for piece in pieces])
+    return tuple((float(end), float(piece.mean())) for end, piece in zip(ends, pieces, strict=True))
+
+
+def _bind(graph: Graph, constants: dict[str, Array]) -> None:
+    """Inputs that are the same in every feed become initializers."""
+    for tensor in [t for t in graph.inputs if t.name in constants]:
+        fixed = graph.add_constant(f"{tensor.name}.fixed", constants[tensor.name])
+        graph.replace_uses(tensor, fixed)
+        graph.inputs.remove(tensor)
+
+
+def _anchored(graph: Graph, names: Sequence[str]) -> dict[str, str]:
+    """Let weights be W_s + dW, W_s fixed; returns the names of dW."""
+    constants = {c.name: c for c in graph.constants()}
+    found = {}
+    for name in names:
+        constant = constants[name]
+        readers = list(dict.fromkeys(constant.consumers))
+        delta = Constant(graph.unique_name(f"{name}.delta"), np.zeros(constant.shape, np.float32))
+        total: Variable = graph.add_node("Add", [constant, delta], name="distill.Add").outputs[0]
+        graph.replace_uses(constant, total, only=readers)
+        found[name] = delta.name
+    graph.sort()
+    return found
+
+
+def _around(graph: Graph, constraint: Constraint, name: str) -> Constraint:
+    """The constraint of W as one of dW: zeros stay where W has them, bounds move by W."""
+    values = next(c.values for c in graph.constants() if c.name == name)
+    low = None if constraint.low is None else np.asarray(constraint.low - values, np.float32)
+    high = None if constraint.high is None else np.asarray(constraint.high - values, np.float32)
+    return Constraint(constraint.mask, low, high)
+
+
+def _exactly(name: str) -> str:
+    """A glob that matches this name alone."""
+    return re.sub(r"([*?\[])", r"[\1]", name)
