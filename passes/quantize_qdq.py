@@ -104,7 +104,7 @@ class _Quantizer:
             layers = {node: self._layer(node, weight, full[1]) for node, weight in full[0].weighted.items()}
             choice = self._choose(study, full, layers)
             refused |= full[0].refused | choice.refused
-            layers = {node: layers[node] for node in choice.plan.weighted}
+            layers = choice.layers
             self.outcome.notes += choice.notes
             if layers:
                 self._write(shapes, choice, layers)
@@ -132,7 +132,7 @@ class _Quantizer:
         """Statistics of every tensor that may be quantized, streamed over the samples."""
         study = _Study(self.graph, self.target, self.context.operators, shapes, accepted, self.rule)
         study.wide = self._costs() is not None
-        names = [t.name for t in sharing.sources(study.plan())]
+        names = [t.name for t in study.plan().tensors]  # any of them may come from a float node in the end
         study.seen = collect(
             self.graph, names, self.samples, threads=self.context.threads, progress=self.context.progress
         )
@@ -155,15 +155,16 @@ class _Quantizer:
             full,
             layers,
             study.planned,
+            coarser=lambda node: self._layer(node, full[0].weighted[node], full[1], shared=True),
             costs=self._costs(),
             least_db=self.options.min_sqnr,
             threads=threads,
             progress=self.context.progress,
         ).choose()
 
-    def _layer(self, node: Node, weight: Weight, grids: dict[Variable, Grid]) -> Layer:
+    def _layer(self, node: Node, weight: Weight, grids: dict[Variable, Grid], *, shared: bool = False) -> Layer:
         port = (self.target.kernels[node.op].ports or (0,))[0]
-        return weights.quantized(node, weight, self.options.isa, grids[node.inputs[port]].scale)
+        return weights.quantized(node, weight, self.options.isa, grids[node.inputs[port]].scale, shared=shared)
 
     def _write(self, shapes: Shapes, choice: Choice, layers: dict[Node, Layer]) -> None:
         options, exact = self.options, self.graph.clone()
@@ -171,7 +172,7 @@ class _Quantizer:
         if options.bias_correction:
             for layer in layers.values():
                 layer.give_bias()
-        written = write(self.graph, self.target, shapes, choice.plan, choice.grids, layers)
+        written = write(self.graph, self.target, choice.plan, choice.grids, layers)
         if not options.bias_correction and options.rounding == "nearest":
             return
         with blas.limited():

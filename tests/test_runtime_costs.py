@@ -24,8 +24,9 @@ FAST = {"bench": False, "eval_samples": 100, "calib_samples": 32}
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Short timings: none of these tests asks how long anything takes."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(costs, "SECONDS", 0.02)
     monkeypatch.setattr(costs, "RUNS", 2)
 

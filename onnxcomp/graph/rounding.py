@@ -86,6 +86,22 @@ def clipped_scales(matrix: Array, levels: Levels, weight: Array | None = None) -
     return best
 
 
+def clipped_shared_scale(matrix: Array, levels: Levels, pairs: Pairs | None = None) -> Array:
+    """As `clipped_scales` or `clipped_pair_scales`, with one scale for all rows: float32 [out], all equal."""
+    full = (symmetric_scales(matrix, levels) if pairs is None else pair_scales(matrix, levels, pairs)).max(initial=0.0)
+    best, least = full, np.inf
+    for ratio in np.linspace(1.0, SMALLEST_CLIP, CLIP_STEPS):
+        scales = np.full(len(matrix), full * np.float32(ratio), np.float32)
+        if pairs is None:
+            integers = round_nearest(matrix, scales, levels)
+        else:
+            integers = round_pairs(matrix, scales, levels, pairs)
+        error = float(_error(matrix, integers, scales, None).sum())
+        if error < least:
+            best, least = scales[0], error
+    return np.full(len(matrix), best, np.float32)
+
+
 def round_nearest(matrix: Array, scales: Array, levels: Levels) -> Array:
     """Integers [out, in] in the levels' dtype, each the nearest level."""
     return np.clip(np.rint(matrix / scales[:, None]), levels.low, levels.high).astype(levels.dtype)

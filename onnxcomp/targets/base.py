@@ -30,6 +30,7 @@ class Kernel:
         float_output: it can write float, so that its output needs no Q and DQ.
         weight_zero_point: the weight's DequantizeLinear must state its zero point, zeros as they are.
         refuses: why a node does not get the kernel, in words; empty when it does.
+        scale_costs: a scale for each output takes it time, which one for all does not.
         by_default: used where nothing was measured; False for kernels that often lose to float.
     """
 
@@ -38,6 +39,7 @@ class Kernel:
     float_output: bool = False
     weight_zero_point: bool = False
     refuses: Refusal = accepts
+    scale_costs: bool = False
     by_default: bool = True
 
 

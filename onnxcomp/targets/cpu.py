@@ -66,8 +66,8 @@ CPU = Target(
     name="cpu",
     kernels={
         "Conv": Kernel(weighted=True, refuses=conv),
-        "Gemm": Kernel(weighted=True, float_output=True, weight_zero_point=True, refuses=gemm),
-        "MatMul": Kernel(weighted=True, float_output=True, refuses=matmul),
+        "Gemm": Kernel(weighted=True, float_output=True, weight_zero_point=True, refuses=gemm, scale_costs=True),
+        "MatMul": Kernel(weighted=True, float_output=True, refuses=matmul, scale_costs=True),
         "Add": Kernel(ports=(0, 1), refuses=two_activations),
         "Mul": Kernel(ports=(0, 1), refuses=two_activations, by_default=False),
         "Concat": Kernel(ports=None),

@@ -46,9 +46,9 @@ def product(node: Node, weight: Weight | None, shapes: Shapes) -> str:
 TENSORRT = Target(
     name="tensorrt",
     kernels={
-        "Conv": Kernel(weighted=True, float_output=True, refuses=conv),
-        "Gemm": Kernel(weighted=True, float_output=True, refuses=product),
-        "MatMul": Kernel(weighted=True, float_output=True, refuses=product),
+        "Conv": Kernel(weighted=True, float_output=True, weight_zero_point=True, refuses=conv),
+        "Gemm": Kernel(weighted=True, float_output=True, weight_zero_point=True, refuses=product),
+        "MatMul": Kernel(weighted=True, float_output=True, weight_zero_point=True, refuses=product),
     },
     levels=Levels.signed(8),
     symmetric=True,

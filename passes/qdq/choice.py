@@ -19,6 +19,7 @@ from onnxcomp.runtime.progress import Progress
 
 TOLLS = (1.0, 2.0)
 ATTEMPTS = 4
+COARSE_DB, COARSE_WORTH = 3.0, 0.95  # at most so much SQNR is given for one scale a weight, and at least so much time
 WORTH = 0.99  # a placement must take at most this share of the float model's time
 SENSITIVITY_FEEDS = 3
 
@@ -30,13 +31,14 @@ class Choice:
     """A placement, and why the nodes that are not in it keep float.
 
     Attributes:
-        plan, grids: what is to be written.
+        plan, grids, layers: what is to be written.
         refused: nodes with weights that stay float, with the reason.
         notes: sentences for the user.
     """
 
     plan: Plan
     grids: dict[Variable, Grid]
+    layers: dict[Node, Layer] = field(default_factory=dict)
     refused: dict[Node, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -47,6 +49,7 @@ class Chooser:
     Args:
         full: the plan with everything on integers that can be.
         replan: gives the plan and grids for some of its nodes.
+        coarser: gives a layer one scale for all its outputs.
         costs: times of this machine, or None to leave all to the target's table.
         least_db: signal to noise ratio that the outputs must keep before weights and biases are refined.
     """
@@ -59,17 +62,24 @@ class Chooser:
         layers: dict[Node, Layer],
         replan: Callable[[Iterable[Node]], Planned],
         *,
+        coarser: Callable[[Node], Layer],
         costs: CostModel | None,
         least_db: float,
         threads: int,
         progress: Progress,
     ) -> None:
         self.trials, self.operators, self.full, self.layers, self.replan = trials, operators, full, layers, replan
+        self.coarser = coarser
         self.costs, self.least_db, self.threads, self.progress = costs, least_db, threads, progress
         self._noise: dict[Node, float] | None = None
 
     def choose(self) -> Choice:
-        """The placement to write."""
+        """The placement to write, and the layers with it."""
+        choice = self._placed()
+        choice.layers = choice.layers or {node: self.layers[node] for node in choice.plan.weighted}
+        return choice
+
+    def _placed(self) -> Choice:
         plan, grids = self.full
         whole = self.trials.written(plan, grids, self.layers)
         everything = placement.units(plan)
@@ -100,8 +110,31 @@ class Chooser:
             why = f"on this machine no placement of integers is faster: the best takes {share:.2f} of the time"
             choice.refused = dict.fromkeys(plan.weighted, why)
         else:
+            share = self._coarsened(choice, fastest) / float_ms
             choice.notes.append(f"placed by measured times: {share:.2f} of the float model's time before refinement")
         return choice
+
+    def _coarsened(self, choice: Choice, fastest: float) -> float:
+        """One scale for all outputs of products, where that is clearly faster and costs little; the new time in ms."""
+        kernels = self.trials.target.kernels
+        costly = [node for node in choice.plan.weighted if kernels[node.op].scale_costs]
+        if not costly or self.costs is None:
+            return fastest
+        layers = {**self.layers, **{node: self.coarser(node) for node in costly}}
+        fine = self.trials.written(choice.plan, choice.grids, self.layers)
+        coarse = self.trials.written(choice.plan, choice.grids, layers)
+        reached = self.trials.sqnr_db(coarse)
+        if reached < max(self.least_db, self.trials.sqnr_db(fine) - COARSE_DB):
+            return fastest
+        found = self.costs.latency_ms(coarse)
+        if found > COARSE_WORTH * fastest:
+            return fastest
+        choice.layers = {node: layers[node] for node in choice.plan.weighted}
+        names = ", ".join(sorted({node.op for node in costly}))
+        choice.notes.append(
+            f"one scale for all outputs of a {names}: {found / fastest:.2f} of the time on this machine"
+        )
+        return found
 
     def _sound(
         self, nodes: Iterable[Node], written: Graph | None, times: placement.Times, toll: float

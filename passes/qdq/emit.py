@@ -184,11 +184,12 @@ class Writer:
         if key not in self._weights:
             name = self.graph.unique_name("w")
             stored = Constant(name, layer.tensor(), None, constant.envelope)
-            inputs: list[Tensor] = [stored, self._vector(layer.scales)]
+            scale = layer.scales[0] if layer.shared else layer.scales
+            inputs: list[Tensor] = [stored, self._constant("s", np.asarray(scale))]
             if kernel.weight_zero_point:
-                inputs.append(self._vector(np.zeros(len(layer.scales), np.int8)))
+                inputs.append(self._constant("z", np.zeros(np.shape(scale), np.int8)))
             output = Variable(self.graph.unique_name("f"), np.dtype(np.float32))
-            self._node("DequantizeLinear", inputs, output, axis=axis)
+            self._node("DequantizeLinear", inputs, output, **({} if layer.shared else {"axis": axis}))
             self._weights[key] = stored, output
         node.inputs[weight.port] = self._weights[key][1]
         return self._weights[key][0]
@@ -206,10 +207,11 @@ class Writer:
         scale = np.float32(self.grids[self._sources[node]].scale) * layer.scales
         constant = Constant(name, as_int32(layer.bias, scale))
         output = Variable(self.graph.unique_name("f"), np.dtype(np.float32))
-        inputs: list[Tensor] = [constant, self._vector(scale)]
+        stored = np.asarray(scale[0] if layer.shared else scale)
+        inputs: list[Tensor] = [constant, self._constant("s", stored)]
         if self.target.kernels[node.op].weight_zero_point:
-            inputs.append(self._vector(np.zeros(len(scale), np.int32)))
-        self._node("DequantizeLinear", inputs, output, axis=0)
+            inputs.append(self._constant("z", np.zeros(stored.shape, np.int32)))
+        self._node("DequantizeLinear", inputs, output, **({} if layer.shared else {"axis": 0}))
         node.set_input(port, output)
         return StoredBias(constant, scale)
 
@@ -223,9 +225,6 @@ class Writer:
 
     def _number(self, value: Array) -> Constant:
         return self._constant("s" if value.dtype == np.float32 else "z", value)
-
-    def _vector(self, values: Array) -> Constant:
-        return self._constant("s" if values.dtype == np.float32 else "z", values)
 
     def _constant(self, base: str, values: Array) -> Constant:
         key = (values.dtype.name, values.shape, values.tobytes())

@@ -26,6 +26,9 @@ def silu_of(tensor: Variable) -> tuple[Node, Node] | None:
 def fuse_silu(graph: Graph, tensors: Iterable[Variable], shapes: Shapes) -> int:
     """Write x * sigmoid(x) as one QuickGelu where x comes out of a DequantizeLinear; says how often.
 
+    Args:
+        shapes: of the graph as it is declared, batch and all.
+
     ONNX Runtime's own fusion is blocked there: every reader of a DequantizeLinear gets one of its own.
     """
     gone: list[Node] = []
@@ -39,8 +42,8 @@ def fuse_silu(graph: Graph, tensors: Iterable[Variable], shapes: Shapes) -> int:
         for node in found:
             node.inputs.clear()
             node.outputs.clear()
-        output.dtype = np.dtype(np.float32)
-        output.shape = shapes.shape(output)  # no inference knows the operator, and what follows has shapes to keep
+        if not graph.is_output(output):  # no inference knows the operator, and what follows has shapes to keep
+            output.dtype, output.shape = np.dtype(np.float32), shapes.shape(output)
         graph.add_node(
             "QuickGelu", [tensor], name=product.name, attrs={"alpha": 1.0}, outputs=[output], domain=MICROSOFT_DOMAIN
         )

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Graph, Node, Variable
 from onnxcomp.graph.types import Shapes
@@ -38,7 +39,7 @@ class Trials:
     def written(self, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Layer]) -> Graph:
         """A copy of the graph with the plan written into it, weights as they are."""
         copy = self.graph.clone()
-        write(copy, self.target, self.shapes, *_moved(copy, plan, grids, layers))
+        write(copy, self.target, *_moved(copy, plan, grids, layers))
         return copy
 
     def sqnr_db(self, graph: Graph) -> float:
@@ -66,15 +67,16 @@ class Trials:
 def write(
     graph: Graph,
     target: Target,
-    shapes: Shapes,
     plan: Plan,
     grids: dict[Variable, Grid],
     layers: dict[Node, Layer],
 ) -> emit.Written:
     """Write a plan into the graph whose nodes it names, in the target's own forms, and sort it."""
+    gates = target.name == "cpu" and any(forms.silu_of(tensor) is not None for tensor in plan.made)
+    declared = shape_tools.infer(graph) if gates else None
     written = emit.Writer(graph, target, plan, grids, layers).write()
-    if target.name == "cpu":
-        forms.fuse_silu(graph, plan.made, shapes)
+    if declared is not None:
+        forms.fuse_silu(graph, plan.made, declared)
     graph.sort()
     return written
 

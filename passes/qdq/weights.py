@@ -14,6 +14,7 @@ from onnxcomp.graph.rounding import (
     Pairs,
     clipped_pair_scales,
     clipped_scales,
+    clipped_shared_scale,
     round_compensated,
     round_nearest,
     round_pairs,
@@ -34,7 +35,7 @@ class Layer:
     Attributes:
         node, weight: where it stands.
         integers: int8 [out, in] in the order of `Weight.to_matrix`.
-        scales: float32 [out].
+        scales: float32 [out]; where all are equal they are written as one.
         bias: float32 [out]; None where the layer has none.
         exact: the float weight as [out, in].
         pairs: products that must not saturate.
@@ -51,6 +52,11 @@ class Layer:
     pairs: Pairs | None
     shape: tuple[int, ...]
     rows: LayerInputs | None
+
+    @property
+    def shared(self) -> bool:
+        """Whether one scale stands for all outputs."""
+        return len(self.scales) > 1 and bool((self.scales == self.scales[0]).all())
 
     @property
     def rounded(self) -> Array:
@@ -99,19 +105,25 @@ def pairs_of(node: Node, weight: Weight, isa: Isa) -> Pairs | None:
     return Pairs(every=channels % 2 == 1 and positions > 1)
 
 
-def quantized(node: Node, weight: Weight, isa: Isa, input_scale: float) -> Layer:
+def quantized(node: Node, weight: Weight, isa: Isa, input_scale: float, *, shared: bool = False) -> Layer:
     """Integers for one layer, each weight to the nearest level.
 
     Args:
         input_scale: scale of the activations, which with the weight's makes the bias's.
+        shared: one scale for all outputs.
     """
     constant = node.constant(weight.port)
     assert constant is not None
     exact = weight.to_matrix(constant.values)
     pairs = pairs_of(node, weight, isa)
     bias = bias_of(node, weight)
-    scales = clipped_scales(exact, LEVELS) if pairs is None else clipped_pair_scales(exact, LEVELS, pairs)
+    if shared:
+        scales = clipped_shared_scale(exact, LEVELS, pairs)
+    else:
+        scales = clipped_scales(exact, LEVELS) if pairs is None else clipped_pair_scales(exact, LEVELS, pairs)
     scales = _wide_enough(exact, scales, bias, input_scale)
+    if shared:
+        scales[:] = scales.max()
     integers = round_nearest(exact, scales, LEVELS) if pairs is None else round_pairs(exact, scales, LEVELS, pairs)
     rows = LayerInputs.of(WeightUse(node, weight, constant))
     rule = None if isinstance(rows, str) else rows
