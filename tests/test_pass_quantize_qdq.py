@@ -318,7 +318,7 @@ def test_nodes_that_are_slower_on_integers_keep_float() -> None:
 
 
 def test_nodes_whose_gain_does_not_pay_for_conversions_keep_float() -> None:
-    costs = ruled(lambda node: 1.0 if node.name == "stem" else 9.9, conversion=2.0)
+    costs = ruled(lambda node: 1.0 if node.name == "stem" else 9.9, conversion=0.5)
     after, record = quantized(builders.depthwise_cnn(), costs=costs)
     assert set(weights_of(after)) == {"stem"}
     assert "conversions around it" in whys(record)["pointwise"]
