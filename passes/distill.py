@@ -158,8 +158,10 @@ class Distill(Pass):
         plan = quantized.plan(graph, precision, self.selects(graph), context)
         learned = trainer.train(steps, plan, seed=seed)
         trainer.outcome.notes += plan.notes
+        rounded = plan.reference(learned)
         for node, words in plan.write(learned, context).items():
             trainer.outcome.change(node, words)
+        trainer.compare(rounded)
         for refused, why in plan.refused.items():
             trainer.outcome.skip(refused, f"kept float: {why}")
 

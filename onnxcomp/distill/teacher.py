@@ -65,10 +65,11 @@ class Rows:
         """Shape of one row by input name."""
         return {name: tuple(array.shape[1:]) for name, array in self.arrays.items()}
 
-    def batches(self, size: int | None = None) -> Iterator[dict[str, Any]]:
-        """Feeds of consecutive rows."""
+    def batches(self, size: int | None = None, *, last: bool = False) -> Iterator[dict[str, Any]]:
+        """Feeds of consecutive rows; with `last` of those that are not trained on, where there are some."""
         step = size or ROWS_A_RUN
-        for start in range(0, len(self), step):
+        first = len(self) - self.held_out if last and self.held_out else 0
+        for start in range(first, len(self), step):
             part = {name: np.ascontiguousarray(array[start : start + step]) for name, array in self.arrays.items()}
             yield {**part, **self.constants}
 

@@ -59,7 +59,7 @@ class Quantization:
     Attributes:
         graph: the student, in whose nodes the plan is.
         weights: by name of the initializer.
-        bits: of each weight, by the same name.
+        bits: of each weight, by the same name; `read_bits` of what a node multiplies it with, by the node's name.
         refused: nodes that stay float, with the reason.
         notes: what the user should know.
     """
@@ -68,6 +68,7 @@ class Quantization:
     target: Target
     weights: dict[str, FakeWeight] = field(default_factory=dict)
     bits: dict[str, int] = field(default_factory=dict)
+    read_bits: dict[str, int] = field(default_factory=dict)
     activations: list[FakeActivation] = field(default_factory=list)
     plan: regions.Plan | None = None
     refused: dict[Node, str] = field(default_factory=dict)
@@ -76,6 +77,15 @@ class Quantization:
     def insert(self, training: Graph) -> Inserted:
         """Round in a copy of the graph."""
         return insert(training, list(self.weights.values()), self.activations, self._biases())
+
+    def reference(self, learned: Mapping[str, Array]) -> Graph:
+        """The graph as the training saw it, rounding in floating point, with what was learned: to compare with."""
+        copy = self.graph.clone()
+        self.insert(copy)
+        for constant in copy.constants():
+            if constant.name in learned:
+                constant.values = np.asarray(learned[constant.name], np.float32)
+        return copy
 
     def _biases(self) -> list[FakeBias]:
         """Biases that integer kernels will add as int32."""
@@ -114,13 +124,9 @@ class Quantization:
             if bits[node] <= PACKED_BITS and self.target.name == "cpu":
                 writer.write(stored, packed(stored.values, bits[node]))
         self.graph.sort()
-        return {node.name: f"{_words(bits[node])} weights, {self._input_bits(node)}-bit activations" for node in layers}
-
-    def _input_bits(self, node: Node) -> int:
-        assert self.plan is not None
-        return self.read_bits.get(node.name, 8)
-
-    read_bits: dict[str, int] = field(default_factory=dict)
+        return {
+            node.name: f"{_words(bits[node])} weights, {self.read_bits[node.name]}-bit activations" for node in layers
+        }
 
     def _layer(self, node: Node, weight: Weight, learned: Mapping[str, Array]) -> Layer:
         constant = node.constant(weight.port)

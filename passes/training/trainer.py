@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Sequence
@@ -25,11 +26,14 @@ from onnxcomp.passes.training.material import Material
 from onnxcomp.passes.training.objective import Pair, label_terms, terms
 from onnxcomp.passes.training.quantized import Quantization
 from onnxcomp.results import TrainingRecord
+from onnxcomp.runtime.taps import tapped
 
 if TYPE_CHECKING:
     from onnxcomp.passes.distill import Distill
 
 POINTS = 240  # of a curve in the report
+COMPARED = 512  # rows on which the written graph must decide as the trained one
+AGREE = 0.999  # share of them below which it is said
 
 
 @dataclass
@@ -95,6 +99,33 @@ class Trainer:
         put_back(self.graph, prepared, values)
         self._record(result, task, losses, prepared, time.perf_counter() - start)
         return {name: result.parameters[name] for name in scales}
+
+    def compare(self, rounded: Graph) -> None:
+        """Run the written graph beside the one that was trained, and report how far they agree.
+
+        Args:
+            rounded: rounds in floating point, as the training did.
+        """
+        rows, found = self.material.rows, []
+        names = [t.name for t in self.graph.outputs if t.dtype is None or t.dtype.kind == "f"]
+        sessions = [tapped(graph, names, self.context.threads) for graph in (self.graph, rounded)]
+        fixed = next((t.shape[0] for t in self.graph.inputs if t.shape and isinstance(t.shape[0], int)), COMPARED)
+        for feeds in itertools.islice(rows.batches(fixed, last=True), max(1, -(-COMPARED // fixed))):
+            ours, theirs = (session.run(feeds) for session in sessions)
+            found.append([(ours[name], theirs[name]) for name in names])
+        written, trained = (
+            [np.concatenate([part[at][side] for part in found]) for at in range(len(names))] for side in (0, 1)
+        )
+        if all(array.ndim == 2 and array.shape[1] > 1 for array in written):
+            same = [(a.argmax(1) == b.argmax(1)).mean() for a, b in zip(written, trained, strict=True)]
+            self.outcome.metrics["written_agreement"] = float(min(same))
+            if min(same) < AGREE:
+                self.outcome.notes.append(f"the written graph decides as the trained one on {min(same):.2%} only")
+        power = [float(np.square(b, dtype=np.float64).mean()) for b in trained]
+        noise = [float(np.square(a - b, dtype=np.float64).mean()) for a, b in zip(written, trained, strict=True)]
+        ratios = [p / n for p, n in zip(power, noise, strict=True) if n > 0 and p > 0]
+        if ratios:
+            self.outcome.metrics["written_sqnr_db"] = round(float(10 * np.log10(min(ratios))), 2)
 
     # -- the graph -----------------------------------------------------------------------------------------------------
 
