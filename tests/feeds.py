@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph.ir import Graph, Node
+from onnxcomp.targets.cpu import CPU
 
 
 class Feeds:
@@ -55,6 +56,8 @@ class RuledCosts:
 
 def on_integers(node: Node) -> bool:
     """Whether a node gets an integer kernel: its weight is an integer, or all it reads and writes is."""
+    if node.op not in CPU.kernels and node.op not in CPU.moves:
+        return False
     read = [t.producer is not None and t.producer.op == "DequantizeLinear" for t in node.inputs if t.name]
     if node.op in ("Conv", "Gemm", "MatMul"):
         return all(read[:2])

@@ -296,12 +296,17 @@ def test_the_same_run_twice_gives_the_same_bytes() -> None:
 
 
 def ruled(integer: Callable[[Node], float], conversion: float = 0.1) -> RuledCosts:
-    """Float products and pools take 10 us, integer ones what the rule says, activations a conversion each."""
+    """Float products and pools take 10 us, integer ones what the rule says, conversions that no kernel takes up too."""
 
     def node_us(node: Node) -> float:
-        if node.op in (Q, DQ):
-            return 0.0 if node.constant(0) is not None else conversion
-        if node.op in ("Relu", "Clip"):
+        if node.op == Q:
+            maker = node.inputs[0].producer
+            return 0.0 if maker is not None and on_integers(maker) else conversion
+        if node.op == DQ:
+            readers = node.outputs[0].outputs
+            inside = node.constant(0) is not None or (readers and all(map(on_integers, readers)))
+            return 0.0 if inside else conversion
+        if node.op in ("Relu", "Clip", "Tanh"):
             return 0.0
         return integer(node) if on_integers(node) else 10.0
 
@@ -318,10 +323,14 @@ def test_nodes_that_are_slower_on_integers_keep_float() -> None:
 
 
 def test_nodes_whose_gain_does_not_pay_for_conversions_keep_float() -> None:
-    costs = ruled(lambda node: 1.0 if node.name == "stem" else 9.9, conversion=0.5)
-    after, record = quantized(builders.depthwise_cnn(), costs=costs)
-    assert set(weights_of(after)) == {"stem"}
-    assert "conversions around it" in whys(record)["pointwise"]
+    net = Net()
+    hidden = net.op("Tanh", net.conv(net.input("N", 4, 8, 8), 4, 8))
+    before = model_of(net, net.conv(hidden, 8, 8))
+    first, second = (node.name for node in before.graph.node if node.op_type == "Conv")
+    costs = ruled(lambda node: 1.0 if node.name == first else 8.0, conversion=2.0)
+    after, record = quantized(before, costs=costs)
+    assert set(weights_of(after)) == {first}
+    assert "conversions around it" in whys(record)[second]
 
 
 def test_nothing_is_quantized_where_no_placement_is_faster() -> None:
