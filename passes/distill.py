@@ -159,7 +159,7 @@ class Distill(Pass):
         learned = trainer.train(steps, plan, seed=seed)
         trainer.outcome.notes += plan.notes
         rounded = plan.reference(learned)
-        for node, words in plan.write(learned, context).items():
+        for node, words in plan.write(learned).items():
             trainer.outcome.change(node, words)
         trainer.compare(rounded)
         for refused, why in plan.refused.items():

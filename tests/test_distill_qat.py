@@ -63,11 +63,11 @@ def run(graph: Graph, x: np.ndarray, *, optimize: bool = True) -> np.ndarray:
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 
 
-def planned(precision: Precision, target: str = "cpu") -> tuple[Quantization, PassContext, np.ndarray]:
+def planned(precision: Precision, target: str = "cpu") -> tuple[Quantization, np.ndarray]:
     feeds = Feeds(3, 8, 8)
     context = PassContext(calibration=feeds, sample_shapes={"x0": (1, 3, 8, 8)}, target=target)
     graph = residual_net(8 if target == "cpu" else 32)
-    return quantized.plan(graph, precision, lambda node: True, context), context, feeds.x
+    return quantized.plan(graph, precision, lambda node: True, context), feeds.x
 
 
 def moved(plan: Quantization) -> dict[str, np.ndarray]:
@@ -82,10 +82,10 @@ def moved(plan: Quantization) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("activation_bits", [0, 8, 4])
 @pytest.mark.parametrize("bits", [8, 5, 4, 2, 1])
 def test_what_is_written_computes_what_was_trained(bits: int, activation_bits: int) -> None:
-    plan, context, x = planned(Precision(bits, activation_bits, 8 if activation_bits else 0, "adamw", "portable"))
+    plan, x = planned(Precision(bits, activation_bits, 8 if activation_bits else 0, "adamw", "portable"))
     learned = moved(plan)
     trained = run(plan.reference(learned), x, optimize=False)
-    plan.write(learned, context)
+    plan.write(learned)
     written = run(plan.graph, x)
     error = np.square(written - trained).sum() / np.square(trained).sum()
     assert error < (1e-10 if not activation_bits else 2e-3)
@@ -103,9 +103,9 @@ def kernels(graph: Graph, tmp_path) -> set[str]:
 
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])
 def test_packed_weights_run_on_integer_kernels(bits: int, tmp_path) -> None:
-    plan, context, _ = planned(Precision(bits, 8, 0, "adamw", "portable"))
+    plan, _ = planned(Precision(bits, 8, 0, "adamw", "portable"))
     weights = sum(c.size for c in plan.graph.constants() if len(c.shape) > 1)
-    plan.write({}, context)
+    plan.write({})
     found = kernels(plan.graph, tmp_path)
     assert {"QLinearConv", "QGemm"} <= found
     assert not {"Conv", "Gemm", "BitShift"} & found
@@ -114,8 +114,8 @@ def test_packed_weights_run_on_integer_kernels(bits: int, tmp_path) -> None:
 
 
 def test_activations_of_few_bits_take_few_values() -> None:
-    plan, context, x = planned(Precision(4, 3, 0, "adamw", "portable"))
-    plan.write({}, context)
+    plan, x = planned(Precision(4, 3, 0, "adamw", "portable"))
+    plan.write({})
     readers = {n.inputs[0].name for n in plan.graph.nodes if n.op == "DequantizeLinear" and n.inputs[0].producer}
     clipped = [n for n in plan.graph.nodes if n.op == "Clip" and n.outputs[0].name in readers]
     assert clipped
@@ -126,36 +126,37 @@ def test_activations_of_few_bits_take_few_values() -> None:
 
 
 def test_residual_streams_stay_float_where_activations_have_few_bits() -> None:
-    plan, _, _ = planned(Precision(4, 4, 8, "adamw", "portable"))
+    plan, _ = planned(Precision(4, 4, 8, "adamw", "portable"))
     assert plan.plan is not None
     assert not any(node.op == "Add" for node in plan.plan.joined)
-    whole, _, _ = planned(Precision(8, 8, 8, "adamw", "portable"))
+    whole, _ = planned(Precision(8, 8, 8, "adamw", "portable"))
     assert whole.plan is not None
     assert any(node.op == "Add" for node in whole.plan.joined)
 
 
 def test_edges_keep_more_bits() -> None:
-    plan, _, _ = planned(Precision(2, 4, 8, "adamw", "portable"))
+    plan, _ = planned(Precision(2, 4, 8, "adamw", "portable"))
     assert list(plan.bits.values()) == [8, 2, 2, 2, 8]
-    plan, _, _ = planned(Precision(2, 4, 0, "adamw", "portable"))
+    plan, _ = planned(Precision(2, 4, 0, "adamw", "portable"))
     assert set(plan.bits.values()) == {2}
 
 
 def test_eight_bit_weights_never_saturate_where_products_are_added_in_pairs() -> None:
-    plan, _, _ = planned(Precision(8, 8, 8, "adamw", "portable"))
+    plan, _ = planned(Precision(8, 8, 8, "adamw", "portable"))
     assert all(fake.levels.high <= 64 for fake in plan.weights.values())
-    plan, _, _ = planned(Precision(8, 8, 8, "adamw", "native"))
+    plan, _ = planned(Precision(8, 8, 8, "adamw", "native"))
     assert all(fake.levels.high == 127 for fake in plan.weights.values())
 
 
 def test_tensorrt_takes_no_activations_of_few_bits() -> None:
     with pytest.raises(UsageError, match="4 bits"):
         planned(Precision(4, 4, 8, "adamw", "portable"), target="tensorrt")
-    plan, context, x = planned(Precision(8, 8, 8, "adamw", "portable"), target="tensorrt")
+    plan, x = planned(Precision(8, 8, 8, "adamw", "portable"), target="tensorrt")
     trained = run(plan.reference({}), x, optimize=False)
-    plan.write({}, context)
+    plan.write({})
     assert "Clip" not in plan.graph.operators()
-    assert np.abs(run(plan.graph, x, optimize=False) - trained).max() < 1e-4 * np.abs(trained).max()
+    written = run(plan.graph, x, optimize=False)
+    assert np.square(written - trained).sum() < 1e-5 * np.square(trained).sum()
 
 
 def test_scales_start_where_the_error_is_least() -> None:
@@ -240,7 +241,7 @@ def test_a_scale_never_turns_its_sign() -> None:
 
 
 def test_inserting_keeps_the_interface() -> None:
-    plan, _, _ = planned(Precision(4, 8, 8, "adamw", "portable"))
+    plan, _ = planned(Precision(4, 8, 8, "adamw", "portable"))
     copy = plan.graph.clone()
     inserted = plan.insert(copy)
     assert [t.name for t in copy.inputs] == ["x0"]

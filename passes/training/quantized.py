@@ -103,7 +103,7 @@ class Quantization:
             found.append(FakeBias(node.name, weight.bias, name, step))
         return found
 
-    def write(self, learned: Mapping[str, Array], context: PassContext) -> dict[str, str]:
+    def write(self, learned: Mapping[str, Array]) -> dict[str, str]:
         """Write the trained weights, which the graph holds by now, on their integers; says what became of each node."""
         if self.plan is None:
             return self._write_weights(learned)
@@ -116,9 +116,8 @@ class Quantization:
             known = next((grids[t] for t in group if t in grids), None)
             if known is not None:
                 grids |= dict.fromkeys(group, known)
-        shapes = shape_tools.infer(self.graph, shape_tools.one_sample(self.graph, context.sample_shapes))
         bits = {node: self.bits[node.inputs[weight.port].name] for node, weight in self.plan.weighted.items()}
-        written = write(self.graph, self.target, shapes, self.plan, grids, layers)
+        written = write(self.graph, self.target, self.plan, grids, layers)
         writer = CodedWriter(self.graph)
         for node, stored in written.weights.items():
             if bits[node] <= PACKED_BITS and self.target.name == "cpu":
