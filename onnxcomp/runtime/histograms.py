@@ -24,6 +24,7 @@ class Histogram:
         counts: int64 [n], n <= bins.
         sums: float64 [n], the sum of the values in each bin.
         first: index of the first bin; bin i covers [(first + i) * width, (first + i + 1) * width).
+        zeros: how many values were exactly 0; they count in the bin that begins there.
     """
 
     def __init__(self, bins: int = BINS) -> None:
@@ -32,6 +33,7 @@ class Histogram:
         self.first = 0
         self.counts: Array = np.zeros(0, np.int64)
         self.sums: Array = np.zeros(0, np.float64)
+        self.zeros = 0
 
     @property
     def width(self) -> float:
@@ -51,14 +53,26 @@ class Histogram:
         self._cover(float(flat.min()), float(flat.max()))
         index = np.floor(flat * np.float32(math.ldexp(1.0, -self.exponent))).astype(np.int32)
         index -= np.int32(self.first)
+        self.zeros += flat.size - int(np.count_nonzero(flat))
         size = len(self.counts)
         self.counts += np.bincount(index, minlength=size)
         self.sums += np.bincount(index, flat, minlength=size)
 
     def occupied(self) -> tuple[Array, Array]:
-        """Mean value and count of every bin that holds any, in rising order: float64 [m], int64 [m]."""
-        held = np.flatnonzero(self.counts)
-        return self.sums[held] / self.counts[held], self.counts[held]
+        """Mean value and count of every bin that holds any, in rising order, exact zeros apart: float64 and int64 [m].
+
+        What an activation function has cut off is a peak at 0, and no part of how the values beside it are spread.
+        """
+        counts = self.counts.copy()
+        place = -self.first
+        if self.zeros:
+            counts[place] -= self.zeros
+        held = np.flatnonzero(counts)
+        means, counts = self.sums[held] / counts[held], counts[held]
+        if self.zeros:
+            at = int(np.searchsorted(held, place))
+            means, counts = np.insert(means, at, 0.0), np.insert(counts, at, self.zeros)
+        return means, counts
 
     def _cover(self, low: float, high: float) -> None:
         """Widen bins and add bins until both values have theirs."""

@@ -205,6 +205,9 @@ class _Search:
             ends = [0.0, max(-low, high)]
         span = list(ends)
         ratios = np.geomspace(1.0, SMALLEST, STEPS)
+        if len(movable) > 1:  # a function that flattens both ends lets them go together only
+            errors = self.judge(self.centers, self.counts, self.rule.grids(low * ratios, high * ratios))
+            ends = [end * float(ratios[int(np.argmin(errors))]) for end in ends]
         for end in movable * (ROUNDS if len(movable) > 1 else 1):
             ends[end] = self._scan(ends, end, span[end] * ratios)
         step = float(ratios[1])
