@@ -16,9 +16,11 @@ from onnxcomp.graph.io import save
 from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import PassContext
 from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats
+from onnxcomp.runtime import tensorrt
 from onnxcomp.runtime.costs import MeasuredCosts
 from onnxcomp.runtime.latency import compare
 from onnxcomp.runtime.session import Feeds
+from onnxcomp.verify.acceptance import ask_tensorrt
 from onnxcomp.verify.budget import Budget
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.layers import own_sqnr_db
@@ -138,6 +140,8 @@ class Measurer:
         """Everything the report says of the result, measured on a file with the bytes that will be written."""
         path, files = self._written(graph, name)
         found = self._measure(graph, path, files, self.samples, self.metric, self._benchmark)
+        if self.context.target == "tensorrt":
+            found = replace(found, notes=(*found.notes, *self._compiled(path)))
         if not self.verify:
             return found
         try:
@@ -145,6 +149,12 @@ class Measurer:
         except (ModelError, DataError) as error:
             return replace(found, notes=(*found.notes, f"the error of single layers was not measured: {error.what}"))
         return replace(found, own_sqnr_db=errors)
+
+    def _compiled(self, path: Path) -> list[str]:
+        """What TensorRT's own parser says of the file, where it is installed."""
+        if not tensorrt.installed():
+            return [f"TensorRT was not asked whether it takes the model: its parser is missing ({tensorrt.REMEDY})"]
+        return list(ask_tensorrt(path, self.context.sample_shapes).lines())
 
     def _own_errors(self, graph: Graph) -> dict[str, float]:
         context = self.context

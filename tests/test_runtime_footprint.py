@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.errors import DataError, ModelError
+from onnxcomp.runtime import child, pinning
 from onnxcomp.runtime import footprint as module
-from onnxcomp.runtime import pinning
 from onnxcomp.runtime.footprint import footprint
 from onnxcomp.runtime.session import open_session
 
@@ -66,7 +66,7 @@ def test_what_is_wrong_in_the_process_is_an_error_here(tmp_path: Path, monkeypat
         footprint(tmp_path / "half.onnx", builders.feeds_of(proto))
     with pytest.raises(DataError, match="takes"):
         footprint(proto.SerializeToString(), {"x": np.zeros((1, 3), np.float32)})
-    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=-9, stdout=b""))
+    monkeypatch.setattr(child.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=-9, stdout=b""))
     with pytest.raises(ModelError, match="SIGKILL") as caught:
         footprint(proto.SerializeToString(), builders.feeds_of(proto))
     assert "memory" in caught.value.do
@@ -99,7 +99,9 @@ def test_threads_of_the_runtime_get_cores_of_their_own():
         session = open_session(builders.mlp().SerializeToString(), threads=2, config=pinning.session_config(cores))
         session.run(builders.feeds_of(builders.mlp()))
         new = {int(task.name) for task in Path("/proc/self/task").iterdir()} - before
-        assert {frozenset(os.sched_getaffinity(task)) for task in new} == {frozenset({cores[1]})}
+        masks = [os.sched_getaffinity(task) for task in new]
+        assert {cores[1]} in masks  # the pool's thread; what else a library starts may sit with the caller
+        assert all(mask <= set(cores) for mask in masks)
 
 
 def test_idle_cores_and_different_physical_ones_come_first(monkeypatch: pytest.MonkeyPatch):

@@ -39,9 +39,18 @@ def command() -> None:
     table.add_row("memory", f"{found.memory_bytes / 2**30:.1f} GiB" if found.memory_bytes else "unknown")
     table.add_row("packages", ", ".join(f"{name} {version}" for name, version in found.versions.items()))
     table.add_row("int8", INT8[int8_arithmetic()])
-    for name, state in _providers():
+    for name, state in [*_providers(), _parser()]:
         table.add_row(name, state)
     screen().print(table, markup=False)
+
+
+def _parser() -> tuple[str, str]:
+    from onnxcomp.runtime import tensorrt
+
+    if tensorrt.installed():
+        return "tensorrt parser", "usable, without a GPU: verify --target tensorrt"
+    brings = "it would bring TensorRT's own word on what it takes, without a GPU: verify --target tensorrt"
+    return "tensorrt parser", f"not installed\n  to have it: {tensorrt.REMEDY}\n  {brings}"
 
 
 def _providers() -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from onnxcomp.results import Fidelity
+    from onnxcomp.verify.acceptance import TensorrtVerdict
     from onnxcomp.verify.provenance import Provenance
     from onnxcomp.verify.verdict import PairVerdict
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 @click.option("--allow-random", is_flag=True, help="Without --data: compare on made-up samples.")
 @options.budget_options
 @click.option("--provider", default="cpu", show_default=True, help="cpu, cuda, tensorrt or ONNX Runtime's full name.")
+@click.option(
+    "--target",
+    type=click.Choice(("tensorrt",)),
+    help="Ask this target's own compiler, too, whether it takes the model, and what becomes int8; needs no GPU.",
+)
 @options.acceleration_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of made-up samples.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0: every core.")
@@ -40,36 +46,55 @@ def command(
     json_file: Path | None,
     quiet: bool,
     verbose: int,
+    target: str | None,
     **given: Any,
 ) -> int:
     """Judge AFTER against BEFORE on --data, or check the provenance that an ARTIFACT of onnxcomp records.
 
     The pair may come from anywhere, as long as inputs and outputs have the same names. Exit code: 0 within the budget,
     10 accuracy, 11 size, 12 speed, 14 SQNR; of several missed budgets the lowest. Latency is measured, at one thread,
-    only where --min-speedup asks for it.
+    only where --min-speedup asks for it. With --target the last model may come from anywhere and stand alone; 3 where
+    the target refuses it.
     """
+    from onnxcomp.errors import ModelError
+    from onnxcomp.verify.provenance import is_stamped, provenance
+
     if len(models) > 2:
         raise click.UsageError("give two models, BEFORE AFTER, or one ARTIFACT")
     before, after = models[0], models[-1]
+    compiled = _compiled(after, given["shapes"], quiet) if target is not None else None
+    extra = {} if compiled is None else {"tensorrt": compiled.to_json()}
+    refused = 0 if compiled is None or compiled.acceptance.accepted else ModelError.exit_code
     if len(models) == 1:
-        from onnxcomp.verify.provenance import provenance
+        if compiled is None or is_stamped(before):
+            origin = provenance(before)
+            extra |= origin.to_json()
+            if not quiet:
+                _show_origin(origin)
+        code = refused
+    else:
+        from onnxcomp.cli.progress import Bar
+        from onnxcomp.runtime.progress import SILENT
+        from onnxcomp.verify.verdict import verify_pair
 
-        origin = provenance(before)
+        found = verify_pair(before, after, data, progress=SILENT if quiet else Bar(), **given)
         if not quiet:
-            _show_origin(origin)
-        if json_file is not None:
-            _write(json_file, origin.to_json())
-        return 0
-    from onnxcomp.cli.progress import Bar
-    from onnxcomp.runtime.progress import SILENT
-    from onnxcomp.verify.verdict import verify_pair
-
-    found = verify_pair(before, after, data, progress=SILENT if quiet else Bar(), **given)
-    if not quiet:
-        _show(found)
+            _show(found)
+        code = refused or found.exit_code
+        extra |= found.to_json() | {"exit_code": code}
     if json_file is not None:
-        _write(json_file, found.to_json())
-    return found.exit_code
+        _write(json_file, extra)
+    return code
+
+
+def _compiled(model: Path, shapes: dict[str, tuple[int, ...]], quiet: bool) -> TensorrtVerdict:
+    from onnxcomp.verify.acceptance import ask_tensorrt
+
+    found = ask_tensorrt(model, shapes)
+    if not quiet:
+        for line in found.lines():
+            click.echo(line)
+    return found
 
 
 def _show(found: PairVerdict) -> None:

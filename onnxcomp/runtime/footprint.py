@@ -6,22 +6,18 @@ memory never falls. So a child process opens the model, runs it, and says what t
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxcomp import errors
-from onnxcomp.errors import ModelError, OnnxcompError
 from onnxcomp.results import Footprint
+from onnxcomp.runtime import child
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration
 from onnxcomp.runtime.machine import peak_memory_bytes, reset_peak_memory
 from onnxcomp.runtime.session import Feeds, open_session
@@ -61,12 +57,12 @@ def footprint(
             "threads": threads,
             "acceleration": acceleration.to_json(),
         }
-        command = [sys.executable, "-P", "-m", "onnxcomp.runtime.footprint"]
-        done = subprocess.run(command, input=json.dumps(order).encode(), stdout=subprocess.PIPE, check=False)
-    return _answer(done.returncode, done.stdout, str(model) if not isinstance(model, bytes) else "the model in memory")
+        name = "the model in memory" if isinstance(model, bytes) else str(model)
+        answer = child.ask("onnxcomp.runtime.footprint", order, where=name, doing="loads the model")
+    return Footprint(**answer)
 
 
-def measure(order: dict[str, Any]) -> Footprint:
+def measure(order: dict[str, Any]) -> dict[str, Any]:
     """What the child does: open, run, look at the memory; then open again to see what caches save."""
     feed = {name: _loaded(*stored) for name, stored in order["feed"].items()}
     options = {
@@ -90,46 +86,14 @@ def measure(order: dict[str, Any]) -> Footprint:
         start = time.perf_counter()
         open_session(order["model"], **options)
         again.append(time.perf_counter() - start)
-    return Footprint(
+    found = Footprint(
         load_seconds=round(opened - begin, 6),
         reload_seconds=round(float(np.median(again)), 6),
         first_run_seconds=round(ran - opened, 6),
         peak_memory_bytes=max(0, peak - base),
         process_memory_bytes=peak,
     )
-
-
-def main() -> int:
-    """The child's side: an order on standard input, a footprint or an error on standard output."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    try:
-        found = measure(json.loads(sys.stdin.buffer.read()))
-        answer = {name: getattr(found, name) for name in Footprint.__dataclass_fields__}
-    except OnnxcompError as error:
-        kind = type(error).__name__
-        answer = {"error": {"kind": kind, "what": error.what, "where": error.where, "do": error.do}}
-    except KeyboardInterrupt:
-        return 130
-    json.dump(answer, channel)
-    channel.flush()
-    return 0
-
-
-def _answer(code: int, text: bytes, where: str) -> Footprint:
-    content: dict[str, Any] = {}
-    with suppress(ValueError):
-        content = json.loads(text)
-    if error := content.pop("error", None):
-        kind: type[OnnxcompError] = getattr(errors, error["kind"], OnnxcompError)
-        raise kind(error["what"], where=error["where"], do=error["do"])
-    if code or not content:
-        if code == 130:
-            raise KeyboardInterrupt
-        ended = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
-        hint = "it may have run out of memory" if ended == "SIGKILL" else "see what it printed above"
-        raise ModelError(f"the process that loads the model ended with {ended}", where=where, do=hint)
-    return Footprint(**content)
+    return dataclasses.asdict(found)
 
 
 def _stored(array: np.ndarray[Any, Any], path: Path) -> tuple[str, str, str]:
@@ -166,4 +130,4 @@ def _tiny() -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(child.serve(measure))

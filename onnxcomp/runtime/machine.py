@@ -38,7 +38,15 @@ _ISA = {
     "sve2": ("sve2",),
     "sme": ("sme", "feat_sme"),
 }
-_PACKAGES = ("onnxruntime-gpu", "onnxruntime", "onnx", "onnx-graphsurgeon", "numpy", "pillow")
+_PACKAGES = (
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "onnx",
+    "onnx-graphsurgeon",
+    "numpy",
+    "pillow",
+    "tensorrt-rtx-cu13-bindings",
+)
 
 
 @dataclass(frozen=True)

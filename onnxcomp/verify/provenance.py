@@ -60,6 +60,15 @@ def stamp(*, version: str, source_sha256: str, spec: str, config_sha256: str | N
     return found if config_sha256 is None else {**found, CONFIG_SHA256: config_sha256}
 
 
+def is_stamped(model: Path) -> bool:
+    """Whether onnxcomp wrote a model: whether it records anything of it.
+
+    Raises:
+        ModelError: the file is no model.
+    """
+    return any(entry.key.startswith(PREFIX) for entry in read_proto(model).metadata_props)
+
+
 def provenance(artifact: Path) -> Provenance:
     """Read what a model records about how it was made, and check it against the report beside it.
 

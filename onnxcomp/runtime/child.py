@@ -1,0 +1,71 @@
+"""How is something done in a process of its own? One JSON order in, one JSON answer out, and errors as they are here.
+
+A process for what may crash, holds memory for as long as it lives, or must not share it with what came before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from onnxcomp import errors
+from onnxcomp.errors import ModelError, OnnxcompError
+
+INTERRUPTED = 130
+
+
+def ask(module: str, order: dict[str, Any], *, where: str, doing: str) -> dict[str, Any]:
+    """Run `python -m module`, which calls `serve`; its answer.
+
+    Args:
+        where: what an error is about, such as the model's file.
+        doing: what the process does, for a message: "loads the model".
+
+    Raises:
+        OnnxcompError: the one that was raised there; ModelError where the process died.
+    """
+    command = [sys.executable, "-P", "-m", module]
+    done = subprocess.run(command, input=json.dumps(order).encode(), stdout=subprocess.PIPE, check=False)
+    answer: dict[str, Any] = {}
+    with suppress(ValueError):
+        answer = json.loads(done.stdout)
+    if error := answer.pop("error", None):
+        kind: type[OnnxcompError] = getattr(errors, error["kind"], OnnxcompError)
+        raise kind(error["what"], where=error["where"], do=error["do"])
+    if done.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
+    if done.returncode or not answer:
+        raise ModelError(f"the process that {doing} ended with {ending(done.returncode)}", where=where, do=hint(done))
+    return answer
+
+
+def serve(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
+    """The child's side; what `work` or a library prints goes to standard error."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        answer = work(json.loads(sys.stdin.buffer.read()))
+    except OnnxcompError as error:
+        kind = type(error).__name__
+        answer = {"error": {"kind": kind, "what": error.what, "where": error.where, "do": error.do}}
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    json.dump(answer, channel)
+    channel.flush()
+    return 0
+
+
+def ending(code: int) -> str:
+    """How a process ended, in words."""
+    return signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
+
+
+def hint(done: subprocess.CompletedProcess[bytes]) -> str:
+    """What to do about a process that died."""
+    return "it may have run out of memory" if ending(done.returncode) == "SIGKILL" else "see what it printed above"
