@@ -269,8 +269,8 @@ def open_session(
 def open_graph(graph: Graph, *, threads: int = 1, optimize: bool = True, lean: bool = False) -> Session:
     """Open a graph for running on the CPU.
 
-    A graph above `LARGE_BYTES` is always opened lean, and weights that still lie in the model's own external data are mapped
-    from there.
+    A graph above `LARGE_BYTES` is always opened lean, and weights that still lie in the model's own external data are
+    mapped from there.
 
     Raises:
         ModelError: as `open_session`.
