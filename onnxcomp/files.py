@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
+import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,8 +21,9 @@ CHUNK_BYTES = 1 << 20
 def atomic_write(path: Path, rename: Callable[[], Path] | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing that takes the name `path` only when the block ends well.
 
-    The bytes go to a temporary file in the same folder, are flushed to disk and renamed. After an error, an
-    interrupt included, the temporary file is removed and `path` is as it was.
+    The bytes go to a file without a name (where the system knows none, to a temporary one) in the same folder, are
+    flushed to disk, and take their name at once. After an error or an interrupt, and where there are nameless files
+    after a kill too, nothing is left and `path` is as it was.
 
     Args:
         rename: asked after the last write for the name to take instead of `path`; for names that hold a hash.
@@ -29,23 +31,52 @@ def atomic_write(path: Path, rename: Callable[[], Path] | None = None) -> Iterat
     Raises:
         OutputError: the folder is missing, read-only or full.
     """
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent)
+        handle = _nameless(path.parent)
+        named = handle is None
+        if handle is None:
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
     except OSError as error:
         raise _refused(path, error) from error
-    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if not named:
+                _give_name(file, temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(rename() if rename else path)
     except OSError as error:
         raise _refused(path, error) from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             temporary.unlink()
+
+
+def _nameless(folder: Path) -> int | None:
+    """An open file that has no name yet and goes away with its process; None where the system has no such thing."""
+    if not hasattr(os, "O_TMPFILE") or not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+    except OSError:  # the file system cannot, or the folder does not let: the ordinary way tells which
+        return None
+
+
+def _give_name(file: BinaryIO, name: Path) -> None:
+    folder = os.open(name.parent, os.O_RDONLY)
+    try:  # with a descriptor given, Python asks the kernel to follow /proc's link to the file itself
+        os.link(f"/proc/self/fd/{file.fileno()}", name.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+    except OSError:  # a file system that has nameless files and cannot name them
+        file.seek(0)
+        with name.open("xb") as copy:
+            shutil.copyfileobj(file, copy, CHUNK_BYTES)
+            copy.flush()
+            os.fsync(copy.fileno())
+    finally:
+        os.close(folder)
 
 
 def user_cache() -> Path:

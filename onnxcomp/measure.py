@@ -177,6 +177,7 @@ class Measurer:
                 threads=context.threads,
                 progress=context.progress,
             )
+            notes += _meaningless(fidelity)
         if self.bench and context.target == "cpu":
             benchmark = timed(graph, path, next(iter(samples.batches(1))))
         elif self.bench:
@@ -212,6 +213,14 @@ class Measurer:
         if metric is None or metric.needs_all or (metric.needs_labels and self.select.labels is None):
             return None
         return metric
+
+
+def _meaningless(fidelity: Fidelity) -> list[str]:
+    return [
+        f"output {name} of the original is NaN or infinite throughout: nothing can be told of its fidelity"
+        for name, output in fidelity.outputs.items()
+        if output.finite_share == 0
+    ]
 
 
 def _unsound(measured: Measurements, budget: Budget) -> str:

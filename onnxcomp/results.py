@@ -155,6 +155,7 @@ class OutputFidelity:
     """How close one output stayed to the original's. SQNR is null when the outputs are equal.
 
     It is null, too, for outputs that are no floating-point numbers: `equal_share` tells how many elements agree.
+    `finite_share` tells how many of the original's elements are neither NaN nor infinite.
     """
 
     identical: bool
@@ -162,6 +163,7 @@ class OutputFidelity:
     max_abs_error: float
     top1_agreement: float | None = None
     equal_share: float | None = None
+    finite_share: float = 1.0
 
 
 @dataclass(frozen=True)

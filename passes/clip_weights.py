@@ -55,7 +55,10 @@ class ClipWeights(Pass):
         total = clipped = 0
         worst = np.inf
         for constant, uses in readers.items():
-            result = self._clip(constant, uses)
+            fed = constant in graph.root.kept_inputs
+            result = (
+                "its weight is listed as an input, so a caller may replace it" if fed else self._clip(constant, uses)
+            )
             if isinstance(result, str):
                 for use in uses:
                     outcome.skip(use.node, result)

@@ -332,6 +332,8 @@ def _unprunable(graph: Graph, constant: Constant, uses: list[WeightUse]) -> str:
         return f"its weight is also read by {others[0] if others else uses[0].node}, which is not to be pruned"
     if graph.is_output(constant):
         return "its weight is an output of the model"
+    if constant in graph.root.kept_inputs:
+        return "its weight is listed as an input, so a caller may replace it"
     if not np.isfinite(np.asarray(constant.values, np.float32 if constant.dtype.itemsize < 8 else np.float64)).all():
         return "its weight holds NaN or infinity"
     return ""

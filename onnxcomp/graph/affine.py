@@ -167,8 +167,10 @@ def layer_of(node: Node, shapes: Shapes, fed: Collection[Constant] = ()) -> Laye
     if node.op not in LINEAR or node.domain not in ("", "ai.onnx"):
         raise UnfitError(f"{node} is no convolution or matrix product")
     weight = node.constant(1)
-    if weight is None or weight in fed:
+    if weight is None:
         raise UnfitError(f"the weight of {node} is computed by other nodes")
+    if weight in fed:
+        raise UnfitError(f"the weight of {node} is listed as an input, so a caller may replace it")
     if not _is_float(weight):
         raise UnfitError(f"the weight of {node} is not of a floating-point type")
     shape = weight.shape

@@ -34,6 +34,7 @@ class Tally:
     largest: float = 0.0
     elements: int = 0
     equal: int = 0
+    infinite: int = 0
     rows: int = 0
     agreeing: int = 0
     unbounded: bool = False
@@ -63,6 +64,7 @@ class Tally:
     def _add_numbers(self, a: Array, b: Array) -> None:
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         finite = np.isfinite(a) & np.isfinite(b)
+        self.infinite += a.size - int(np.isfinite(a).sum())
         self.equal += int(same.sum())
         if self.ranked:
             self.agreeing += _agreeing(a, b, same)
@@ -82,6 +84,7 @@ class Tally:
             max_abs_error=self.largest,
             top1_agreement=self.agreeing / self.rows if self.ranked and self.rows else None,
             equal_share=None if self.floating else self.equal / self.elements if self.elements else 1.0,
+            finite_share=1.0 - self.infinite / self.elements if self.elements else 1.0,
         )
 
     def _sqnr_db(self) -> float:
