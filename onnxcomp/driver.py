@@ -111,7 +111,7 @@ def run(
         calibration=material.calibrate,
         training=material.train,
         held_out=material.select if material.train is not None else None,
-        original=graph,
+        original=graph if job.teacher is None else _teacher(job, graph),
         sample_shapes=material.sample_shapes,
         seed=job.seed,
         threads=job.threads or usable_cores(),
@@ -143,6 +143,8 @@ def run(
             _fill(report, job, graph, final, chosen, measured, operators)
             _decide(report, job, chosen, measured)
             _write_model(report, job, final, measured)
+            if job.teacher is not None:
+                report.teacher = measurer.taught(final, job.teacher)
         report.notes += _replayed(job, measurer.costs)
     report.seconds = round(time.perf_counter() - start, 3)
     report.peak_memory_bytes = peak_memory_bytes()
@@ -262,6 +264,27 @@ def _check_place(path: Path, model: Path) -> None:
             where=f"folder {parent}",
             do="choose another -o",
         )
+
+
+def _teacher(job: Job, graph: Graph) -> Graph:
+    """The model to learn from.
+
+    Raises:
+        ModelError: it cannot be read, or its inputs or outputs are others.
+        UsageError: no pass learns from it.
+    """
+    assert job.teacher is not None
+    if not _asked_for(job).trains:
+        raise UsageError("a teacher is given, and no pass trains", where="--teacher", do="add distill to --passes")
+    teacher = load(job.teacher)
+    for ours, theirs, what in ((graph.inputs, teacher.inputs, "inputs"), (graph.outputs, teacher.outputs, "outputs")):
+        if [t.name for t in ours] != [t.name for t in theirs]:
+            raise ModelError(
+                f"teacher and student have other {what}",
+                where=f"{', '.join(t.name for t in theirs)} and {', '.join(t.name for t in ours)}",
+                do="give two models that take and give the same",
+            )
+    return teacher
 
 
 def _prepare(job: Job, graph: Graph) -> Material:

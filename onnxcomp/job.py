@@ -42,6 +42,9 @@ class Job:
     recipe: str | None = field(
         default=None, metadata=_about("A named pipeline; with neither passes nor recipe several are tried.")
     )
+    teacher: Path | None = field(
+        default=None, metadata=_about("The model that distill learns from; the model itself if not given.", "input")
+    )
     data: Any = field(
         default=None,
         metadata=_about(

@@ -12,10 +12,10 @@ from onnxcomp.data.metric import Metric
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.files import sha256_of
 from onnxcomp.graph import cost
-from onnxcomp.graph.io import save
+from onnxcomp.graph.io import model_files, save
 from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import PassContext
-from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats
+from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats, TeacherRecord
 from onnxcomp.runtime import tensorrt
 from onnxcomp.runtime.costs import MeasuredCosts
 from onnxcomp.runtime.latency import compare
@@ -155,6 +155,15 @@ class Measurer:
         if not tensorrt.installed():
             return [f"TensorRT was not asked whether it takes the model: its parser is missing ({tensorrt.REMEDY})"]
         return list(ask_tensorrt(path, self.context.sample_shapes).lines())
+
+    def taught(self, graph: Graph, teacher: Path) -> TeacherRecord:
+        """How the result stands to another model that taught it, on the samples that judge."""
+        sha256 = sha256_of(*model_files(teacher))
+        if not self.verify:
+            return TeacherRecord(str(teacher), sha256)
+        path, _ = self._written(graph, "student.onnx")
+        fidelity, accuracy = judge(teacher, path, self.samples, self.metric, threads=self.context.threads)
+        return TeacherRecord(str(teacher), sha256, accuracy, fidelity)
 
     def _own_errors(self, graph: Graph) -> dict[str, float]:
         context = self.context

@@ -279,6 +279,16 @@ class Calibration:
     source: str
 
 
+@dataclass(frozen=True)
+class TeacherRecord:
+    """Another model that taught: its file, and how the result stands to it. `accuracy.before` is the teacher's."""
+
+    path: str
+    sha256: str
+    accuracy: Accuracy | None = None
+    fidelity: Fidelity | None = None
+
+
 @dataclass
 class Report:
     """Everything one run measured; filled by the driver stage by stage."""
@@ -298,6 +308,7 @@ class Report:
     peak_memory_bytes: int = 0
     passes: list[PassRecord] = field(default_factory=list)
     training: list[TrainingRecord] = field(default_factory=list)
+    teacher: TeacherRecord | None = None
     layers: list[LayerRecord] = field(default_factory=list)
     accuracy: Accuracy | None = None
     fidelity: Fidelity | None = None

@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"job"},
     {"config"},
     {"recipes", "measure"},
-    {"driver", "inspection", "testing", "benchmark"},
+    {"driver", "inspection", "students", "testing", "benchmark"},
     {"build", "search"},
     {"cli"},
     {"__main__"},

@@ -14,6 +14,7 @@ from onnxcomp.errors import OnnxcompError
 # command -> (module below onnxcomp.cli, one-line help); the modules load on use, so that --help stays instant
 COMMANDS = {
     "optimize": ("optimize", "Compress a model and prove what it cost."),
+    "distill": ("distill", "Train a compressed model, with another as teacher or by labels."),
     "inspect": ("inspect", "Size, parameters and MACs, layer by layer."),
     "verify": ("verify", "Judge any pair of models, or an artifact's recorded provenance."),
     "bench": ("bench", "Interleaved latency of models, with spread and node placement."),

@@ -18,6 +18,7 @@ TARGETS = ("cpu", "cuda", "tensorrt")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The result [default: NAME.opt.onnx].")
 @click.option("--passes", metavar="SPEC", help="Run these passes instead: name{option=value,...},name; see passes.")
 @click.option("--recipe", metavar="NAME", help="Run a named pipeline instead of trying several.")
+@options.teacher_option
 @options.data_options
 @options.eval_data_options
 @options.preprocess_options

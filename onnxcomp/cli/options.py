@@ -6,9 +6,12 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from onnxcomp.manager.base import Pass
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -53,6 +56,9 @@ def counts(least: int) -> Callable[[click.Context, click.Parameter, str], tuple[
 
 _path = functools.partial(click.Path, path_type=Path)
 
+teacher_option = click.option(
+    "--teacher", type=_path(), help="The model that distill learns from; the model itself if not given."
+)
 data_option = click.option(
     "--data",
     metavar="D",
@@ -145,6 +151,43 @@ def acceleration_options(function: Command) -> Command:
             help=field.metadata["help"],
         )(assembled)
     return assembled  # type: ignore[return-value]
+
+
+def pass_options(cls: type[Pass], without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """The options of a pass as flags, from its fields; the command gets one keyword, `options`, of those given.
+
+    Args:
+        without: fields that the command decides about.
+    """
+    from onnxcomp.manager.options import Bare, describe
+    from onnxcomp.report.passes import default_text
+
+    fields = [item for item in describe(cls) if item.name not in without]
+
+    def decorated(function: Command) -> Command:
+        @functools.wraps(function)
+        def assembled(*args: Any, **kwargs: Any) -> Any:
+            values = {item.name: kwargs.pop(f"pass_{item.name}") for item in fields}
+            given = {
+                name: tuple(map(Bare, value)) if isinstance(value, tuple) else Bare(value)
+                for name, value in values.items()
+                if value not in (None, ())
+            }
+            return function(*args, options=given, **kwargs)
+
+        for item in reversed(fields):
+            several = item.type.startswith("list of ")
+            default = f" [default: {shown}]" if (shown := default_text(item)) else ""
+            click.option(
+                "--" + item.name.replace("_", "-"),
+                f"pass_{item.name}",
+                metavar=item.type.removeprefix("list of ").removeprefix("one of ").replace(", ", "|"),
+                multiple=several,
+                help=item.doc[0].upper() + item.doc[1:] + (", repeatable" if several else "") + "." + default,
+            )(assembled)
+        return assembled  # type: ignore[return-value]
+
+    return decorated
 
 
 def budget_options(function: Command) -> Command:

@@ -100,6 +100,10 @@ def _figures(report: Report) -> list[tuple[str, str, str, str]]:
         )
     if report.fidelity is not None:
         rows += _fidelity_rows(report.fidelity)
+    if report.teacher is not None and report.teacher.accuracy is not None:
+        taught = report.teacher.accuracy
+        words = f"{_signed(-taught.drop)} against the teacher"
+        rows.append((f"{taught.metric}, teacher's", f"{taught.before:.4f}", f"{taught.after:.4f}", words))
     return rows
 
 

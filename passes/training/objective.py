@@ -60,10 +60,8 @@ def pairs(student: Graph, teacher: Graph, aim: Aim) -> list[Pair]:
     """
     known = {t.name: t for t in teacher.outputs}
     found = []
-    for index, output in enumerate(student.outputs):
-        twin = known.get(output.name) or (
-            teacher.outputs[index] if len(teacher.outputs) == len(student.outputs) else None
-        )
+    for output in student.outputs:
+        twin = known.get(output.name)
         if twin is None:
             raise ModelError(
                 f"the teacher has no output {output.name!r}",

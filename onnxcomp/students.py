@@ -1,0 +1,88 @@
+"""Which models can be trained besides the one at hand? A narrower one, and one with a new last layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from onnxcomp.errors import ModelError
+from onnxcomp.graph.io import load, save
+from onnxcomp.graph.ir import Constant, Graph, Node, Variable
+from onnxcomp.graph.ops.facts import Operators, Weight, load_operators
+from onnxcomp.manager.base import Pass
+from onnxcomp.manager.spec import make_pass
+
+PASSED = ("Softmax", "LogSoftmax", "Sigmoid", "Identity", "Add")  # between the last layer and the output
+
+
+def narrower(width: float | None) -> tuple[Pass, ...]:
+    """What keeps a share of the channels of every layer and of every residual stream, the most important ones.
+
+    The student of a width-scaled architecture starts from the teacher's own weights then.
+    """
+    if width is None or width == 1:
+        return ()
+    return (make_pass("prune-channels", {"ratio": 1 - width, "scope": "layer", "streams": True}),)
+
+
+def with_classes(source: Path, classes: int, folder: Path, seed: int = 0) -> Path:
+    """The model with a new last layer for so many classes, under its own name in another folder.
+
+    Raises:
+        ModelError: no last layer is found.
+    """
+    graph = load(source)
+    new_head(graph, classes, load_operators(), seed)
+    save(graph, folder / source.name)
+    return folder / source.name
+
+
+def new_head(graph: Graph, classes: int, operators: Operators, seed: int = 0) -> None:
+    """Replace the weights of the last layer of a classifier by small random ones, biases by zeros, in place.
+
+    Weights are uniform within 1 / sqrt(inputs), as a fresh linear layer has them.
+
+    Raises:
+        ModelError: the first output does not come from a layer with weights of its own.
+    """
+    node, weight, constant, passed = _last(graph, operators)
+    matrix = weight.to_matrix(constant.values)
+    generator = np.random.default_rng(seed)
+    fresh = generator.uniform(-1, 1, (classes, matrix.shape[1])).astype(np.float32) / np.sqrt(matrix.shape[1])
+    axis = weight.out_axis % len(constant.shape)
+    shape = tuple(classes if a == axis else size for a, size in enumerate(constant.shape))
+    port = next(p for p, t in enumerate(node.inputs) if t is constant)
+    node.inputs[port] = graph.add_constant(constant.name, weight.from_matrix(fresh.astype(constant.dtype), shape))
+    if weight.bias is not None and (bias := node.constant(weight.bias)) is not None:
+        node.inputs[weight.bias] = graph.add_constant(bias.name, np.zeros(classes, bias.dtype))
+    for other in passed:
+        for at, tensor in enumerate(other.inputs):
+            if isinstance(tensor, Constant) and tensor.size > 1:
+                other.inputs[at] = graph.add_constant(tensor.name, np.zeros(classes, tensor.dtype))
+    for made in (node, *passed):
+        for tensor in made.outputs:
+            if tensor.shape:
+                at = 1 if len(tensor.shape) > 1 and tensor.shape[1] == matrix.shape[0] else len(tensor.shape) - 1
+                tensor.shape = tuple(classes if a == at else size for a, size in enumerate(tensor.shape))
+
+
+def _last(graph: Graph, operators: Operators) -> tuple[Node, Weight, Constant, list[Node]]:
+    """The layer that makes the first output, and the nodes between it and the output."""
+    tensor = graph.outputs[0]
+    passed: list[Node] = []
+    while isinstance(tensor, Variable) and tensor.producer is not None:
+        node = tensor.producer
+        for weight, constant in operators.weights(node):
+            if weight.role == "kernel" and weight.group == 1 and len(constant.consumers) == 1:
+                return node, weight, constant, passed
+        computed = [t for t in node.inputs if isinstance(t, Variable) and t.name]
+        if node.op not in PASSED or len(computed) != 1:
+            break
+        passed.append(node)
+        tensor = computed[0]
+    raise ModelError(
+        f"no last layer makes the output {graph.outputs[0].name!r}",
+        where=f"output {graph.outputs[0].name}",
+        do="give a classifier that ends in Gemm, MatMul or Conv",
+    )
