@@ -23,6 +23,8 @@ from onnxcomp.results import (
     PassRecord,
     Report,
     Skip,
+    TeacherRecord,
+    TrainingRecord,
     WeightHistogram,
 )
 
@@ -107,6 +109,29 @@ def report(layers: int = 20, name: Callable[[int], str] = large_name) -> Report:
         output=FileRef(f"dist/{name(3)}", "cd" * 32),
         calibration=Calibration(512, name(4)),
         passes=passes,
+        training=[
+            TrainingRecord(
+                spec=name(6),
+                loss=name(7),
+                teacher="original",
+                samples=1000,
+                views=2,
+                held_out_samples=100,
+                steps=300,
+                batch=64,
+                parameters=10**6,
+                losses=tuple((float(10 * i), 2.0 / i) for i in range(1, 31)),
+                rates=tuple((float(10 * i), 1e-3) for i in range(1, 31)),
+                held_out=((0.0, 2.5), (150.0, 0.4), (300.0, 0.3)),
+                best_step=300,
+                ended="done",
+                seconds=9.0,
+                step_seconds=0.03,
+                peak_memory_bytes=10**8,
+                gradient_error=0.001,
+            )
+        ],
+        teacher=TeacherRecord(name(8), "ef" * 32, Accuracy(name(5), 1000, 0.95, 0.8, 0.15)),
         layers=records,
         accuracy=Accuracy(name(5), 1000, 0.9, 0.8, 0.1),
         fidelity=Fidelity(

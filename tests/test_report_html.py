@@ -288,3 +288,13 @@ def test_it_prints(chromium: str, tmp_path: Path) -> None:
     browse(chromium, tmp_path, page, f"--print-to-pdf={out}")
     assert out.read_bytes()[:5] == b"%PDF-"
     assert out.stat().st_size > 20_000
+
+
+def test_training_is_drawn_with_its_held_out_loss() -> None:
+    sample = report_samples.report(4)
+    found = html.document(sample)
+    part = found[found.index('id="training"') :]
+    assert "held-out loss 2.5 -&gt; 0.3 in 300 steps of 64" in part
+    assert part.count("<path") + part.count("<polyline") >= 2
+    sample.training = []
+    assert 'id="training"' not in html.document(sample)

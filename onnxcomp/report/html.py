@@ -9,8 +9,10 @@ from pathlib import Path
 from onnxcomp.files import atomic_write
 from onnxcomp.report import html_charts as charts
 from onnxcomp.report.html_base import kind, page, section, table, text
+from onnxcomp.report.html_lines import Series
+from onnxcomp.report.html_lines import lines as curves
 from onnxcomp.report.tables import count_text, limit_text, size_text, value_text
-from onnxcomp.results import Benchmark, LayerRecord, PassRecord, Report
+from onnxcomp.results import Benchmark, LayerRecord, PassRecord, Report, TrainingRecord
 
 MAP_WIDTH, MAP_HEIGHT = 560.0, 330.0
 MOST_NODES = 200  # named under one reason for leaving nodes alone; the report as JSON has all
@@ -43,6 +45,7 @@ def document(report: Report) -> str:
         section("size", "Where the bytes are", _maps(report), "Both maps have one scale: area is bytes."),
         section("layers", "Layer by layer", _layers(report)),
         section("passes", "What was done", _passes(report)),
+        section("training", "Training", "".join(_training(record) for record in report.training)),
         section("skipped", "What was left alone, and why", _skipped(report)),
         section("notes", "Guesses and notes", _notes(report)),
         section("origin", "Where this comes from", _origin(report)),
@@ -120,6 +123,10 @@ def _figures(report: Report) -> str:
     if report.accuracy is not None:
         a = report.accuracy
         rows.append([text(a.metric), f"{a.before:.4f}", f"{a.after:.4f}", _drop_words(a.drop)])
+    if report.teacher is not None and report.teacher.accuracy is not None:
+        a = report.teacher.accuracy
+        where = f"of the teacher <code>{text(report.teacher.path)}</code>: {_drop_words(a.drop)}"
+        rows.append([text(a.metric), f"{a.before:.4f}", f"{a.after:.4f}", where])
     if report.fidelity is not None:
         for name, out in report.fidelity.outputs.items():
             sqnr = "identical" if out.identical else "-" if out.sqnr_db is None else f"{out.sqnr_db:.1f} dB"
@@ -248,6 +255,17 @@ def _passes(report: Report) -> str:
             [f"<code>{text(record.spec)}</code>", text(record.guarantee), done, size, f"{record.seconds:.2f} s"]
         )
     return table(["pass", "outputs", "what it did", "weights", "time"], rows, right=(4,)) if rows else ""
+
+
+def _training(record: TrainingRecord) -> str:
+    """Loss curves of one training, and what they are of."""
+    series = [Series("training", record.losses), Series("held out, never trained on", record.held_out)]
+    views = f", {record.views} augmented views of each" if record.views > 1 else ""
+    facts = (
+        f"{record.samples:,} samples{views}, {record.held_out_samples:,} held out; {record.parameters:,} parameters; "
+        f"{1000 * record.step_seconds:.0f} ms a step, peak memory {size_text(record.peak_memory_bytes)}"
+    )
+    return f"<h3>{text(record.words)}</h3>{curves(series, 'step', 'loss', logarithmic=True)}<p>{text(facts)}</p>"
 
 
 def _skipped(report: Report) -> str:
