@@ -16,7 +16,7 @@ import numpy as np
 
 from onnxcomp.errors import EnvironmentLacksError, UsageError
 from onnxcomp.graph.ir import Constant, Graph, Node
-from onnxcomp.graph.ops.facts import Operators, Weight, load_operators
+from onnxcomp.graph.ops.facts import Operators, Weight, load_operators, no_weights
 from onnxcomp.manager.options import checked, option
 from onnxcomp.results import Change, Skip, TrainingRecord
 from onnxcomp.runtime.progress import SILENT, Progress
@@ -250,7 +250,11 @@ class Pass(ABC):
             if graph.is_function(node):
                 outcome.skip(node, f"calls the local function {node.op}; weights inside functions are left alone")
                 continue
-            for weight in context.operators.facts(node).weights(node):
+            facts = context.operators.facts(node)
+            found = facts.weights(node)
+            if not found and facts.weights is not no_weights and (maker := _hidden_weight(node)) is not None:
+                outcome.skip(node, f"its weight comes through {maker}: fold-constants makes it a plain one")
+            for weight in found:
                 constant = node.constant(weight.port)
                 if constant is not None:
                     if wanted(node):
@@ -268,3 +272,16 @@ class Pass(ABC):
             where=f"pass {self.name}",
             do=f"names like it: {', '.join(close)}" if close else "see onnxcomp inspect MODEL for the names",
         )
+
+
+def _hidden_weight(node: Node) -> Node | None:
+    """The node that hands a stored tensor on to this one, with nothing but constants behind it; None if there is none."""
+    for tensor in node.inputs:
+        first: Node | None = tensor.producer if tensor.name else None
+        maker = first
+        while maker is not None:
+            computed = [t for t in maker.inputs if t.name and not isinstance(t, Constant)]
+            if not computed and not maker.bodies:
+                return first
+            maker = computed[0].producer if len(computed) == 1 else None
+    return None
