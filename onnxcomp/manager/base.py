@@ -275,7 +275,7 @@ class Pass(ABC):
 
 
 def _hidden_weight(node: Node) -> Node | None:
-    """The node that hands a stored tensor on to this one, with nothing but constants behind it; None if there is none."""
+    """The node that hands a stored tensor on to this one, all constants behind it; None if there is none."""
     for tensor in node.inputs:
         first: Node | None = tensor.producer if tensor.name else None
         maker = first
