@@ -43,6 +43,7 @@ from onnxcomp.verify.provenance import stamp
 from onnxcomp.verify.weights import histograms
 
 UNCHANGED = 13
+COVERED = 0.9  # share of a model's MACs: where so much is integer, no other recipe can gain much
 SYNTHETIC_JUDGED = 16  # enough to see that two graphs compute the same; never called accuracy
 
 
@@ -459,29 +460,43 @@ def _compress(job: Job, graph: Graph, context: PassContext, measurer: Measurer, 
 
 
 def _search(job: Job, graph: Graph, context: PassContext, measurer: Measurer, report: Report) -> Chosen | None:
-    """Try recipes in order and take the first that is sound and better, or for objectives but latency the best one."""
+    """Try recipes and take the one that is sound, better, and best by the objective.
+
+    For latency the search ends early: with the first recipe whose integer arithmetic covers nearly all of the work,
+    and once one held, those that compute in float are not tried.
+    """
     best: tuple[float, Chosen] | None = None
     for recipe in recipes.candidates(graph, has_data=context.calibration is not None, objective=job.objective):
+        if best is not None and job.objective == "latency" and not recipe.integer:
+            break
         try:
             result = PassManager(recipe.pipeline, verify=job.verify, on_failure="rollback").run(graph, context)
         except ModelError as error:
             report.notes.append(f"recipe {recipe.name} does not fit this model: {error.what}")
             continue
         report.passes = result.records
+        if recipe.quantizes and not result.records[-1].changes:
+            report.notes.append(f"recipe {recipe.name} was left: {result.records[-1].name} found nothing to quantize")
+            continue
         trial = measurer.trial(result.graph, job.budget, job.objective)
         if not trial.sound or not trial.better:
             report.notes.append(f"recipe {recipe.name} was tried and left: {trial.why}")
             continue
-        chosen = Chosen(recipe.pipeline, result, False)
-        if job.objective == "latency":
-            return chosen
         if best is None or trial.score < best[0]:
-            best = (trial.score, chosen)
+            best = (trial.score, Chosen(recipe.pipeline, result, False))
+        else:
+            report.notes.append(f"recipe {recipe.name} was tried and left: another is better for {job.objective}")
+        if job.objective == "latency" and _covers(result.graph, context):
+            break
     if best is not None:
         report.passes = best[1].result.records
         return best[1]
     _unchanged(report, "nothing that was tried made the model smaller or faster and kept it right")
     return None
+
+
+def _covers(graph: Graph, context: PassContext) -> bool:
+    return cost.integer_share(graph, context.operators, context.sample_shapes) >= COVERED
 
 
 def _unchanged(report: Report, reason: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onnxcomp.errors import UsageError
-from onnxcomp.graph.ir import Constant, Graph
+from onnxcomp.graph.ir import Constant, Graph, Tensor
 from onnxcomp.manager.pipeline import Pipeline
 
 CLEAN = "fold-constants,cleanup,fuse-batchnorm,fuse-slices,cleanup"
@@ -19,12 +19,16 @@ class Recipe:
         spec: its passes.
         needs_data: whether it is of use only with calibration data.
         about: one line of help.
+        quantizes: whether its last pass is what it is tried for.
+        integer: whether it computes in integers.
     """
 
     name: str
     spec: str
     needs_data: bool
     about: str
+    quantizes: bool = True
+    integer: bool = False
 
     @property
     def pipeline(self) -> Pipeline:
@@ -36,12 +40,22 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe(
-            "int8", f"{CLEAN},clip-weights{{method=mse}},quantize-qdq", True, "static int8: weights and activations"
+            "int8",
+            f"{CLEAN},clip-weights{{method=mse}},quantize-qdq",
+            True,
+            "static int8: weights and activations",
+            integer=True,
         ),
-        Recipe("dynamic", f"{CLEAN},quantize-dynamic", True, "int8 weights, activations quantized at run time"),
+        Recipe(
+            "dynamic",
+            f"{CLEAN},quantize-dynamic",
+            True,
+            "int8 weights, activations quantized at run time",
+            integer=True,
+        ),
         Recipe("weights8", f"{CLEAN},quantize-weights{{bits=8}}", False, "weights stored in 8 bits, float arithmetic"),
         Recipe("weights4", f"{CLEAN},quantize-weights{{bits=4,block=32}}", False, "weights stored in 4 bits"),
-        Recipe("clean", CLEAN, False, "exact clean-up and fusion only"),
+        Recipe("clean", CLEAN, False, "exact clean-up and fusion only", quantizes=False),
     )
 }
 
@@ -73,8 +87,21 @@ def candidates(graph: Graph, *, has_data: bool, objective: str) -> list[Recipe]:
 def has_attention(graph: Graph) -> bool:
     """Whether activations are multiplied with activations in a matrix product."""
     return any(
-        node.op in ("MatMul", "Attention", "MultiHeadAttention")
-        and not any(isinstance(t, Constant) for t in node.inputs)
-        and not any(t.name and t.producer is not None and t.producer.op == "DequantizeLinear" for t in node.inputs)
+        node.op in ("Attention", "MultiHeadAttention")
+        or (node.op == "MatMul" and not any(_is_weight(tensor) for tensor in node.inputs))
         for node in graph.walk()
     )
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    """Whether a tensor is an initializer, or computed from initializers and constants alone."""
+    waiting, seen = [tensor], set()
+    while waiting:
+        made = waiting.pop()
+        if isinstance(made, Constant) or made in seen or not made.name:
+            continue
+        seen.add(made)
+        if made.producer is None or made.producer.bodies:
+            return False
+        waiting.extend(made.producer.inputs)
+    return True

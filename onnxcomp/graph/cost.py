@@ -112,6 +112,13 @@ def layers(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, .
     return found
 
 
+def integer_share(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, ...]] | None = None) -> float:
+    """Share of the MACs of layers whose weights are stored as integers; 0 where nothing multiplies."""
+    found = layers(graph, operators, sample)
+    total = sum(layer.macs for layer in found)
+    return sum(layer.macs for layer in found if layer.precision.startswith("int")) / total if total else 0.0
+
+
 def held_weight(node: Node, port: int, operators: Operators) -> tuple[int, int]:
     """Parameters and bytes that a port takes from an initializer, looked at through DequantizeLinear and the like."""
     coded = _coded_at(node, port)
