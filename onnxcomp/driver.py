@@ -475,8 +475,8 @@ def _search(job: Job, graph: Graph, context: PassContext, measurer: Measurer, re
             report.notes.append(f"recipe {recipe.name} does not fit this model: {error.what}")
             continue
         report.passes = result.records
-        if recipe.quantizes and not result.records[-1].changes:
-            report.notes.append(f"recipe {recipe.name} was left: {result.records[-1].name} found nothing to quantize")
+        if recipe.aim and not any(record.changes for record in result.records if record.name in recipe.aim):
+            report.notes.append(f"recipe {recipe.name} was left: {' and '.join(recipe.aim)} found nothing to do")
             continue
         trial = measurer.trial(result.graph, job.budget, job.objective)
         if not trial.sound or not trial.better:

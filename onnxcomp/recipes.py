@@ -19,7 +19,7 @@ class Recipe:
         spec: its passes.
         needs_data: whether it is of use only with calibration data.
         about: one line of help.
-        quantizes: whether its last pass is what it is tried for.
+        aim: the passes that it is tried for; where they find nothing to do it is no other than `clean`.
         integer: whether it computes in integers.
     """
 
@@ -27,7 +27,7 @@ class Recipe:
     spec: str
     needs_data: bool
     about: str
-    quantizes: bool = True
+    aim: tuple[str, ...] = ()
     integer: bool = False
 
     @property
@@ -41,9 +41,10 @@ RECIPES = {
     for recipe in (
         Recipe(
             "int8",
-            f"{CLEAN},clip-weights{{method=mse}},quantize-qdq",
+            f"{CLEAN},clip-weights{{method=mse}},quantize-qdq,quantize-dynamic",
             True,
-            "static int8: weights and activations",
+            "static int8: weights and activations; at run time where a static scale does not do",
+            aim=("quantize-qdq", "quantize-dynamic"),
             integer=True,
         ),
         Recipe(
@@ -51,11 +52,24 @@ RECIPES = {
             f"{CLEAN},quantize-dynamic",
             True,
             "int8 weights, activations quantized at run time",
+            aim=("quantize-dynamic",),
             integer=True,
         ),
-        Recipe("weights8", f"{CLEAN},quantize-weights{{bits=8}}", False, "weights stored in 8 bits, float arithmetic"),
-        Recipe("weights4", f"{CLEAN},quantize-weights{{bits=4,block=32}}", False, "weights stored in 4 bits"),
-        Recipe("clean", CLEAN, False, "exact clean-up and fusion only", quantizes=False),
+        Recipe(
+            "weights8",
+            f"{CLEAN},quantize-weights{{bits=8}}",
+            False,
+            "weights stored in 8 bits, float arithmetic",
+            aim=("quantize-weights",),
+        ),
+        Recipe(
+            "weights4",
+            f"{CLEAN},quantize-weights{{bits=4,block=32}}",
+            False,
+            "weights stored in 4 bits",
+            aim=("quantize-weights",),
+        ),
+        Recipe("clean", CLEAN, False, "exact clean-up and fusion only"),
     )
 }
 

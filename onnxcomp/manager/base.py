@@ -262,7 +262,11 @@ class Pass(ABC):
                     else:
                         outcome.skip(node, "not selected by include and exclude")
                 elif (source := node.input(weight.port)) is not None and source.producer is not None:
-                    outcome.skip(node, f"its weight is computed by {source.producer}")
+                    coded = source.producer.op == "DequantizeLinear"
+                    outcome.skip(
+                        node,
+                        "its weight is quantized already" if coded else f"its weight is computed by {source.producer}",
+                    )
         return uses
 
     def _no_match(self, key: str, glob: str, names: set[str]) -> UsageError:

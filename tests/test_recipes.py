@@ -1,0 +1,70 @@
+"""Is the default chosen by what the model is, and not by how its exporter spells it?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import builders
+import numpy as np
+import onnx
+from onnx import ModelProto, helper, numpy_helper
+
+import onnxcomp
+from onnxcomp import recipes
+from onnxcomp.graph.cost import integer_share
+from onnxcomp.graph.io import load
+from onnxcomp.graph.ops.facts import load_operators
+
+
+def spelled_with_constants(proto: ModelProto) -> ModelProto:
+    """The same model with every initializer as a Constant node, as several exporters write it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    made = [helper.make_node("Constant", [], [t.name], value=t) for t in copy.graph.initializer]
+    nodes = [*made, *copy.graph.node]
+    del copy.graph.initializer[:], copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
+
+
+def test_attention_is_seen_and_weights_in_constant_nodes_are_not_taken_for_it(tmp_path: Path) -> None:
+    dense = builders.model(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [builders.value("x", 1, ["n", 4])],
+        [builders.value("y", 1, ["n", 3])],
+        {"w": np.ones((4, 3), np.float32)},
+    )
+    found = {}
+    for name, proto in {"dense": dense, "transformer": builders.transformer()}.items():
+        for spelling, spelled in {"initializers": proto, "constants": spelled_with_constants(proto)}.items():
+            graph = load(builders.save(spelled, tmp_path / f"{name}-{spelling}.onnx"))
+            found[name, spelling] = recipes.has_attention(graph)
+    assert found == {(name, s): name == "transformer" for name, s in found}
+
+
+def test_a_recipe_that_finds_nothing_to_do_is_left_and_said(tmp_path: Path) -> None:
+    model = builders.save(builders.residual_cnn(channels=16), tmp_path / "m.onnx")
+    data = np.random.default_rng(0).standard_normal((64, 3, 16, 16)).astype(np.float32)
+    feeds = onnx.load(model).graph.input[0]
+    np.savez(tmp_path / "d.npz", **{feeds.name: data[:, : feeds.type.tensor_type.shape.dim[1].dim_value]})
+    report = onnxcomp.optimize(
+        model, data=tmp_path / "d.npz", output=tmp_path / "o.onnx", bench=False, objective="size", report=tmp_path / "r"
+    )
+    assert any("recipe dynamic was left: quantize-dynamic found nothing to do" in note for note in report.notes)
+
+
+def test_the_share_of_integer_work_counts_macs_not_layers(tmp_path: Path) -> None:
+    weights = {
+        "wide": np.zeros((10, 90), np.int8),
+        "scale": np.array(0.1, np.float32),
+        "narrow": np.ones((90, 1), np.float32),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["wide", "scale"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("MatMul", ["h", "narrow"], ["y"]),
+    ]
+    proto = builders.model(nodes, [builders.value("x", 1, [1, 10])], [builders.value("y", 1, [1, 1])], weights)
+    graph = load(builders.save(proto, tmp_path / "m.onnx"))
+    assert integer_share(graph, load_operators()) == 900 / 990
+    assert numpy_helper.to_array(proto.graph.initializer[0]).size == 900
