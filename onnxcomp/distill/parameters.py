@@ -11,8 +11,9 @@ from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.types import Shapes
 
 VIEWS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-AFFINE = frozenset({"Add", "Div", "Mul", "Sub"})
+AFFINE = frozenset({"Add", "Div", "Mean", "Mul", "Sub", "Sum"})
 LEARNED = ""  # no reason to leave it alone
+STATISTICS = "statistics of "  # moved by training, but not by a gradient
 
 
 def roots_of(graph: Graph) -> dict[Tensor, Constant]:
@@ -75,7 +76,7 @@ def _ports(
             yield port, LEARNED
     for port in facts.statistics_ports:
         if node.input(port) in roots:
-            yield port, f"statistics of {node}"
+            yield port, f"{STATISTICS}{node}"
 
 
 def _shown(node: Node, roots: dict[Tensor, Constant], shapes: Shapes) -> Node:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from onnxcomp.errors import ModelError
-from onnxcomp.graph.evaluate import propagate
+from onnxcomp.graph.evaluate import evaluate, propagate
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
 from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.shapes import infer
 from onnxcomp.graph.types import Shapes
 
+RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 LEAST_OPSET, MOST_OPSET, MOST_IR = 17, 21, 10  # what rewrites are written for; what the training runtime takes
 
 
@@ -110,6 +111,32 @@ def fix_shapes(graph: Graph, bind: Mapping[str, tuple[int, ...]]) -> Shapes:
     return shapes
 
 
+def fold(graph: Graph, learned: set[Constant]) -> None:
+    """Compute ahead what follows from initializers that are not learned: weights stored in few bits, above all.
+
+    Views of learned weights stay, and what the reference implementation does not compute.
+    """
+    outputs = set(graph.outputs)
+    opset = graph.opset
+    for node in list(graph.nodes):
+        if node.bodies or node.domain not in ("", "ai.onnx") or not node.inputs or node.op in RANDOM:
+            continue
+        inputs = [t for t in node.inputs if t.name]
+        if not all(isinstance(t, Constant) and t not in learned for t in inputs) or not outputs.isdisjoint(
+            node.outputs
+        ):
+            continue
+        try:
+            found = evaluate(
+                node, [t.values if isinstance(t, Constant) and t.name else None for t in node.inputs], opset
+            )
+        except Exception:  # the reference implementation has gaps; the node then runs in training as it stands
+            continue
+        for tensor, value in zip([t for t in node.outputs if t.name], found, strict=False):
+            graph.replace_uses(tensor, Constant(tensor.name, value))
+        graph.remove_nodes([node])
+
+
 def drop_unread(graph: Graph) -> None:
     """Remove nodes that lead to no output."""
     wanted: set[Tensor] = set(graph.outputs)
@@ -132,12 +159,16 @@ def reads(node: Node) -> list[Tensor]:
     return found
 
 
-def write_types(graph: Graph, bind: Mapping[str, tuple[int, ...]]) -> None:
-    """Infer anew and write shapes and types to all tensors of the main graph, outputs included."""
+def write_types(graph: Graph, bind: Mapping[str, tuple[int, ...]], before: Shapes) -> None:
+    """Infer anew and write shapes and types to all tensors of the main graph, outputs included.
+
+    Args:
+        before: of the graph as it was before rewriting, for outputs of operators that onnx does not know.
+    """
     shapes = infer(graph, bind, declared=False)
     for node in graph.nodes:
         for tensor in node.outputs:
-            known = shapes.types.get(tensor.name)
+            known = shapes.types.get(tensor.name) or before.types.get(tensor.name)
             tensor.envelope = None
             tensor.shape = known.shape if known is not None else None
             if known is not None and known.dtype is not None:

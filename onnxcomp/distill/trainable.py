@@ -8,9 +8,10 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from onnxcomp.distill import settle
-from onnxcomp.distill.parameters import LEARNED, is_float, roles
+from onnxcomp.distill.parameters import LEARNED, STATISTICS, is_float, roles
 from onnxcomp.distill.rewrites.normalization import frozen_batch_norm
-from onnxcomp.distill.rewrites.table import rule_of
+from onnxcomp.distill.rewrites.quantization import straighten
+from onnxcomp.distill.rewrites.table import STEPS, rule_of
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.ir import Constant, Graph, Node, Tensor
 from onnxcomp.graph.ops.facts import Operators
@@ -47,7 +48,7 @@ class Prepared:
         shapes: static input shapes by name; `batch` is their first axis.
         trainable: initializers that can move, in file order.
         statistics: running means and variances that training updates in place.
-        frozen: why each other float initializer stays, by name.
+        frozen: why each other float initializer stays, by name; single numbers aside.
         refused: nodes without a gradient on the way from a parameter to an output.
         notes: what else was changed, one sentence each.
     """
@@ -106,8 +107,12 @@ def prepare(
     settle.lift_constants(work)
     bind = settle.input_shapes(work, sample_shapes or {}, batch)
     shapes = settle.fix_shapes(work, bind)
+    theirs = set(work.constants())
+    notes += straighten(work, shapes)
     settle.drop_unread(work)
-    chosen, frozen = _choose(work, roles(work, operators, shapes), freeze, also)
+    found = {c: role for c, role in roles(work, operators, shapes).items() if c in theirs}
+    chosen, frozen = _choose(work, found, freeze, also)
+    settle.fold(work, set(chosen))
     search = _Search(work, operators, shapes, frozenset(chosen), statistics, freeze)
     refused = search.rewrite()
     trainable = search.trainable()
@@ -118,7 +123,7 @@ def prepare(
     work.sort()
     settle.drop_unread(work)
     settle.restamp(work)
-    settle.write_types(work, bind)
+    settle.write_types(work, bind, shapes)
     return Prepared(
         work,
         bind,
@@ -143,9 +148,9 @@ def _choose(
         names = [constant.name, *(node.name for node in constant.consumers)]
         if _matches(names, freeze):
             frozen[constant.name] = "asked for"
-        elif role == LEARNED or _matches([constant.name], also):
+        elif role == LEARNED or (_matches([constant.name], also) and not role.startswith(STATISTICS)):
             chosen.append(constant)
-        else:
+        elif constant.size > 1:
             frozen[constant.name] = role
     return chosen, frozen
 
@@ -179,6 +184,9 @@ class _Search:
         refused: list[Refusal] = []
         for node in list(reversed(self.graph.nodes)):
             inputs = [t for t in settle.reads(node) if t in moving]
+            if inputs and not node.domain and node.op in STEPS:
+                self._bring(node)  # what reads it gets no gradient, and the runtime must see that
+                continue
             if not inputs or not any(t in moving for t in node.outputs):
                 continue
             blocked = next((self.blocked[t] for t in node.outputs if t in self.blocked), None)
@@ -198,7 +206,7 @@ class _Search:
         """Float tensors that change when the sources do: integers and booleans carry no gradient."""
         found: set[Tensor] = set(sources)
         for node in self.graph.nodes:
-            if any(t in found for t in settle.reads(node)):
+            if any(t in found for t in settle.reads(node)) and (node.domain or node.op not in STEPS):
                 found.update(t for t in node.outputs if t.name and is_float(self.shapes.dtype(t)))
         return found
 

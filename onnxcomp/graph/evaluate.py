@@ -125,7 +125,7 @@ def _infer_node(node: Node, shapes: Shapes, values: dict[str, Array], opset: int
         result = shape_inference.infer_node_outputs(
             schema, encode_node(node), types, data, opset_imports=[helper.make_opsetid("", opset)], ir_version=10
         )
-    except (shape_inference.InferenceError, RuntimeError, ValueError, TypeError):
+    except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, TypeError):
         return
     for tensor in node.outputs:
         kind = result.get(tensor.name)

@@ -165,8 +165,8 @@ class Site:
             return operand
         if operand is None:
             return Variable("")
-        if isinstance(operand, np.ndarray):
-            return self._pool.constant(operand)
+        if isinstance(operand, np.ndarray | np.generic):
+            return self._pool.constant(np.asarray(operand))
         if isinstance(operand, int | float):
             return self._pool.constant(np.asarray(operand, self.dtype))
         return self._pool.constant(np.asarray(operand, np.int64))

@@ -126,9 +126,13 @@ def mean(site: Site) -> Replacement:
 
 
 def power(site: Site) -> Replacement | None:
-    """Pow with a fixed exponent has a gradient; a fixed positive base becomes exp(x log(base))."""
-    if site.node.constant(1) is not None and not site.learned(1):
-        return None
+    """Pow has a gradient for a fixed exponent of its own type; a fixed positive base becomes exp(x log(base))."""
+    exponent = site.node.constant(1)
+    if exponent is not None and not site.learned(1):
+        if exponent.dtype == site.dtype:
+            return None
+        same: Tensor = site.op("Pow", site.x, exponent.values.astype(site.dtype))
+        return same
     base = site.node.constant(0)
     if base is None or site.learned(0) or not (base.values > 0).all():
         raise CannotRewriteError("an exponent that is learned or computed has no gradient")
@@ -147,7 +151,7 @@ def where(site: Site) -> Replacement | None:
 
 
 def constant_steps(site: Site) -> Replacement:
-    """Floor, Ceil and Sign, whose derivative is zero: a detour over integers, which carry no gradient."""
+    """Floor, Ceil, Sign and Hardmax, whose derivative is zero: a detour over integers, which carry no gradient."""
     steps = site.op("Cast", site.again()[0], to=TensorProto.INT64)
     result: Tensor = site.op("Cast", steps, to=elem_type(site.dtype))
     return result
@@ -233,6 +237,7 @@ RULES: dict[str, Rewrite] = {
     "Floor": constant_steps,
     "HardSigmoid": hard_sigmoid,
     "HardSwish": hard_swish,
+    "Hardmax": constant_steps,
     "Mean": mean,
     "Mish": mish,
     "PRelu": prelu,

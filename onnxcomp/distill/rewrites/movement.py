@@ -81,6 +81,18 @@ def pad(site: Site) -> Replacement | None:
     return result
 
 
+def scatter(site: Site) -> Replacement | None:
+    """Scatter that adds has a wrong gradient to its data: what is added is collected on zeros, and then added."""
+    reduction = site.attr("reduction", "none")
+    if reduction == "none":
+        return None
+    if reduction != "add":
+        raise CannotRewriteError(f"reduction {reduction} has no gradient")
+    zeros = np.zeros(site.shape(), site.dtype)
+    result: Tensor = site.op("Add", site.x, site.like([zeros, site.tensor(1), site.tensor(2)])[0])
+    return result
+
+
 def depth_to_space(site: Site) -> Replacement:
     """DepthToSpace as Reshape, Transpose, Reshape; both orders of channels."""
     n, c, h, w = site.shape()
@@ -102,10 +114,12 @@ def space_to_depth(site: Site) -> Replacement:
 
 
 RULES: dict[str, Rewrite] = {
-    **kept("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Reshape", "ScatterElements"),
-    **kept("ScatterND", "Squeeze", "Tile", "TopK", "Trilu", "Unsqueeze"),
+    **kept("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Reshape"),
+    **kept("Squeeze", "Tile", "TopK", "Trilu", "Unsqueeze"),
     "DepthToSpace": depth_to_space,
     "Pad": pad,
+    "ScatterElements": scatter,
+    "ScatterND": scatter,
     "Slice": slice_,
     "SpaceToDepth": space_to_depth,
     "Split": split,

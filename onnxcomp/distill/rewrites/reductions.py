@@ -6,7 +6,8 @@ from math import prod
 
 import numpy as np
 
-from onnxcomp.distill.rewrites.common import chain, kept, positive
+from onnxcomp.distill.rewrites.common import chain, positive
+from onnxcomp.distill.rewrites.linear import along
 from onnxcomp.graph.ir import Tensor
 from onnxcomp.graph.rewriting import AXES_AS_INPUT, CannotRewriteError, Replacement, Rewrite, Site
 
@@ -101,26 +102,26 @@ def running_sum(site: Site) -> Replacement:
     return along(site, site.x, len(shape), axis, matrix)
 
 
-def along(site: Site, x: Tensor, rank: int, axis: int, matrix: np.ndarray) -> Tensor:
-    """x with one axis multiplied by a constant matrix [size before, size after]."""
-    if axis == rank - 1:
-        result: Tensor = site.op("MatMul", x, matrix) if rank > 1 else _vector(site, x, matrix)
-        return result
-    if axis == rank - 2:
-        left: Tensor = site.op("MatMul", np.ascontiguousarray(matrix.T), x)
-        return left
-    perm = [a for a in range(rank) if a != axis] + [axis]
-    moved = site.op("MatMul", site.op("Transpose", x, perm=perm), matrix)
-    back: Tensor = site.op("Transpose", moved, perm=[int(p) for p in np.argsort(perm)])
-    return back
+def no_keep(site: Site) -> Replacement | None:
+    """ReduceL2 and ReduceLogSumExp have a gradient only where they keep the axes that they reduce."""
+    axes, keepdims = axes_of(site)
+    if not axes:
+        raise CannotRewriteError("it reduces nothing")
+    if keepdims:
+        return None
+    return site.reshape(site.reduce(site.node.op, site.x, axes), _reduced(site.shape(), axes, keepdims))
 
 
-def _vector(site: Site, x: Tensor, matrix: np.ndarray) -> Tensor:
-    return site.reshape(site.op("MatMul", site.reshape(x, [1, matrix.shape[0]]), matrix), [matrix.shape[1]])
+def plain(site: Site) -> Replacement | None:
+    """ReduceSum and ReduceMean, which may reduce nothing."""
+    return None if axes_of(site)[0] else site.x
 
 
 RULES: dict[str, Rewrite] = {
-    **kept("ReduceSum", "ReduceMean", "ReduceL2", "ReduceLogSumExp"),
+    "ReduceL2": no_keep,
+    "ReduceLogSumExp": no_keep,
+    "ReduceMean": plain,
+    "ReduceSum": plain,
     "CumSum": running_sum,
     "ReduceL1": absolute_sum,
     "ReduceLogSum": log_sum,

@@ -10,21 +10,24 @@ from onnxcomp.distill.rewrites import (
     normalization,
     pooling,
     quantization,
+    recurrent,
     reductions,
+    resize,
 )
 from onnxcomp.graph.ir import Node
 from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.rewriting import Rewrite
 
 MICROSOFT = "com.microsoft"
+STEPS = frozenset({"Ceil", "Floor", "Hardmax", "Sign"})  # their derivative is zero: nothing before them learns by them
 
 RULES: dict[tuple[str, str], Rewrite] = {
     **{
         ("", op): rule
-        for family in (activations, linear, movement, normalization, pooling, quantization, reductions)
+        for family in (activations, linear, movement, normalization, pooling, recurrent, reductions, resize)
         for op, rule in family.RULES.items()
     },
-    **{(MICROSOFT, op): rule for op, rule in microsoft.RULES.items()},
+    **{(MICROSOFT, op): rule for family in (microsoft, quantization) for op, rule in family.MICROSOFT_RULES.items()},
 }
 
 

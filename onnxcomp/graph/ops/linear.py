@@ -38,6 +38,17 @@ def matmul_weights(node: Node) -> tuple[Weight, ...]:
     return ()
 
 
+def fused_matmul_weights(node: Node) -> tuple[Weight, ...]:
+    """FusedMatMul: a constant right side [..., K, N], or [..., N, K] with transB."""
+    if node.constant(1) is None or len(node.inputs[1].shape) < 2:
+        return ()
+    return (
+        (Weight(1, out_axis=-2, in_axes=(-1,)),)
+        if node.attrs.get("transB", 0)
+        else (Weight(1, out_axis=-1, in_axes=(-2,)),)
+    )
+
+
 def conv_macs(node: Node, shapes: Shapes) -> int:
     """One multiply-accumulate a kernel element and output position."""
     kernel, out = shapes.static(node.inputs[1]), shapes.static(node.outputs[0])
@@ -85,7 +96,8 @@ RECORDS = (
     OpFacts("Gemm", weights=gemm_weights, macs=gemm_macs),
     OpFacts("MatMul", weights=matmul_weights, macs=matmul_macs),
     OpFacts("FusedConv", MICROSOFT, weights=conv_weights, macs=conv_macs),
-    OpFacts("FusedMatMul", MICROSOFT, macs=matmul_macs),
+    OpFacts("FusedGemm", MICROSOFT, weights=gemm_weights, macs=gemm_macs),
+    OpFacts("FusedMatMul", MICROSOFT, weights=fused_matmul_weights, macs=matmul_macs),
     OpFacts("ConvInteger", macs=conv_macs, quantization_ports=(2, 3), packed={1: lambda n: n.inputs[1].size}),
     OpFacts("MatMulInteger", macs=matmul_macs, quantization_ports=(2, 3), packed={1: lambda n: n.inputs[1].size}),
     OpFacts(
