@@ -5,23 +5,59 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from onnx import TensorProto
+from onnx.inliner import inline_local_functions
 
-from onnxcomp.errors import ModelError
-from onnxcomp.graph.evaluate import evaluate, propagate
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
+from onnxcomp.errors import ModelError, OnnxcompError
+from onnxcomp.graph.codec import decode, encode
+from onnxcomp.graph.evaluate import propagate
+from onnxcomp.graph.io import runnable
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, elem_type
 from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.shapes import infer
 from onnxcomp.graph.types import Shapes
+from onnxcomp.runtime.session import open_session
 
+HALVES = ("float16", "bfloat16")
+NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 LEAST_OPSET, MOST_OPSET, MOST_IR = 17, 21, 10  # what rewrites are written for; what the training runtime takes
 
 
-def modern(graph: Graph) -> list[str]:
-    """Bring the graph to an opset that rewrites are written for; notes on what was done."""
-    notes = list(raise_opset(graph, LEAST_OPSET))
-    graph.kept_inputs = {}
-    return notes
+def modern(graph: Graph) -> tuple[Graph, list[str]]:
+    """A graph of an opset that rewrites are written for, without local functions; notes on what was done."""
+    copy = graph.clone()
+    if copy.functions:
+        copy = decode(inline_local_functions(encode(copy)))
+    copy.kept_inputs = {}
+    return copy, list(raise_opset(copy, LEAST_OPSET))
+
+
+def single_precision(graph: Graph) -> list[str]:
+    """Compute in float32 what a half precision model computes in less: the runtime trains nothing narrower.
+
+    Inputs keep their types; outputs become float32.
+    """
+    wide = elem_type(np.dtype(np.float32))
+    halves = [c for c in graph.constants() if c.dtype.name in HALVES]
+    inputs = [t for t in graph.inputs if t.dtype is not None and t.dtype.name in HALVES]
+    if not halves and not inputs:
+        return []
+    for constant in halves:
+        constant.values = constant.values.astype(np.float32)
+    for node in graph.walk():
+        for key in ("to", "dtype", "output_dtype"):
+            if node.attrs.get(key) in NARROW:
+                node.attrs[key] = wide
+        value = node.attrs.get("value")
+        if isinstance(value, np.ndarray) and value.dtype.name in HALVES:
+            node.attrs["value"] = value.astype(np.float32)
+    for tensor in inputs:
+        readers = list(tensor.consumers)
+        cast = graph.add_node("Cast", [tensor], name=f"{tensor.name}_float", attrs={"to": wide})
+        graph.replace_uses(tensor, cast.outputs[0], only=readers)
+    graph.sort()
+    return ["half precision weights are trained in float32, and rounded when they return"]
 
 
 def restamp(graph: Graph) -> None:
@@ -111,30 +147,40 @@ def fix_shapes(graph: Graph, bind: Mapping[str, tuple[int, ...]]) -> Shapes:
     return shapes
 
 
-def fold(graph: Graph, learned: set[Constant]) -> None:
+def fold(graph: Graph, learned: set[Constant]) -> list[str]:
     """Compute ahead what follows from initializers that are not learned: weights stored in few bits, above all.
 
-    Views of learned weights stay, and what the reference implementation does not compute.
+    Views of learned weights stay. Returns a note where ONNX Runtime cannot compute it.
     """
-    outputs = set(graph.outputs)
-    opset = graph.opset
-    for node in list(graph.nodes):
-        if node.bodies or node.domain not in ("", "ai.onnx") or not node.inputs or node.op in RANDOM:
-            continue
+    ahead: dict[Tensor, Node] = {}
+    for node in graph.nodes:
         inputs = [t for t in node.inputs if t.name]
-        if not all(isinstance(t, Constant) and t not in learned for t in inputs) or not outputs.isdisjoint(
-            node.outputs
-        ):
-            continue
-        try:
-            found = evaluate(
-                node, [t.values if isinstance(t, Constant) and t.name else None for t in node.inputs], opset
-            )
-        except Exception:  # the reference implementation has gaps; the node then runs in training as it stands
-            continue
-        for tensor, value in zip([t for t in node.outputs if t.name], found, strict=False):
-            graph.replace_uses(tensor, Constant(tensor.name, value))
-        graph.remove_nodes([node])
+        known = all(t in ahead or (isinstance(t, Constant) and t not in learned) for t in inputs)
+        if known and inputs and not node.bodies and node.op not in RANDOM and not graph.is_function(node):
+            ahead.update((t, node) for t in node.outputs if t.name)
+    inner = set(ahead.values())
+    wanted = [t for t in ahead if graph.is_output(t) or not inner.issuperset(t.consumers)]
+    wanted = [t for t in wanted if not graph.is_output(t)]
+    if not wanted:
+        return []
+    try:
+        values = _computed(graph, [t.name for t in wanted])
+    except OnnxcompError as error:
+        return [f"what follows from constants is computed in every step: {error.what}"]
+    for tensor in wanted:
+        graph.replace_uses(tensor, Constant(tensor.name, values[tensor.name]))
+    drop_unread(graph)
+    return []
+
+
+def _computed(graph: Graph, names: list[str]) -> dict[str, Array]:
+    """Values of tensors that depend on no input, by ONNX Runtime."""
+    part = graph.clone()
+    tensors = part.tensors()
+    part.inputs, part.outputs = [], [tensors[name] for name in names]
+    drop_unread(part)
+    with runnable(part) as model:
+        return dict(open_session(model, optimize=False).run({}))
 
 
 def drop_unread(graph: Graph) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import numpy as np
+
 from onnxcomp.distill import settle
 from onnxcomp.distill.parameters import LEARNED, STATISTICS, is_float, roles
 from onnxcomp.distill.rewrites.normalization import frozen_batch_norm
@@ -102,9 +104,9 @@ def prepare(
     Raises:
         ModelError: the model cannot be brought to a fitting opset, or an input size is unknown.
     """
-    work = graph.clone()
-    notes = settle.modern(work)
+    work, notes = settle.modern(graph)
     settle.lift_constants(work)
+    notes += settle.single_precision(work)
     bind = settle.input_shapes(work, sample_shapes or {}, batch)
     shapes = settle.fix_shapes(work, bind)
     theirs = set(work.constants())
@@ -112,7 +114,7 @@ def prepare(
     settle.drop_unread(work)
     found = {c: role for c, role in roles(work, operators, shapes).items() if c in theirs}
     chosen, frozen = _choose(work, found, freeze, also)
-    settle.fold(work, set(chosen))
+    notes += settle.fold(work, set(chosen))
     search = _Search(work, operators, shapes, frozenset(chosen), statistics, freeze)
     refused = search.rewrite()
     trainable = search.trainable()
@@ -148,6 +150,8 @@ def _choose(
         names = [constant.name, *(node.name for node in constant.consumers)]
         if _matches(names, freeze):
             frozen[constant.name] = "asked for"
+        elif constant.dtype != np.float32:
+            frozen[constant.name] = f"it is {constant.dtype.name}, and only float32 is trained"
         elif role == LEARNED or (_matches([constant.name], also) and not role.startswith(STATISTICS)):
             chosen.append(constant)
         elif constant.size > 1:

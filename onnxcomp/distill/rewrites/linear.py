@@ -80,7 +80,7 @@ def _transposed_starts(
     for i in range(spatial):
         full = strides[i] * (data[2 + i] - 1) + extra[i] + (kernel[i] - 1) * dil[i] + 1
         amount = max(0, full - out[2 + i])
-        starts.append(amount - amount // 2 if mode == "SAME_LOWER" else amount // 2)
+        starts.append(amount // 2 if mode == "SAME_UPPER" else amount - amount // 2)
     return starts
 
 
@@ -117,9 +117,9 @@ def gemm(site: Site) -> Replacement | None:
 
 def matmul(site: Site) -> Replacement | None:
     """MatMul with a vector has no gradient: it gets a second axis, which goes again."""
-    a, b = site.shape(site.tensor(0)), site.shape(site.tensor(1))
-    if len(a) > 1 and len(b) > 1:
+    if 1 not in (site.shapes.rank(site.tensor(0)), site.shapes.rank(site.tensor(1))):
         return None
+    a, b = site.shape(site.tensor(0)), site.shape(site.tensor(1))
     left = site.tensor(0) if len(a) > 1 else site.reshape(site.tensor(0), [1, *a])
     right = site.tensor(1) if len(b) > 1 else site.reshape(site.tensor(1), [*b, 1])
     return site.reshape(site.op("MatMul", left, right), site.shape(site.node.outputs[0]))

@@ -44,10 +44,16 @@ def slice_(site: Site) -> Replacement | None:
     result = site.x
     for i, (start, end, step) in enumerate(zip(starts.tolist(), ends.tolist(), steps.tolist(), strict=True)):
         axis = (i if axes is None else int(axes.reshape(-1)[i])) % len(shape)
-        size = shape[axis]
-        stop = None if step < 0 and end < -size else end  # ONNX writes "down to the first" as any end before it
-        result = pick(site, result, axis, np.arange(size)[slice(start, stop, step)], size)
+        result = pick(site, result, axis, _range(start, end, step, shape[axis]), shape[axis])
     return result
+
+
+def _range(start: int, end: int, step: int, size: int) -> np.ndarray:
+    """The indices that a Slice takes: bounds count from the end where negative, and are then clamped."""
+    lowest, highest = (0, size) if step > 0 else (-1, size - 1)
+    first = min(max(start + size if start < 0 else start, 0), highest)
+    last = min(max(end + size if end < 0 else end, lowest), highest)
+    return np.arange(first, last, step)
 
 
 def pick(site: Site, x: Tensor, axis: int, indices: np.ndarray, size: int) -> Tensor:
