@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-from onnx import numpy_helper
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxcomp.errors import DataError, ModelError
@@ -22,6 +21,7 @@ from onnxcomp.graph.ir import (
     Variable,
     stored_bytes,
 )
+from onnxcomp.graph.literals import constant_value
 from onnxcomp.graph.noops import draws
 from onnxcomp.graph.partial import certain_values
 from onnxcomp.graph.shapes import infer
@@ -83,7 +83,7 @@ class _Folder:
         for owner, node in self._nodes():
             if node.op != "Constant" or not _standard(node) or not self.wanted(node):
                 continue
-            value = None if node.outputs[0] in outputs else _value_of(node)
+            value = None if node.outputs[0] in outputs else constant_value(node)
             if value is not None:
                 self._replace(owner, node.outputs[0], value, node)
                 self.outcome.change(node, "became an initializer")
@@ -271,23 +271,6 @@ def _with_owner(graph: Graph) -> Iterator[tuple[Graph, Node]]:
 
 def _standard(node: Node) -> bool:
     return node.domain in (None, "", "ai.onnx")
-
-
-def _value_of(node: Node) -> Array | Stored | None:
-    """The value of a Constant node; None for a form that no dense initializer can hold."""
-    attrs: dict[str, Any] = node.attrs
-    value, proto = node.origin.get("value", (None, None))
-    if proto is not None and value is attrs.get("value") and not proto.t.external_data:
-        tensor = proto.t
-        return Stored(tensor, lambda: numpy_helper.to_array(tensor))
-    if isinstance(attrs.get("value"), np.ndarray):
-        array: Array = attrs["value"]
-        return array
-    for kind, dtype in (("float", np.float32), ("int", np.int64), ("string", object)):
-        for key in (f"value_{kind}", f"value_{kind}s"):
-            if key in attrs:
-                return np.asarray(attrs[key], dtype)
-    return None
 
 
 def _unpacks(node: Node) -> bool:

@@ -11,7 +11,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 import onnxcomp
 from onnxcomp import recipes
-from onnxcomp.graph.cost import integer_share
+from onnxcomp.graph.cost import integer_share, layers, parameters
 from onnxcomp.graph.io import load
 from onnxcomp.graph.ops.facts import load_operators
 
@@ -68,3 +68,13 @@ def test_the_share_of_integer_work_counts_macs_not_layers(tmp_path: Path) -> Non
     graph = load(builders.save(proto, tmp_path / "m.onnx"))
     assert integer_share(graph, load_operators()) == 900 / 990
     assert numpy_helper.to_array(proto.graph.initializer[0]).size == 900
+
+
+def test_weights_in_constant_nodes_are_parameters_too(tmp_path: Path) -> None:
+    proto = builders.residual_cnn()
+    plain = load(builders.save(proto, tmp_path / "plain.onnx"))
+    spelled = load(builders.save(spelled_with_constants(proto), tmp_path / "spelled.onnx"))
+    operators = load_operators()
+    assert parameters(spelled, operators) == parameters(plain, operators)
+    ours, theirs = ([(c.node, c.parameters, c.bytes) for c in layers(g, operators)] for g in (spelled, plain))
+    assert ours == theirs

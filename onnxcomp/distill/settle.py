@@ -13,6 +13,7 @@ from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.evaluate import propagate
 from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, elem_type
+from onnxcomp.graph.literals import constant_value, is_numeric
 from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.shapes import infer
 from onnxcomp.graph.types import Shapes
@@ -74,28 +75,16 @@ def restamp(graph: Graph) -> None:
 def lift_constants(graph: Graph) -> None:
     """Let Constant nodes become initializers of the same name, and Identities of initializers go."""
     for node in list(graph.nodes):
-        if node.op == "Constant" and not node.domain:
-            value = constant_value(node)
+        value = constant_value(node)
+        if value is not None:
             output = node.outputs[0]
-            if value is None or graph.is_output(output):
+            if not is_numeric(value) or graph.is_output(output):
                 continue
             graph.replace_uses(output, Constant(output.name, value))
             graph.remove_nodes([node])
         elif node.op == "Identity" and isinstance(node.inputs[0], Constant) and not graph.is_output(node.outputs[0]):
             graph.replace_uses(node.outputs[0], node.inputs[0])
             graph.remove_nodes([node])
-
-
-def constant_value(node: Node) -> Array | None:
-    """The numbers that a Constant node holds; None for strings and sparse tensors."""
-    found = node.attrs.get("value")
-    if isinstance(found, np.ndarray):
-        return found if found.dtype != np.dtype(object) else None
-    for names, dtype in ((("value_float", "value_floats"), np.float32), (("value_int", "value_ints"), np.int64)):
-        for name in names:
-            if name in node.attrs:
-                return np.asarray(node.attrs[name], dtype)
-    return None
 
 
 def input_shapes(graph: Graph, samples: Mapping[str, tuple[int, ...]], batch: int) -> dict[str, tuple[int, ...]]:

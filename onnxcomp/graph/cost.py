@@ -9,7 +9,8 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coded import CodedWeight, coded_weights, count_codes, read_coded
-from onnxcomp.graph.ir import Array, Constant, Graph, Node
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
+from onnxcomp.graph.literals import literal
 from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.results import ModelStats
 
@@ -59,15 +60,15 @@ def parameters(graph: Graph, operators: Operators) -> Parameters:
     """Count weight elements, biases too; not scales, zero points, shapes and indices. A shared weight counts once."""
     coded = list(coded_weights(graph))
     total, nonzero = sum(c.elements for c in coded), sum(c.nonzero() for c in coded)
-    seen = {constant for c in coded for constant in (c.codes, *c.helpers)}
+    seen: set[Tensor] = {constant for c in coded for constant in (c.codes, *c.helpers)}
     for node in graph.walk():
         for port, tensor in enumerate(node.inputs):
-            if isinstance(tensor, Constant) and tensor not in seen:
-                elements = parameter_elements(node, port, tensor, operators)
-                if elements:
-                    seen.add(tensor)
-                    total += elements
-                    nonzero += min(elements, _nonzero(node, port, tensor))
+            held = literal(tensor) if tensor not in seen else None
+            elements = parameter_elements(node, port, held, operators) if held is not None else 0
+            if held is not None and elements:
+                seen.add(tensor)
+                total += elements
+                nonzero += min(elements, _nonzero(node, port, held))
     return Parameters(total, nonzero)
 
 
@@ -141,7 +142,7 @@ def _coded_at(node: Node, port: int) -> CodedWeight | None:
 def trace_weight(node: Node, port: int) -> tuple[Node, int, Constant | None]:
     """Follow a port back through DequantizeLinear, Cast, Transpose, Reshape, Identity and scaling to an initializer."""
     for _ in range(8):
-        constant = node.constant(port)
+        constant = literal(node.input(port))
         if constant is not None:
             return node, port, constant
         tensor = node.input(port)

@@ -18,6 +18,7 @@ from onnxcomp.graph.coupling.flow import Edit, Flow, Labels, Rule, Step, Unknown
 from onnxcomp.graph.coupling.tables import rule_of
 from onnxcomp.graph.evaluate import propagate
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.literals import constant_value, is_numeric
 from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.types import Shapes
 
@@ -151,11 +152,9 @@ def lift_constants(graph: Graph) -> list[tuple[Node, Constant]]:
     """Let initializers take the place of Constant nodes of the main graph; the nodes stay, and nothing reads them."""
     lifted = []
     for node in graph.nodes:
-        output = node.output(0) if node.op == "Constant" and not node.domain else None
-        if output is None or graph.is_output(output):
-            continue
-        value = _constant_value(node)
-        if value is not None:
+        value = constant_value(node)
+        output = node.output(0)
+        if value is not None and is_numeric(value) and output is not None and not graph.is_output(output):
             constant = Constant(graph.unique_name(output.name), value)
             graph.replace_uses(output, constant)
             lifted.append((node, constant))
@@ -166,19 +165,6 @@ def release(coupling: Coupling) -> None:
     """Give a graph that will not be cut its Constant nodes back."""
     for node, constant in coupling.lifted:
         coupling.graph.replace_uses(constant, node.outputs[0])
-
-
-def _constant_value(node: Node) -> Array | None:
-    found = node.attrs.get("value")
-    if isinstance(found, np.ndarray):
-        return found if found.dtype != np.dtype(object) else None
-    for name, dtype in (("value_float", np.float32), ("value_floats", np.float32)):
-        if name in node.attrs:
-            return np.asarray(node.attrs[name], dtype)
-    for name in ("value_int", "value_ints"):
-        if name in node.attrs:
-            return np.asarray(node.attrs[name], np.int64)
-    return None
 
 
 def _flow(flow: Flow, operators: Operators) -> None:
