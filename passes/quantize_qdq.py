@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,6 +16,7 @@ from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import CostModel, Guarantee, Need, Outcome, Pass, PassContext, SampleSource, option
 from onnxcomp.passes.qdq import refine, regions, sharing, weights
 from onnxcomp.passes.qdq.choice import Choice, Chooser, Planned
+from onnxcomp.passes.qdq.coarse import Coarsener
 from onnxcomp.passes.qdq.ranges import Grid, Rule
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.trials import Trials, write
@@ -155,14 +156,34 @@ class _Quantizer:
             full,
             layers,
             study.planned,
-            coarser=lambda node: self._layer(node, full[0].weighted[node], full[1], shared=True),
+            coarsener=Coarsener(
+                self.graph,
+                self.target,
+                lambda node, grids, shared: self._layer(node, full[0].weighted[node], grids, shared=shared),
+                lambda plan, moved: self._again(study, plan, moved),
+            ),
             costs=self._costs(),
             least_db=self.options.min_sqnr,
             threads=threads,
             progress=self.context.progress,
         ).choose()
 
-    def _layer(self, node: Node, weight: Weight, grids: dict[Variable, Grid], *, shared: bool = False) -> Layer:
+    def _again(
+        self, study: _Study, plan: Plan, moved: Sequence[Variable]
+    ) -> tuple[dict[Variable, Grid], Callable[[], None]]:
+        """The grids of a plan after the values of some tensors changed, and what takes that back."""
+        seen, chosen = dict(study.seen), dict(study.chosen)
+        names = [tensor.name for tensor in moved]
+        study.seen |= collect(self.graph, names, self.samples, threads=self.context.threads)
+        for tensor in moved:
+            study.chosen.pop(tensor, None)
+
+        def undo() -> None:
+            study.seen, study.chosen = seen, chosen
+
+        return sharing.grids(plan, self.target, self.rule, study.seen, study.chosen)[0], undo
+
+    def _layer(self, node: Node, weight: Weight, grids: Mapping[Variable, Grid], *, shared: bool = False) -> Layer:
         port = (self.target.kernels[node.op].ports or (0,))[0]
         return weights.quantized(node, weight, self.options.isa, grids[node.inputs[port]].scale, shared=shared)
 

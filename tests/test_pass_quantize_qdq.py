@@ -379,18 +379,50 @@ def test_one_scale_for_all_outputs_where_that_is_clearly_faster(shared_us: float
     assert fidelity(before, after) > 25
 
 
-def test_one_scale_for_all_outputs_is_not_taken_where_it_costs_much() -> None:
-    before = builders.mlp((16, 32, 10))
-    weight = next(t for t in before.graph.initializer if list(t.dims) == [32, 16])
-    array = numpy_helper.to_array(weight) * np.logspace(-2, 0, 32, dtype=np.float32)[:, None]
-    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+def uneven(net: Net, x: str) -> str:
+    """Gemm and Relu whose 32 outputs differ sixfold in size."""
+    hidden = net.gemm(x, 16, 32)
+    name = net.nodes[-1].input[1]
+    net.weights[name] = net.weights[name] * np.logspace(-0.8, 0, 32, dtype=np.float32)[:, None]
+    return str(net.op("Relu", hidden))
 
-    def integer(node: Node) -> float:
-        source = node.inputs[1].producer if len(node.inputs) > 1 else None
-        return 1.0 if source is not None and source.inputs[1].size == 1 else 5.0
 
-    after, _ = quantized(before, "quantize-qdq{isa=native}", costs=ruled(integer))
-    assert {scale.ndim for _, scale in weights_of(after).values()} == {1}
+def shared_is_fast(node: Node) -> float:
+    source = node.inputs[1].producer if len(node.inputs) > 1 else None
+    return 1.0 if source is not None and source.inputs[1].size == 1 else 5.0
+
+
+def test_outputs_of_different_size_are_evened_out_before_they_share_a_scale() -> None:
+    net = Net()
+    before = model_of(net, net.gemm(uneven(net, net.input("N", 16)), 32, 10))
+    feeds = builders.feeds_of(before, batch=64)
+    after, record = quantized(before, "quantize-qdq{isa=native}", costs=ruled(shared_is_fast), feeds=feeds)
+    plain, _ = quantized(before, "quantize-qdq{isa=native,placement=table}", feeds=feeds)
+    first, second = (node.name for node in before.graph.node if node.op_type == "Gemm")
+    integers, scale = weights_of(after)[first]
+    assert scale.ndim == 0
+    assert np.abs(integers).max(axis=1).min() > 60, "every row uses the range"
+    assert any(first in note for note in record.notes)
+    assert second in weights_of(after)
+    assert fidelity(before, after) > fidelity(before, plain) - 4
+
+
+def test_outputs_that_several_nodes_read_cannot_be_evened_out_and_keep_their_scales() -> None:
+    net = Net()
+    hidden = uneven(net, net.input("N", 16))
+    before = model_of(net, net.op("Add", net.gemm(hidden, 32, 10), net.gemm(hidden, 32, 10)))
+    after, _ = quantized(before, "quantize-qdq{isa=native}", costs=ruled(shared_is_fast))
+    assert weights_of(after)["n1_Gemm"][1].shape == (32,)
+
+
+def test_a_variant_that_is_not_taken_leaves_no_trace() -> None:
+    net = Net()
+    before = model_of(net, net.gemm(uneven(net, net.input("N", 16)), 32, 10))
+    feeds = builders.feeds_of(before, batch=64)
+    slow = ruled(lambda node: 5.0)
+    tried, _ = quantized(before, costs=slow, feeds=feeds)
+    never, _ = quantized(before, "quantize-qdq{placement=table}", feeds=feeds)
+    assert tried.graph == never.graph
 
 
 # -- what must be left alone, or handled with care ---------------------------------------------------------------------

@@ -247,21 +247,22 @@ def signature(graph: Graph, feed: Feeds) -> str:
         digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
     for entry in sorted((o.domain, o.version) for o in graph.model.opset_import):
         digest.update(repr(entry).encode())
+    places: dict[str, str] = {}  # tensors by the order in which they come up: their names decide nothing
     for node in graph.walk():
-        digest.update(_line(node).SerializeToString(deterministic=True))
+        digest.update(_line(node, places).SerializeToString(deterministic=True))
         sizes = [(t.dtype.name, t.shape) for t in node.inputs if isinstance(t, Constant)]
         digest.update(repr(sizes).encode())
     return digest.hexdigest()[:32]
 
 
-def _line(node: Node) -> onnx.NodeProto:
-    """The node without its bodies' contents, which `walk` visits, and with its name."""
+def _line(node: Node, places: dict[str, str]) -> onnx.NodeProto:
+    """The node without its bodies' contents, which `walk` visits, with its name and the places of its tensors."""
     plain = {key: value for key, value in node.attrs.items() if not isinstance(value, Graph | list) or _plain(value)}
     bare = Node(node.op, node.name, plain, domain=node.domain)
     bare.origin = node.origin
     proto = encode_node(bare)
-    proto.input.extend(t.name for t in node.inputs)
-    proto.output.extend(t.name for t in node.outputs)
+    for tensors, into in ((node.inputs, proto.input), (node.outputs, proto.output)):
+        into.extend(places.setdefault(t.name, str(len(places))) if t.name else "" for t in tensors)
     return proto
 
 

@@ -11,6 +11,7 @@ from onnxcomp.graph.ir import Graph, Node, Variable
 from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.manager.base import CostModel
 from onnxcomp.passes.qdq import placement, sensitivity
+from onnxcomp.passes.qdq.coarse import Coarsener
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.trials import Trials
@@ -49,7 +50,7 @@ class Chooser:
     Args:
         full: the plan with everything on integers that can be.
         replan: gives the plan and grids for some of its nodes.
-        coarser: gives a layer one scale for all its outputs.
+        coarsener: gives layers one scale for all their outputs.
         costs: times of this machine, or None to leave all to the target's table.
         least_db: signal to noise ratio that the outputs must keep before weights and biases are refined.
     """
@@ -62,14 +63,14 @@ class Chooser:
         layers: dict[Node, Layer],
         replan: Callable[[Iterable[Node]], Planned],
         *,
-        coarser: Callable[[Node], Layer],
+        coarsener: Coarsener,
         costs: CostModel | None,
         least_db: float,
         threads: int,
         progress: Progress,
     ) -> None:
         self.trials, self.operators, self.full, self.layers, self.replan = trials, operators, full, layers, replan
-        self.coarser = coarser
+        self.coarsener = coarsener
         self.costs, self.least_db, self.threads, self.progress = costs, least_db, threads, progress
         self._noise: dict[Node, float] | None = None
 
@@ -116,25 +117,23 @@ class Chooser:
 
     def _coarsened(self, choice: Choice, fastest: float) -> float:
         """One scale for all outputs of products, where that is clearly faster and costs little; the new time in ms."""
-        kernels = self.trials.target.kernels
-        costly = [node for node in choice.plan.weighted if kernels[node.op].scale_costs]
-        if not costly or self.costs is None:
-            return fastest
-        layers = {**self.layers, **{node: self.coarser(node) for node in costly}}
-        fine = self.trials.written(choice.plan, choice.grids, self.layers)
-        coarse = self.trials.written(choice.plan, choice.grids, layers)
-        reached = self.trials.sqnr_db(coarse)
-        if reached < max(self.least_db, self.trials.sqnr_db(fine) - COARSE_DB):
-            return fastest
-        found = self.costs.latency_ms(coarse)
-        if found > COARSE_WORTH * fastest:
-            return fastest
-        choice.layers = {node: layers[node] for node in choice.plan.weighted}
-        names = ", ".join(sorted({node.op for node in costly}))
-        choice.notes.append(
-            f"one scale for all outputs of a {names}: {found / fastest:.2f} of the time on this machine"
-        )
-        return found
+        assert self.costs is not None
+        least = 0.0
+        for variant in self.coarsener.variants(choice.plan, choice.grids, self.layers):
+            least = least or self._reached(choice.plan, choice.grids, self.layers) - COARSE_DB
+            written = self.trials.written(choice.plan, variant.grids, variant.layers)
+            found = self.costs.latency_ms(written)
+            if found <= COARSE_WORTH * fastest and self.trials.sqnr_db(written) >= max(least, self.least_db):
+                choice.grids = variant.grids
+                choice.layers = {node: variant.layers[node] for node in choice.plan.weighted}
+                names = ", ".join(node.name for node in variant.coarse)
+                choice.notes.append(f"one scale for all outputs of {names}: {found / fastest:.2f} of the time here")
+                return found
+            variant.undo()
+        return fastest
+
+    def _reached(self, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Layer]) -> float:
+        return self.trials.sqnr_db(self.trials.written(plan, grids, layers))
 
     def _sound(
         self, nodes: Iterable[Node], written: Graph | None, times: placement.Times, toll: float
