@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from onnxcomp.distill import environment
+from onnxcomp.errors import EnvironmentLacksError, OutputError
+from onnxcomp.files import user_cache
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,12 +28,30 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty cache of the user's, for this session and what it starts: times of other days decide nothing here."""
+    """An empty cache of the user's, for this session and what it starts: times of other days decide nothing here.
+
+    The training runtime alone is the user's own: it takes half a minute to make, and holds nothing that is measured.
+    """
     folder = tmp_path_factory.mktemp("cache")
+    own = user_cache() / "training"
+    with suppress(OSError):  # no symlinks, or a home that is read-only: then it is made in the empty cache
+        own.mkdir(parents=True, exist_ok=True)
+        (folder / "onnxcomp").mkdir()
+        (folder / "onnxcomp" / "training").symlink_to(own, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
             patch.setenv(name, str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def runtime(cache: Path) -> environment.Environment:
+    """The training runtime, made on first use; .ci/run makes it before, and fails where that is impossible."""
+    del cache
+    try:
+        return environment.provide()
+    except (EnvironmentLacksError, OutputError) as error:
+        pytest.skip(f"no training runtime here: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -9,19 +9,11 @@ import pytest
 
 from onnxcomp.distill import engine, environment
 from onnxcomp.distill.task import Constraint, Feeding, Optimizer, Slice, Sparsity, TrainingTask
-from onnxcomp.errors import DataError, EnvironmentLacksError, ModelError, OutputError, UsageError
+from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.graph.ir import Graph, Variable
 
 F32 = np.dtype(np.float32)
 BATCH, WIDTH, HIDDEN, CLASSES = 16, 6, 8, 3
-
-
-@pytest.fixture(scope="module")
-def runtime() -> environment.Environment:
-    try:
-        return environment.provide()
-    except (EnvironmentLacksError, OutputError) as error:
-        pytest.skip(f"no training runtime here: {error}")
 
 
 def classifier(seed: int = 0, *, rounded: bool = False) -> Graph:
@@ -83,6 +75,19 @@ def test_two_runs_give_the_same_bytes(runtime: environment.Environment) -> None:
     one, two = (engine.train(task(steps=20), runtime=runtime) for _ in range(2))
     assert all(np.array_equal(one.parameters[name], two.parameters[name]) for name in one.parameters)
     assert one.losses == two.losses
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_pieces_of_a_batch_give_the_gradient_of_the_whole(runtime: environment.Environment, threads: int) -> None:
+    asked = task(steps=1, threads=threads)
+    rows = np.arange(3 * BATCH)
+    whole = engine.gradient_moments(
+        replace(asked, feeding=replace(asked.feeding, order=rows[None])), 1, runtime=runtime
+    )
+    apart = engine.gradient_moments(
+        replace(asked, feeding=replace(asked.feeding, order=rows.reshape(3, BATCH))), 3, runtime=runtime
+    )
+    assert all(np.allclose(whole.mean[name], apart.mean[name], atol=1e-7) for name in whole.mean)
 
 
 def test_masks_bounds_and_groups_are_kept(runtime: environment.Environment) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from onnxcomp._version import __version__
+
+if TYPE_CHECKING:
+    from onnxcomp.distill.environment import Environment
 
 INT8 = {
     "exact": "exact: u8*s8 sums are right at full range; quantize-qdq{isa=native} is safe for this machine alone",
@@ -17,12 +23,30 @@ BRINGS = {
 
 
 @click.command("doctor")
-def command() -> None:
-    """What this machine can run: processor, packages, execution providers, int8 arithmetic.
+@click.option("--setup-training", is_flag=True, help="Set up the training runtime, which distill needs.")
+@click.option(
+    "--wheels",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --setup-training: install from this folder of wheels, without a network.",
+)
+def command(setup_training: bool, wheels: Path | None) -> None:
+    """What this machine can run: processor, packages, execution providers, int8 arithmetic, training.
 
     Every provider listed as usable has just run a small model. The exit code is 0 whatever is missing: onnxcomp works
     with the CPU provider alone.
     """
+    if wheels is not None and not setup_training:
+        raise click.UsageError("--wheels goes with --setup-training")
+    if setup_training:
+        from onnxcomp.distill import environment
+
+        made = environment.provide(wheels=wheels, say=click.echo, again=True)
+        click.echo(f"training {_standing(made)}")
+        return
+    _tell()
+
+
+def _tell() -> None:
     from rich.table import Table
 
     from onnxcomp.cli.screen import screen
@@ -41,6 +65,7 @@ def command() -> None:
     table.add_row("int8", INT8[int8_arithmetic()])
     for name, state in [*_providers(), _parser()]:
         table.add_row(name, state)
+    table.add_row("training", _training())
     screen().print(table, markup=False)
 
 
@@ -51,6 +76,19 @@ def _parser() -> tuple[str, str]:
         return "tensorrt parser", "usable, without a GPU: verify --target tensorrt"
     brings = "it would bring TensorRT's own word on what it takes, without a GPU: verify --target tensorrt"
     return "tensorrt parser", f"not installed\n  to have it: {tensorrt.REMEDY}\n  {brings}"
+
+
+def _training() -> str:
+    from onnxcomp.distill import environment
+
+    if found := environment.find(environment.CUDA) or environment.find(environment.CPU):
+        return _standing(found)
+    return "not set up: onnxcomp doctor --setup-training, or the first training, does it (42 MB, under a minute)"
+
+
+def _standing(found: Environment) -> str:
+    place = "NVIDIA GPU" if found.kind == "cuda" else "processor"
+    return f"usable on the {place}: {found.size_bytes / 1e6:.0f} MB in {found.folder}"
 
 
 def _providers() -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from onnxcomp.distill import environment
-from onnxcomp.distill.process import PROTOCOL, Work
+from onnxcomp.distill.process import Work
 from onnxcomp.distill.task import Constraint, GradientMoments, TrainingResult, TrainingTask
 from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.graph.io import to_bytes
@@ -57,7 +57,7 @@ def train(
     """Train; the same task gives the same bytes on the same machine, also when it was killed and resumed.
 
     Args:
-        runtime: the training environment; the CPU's is found, or made, by default.
+        runtime: the training environment; found, or made, by default.
         checkpoint: keep one, and go on from the one that an earlier run of the same task left.
         keep_on_interrupt: after Ctrl-C, give back what was reached (`ended` is `interrupted`) rather than raise.
 
@@ -72,7 +72,7 @@ def train(
     _check(task)
     with _scratch() as folder:
         job = _job(task, Path(folder)) | {"command": "train", "checkpoint": _checkpoint(task, checkpoint)}
-        work = Work(_runtime(runtime), Path(folder), job)
+        work = Work(runtime or environment.provide(), Path(folder), job)
         done = work.run(progress, "training", total=len(task.feeding.order), keep_on_interrupt=keep_on_interrupt)
         tensors, histories = _results(Path(folder))
     if checkpoint is not None and done["ended"] != "interrupted":
@@ -100,7 +100,7 @@ def check_gradients(task: TrainingTask, *, runtime: environment.Environment | No
     _check(task)
     with _scratch() as folder:
         job = _job(task, Path(folder)) | {"command": "check"}
-        done = Work(_runtime(runtime), Path(folder), job).run(SILENT, "checking gradients", total=0)
+        done = Work(runtime or environment.provide(), Path(folder), job).run(SILENT, "checking gradients", total=0)
     error: float = done["gradient_error"]
     return error
 
@@ -121,7 +121,9 @@ def gradient_moments(
     _check(task)
     with _scratch() as folder:
         job = _job(task, Path(folder)) | {"command": "moments"}
-        Work(_runtime(runtime), Path(folder), job).run(progress, "gradients", total=len(task.feeding.order))
+        Work(runtime or environment.provide(), Path(folder), job).run(
+            progress, "gradients", total=len(task.feeding.order)
+        )
         tensors, _ = _results(Path(folder))
     kinds: dict[str, dict[str, Array]] = {"mean": {}, "square": {}, "taylor": {}}
     for key, array in tensors.items():
@@ -179,10 +181,6 @@ def _only_types_grew(op: str, since: int) -> bool:
         return False
 
 
-def _runtime(given: environment.Environment | None) -> environment.Environment:
-    return given or environment.provide()
-
-
 def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="onnxcomp-train-")
 
@@ -210,7 +208,6 @@ def _job(task: TrainingTask, folder: Path) -> dict[str, Any]:
     feeding, optimizer, sparsity = task.feeding, task.optimizer, task.sparsity
     store = _Store(folder)
     return {
-        "protocol": PROTOCOL,
         "folder": str(folder),
         "loss": task.loss,
         "trainable": list(task.trainable),
@@ -243,7 +240,6 @@ def _job(task: TrainingTask, folder: Path) -> dict[str, Any]:
         "check_gradients": task.check_gradients,
         "seed": task.seed,
         "threads": task.threads,
-        "provider": "CPUExecutionProvider",
     }
 
 

@@ -22,13 +22,22 @@ from pathlib import Path
 from onnxcomp.errors import EnvironmentLacksError, OutputError
 from onnxcomp.files import user_cache
 from onnxcomp.lock import file_lock
+from onnxcomp.runtime import providers
 
 CPU, CUDA = "cpu", "cuda"
 PYTHONS = {CPU: ((3, 12), (3, 11)), CUDA: ((3, 11),)}  # what the last release of onnxruntime-training has wheels for
 LOCKS = {kind: Path(__file__).with_name(f"training-{kind}.lock") for kind in PYTHONS}
+DOWNLOAD_MB = {CPU: 42, CUDA: 332}
 MARK = "complete.json"
 INSTALL_SECONDS = 1800  # pip retries by itself; this only ends what hangs
 _TRY = "import onnx, onnxruntime; from onnxruntime.capi import _pybind_state as c; c.GradientGraphBuilder"
+_TRY_CUDA = (
+    "import onnx, onnxruntime as o; from onnx import helper as h; i = h.make_tensor_value_info('x', 1, [1]); "
+    "m = h.make_model(h.make_graph([h.make_node('Identity', ['x'], ['y'])], 'g', [i], "
+    "[h.make_tensor_value_info('y', 1, [1])]), opset_imports=[h.make_opsetid('', 17)], ir_version=8); "
+    "p = o.InferenceSession(m.SerializeToString(), providers=['CUDAExecutionProvider']).get_providers(); "
+    "assert 'CUDAExecutionProvider' in p, 'CUDA 11.8 and cuDNN 8 are not all there'"
+)
 _ASK = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
 
 Say = Callable[[str], None]
@@ -49,6 +58,11 @@ class Environment:
     folder: str
     size_bytes: int
     seconds: float
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that trains."""
+        return providers.CUDA if self.kind == CUDA else providers.CPU
 
     @property
     def python(self) -> Path:
@@ -73,25 +87,42 @@ def find(kind: str = CPU) -> Environment | None:
     return found if found.python.exists() else None  # its base interpreter may be gone
 
 
-def provide(kind: str = CPU, *, wheels: Path | None = None, say: Say = lambda text: None) -> Environment:
+def provide(
+    kind: str | None = None, *, wheels: Path | None = None, say: Say = lambda text: None, again: bool = False
+) -> Environment:
     """The environment, made where it does not stand yet; two processes at a time make it once.
 
     Args:
+        kind: by default CUDA's where a GPU is usable, and the CPU's where that one cannot be had.
         wheels: a folder of wheels to install from, with no network at all.
         say: called with a line for a person when something begins or ends.
+        again: try CUDA's again although it did not run here before.
 
     Raises:
         EnvironmentLacksError: no fitting interpreter, or the packages cannot be had.
         OutputError: the cache folder cannot be written.
     """
+    if kind is not None:
+        return _provided(kind, wheels, say)
+    if choose(usable_gpu=providers.usability(providers.CUDA).usable) == CUDA:
+        failed = _place(CUDA).with_suffix(".failed")
+        if again or not failed.exists():
+            try:
+                return _provided(CUDA, wheels, say)
+            except EnvironmentLacksError as error:
+                say(f"training runs on the processor: {error.what}")
+                failed.write_text(f"{error}\n", encoding="utf-8")  # 300 MB are not fetched again at each run
+    return _provided(CPU, wheels, say)
+
+
+def _provided(kind: str, wheels: Path | None, say: Say) -> Environment:
     if found := find(kind):
         return found
     folder = _place(kind)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(
-            folder.with_suffix(".lock"), lambda: say("another process sets up the training runtime: waiting")
-        ):
+        waiting = "another process sets up the training runtime: waiting for it"
+        with file_lock(folder.with_suffix(".lock"), lambda: say(waiting)):
             return find(kind) or _make(kind, folder, wheels, say)
     except OSError as error:
         raise OutputError(
@@ -116,7 +147,7 @@ def _make(kind: str, folder: Path, wheels: Path | None, say: Say) -> Environment
     half = folder.with_name(f"{folder.name}.half")
     for leftover in (half, folder):  # an interrupted try, or an environment whose interpreter is gone
         shutil.rmtree(leftover, ignore_errors=True)
-    source = f"from {wheels}" if wheels else "from the package index (about 40 MB)"
+    source = f"from {wheels}" if wheels else f"from the package index (about {DOWNLOAD_MB[kind]} MB)"
     say(f"setting up the training runtime with {base} {source}")
     _run([base, "-m", "venv", str(half)], f"{base} cannot make an environment", "install its venv module")
     python = str(_python_of(half))
@@ -130,7 +161,9 @@ def _make(kind: str, folder: Path, wheels: Path | None, say: Say) -> Environment
         else "check the network, or fetch the wheels elsewhere: onnxcomp doctor --setup-training --wheels DIR"
     )
     _run(install, "the packages of the training runtime cannot be installed", do)
-    _run([python, "-E", "-s", "-c", _TRY], "the training runtime does not start", "see the reason above")
+    tries = [_TRY, _TRY_CUDA] if kind == CUDA else [_TRY]
+    for words in tries:
+        _run([python, "-E", "-s", "-c", words], "the training runtime does not start", "the reason stands above")
     size = sum(path.lstat().st_size for path in half.rglob("*"))
     made = Environment(kind, str(folder), size, round(time.perf_counter() - start, 1))
     (half / MARK).write_text(json.dumps(asdict(made)) + "\n", encoding="utf-8")

@@ -35,6 +35,7 @@ _ERRORS: dict[str, type[OnnxcompError]] = {
     "data": DataError,
     "diverged": UsageError,
     "memory": EnvironmentLacksError,
+    "environment": EnvironmentLacksError,
 }
 _SIGNALS = {
     "SIGKILL": "it may have run out of memory: train with a smaller batch",
@@ -57,7 +58,7 @@ class Work:
         self._folder = folder
         self._idle = idle_seconds
         self._words = folder / "worker.txt"
-        self._job = job
+        self._job = job | {"protocol": PROTOCOL, "provider": runtime.provider}
         self._runtime = runtime
         self._step = 0
         self._interrupted = False

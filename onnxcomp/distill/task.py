@@ -19,7 +19,9 @@ class Feeding:
 
     Attributes:
         arrays: by name of the graph's input, all samples along axis 0; memory maps are welcome, for they stay on disk.
-        order: [steps, batch] int64, the rows of each step; every batch has the graph's static batch size.
+        order: [steps, batch] int64, the rows of each step. A batch is what the graph takes at once, or a multiple of
+            it: the loss is then the mean over the pieces. Two pieces or more a step are best where the loss is a mean
+            over samples: threads share them, which is faster than threads inside each operator, and takes less memory.
         held_out: [batches, batch] int64, rows that are never trained on: the loss there stops early and keeps the best.
     """
 

@@ -8,8 +8,9 @@ accumulation of gradients.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -19,9 +20,11 @@ from onnx import helper
 from onnxruntime.capi import _pybind_state as capi
 
 from .channel import RefusedError
-from .optimizer import Flat
+from .optimizer import Flat, Vector
 
 Array = NDArray[Any]
+
+Work: TypeAlias = Callable[[Mapping[str, Array], Sequence[Array]], float]
 
 STRAIGHT_THROUGH = ("Round",)  # their gradient is passed on as it comes (Bengio et al. 2013)
 
@@ -37,49 +40,99 @@ def prepare() -> None:
         capi.register_gradient_definition(f"::{op}", [definition])
 
 
-class Bound:
-    """A session whose inputs and outputs are arrays of ours.
+class Session:
+    """A graph that runs on arrays of ours, read and written in place; several threads may run it at a time.
 
     Args:
         model: the graph, its parameters among the inputs.
-        arrays: by name of input or output, C-contiguous; read and written in place.
+        threads: inside one run.
         provider: execution provider; arrays stay in main memory whatever it is.
     """
 
-    def __init__(self, model: onnx.ModelProto, arrays: Mapping[str, Array], threads: int, provider: str) -> None:
+    def __init__(self, model: onnx.ModelProto, threads: int, provider: str) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that spin slow down ours
         try:
             self._session = onnxruntime.InferenceSession(_bytes(model), options, providers=[provider])
         except Exception as error:
             raise _refused(error, "ONNX Runtime refuses the training graph") from error
-        self._binding = self._session.io_binding()
-        self._arrays = dict(arrays)  # the binding holds addresses only
-        for port in self._session.get_inputs():
-            array = self._arrays[port.name]
-            self._binding.bind_input(port.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for port in self._session.get_outputs():
-            array = self._arrays[port.name]
-            self._binding.bind_output(port.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        if provider not in self._session.get_providers():
+            raise RefusedError("environment", f"{provider} does not run here", do="onnxcomp doctor --setup-training")
 
-    def run(self) -> None:
-        """Compute the outputs from what the inputs hold."""
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as error:
-            raise _refused(error, "a step fails") from error
+    def bound(self, arrays: Mapping[str, Array]) -> Callable[[], None]:
+        """A function that runs the graph on these arrays, C-contiguous, by name of input or output."""
+        binding = self._session.io_binding()
+        held = []  # the binding knows addresses only
+        for ports, bind in (
+            (self._session.get_inputs(), binding.bind_input),
+            (self._session.get_outputs(), binding.bind_output),
+        ):
+            for port in ports:
+                array = arrays[port.name]
+                held.append(array)
+                bind(port.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+        def run(held: list[Array] = held) -> None:
+            try:
+                self._session.run_with_iobinding(binding)
+            except Exception as error:
+                raise _refused(error, "a step fails") from error
+
+        return run
+
+
+class Part:
+    """What one thread needs to run its share of a batch.
+
+    Attributes:
+        total: the sum of the gradients over its pieces of a batch.
+    """
+
+    def __init__(self, feeds: dict[str, Array], shapes: Mapping[str, tuple[int, ...]], *, several: bool) -> None:
+        self.feeds = feeds
+        self.loss = np.zeros((), np.float32)
+        self.grads = Flat(shapes)  # of the last piece
+        self.total: Vector = np.zeros_like(self.grads.vector) if several else self.grads.vector
+        self.gradient: Callable[[], None] = _unbound
+        self.evaluation: Callable[[], None] = _unbound
+
+    def differentiate(self, arrays: Mapping[str, Array], pieces: Sequence[Array]) -> float:
+        """The sum of the losses of some pieces of a batch, and in `total` that of their gradients."""
+        loss = 0.0
+        for i, rows in enumerate(pieces):
+            loss += self._run(self.gradient, arrays, rows)
+            if self.total is self.grads.vector:
+                continue
+            if i == 0:
+                self.total.fill(0)
+            self.total += self.grads.vector
+        return loss
+
+    def evaluate(self, arrays: Mapping[str, Array], pieces: Sequence[Array]) -> float:
+        """The sum of the losses of some pieces of a batch."""
+        return sum(self._run(self.evaluation, arrays, rows) for rows in pieces)
+
+    def _run(self, run: Callable[[], None], arrays: Mapping[str, Array], rows: Array) -> float:
+        for name, place in self.feeds.items():
+            np.take(arrays[name], rows, axis=0, out=place)
+        run()
+        return float(self.loss)
 
 
 class Trainable:
     """A loss and its gradients as functions of parameters in our memory.
 
+    A batch may be a multiple of what the graph takes: its loss is then the mean over the pieces, which threads share
+    among them. That scales better than threads inside each operator, and takes less memory.
+
     Attributes:
         values, grads: the trainable parameters and their gradients.
         statistics: running means and variances; a call of `gradient` updates them in place.
-        feeds: by input name, where the next batch goes.
-        loss: the last loss computed, [] float32.
+        feeds: memory of the inputs, by name, with their shapes and types.
+        batch: rows that the graph takes at once.
     """
 
     def __init__(
@@ -91,11 +144,13 @@ class Trainable:
         statistics: Sequence[str],
         threads: int,
         provider: str,
+        pieces: int = 1,
         smooth: bool = False,
     ) -> None:
         """Build gradient and evaluation sessions.
 
         Args:
+            pieces: a training batch has so many times the rows that the graph takes.
             smooth: let straight-through operators pass their values on unrounded, so that differences of the loss
                 show the slope that the gradient claims.
 
@@ -109,45 +164,60 @@ class Trainable:
                     node.op_type = "Identity"
         stored = {tensor.name: tensor for tensor in model.graph.initializer}
         _check_parameters(model, stored, [*trainable, *statistics], loss)
-        shapes = {name: tuple(stored[name].dims) for name in (*trainable, *statistics)}
-        self.values = Flat({name: shapes[name] for name in trainable})
-        self.grads = Flat({name: shapes[name] for name in trainable})
-        self.statistics = {name: np.zeros(shapes[name], np.float32) for name in statistics}
+        shapes = {name: tuple(stored[name].dims) for name in trainable}
+        self.values = Flat(shapes)
         for name in trainable:
             self.values.views[name][...] = onnx.numpy_helper.to_array(stored[name])
-        for name in statistics:
-            self.statistics[name][...] = onnx.numpy_helper.to_array(stored[name])
-        self.loss = np.zeros((), np.float32)
-        _parameters_to_inputs(model, shapes)
-        self.feeds = {v.name: _batch(v) for v in model.graph.input if v.name not in shapes}
-        arrays: dict[str, Array] = {**self.feeds, **self.values.views, **self.statistics, loss: self.loss}
-        self.has_statistics = bool(statistics)
+        self.statistics = {name: np.array(onnx.numpy_helper.to_array(stored[name])) for name in statistics}
+        fixed = {name: array.shape for name, array in self.statistics.items()}
+        _parameters_to_inputs(model, shapes | fixed)
+        self._pieces = pieces
+        # running statistics are updated in place: no two threads at a time
+        share = 1 if self.statistics or provider != "CPUExecutionProvider" else max(1, min(threads, pieces))
+        inputs = [value for value in model.graph.input if value.name not in shapes and value.name not in fixed]
+        self._parts = [
+            Part({value.name: _batch(value) for value in inputs}, shapes, several=pieces > share) for _ in range(share)
+        ]
+        self.feeds, self.grads = self._parts[0].feeds, self._parts[0].grads
+        self.batch = next((len(place) for place in self.feeds.values() if place.ndim), 1)
         evaluation = onnx.ModelProto()
         evaluation.CopyFrom(model)
         _to_inference(evaluation)
-        built = _with_gradients(model, trainable, loss)
-        gradients = {f"{name}_grad": self.grads.views[name] for name in trainable}
-        self._gradient = Bound(built, {**arrays, **gradients}, threads, provider)
-        self._evaluation = Bound(evaluation, arrays, threads, provider)
+        each = max(1, threads // share)
+        sessions = Session(_with_gradients(model, trainable, loss), each, provider), Session(evaluation, each, provider)
+        for part in self._parts:
+            arrays: dict[str, Array] = {**part.feeds, **self.values.views, **self.statistics, loss: part.loss}
+            grads = {f"{name}_grad": part.grads.views[name] for name in trainable}
+            part.gradient, part.evaluation = sessions[0].bound(arrays | grads), sessions[1].bound(arrays)
+        self._pool = ThreadPoolExecutor(share)
 
-    def feed(self, arrays: Mapping[str, Array], rows: Array) -> None:
-        """Copy the rows of a batch into place."""
-        for name, place in self.feeds.items():
-            np.take(arrays[name], rows, axis=0, out=place)
+    def gradient(self, arrays: Mapping[str, Array], rows: Array) -> float:
+        """The loss of a batch; its gradient stands in `grads`."""
+        loss = self._shared([part.differentiate for part in self._parts], arrays, rows)
+        first = self._parts[0]
+        for part in self._parts[1:]:
+            first.total += part.total
+        if self._pieces > 1:
+            np.multiply(first.total, np.float32(1 / self._pieces), out=self.grads.vector)
+        return loss
 
-    def gradient(self) -> float:
-        """Loss and gradients of the batch that `feed` put in place."""
-        self._gradient.run()
-        return float(self.loss)
+    def evaluate(self, arrays: Mapping[str, Array], rows: Array) -> float:
+        """The loss of a batch as inference computes it, statistics untouched."""
+        return self._shared([part.evaluate for part in self._parts], arrays, rows)
 
-    def evaluate(self) -> float:
-        """Loss of the batch as inference computes it, statistics untouched."""
-        self._evaluation.run()
-        return float(self.loss)
+    def forward(self, arrays: Mapping[str, Array], rows: Array) -> float:
+        """The loss of a batch as training computes it, for differences; statistics and `grads` may change."""
+        return self.gradient(arrays, rows) if self.statistics else self.evaluate(arrays, rows)
 
-    def forward(self) -> float:
-        """Loss of the batch as training computes it, for differences; statistics may move."""
-        return self.gradient() if self.has_statistics else self.evaluate()
+    def _shared(self, works: Sequence[Work], arrays: Mapping[str, Array], rows: Array) -> float:
+        """Pieces are dealt to threads in a fixed way and summed in a fixed order: the same bytes every time."""
+        pieces = np.split(rows, len(rows) // self.batch)
+        waiting = [self._pool.submit(work, arrays, pieces[i :: len(works)]) for i, work in enumerate(works)]
+        return sum(future.result() for future in waiting) / len(pieces)
+
+
+def _unbound() -> None:
+    raise AssertionError("bound in Trainable")
 
 
 def read(path: str) -> onnx.ModelProto:

@@ -103,8 +103,7 @@ class Run:
     def _one_step(self) -> None:
         start = time.perf_counter()
         rate = self.schedule.rate(self.step)
-        self.made.feed(self.arrays, self.order[self.step])
-        loss = self.made.gradient()
+        loss = self.made.gradient(self.arrays, self.order[self.step])
         if math.isfinite(loss):
             self.keeper.mask_gradients(self.made.grads.vector)
             norm = self.stepper.step(self.made.values.vector, self.made.grads.vector, rate)
@@ -129,11 +128,7 @@ class Run:
         """The mean loss of the held-out batches."""
         if not len(self.held_out_rows):
             return
-        losses = []
-        for rows in self.held_out_rows:
-            self.made.feed(self.arrays, rows)
-            losses.append(self.made.evaluate())
-        loss = float(np.mean(losses))
+        loss = float(np.mean([self.made.evaluate(self.arrays, rows) for rows in self.held_out_rows]))
         if not math.isfinite(loss):
             raise RefusedError(
                 "diverged",

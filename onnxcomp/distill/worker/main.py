@@ -115,8 +115,7 @@ class Job:
         values, grads = made.values.vector, made.grads.vector
         sums = [np.zeros(len(values), np.float64) for _ in range(3)]
         for step, rows in enumerate(self.order):
-            made.feed(self.arrays, rows)
-            loss = made.gradient()
+            loss = made.gradient(self.arrays, rows)
             if not np.isfinite(loss) or not np.isfinite(grads).all():
                 raise RefusedError(
                     "diverged", f"the loss or gradient of batch {step} is not finite", do="check the data"
@@ -143,10 +142,20 @@ class Job:
             statistics=self.job["statistics"],
             threads=self.job["threads"],
             provider=self.job["provider"],
+            pieces=self._pieces(),
             smooth=smooth,
         )
         self._fit(made.feeds)
         return made
+
+    def _pieces(self) -> int:
+        """How many times the rows of the graph's batch a batch has."""
+        name = next(iter(self.arrays), "")
+        value = next((value for value in self.model.graph.input if value.name == name), None)
+        dims = value.type.tensor_type.shape.dim if value is not None else []
+        batch = dims[0].dim_value if len(dims) else 0
+        rows: int = self.order.shape[1]
+        return rows // batch if batch and rows % batch == 0 else 1
 
     def _fit(self, feeds: dict[str, Array]) -> None:
         """Every input has its data, of its type and shape, and every row exists."""
@@ -162,8 +171,9 @@ class Job:
             for rows in (self.order, self.held_out):
                 if not rows.size:
                     continue
-                if rows.shape[1] != place.shape[0]:
-                    raise RefusedError("data", f"batches of {rows.shape[1]} rows for a graph of batch {place.shape[0]}")
+                if rows.shape[1] % place.shape[0]:
+                    what = f"batches of {rows.shape[1]} rows for a graph that takes {place.shape[0]}"
+                    raise RefusedError("data", what, do="give whole multiples of what the graph takes")
                 if int(rows.min()) < 0 or int(rows.max()) >= len(array):
                     raise RefusedError(
                         "data", f"rows up to {rows.max()} of {len(array)} samples", where=f"input {name}"
@@ -174,8 +184,7 @@ class Job:
         from . import gradient, selfcheck
 
         probe = self._made(smooth=True) if gradient.rounds(self.model) else made
-        probe.feed(self.arrays, self.order[0])
-        median, wrong = selfcheck.check(probe, self.job["seed"])
+        median, wrong = selfcheck.check(probe, self.arrays, self.order[0], self.job["seed"])
         self.channel.send("check", error=median, wrong=[name for name, _, _ in wrong])
         if wrong or median > selfcheck.TOLERANCE:
             names = [name for name, _, _ in wrong]

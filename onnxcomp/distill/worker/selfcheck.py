@@ -8,7 +8,8 @@ group that fails is taken apart until the parameters are known.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,18 +26,23 @@ SIZES = (1.0, 0.25, 4.0)  # of the aimed step, tried until one agrees
 NOISE = 3e-7  # of the loss: differences below say nothing
 JITTER = 3e-2  # off the optimum: a student that starts as its teacher has no slope, and noise would decide
 
+Wrong: TypeAlias = tuple[str, float, float]  # parameter, claimed change of the loss, measured change
 
-def check(made: Trainable, seed: int) -> tuple[float, list[tuple[str, float, float]]]:
-    """Median relative error over the groups, and what is wrong: (parameter, claimed slope, measured slope).
 
-    Parameters and statistics are as before when it returns. The batch must be in place. Weights are moved a little
-    first, because at exact zeros (dead pixels, zero biases) many functions have a kink where any slope is right.
+def check(made: Trainable, arrays: Mapping[str, Array], rows: Array, seed: int) -> tuple[float, list[Wrong]]:
+    """Median relative error over the groups, and what is wrong.
+
+    Parameters and statistics are as before when it returns. Weights are moved a little first, because at exact zeros
+    (dead pixels, zero biases) many functions have a kink where any slope is right.
+
+    Args:
+        arrays, rows: the batch that the loss is taken of.
     """
     before = made.values.vector.copy()
     statistics = {name: array.copy() for name, array in made.statistics.items()}
     try:
         _jitter(made.values, seed)
-        base, loss = made.values.vector.copy(), made.gradient()
+        base, loss = made.values.vector.copy(), made.gradient(arrays, rows)
         if not math.isfinite(loss) or not np.isfinite(made.grads.vector).all():
             raise RefusedError(
                 "diverged",
@@ -44,7 +50,7 @@ def check(made: Trainable, seed: int) -> tuple[float, list[tuple[str, float, flo
                 do="check the data and the labels' range",
             )
         grads = {name: view.copy() for name, view in made.grads.views.items()}
-        probe = _Probe(made, base, loss, grads)
+        probe = _Probe(lambda: made.forward(arrays, rows), made.values, base, loss, grads)
         names = list(grads)
         groups = [names[i::GROUPS] for i in range(min(GROUPS, len(names)))]
         errors = [probe.error(group)[0] for group in groups]
@@ -62,8 +68,11 @@ def check(made: Trainable, seed: int) -> tuple[float, list[tuple[str, float, flo
 class _Probe:
     """Differences of the loss around one point."""
 
-    def __init__(self, made: Trainable, base: Array, loss: float, grads: dict[str, Array]) -> None:
-        self._made = made
+    def __init__(
+        self, forward: Callable[[], float], values: Flat, base: Array, loss: float, grads: dict[str, Array]
+    ) -> None:
+        self._forward = forward
+        self._values = values
         self._base = base
         self._loss = max(abs(loss), 1e-6)
         self._grads = grads
@@ -81,7 +90,7 @@ class _Probe:
                 break
         return best
 
-    def blame(self, names: Sequence[str]) -> list[tuple[str, float, float]]:
+    def blame(self, names: Sequence[str]) -> list[Wrong]:
         """The parameters of a failing group that fail alone."""
         found = []
         for name in names:
@@ -92,7 +101,7 @@ class _Probe:
 
     def _change(self, names: Sequence[str], size: float) -> tuple[float, float]:
         """What the gradient claims the loss changes by, and what it does change by."""
-        made, share = self._made, size * CHANGE * self._loss / (2 * len(names))
+        values, share = self._values, size * CHANGE * self._loss / (2 * len(names))
         claimed = 0.0
         moves = {}
         for name in names:
@@ -105,15 +114,15 @@ class _Probe:
             claimed += 2 * step * norm
         losses = []
         for sign in (1, -1):
-            made.values.vector[...] = self._base
+            values.vector[...] = self._base
             for name, move in moves.items():
-                made.values.views[name][...] += np.float32(sign) * move.astype(np.float32)
-            losses.append(made.forward())
-        made.values.vector[...] = self._base
+                values.views[name][...] += np.float32(sign) * move.astype(np.float32)
+            losses.append(self._forward())
+        values.vector[...] = self._base
         return claimed, losses[0] - losses[1]
 
     def _view(self, name: str) -> Array:
-        place = self._made.values.places[name]
+        place = self._values.places[name]
         found: Array = self._base[place]
         return found
 
@@ -125,7 +134,7 @@ def _jitter(values: Flat, seed: int) -> None:
         np.add(view, JITTER * size * generator.standard_normal(view.shape), out=view, casting="same_kind")
 
 
-def refusal(made_by: dict[str, list[str]], median: float, wrong: list[tuple[str, float, float]]) -> RefusedError:
+def refusal(made_by: dict[str, list[str]], median: float, wrong: list[Wrong]) -> RefusedError:
     """What to tell where the check fails; `made_by` names the operators that read each parameter."""
     if wrong:
         name, claimed, measured = wrong[0]
