@@ -6,6 +6,7 @@ Everything is read from the source with ast, lazy imports inside functions too, 
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +179,26 @@ def test_third_party_packages_stay_at_home(package: str) -> None:
         if target.split(".")[0] == package and not under(module.name, HOMES[package])
     ]
     assert not strays, "\n".join(strays)
+
+
+def test_the_training_worker_needs_nothing_of_onnxcomp() -> None:
+    """It runs in another environment, where neither onnxcomp nor most packages are."""
+    allowed = {"numpy", "onnx", "onnxruntime", "google", "worker", *sys.stdlib_module_names}
+    strays = [
+        f"{module.name}:{line} imports {target}"
+        for module in MODULES
+        if under(module.name, ("onnxcomp.distill.worker",))
+        for target, line in imports(module)
+        if target.split(".")[0] not in allowed and not under(target, ("onnxcomp.distill.worker",))
+    ]
+    absolute = [
+        f"{module.name}: {node.module}"
+        for module in MODULES
+        if under(module.name, ("onnxcomp.distill.worker",))
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("onnxcomp")
+    ]
+    assert not strays + absolute, "\n".join(strays + absolute)
 
 
 def test_model_files_are_read_and_written_in_one_place() -> None:

@@ -10,9 +10,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from onnxcomp.distill.environment import Environment, clean_environment
 from onnxcomp.errors import (
@@ -25,8 +25,11 @@ from onnxcomp.errors import (
 )
 from onnxcomp.runtime.progress import Progress
 
+Events: TypeAlias = "queue.Queue[dict[str, Any] | None]"
+
 PROTOCOL = 1
 IDLE_SECONDS = 900.0  # without an event; one step of the largest model that fits a machine takes less
+GRACE_SECONDS = 5.0  # for a worker that was told to end
 START = Path(__file__).with_name("worker") / "start.py"
 
 _ERRORS: dict[str, type[OnnxcompError]] = {
@@ -72,11 +75,12 @@ class Work:
         """
         with self._words.open("wb") as words:
             process = self._start(words)
-        events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        events: Events = queue.Queue()
         reader = threading.Thread(target=_read, args=(process, events), daemon=True)
         reader.start()
         try:
-            done = self._follow(process, events, progress, text, total)
+            with self._interruptible(process):
+                done = self._follow(process, events, progress, text, total)
         finally:
             self._end(process)
             reader.join()
@@ -103,14 +107,14 @@ class Work:
     def _follow(
         self,
         process: subprocess.Popen[bytes],
-        events: queue.Queue[dict[str, Any] | None],
+        events: Events,
         progress: Progress,
         text: str,
         total: int,
     ) -> dict[str, Any]:
         done: dict[str, Any] | None = None
         shown = _Shown(text)
-        steps = progress.track(self._steps(events, process, shown), total or None, shown)
+        steps = progress.track(self._steps(events, shown), total or None, shown)
         for event in steps:
             if event is not None and event["event"] == "done":
                 done = event
@@ -121,12 +125,10 @@ class Work:
             raise self._died(process.returncode)
         return done
 
-    def _steps(
-        self, events: queue.Queue[dict[str, Any] | None], process: subprocess.Popen[bytes], shown: _Shown
-    ) -> Iterator[dict[str, Any] | None]:
+    def _steps(self, events: Events, shown: _Shown) -> Iterator[dict[str, Any] | None]:
         """One item a training step, and those events that end the job."""
         while True:
-            event = self._next(events, process)
+            event = self._next(events)
             if event is None:
                 return
             shown.take(event)
@@ -138,9 +140,7 @@ class Work:
                 yield event
                 return
 
-    def _next(
-        self, events: queue.Queue[dict[str, Any] | None], process: subprocess.Popen[bytes]
-    ) -> dict[str, Any] | None:
+    def _next(self, events: Events) -> dict[str, Any] | None:
         deadline = time.monotonic() + self._idle
         while True:
             try:
@@ -152,11 +152,26 @@ class Work:
                         where=self._where(),
                         do="train with a smaller batch or a smaller model, or report it",
                     ) from None
-            except KeyboardInterrupt:
-                if self._interrupted or os.name == "nt":
-                    raise
-                self._interrupted = True  # a second one does not wait
-                process.send_signal(signal.SIGINT)
+
+    @contextmanager
+    def _interruptible(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        """Ctrl-C asks the worker to finish its step and write; a second one does not wait for that."""
+        if threading.current_thread() is not threading.main_thread() or os.name == "nt":
+            yield
+            return
+
+        def asked(number: int, frame: object) -> None:
+            del number, frame
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+            process.send_signal(signal.SIGINT)
+
+        before = signal.signal(signal.SIGINT, asked)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """Nothing of the worker stays behind: it ends by itself when its standard input closes, or is killed."""
@@ -164,7 +179,7 @@ class Work:
         with suppress(OSError):
             process.stdin.close()
         try:
-            process.wait(timeout=5)
+            process.wait(timeout=GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             _kill(process)
             process.wait()
@@ -208,7 +223,7 @@ class _Shown:
         return self._text + self._loss + self._held_out + self._speed
 
 
-def _read(process: subprocess.Popen[bytes], events: queue.Queue[dict[str, Any] | None]) -> None:
+def _read(process: subprocess.Popen[bytes], events: Events) -> None:
     """Events of the worker, and None at the end of them."""
     assert process.stdout is not None
     for line in process.stdout:
