@@ -113,12 +113,14 @@ def accumulate(rows: np.ndarray, matrix: np.ndarray, saturating: bool, offset: i
 
 def float_node(node: NodeProto, inputs: list[np.ndarray], opset: int) -> list[np.ndarray]:
     """One node by ONNX Runtime."""
-    names = [name for name in node.input if name]
-    kinds = [helper.np_dtype_to_tensor_dtype(a.dtype) for a in inputs]
-    ports = [helper.make_tensor_value_info(n, k, a.shape) for n, k, a in zip(names, kinds, inputs, strict=True)]
+    given = dict(zip([name for name in node.input if name], inputs, strict=True))
+    ports = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in given.items()
+    ]
     graph = helper.make_graph([node], "one", ports, [onnx.ValueInfoProto(name=name) for name in node.output])
     imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: list[np.ndarray] = session.run(None, dict(zip(names, inputs, strict=True)))
+    found: list[np.ndarray] = session.run(None, given)
     return found

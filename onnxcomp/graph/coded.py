@@ -6,7 +6,7 @@ A weight is stored as small integers and decoded by standard operators whose inp
     codes -> [BitShift -> Mod -> Reshape] -> Cast to int32 -> Gather from a table of levels -> [Mul scale] -> ...
 
 ONNX Runtime evaluates such a chain once, when it loads the model, and then runs the float kernels at their full speed;
-DequantizeLinear in the same place is evaluated on every call (docs/decisions/weight-forms.md has the times).
+DequantizeLinear in the same place is evaluated on every call (docs/decisions/0012-weight-forms.md has the times).
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class Planner:
         return ""
 
     def plan(self, constant: Constant, uses: list[WeightUse], small: float) -> Plan:
-        """The form that runs fastest among those that hold the weight; docs/decisions/weight-forms.md has the times.
+        """The form that runs fastest among those that hold the weight: docs/decisions/0012-weight-forms.md.
 
         Args:
             small: tables of fewer elements get 8 bits.
