@@ -11,6 +11,7 @@ from onnxcomp.distill import engine, environment
 from onnxcomp.distill.task import Constraint, Feeding, Optimizer, Slice, Sparsity, TrainingTask
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.graph.ir import Graph, Variable
+from onnxcomp.passes.training.trainer import piece_of
 
 F32 = np.dtype(np.float32)
 BATCH, WIDTH, HIDDEN, CLASSES = 16, 6, 8, 3
@@ -75,6 +76,13 @@ def test_two_runs_give_the_same_bytes(runtime: environment.Environment) -> None:
     one, two = (engine.train(task(steps=20), runtime=runtime) for _ in range(2))
     assert all(np.array_equal(one.parameters[name], two.parameters[name]) for name in one.parameters)
     assert one.losses == two.losses
+
+
+@pytest.mark.parametrize(
+    ("batch", "threads", "piece"), [(64, 2, 32), (64, 1, 64), (64, 16, 16), (50, 4, 25), (20, 2, 20), (7, 2, 7)]
+)
+def test_batch_is_shared_evenly_and_not_too_thinly(batch: int, threads: int, piece: int) -> None:
+    assert piece_of(batch, threads) == piece
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])

@@ -190,6 +190,20 @@ def test_killed_run_resumes_to_the_same_bytes(
     assert not checkpoint.path.exists()
 
 
+def test_same_task_goes_on_by_itself(
+    runtime: Environment, workers: list[subprocess.Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "user_cache", lambda: tmp_path)
+    checkpoint = Checkpoint(every_steps=100)
+    interrupt = At(10, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        engine.train(long_task(6_000), runtime=runtime, checkpoint=checkpoint, progress=interrupt)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    assert engine.train(long_task(500), runtime=runtime, checkpoint=checkpoint).resumed_from == 0
+    assert engine.train(long_task(6_000), runtime=runtime, checkpoint=checkpoint).resumed_from > 0
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
 def test_checkpoint_of_another_task_is_not_used(runtime: Environment, tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "c", every_steps=1)
     checkpoint.path.write_bytes(b"of something else")

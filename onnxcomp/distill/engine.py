@@ -21,15 +21,18 @@ import onnx
 from onnxcomp.distill import environment
 from onnxcomp.distill.process import Work
 from onnxcomp.distill.task import Constraint, GradientMoments, TrainingResult, TrainingTask
-from onnxcomp.errors import ModelError, UsageError
+from onnxcomp.errors import ModelError, OutputError, UsageError
+from onnxcomp.files import user_cache
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.graph.opset import raise_opset
+from onnxcomp.runtime.machine import usable_cores
 from onnxcomp.runtime.progress import SILENT, Progress
 
 NEWEST_IR = 10
 OLDEST_OPSET, NEWEST_OPSET = 11, 21
 HASH_BYTES = 1 << 24
+ABANDONED = 8  # checkpoints in the cache that nobody came back for
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,12 @@ class Checkpoint:
     """Where and how often an interrupted run leaves what it needs to go on.
 
     Attributes:
-        path: one file; removed when training is done. A file that another task left is replaced.
+        path: one file; removed when training is done. A file that another task left is replaced. None: in the user's
+            cache, under the hash of the task, so that the same command goes on by itself.
         every_steps, every_seconds: 0 turns either off.
     """
 
-    path: Path
+    path: Path | None = None
     every_steps: int = 0
     every_seconds: float = 30.0
 
@@ -71,12 +75,13 @@ def train(
     """
     _check(task)
     with _scratch() as folder:
-        job = _job(task, Path(folder)) | {"command": "train", "checkpoint": _checkpoint(task, checkpoint)}
+        kept = _checkpoint(task, checkpoint)
+        job = _job(task, Path(folder)) | {"command": "train", "checkpoint": kept}
         work = Work(runtime or environment.provide(), Path(folder), job)
         done = work.run(progress, "training", total=len(task.feeding.order), keep_on_interrupt=keep_on_interrupt)
         tensors, histories = _results(Path(folder))
-    if checkpoint is not None and done["ended"] != "interrupted":
-        checkpoint.path.unlink(missing_ok=True)
+    if kept["path"] and done["ended"] != "interrupted":
+        Path(kept["path"]).unlink(missing_ok=True)
     return TrainingResult(
         parameters=tensors,
         losses=tuple(histories["losses"].tolist()),
@@ -87,6 +92,7 @@ def train(
         step_seconds=done["step_seconds"],
         peak_memory_bytes=done["peak_memory_bytes"],
         gradient_error=done["gradient_error"],
+        resumed_from=done["resumed_from"],
     )
 
 
@@ -239,7 +245,7 @@ def _job(task: TrainingTask, folder: Path) -> dict[str, Any]:
         "group_strength": sparsity.group_strength,
         "check_gradients": task.check_gradients,
         "seed": task.seed,
-        "threads": task.threads,
+        "threads": task.threads or usable_cores(),
     }
 
 
@@ -285,12 +291,34 @@ def _mapped(array: np.memmap[Any, Any]) -> dict[str, Any] | None:
 def _checkpoint(task: TrainingTask, checkpoint: Checkpoint | None) -> dict[str, Any]:
     if checkpoint is None:
         return {"path": "", "key": "", "every_steps": 0, "every_seconds": 0.0}
+    key = _key(task)
     return {
-        "path": str(checkpoint.path.resolve()),
-        "key": _key(task),
+        "path": str((checkpoint.path or _place(key)).resolve()),
+        "key": key,
         "every_steps": checkpoint.every_steps,
         "every_seconds": checkpoint.every_seconds,
     }
+
+
+def _place(key: str) -> Path:
+    """A file in the user's cache; of those that earlier runs abandoned only the newest stay.
+
+    Raises:
+        OutputError: the cache cannot be written.
+    """
+    folder = user_cache() / "checkpoints"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        abandoned = sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime)
+        for path in abandoned[:-ABANDONED]:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"checkpoints cannot be written: {error.strerror}",
+            where=f"folder {folder}",
+            do="set XDG_CACHE_HOME to a folder that is writable",
+        ) from error
+    return folder / f"{key[:32]}.npz"
 
 
 def _key(task: TrainingTask) -> str:

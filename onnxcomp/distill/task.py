@@ -141,6 +141,7 @@ class TrainingResult:
         step_seconds: median seconds a step.
         peak_memory_bytes: of the worker.
         gradient_error: median relative error found by the self-check; None where it was not asked for.
+        resumed_from: the step of the checkpoint that the run went on from; 0 for none.
     """
 
     parameters: Mapping[str, Array]
@@ -152,6 +153,7 @@ class TrainingResult:
     step_seconds: float
     peak_memory_bytes: int
     gradient_error: float | None = None
+    resumed_from: int = 0
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from onnxcomp.runtime.taps import tapped
 if TYPE_CHECKING:
     from onnxcomp.passes.distill import Distill
 
+LEAST_PIECE = 16  # rows; below, what a run costs besides its rows weighs more than idle threads
 POINTS = 240  # of a curve in the report
 COMPARED = 512  # rows on which the written graph must decide as the trained one
 AGREE = 0.999  # share of them below which it is said
@@ -74,7 +75,7 @@ class Trainer:
             graph=work,
             feeding=Feeding(
                 self.material.arrays(self.pairs, {t.name for t in work.inputs}),
-                materials.order(self.material.rows, steps, prepared.batch, self.context.seed + seed),
+                materials.order(self.material.rows, steps, self._rows_a_step(prepared), self.context.seed + seed),
                 materials.held_out(self.material.rows, prepared.batch),
             ),
             trainable=tuple(trainable),
@@ -90,7 +91,9 @@ class Trainer:
             seed=self.context.seed + seed,
             threads=self.context.threads,
         )
-        result = engine.train(task, progress=self.context.progress)
+        result = engine.train(task, progress=self.context.progress, checkpoint=engine.Checkpoint())
+        if result.resumed_from:
+            self.outcome.notes.append(f"training went on from step {result.resumed_from} of a run that was interrupted")
         if proven is not None:
             result = replace(result, gradient_error=proven)
         before = {c.name: c.values for c in self.graph.constants()}
@@ -131,12 +134,16 @@ class Trainer:
 
     def _prepared(self, quantization: Quantization | None) -> tuple[Prepared, dict[str, Constraint]]:
         """The training form, rounded where asked for, and what each learned scale must keep."""
-        rows, batch = self.material.rows, min(self.options.batch, self.material.rows.plain)
+        rows, batch = self.material.rows, self._batch
         shapes = {name: (1, *shape) for name, shape in rows.sample_shapes.items()}
         operators = self.context.operators
         work = self.graph.clone()
         _bind(work, rows.constants)
         plain = prepare(work, operators, shapes, batch, statistics=self.options.statistics, freeze=self._frozen(work))
+        if not plain.statistics and (batch := piece_of(batch, self.context.threads)) != self._batch:
+            plain = prepare(
+                work, operators, shapes, batch, statistics=self.options.statistics, freeze=self._frozen(work)
+            )
         if quantization is None:
             plain.require()
             return plain, {}
@@ -178,6 +185,14 @@ class Trainer:
             threads=self.context.threads,
         )
         return engine.check_gradients(task)
+
+    @property
+    def _batch(self) -> int:
+        return min(self.options.batch, self.material.rows.plain)
+
+    def _rows_a_step(self, prepared: Prepared) -> int:
+        """A batch in whole pieces of what the graph takes."""
+        return max(1, self._batch // prepared.batch) * prepared.batch
 
     def _frozen(self, graph: Graph) -> list[str]:
         """Globs of what does not move: those given, and with `train` all that it does not name."""
@@ -262,7 +277,7 @@ class Trainer:
             views=rows.views,
             held_out_samples=rows.held_out,
             steps=len(result.losses),
-            batch=prepared.batch,
+            batch=self._rows_a_step(prepared),
             parameters=sum(constants[n].size for n in prepared.trainable if n in constants),
             losses=_thinned(result.losses),
             rates=_thinned(result.rates),
@@ -319,6 +334,12 @@ def _around(graph: Graph, constraint: Constraint, name: str) -> Constraint:
     low = None if constraint.low is None else np.asarray(constraint.low - values, np.float32)
     high = None if constraint.high is None else np.asarray(constraint.high - values, np.float32)
     return Constraint(constraint.mask, low, high)
+
+
+def piece_of(batch: int, threads: int) -> int:
+    """Rows that the training graph takes, so that threads share a batch evenly; all losses are means over samples."""
+    shares = (count for count in range(max(1, threads), 1, -1) if batch % count == 0 and batch // count >= LEAST_PIECE)
+    return batch // next(shares, 1)
 
 
 def _exactly(name: str) -> str:

@@ -65,6 +65,7 @@ class Run:
     held_out: list[tuple[int, float]] = field(default_factory=list)
     best: Best = field(default_factory=Best)
     seconds: list[float] = field(default_factory=list)
+    resumed_from: int = 0
 
     def train(self) -> str:
         """Run; returns how it ended: `done`, `early` or `interrupted`."""
@@ -128,7 +129,7 @@ class Run:
         """The mean loss of the held-out batches."""
         if not len(self.held_out_rows):
             return
-        loss = float(np.mean([self.made.evaluate(self.arrays, rows) for rows in self.held_out_rows]))
+        loss = self.made.evaluate(self.arrays, self.held_out_rows.reshape(-1))
         if not math.isfinite(loss):
             raise RefusedError(
                 "diverged",
@@ -192,6 +193,7 @@ class Run:
         self.best = Best(facts["best_step"], best_loss, arrays.get("best.values"))
         if self.best.values is not None:
             self.best.statistics = {name: arrays[f"best.statistics.{i}"] for i, name in enumerate(names)}
+        self.resumed_from = self.step
         self.channel.send("resumed", step=self.step)
         return True
 
@@ -201,5 +203,6 @@ def facts_of(run: Run, ended: str) -> dict[str, Any]:
     return {
         "ended": ended,
         "best_step": run.best_step,
+        "resumed_from": run.resumed_from,
         "step_seconds": float(np.median(run.seconds)) if run.seconds else 0.0,
     }
