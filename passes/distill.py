@@ -42,11 +42,12 @@ class Distill(Pass):
     epochs: float | None = option(None, "times every training sample is seen; 1 where steps is not given", above=0.0)
     steps: int | None = option(None, "batches to train on, in place of epochs", minimum=1)
     batch: int = option(64, "samples a step; fixed by the model where its inputs are", minimum=1)
-    lr: float = option(1e-3, "learning rate after warm-up", above=0.0)
+    lr: float = option(5e-3, "learning rate after warm-up", above=0.0)
+    scaled: bool = option(True, "lr is a share of each tensor's own RMS, with adamw; false: the same step for all")
     optimizer: Literal["adamw", "sgd"] = option("adamw", "AdamW, or SGD with momentum")
     momentum: float = option(0.9, "of sgd", minimum=0.0, below=1.0)
     weight_decay: float = option(0.0, "decoupled L2, as a share of lr; biases and scales are spared", minimum=0.0)
-    warmup: float = option(0.05, "share of the steps in which the learning rate rises", minimum=0.0, maximum=1.0)
+    warmup: float = option(0.1, "share of the steps in which the learning rate rises", minimum=0.0, maximum=1.0)
     schedule: Literal["cosine", "linear", "constant"] = option("cosine", "how the learning rate falls afterwards")
     clip_norm: float = option(0.0, "largest norm of the whole gradient; 0: any", minimum=0.0)
     looks: int = option(10, "how often the held-out loss is looked at", minimum=1)
@@ -109,8 +110,14 @@ class Distill(Pass):
         return self.needs | ({Need.LABELS} if self.teacher == "none" else set())
 
     def provide(self, progress: Progress) -> None:
-        """The environment in which the worker trains."""
-        environment.provide()
+        """The environment in which the worker trains, made where it does not stand yet.
+
+        Raises:
+            EnvironmentLacksError: no fitting interpreter, or the packages cannot be had.
+        """
+        missing = environment.find() is None
+        for _ in progress.track(range(missing), missing, "setting up the training runtime, about 200 MB"):
+            environment.provide()
 
     @property
     def aim(self) -> Aim:

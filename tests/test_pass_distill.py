@@ -115,7 +115,7 @@ def trained(item: Distill, graph: Graph, given: PassContext) -> Outcome:
 def test_a_student_learns_from_its_teacher_without_labels(runtime, softmax: bool) -> None:
     teacher, student = classifier(softmax=softmax), classifier(16, softmax=softmax, exact=False)
     before = accuracy(student)
-    outcome = trained(Distill(epochs=12, lr=0.01), student, context(teacher, labelled=False))
+    outcome = trained(Distill(epochs=12, lr=0.02), student, context(teacher, labelled=False))
     assert before < 0.6
     assert accuracy(student) > 0.8
     (record,) = outcome.trainings
@@ -128,7 +128,7 @@ def test_a_student_learns_from_its_teacher_without_labels(runtime, softmax: bool
 
 def test_labels_alone_teach_where_there_is_no_teacher(runtime) -> None:
     student = classifier(16, exact=False)
-    outcome = trained(Distill(steps=120, lr=0.01, teacher="none"), student, context())
+    outcome = trained(Distill(steps=120, lr=0.02, teacher="none"), student, context())
     assert accuracy(student) > 0.75
     assert outcome.trainings[0].teacher == ""
     with pytest.raises(DataError, match="labels"):
@@ -185,7 +185,7 @@ def test_differences_from_the_start_shrink_under_decay(runtime) -> None:
     for decay in (0.0, 20.0):
         student = classifier(16, exact=False)
         before = {c.name: c.values for c in student.constants() if len(c.shape) == 2}
-        item = Distill(steps=60, lr=0.01, anchor=True, weight_decay=decay)
+        item = Distill(steps=60, lr=0.02, anchor=True, weight_decay=decay)
         trained(item, student, context(classifier()))
         moves.append(
             sum(float(np.abs(c.values - before[c.name]).sum()) for c in student.constants() if c.name in before)
@@ -199,7 +199,7 @@ def test_differences_from_the_start_shrink_under_decay(runtime) -> None:
 @pytest.mark.parametrize(("bits", "activation_bits"), [(8, 8), (4, 8), (2, 0), (1, 8)])
 def test_few_bits_are_trained_and_written(runtime, bits: int, activation_bits: int) -> None:
     student = classifier()
-    item = Distill(epochs=10, lr=0.01, bits=bits, activation_bits=activation_bits)
+    item = Distill(epochs=10, lr=0.02, bits=bits, activation_bits=activation_bits)
     outcome = trained(item, student, context(classifier()))
     assert outcome.metrics["written_agreement"] >= 0.99
     assert accuracy(student) > 0.9
@@ -209,7 +209,7 @@ def test_few_bits_are_trained_and_written(runtime, bits: int, activation_bits: i
 
 def test_gradual_pruning_ends_at_the_asked_share(runtime) -> None:
     student = classifier()
-    outcome = trained(Distill(epochs=6, lr=0.01, sparsity=0.75, rounds=3), student, context(classifier()))
+    outcome = trained(Distill(epochs=6, lr=0.02, sparsity=0.75, rounds=3), student, context(classifier()))
     weights = [c for c in student.constants() if len(c.shape) == 2]
     share = 1 - sum(np.count_nonzero(c.values) for c in weights) / sum(c.size for c in weights)
     assert share == pytest.approx(0.75, abs=0.01)
@@ -228,7 +228,7 @@ def test_rounds_follow_the_cube() -> None:
 
 def test_group_lasso_empties_units_that_drop_zero_channels_cuts(runtime) -> None:
     student = classifier()
-    trained(Distill(epochs=8, lr=0.01, group_lasso=0.3), student, context(classifier(), labelled=False))
+    trained(Distill(epochs=8, lr=0.02, group_lasso=0.3), student, context(classifier(), labelled=False))
     result = PassManager(Pipeline.parse("drop-zero-channels")).run(student)
     left = next(c.shape[0] for c in result.graph.constants() if len(c.shape) == 2 and c.shape[1] == WIDTH)
     assert 2 <= left < 24

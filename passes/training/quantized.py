@@ -186,6 +186,8 @@ def plan(graph: Graph, precision: Precision, wanted: Callable[[Node], bool], con
             where="; ".join(sorted(set(result.refused.values()))) or "the model has no convolution or matrix product",
             do="leave bits and activation_bits out",
         )
+    if "BatchNormalization" in graph.operators():
+        result.notes.append("BatchNormalization stays float between integers: fuse-batchnorm before folds it")
     edges = {next(iter(uses)), list(uses)[-1]}
     for node, weight in uses.items():
         constant = node.constant(weight.port)

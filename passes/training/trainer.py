@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from onnxcomp.passes.distill import Distill
 
 LEAST_PIECE = 16  # rows; below, what a run costs besides its rows weighs more than idle threads
+SCALE_UNIT = 0.2  # learned scales move more slowly than weights
+SMALLEST_UNIT = 0.01  # for biases that are all zero
 POINTS = 240  # of a curve in the report
 COMPARED = 512  # rows on which the written graph must decide as the trained one
 AGREE = 0.999  # share of them below which it is said
@@ -81,7 +83,11 @@ class Trainer:
             trainable=tuple(trainable),
             loss=loss,
             statistics=prepared.statistics,
-            optimizer=replace(self._optimizer(steps), undecayed=frozenset({*scales, *(flat & set(trainable))})),
+            optimizer=replace(
+                self._optimizer(steps),
+                lr_scale=self._units(prepared, scales, deltas),
+                undecayed=frozenset({*scales, *(flat & set(trainable))}),
+            ),
             constraints=constraints,
             sparsity=self._sparsity({n: deltas.get(n, n) for n in prepared.trainable if n not in scales}),
             evaluate_every=max(1, steps // self.options.looks),
@@ -229,6 +235,25 @@ class Trainer:
             warmup_steps=round(options.warmup * steps),
             schedule=options.schedule,
         )
+
+    def _units(self, prepared: Prepared, scales: Collection[str], deltas: Mapping[str, str]) -> dict[str, float]:
+        """What the learning rate of each parameter is a share of: the RMS of its weights that are not zero.
+
+        AdamW moves every weight by about the learning rate, whatever its size. One rate for all is a tenth of a percent
+        of the survivors of pruning, and so much for weights into which BatchNormalization was folded that the model
+        breaks in the first step (compare Adafactor's relative steps, Shazeer and Stern 2018). Learned scales are
+        relative already.
+        """
+        if not self.options.scaled or self.options.optimizer != "adamw":
+            return {}
+        constants = {c.name: np.asarray(c.values) for c in prepared.graph.constants()}
+        found = dict.fromkeys(scales, SCALE_UNIT)
+        for name in prepared.trainable:
+            if name not in scales:
+                alive = constants[name][constants[name] != 0]
+                rms = float(np.sqrt(np.mean(np.square(alive, dtype=np.float64)))) if alive.size else 0.0
+                found[deltas.get(name, name)] = max(rms, SMALLEST_UNIT)
+        return found
 
     def _constraints(self, prepared: Prepared, scales: dict[str, Constraint]) -> dict[str, Constraint]:
         constants = {c.name: c for c in prepared.graph.constants()}
