@@ -151,6 +151,80 @@ def test_what_cannot_be_trained_is_named(runtime: environment.Environment) -> No
     assert tanh.name in caught.value.where
 
 
+def convolutions(kind: str) -> TrainingTask:
+    """Conv, Relu, Conv and a mean square, with one thing in it whose gradient the training runtime gets wrong."""
+    rng = np.random.default_rng(0)
+    graph = Graph()
+    graph.import_domain("", 17)
+    graph.model.ir_version = 8
+    x = Variable("x", F32, (8, 2, 7, 7))
+    graph.inputs = [x]
+    first = graph.add_constant("first", (rng.standard_normal((4, 2, 3, 3)) * 0.3).astype(np.float32))
+    odd = {"auto_pad": "SAME_UPPER", "strides": [2, 2]}
+    y = graph.add_node("Conv", [x, first], name="early", attrs=odd if kind == "auto_pad" else {}).outputs[0]
+    y = graph.add_node("Relu", [y], name="relu").outputs[0]
+    if kind == "split":
+        halves = graph.add_constant("halves", np.array([2, 2]))
+        y = graph.add_node("Split", [y, halves], name="split", attrs={"axis": 1}, outputs=2).outputs[1]
+    shape = (4, 2 if kind == "split" else 4, 3, 3)
+    second = graph.add_constant("second", (rng.standard_normal(shape) * 0.3).astype(np.float32))
+    y = graph.add_node("Conv", [y, second], name="late").outputs[0]
+    loss = Variable("loss", F32, ())
+    graph.add_node("ReduceMean", [graph.add_node("Mul", [y, y]).outputs[0]], attrs={"keepdims": 0}, outputs=[loss])
+    graph.outputs = [loss]
+    graph.sort()
+    feeding = Feeding(
+        {"x": rng.standard_normal((16, 2, 7, 7)).astype(np.float32)},
+        np.arange(16).reshape(2, 8),
+        np.zeros((0, 8), np.int64),
+    )
+    return TrainingTask(graph, feeding, ("first", "second"))
+
+
+@pytest.mark.parametrize(("kind", "blamed"), [("auto_pad", "Conv early"), ("split", "Split split")])
+def test_wrong_gradient_is_refused_before_training(runtime: environment.Environment, kind: str, blamed: str) -> None:
+    with pytest.raises(ModelError, match="gradient of 'first' is wrong") as caught:
+        engine.train(convolutions(kind), runtime=runtime)
+    assert blamed in caught.value.where
+    assert "ReduceMean" not in caught.value.where
+
+
+def test_right_gradient_passes(runtime: environment.Environment) -> None:
+    assert engine.check_gradients(convolutions("none"), runtime=runtime) < 0.003
+
+
+def test_parameter_without_a_gradient_is_named(runtime: environment.Environment) -> None:
+    graph = classifier()
+    tanh = next(node for node in graph.nodes if node.op == "Tanh")
+    bound = graph.add_constant("bound", np.float32(0.5))
+    clip = graph.add_node("Clip", [tanh.outputs[0], graph.add_constant("low", np.float32(-1)), bound]).outputs[0]
+    reader = next(node for node in tanh.outputs[0].consumers if node.op == "Gemm")
+    graph.replace_uses(tanh.outputs[0], clip, only=[reader])
+    graph.sort()
+    with pytest.raises(ModelError, match="reaches the parameter 'bound'"):
+        engine.train(replace(task(graph), trainable=("w1", "bound")), runtime=runtime)
+
+
+def test_statistics_follow_the_batches(runtime: environment.Environment) -> None:
+    graph = classifier()
+    tanh = next(node for node in graph.nodes if node.op == "Tanh")
+    kinds = {"gamma": np.ones, "beta": np.zeros, "mean": np.zeros, "var": np.ones}
+    extra = {name: graph.add_constant(name, make(HIDDEN, np.float32)) for name, make in kinds.items()}
+    reader = tanh.outputs[0].consumers[0]
+    normal = graph.add_node("BatchNormalization", [tanh.outputs[0], *extra.values()]).outputs[0]
+    graph.replace_uses(tanh.outputs[0], normal, only=[reader])
+    graph.sort()
+    asked = task(graph, steps=1, keep_best=False)
+    asked = replace(asked, trainable=("w1", "w2", "gamma"), statistics=("mean", "var"))
+    weights = {c.name: c.values for c in graph.constants()}
+    found = engine.train(asked, runtime=runtime)
+    h = np.tanh(asked.feeding.arrays["x"][asked.feeding.order[0]] @ weights["w1"] + weights["b1"])
+    assert np.allclose(found.parameters["mean"], 0.1 * h.mean(0), atol=1e-6)
+    assert np.allclose(found.parameters["var"], 0.9 + 0.1 * h.var(0), atol=1e-6)
+    assert found.gradient_error is not None
+    assert found.gradient_error < 0.01
+
+
 def test_unused_parameter_is_refused(runtime: environment.Environment) -> None:
     graph = classifier()
     graph.unused.append(graph.add_constant("idle", np.ones(3, np.float32)))

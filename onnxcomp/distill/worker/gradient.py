@@ -382,6 +382,13 @@ def _refused(error: Exception, what: str) -> RefusedError:
             where=f"node {found[1]} {found[2]}".strip(),
             do="freeze the parameters before it, or write it in operators that have gradients",
         )
+    if found := re.search(r"failed to find NodeArg by name: (.+)_grad", text):
+        return RefusedError(
+            "model",
+            f"no gradient of the loss reaches the parameter {found[1]!r}",
+            where="every way from it to the loss ends at an input without a gradient",
+            do="freeze it, or write the operator that reads it in others",
+        )
     if "allocat" in text and "emory" in text:
         return RefusedError("memory", f"memory ran out: {text[:200]}", do="train with a smaller batch")
     return RefusedError("model", f"{what}: {text[:400]}", do="freeze what cannot be trained, or replace the operator")

@@ -187,8 +187,7 @@ class Job:
         median, wrong = selfcheck.check(probe, self.arrays, self.order[0], self.job["seed"])
         self.channel.send("check", error=median, wrong=[name for name, _, _ in wrong])
         if wrong or median > selfcheck.TOLERANCE:
-            names = [name for name, _, _ in wrong]
-            raise selfcheck.refusal({n: gradient.readers(self.model, n) for n in names}, median, wrong)
+            raise selfcheck.refusal(self.model, self.job["trainable"], median, wrong)
         return median
 
     def _results(self, tensors: dict[str, Array], **histories: Any) -> None:

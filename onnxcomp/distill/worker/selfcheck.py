@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
+import onnx
 
 from .channel import Array, RefusedError
 from .gradient import Trainable
@@ -23,7 +24,8 @@ FAILED = 0.05  # of one parameter alone
 CHANGE = 2e-3  # of the loss, that a step aims at: far above float32's noise, far below curvature
 LONGEST = 0.05  # of a parameter's own length, that it may move
 SIZES = (1.0, 0.25, 4.0)  # of the aimed step, tried until one agrees
-NOISE = 3e-7  # of the loss: differences below say nothing
+LEAST = 1e-4  # of the loss: changes below count as this large, for float32 is noisy there
+NAMED = 6  # nodes that an error names
 JITTER = 3e-2  # off the optimum: a student that starts as its teacher has no slope, and noise would decide
 
 Wrong: TypeAlias = tuple[str, float, float]  # parameter, claimed change of the loss, measured change
@@ -83,8 +85,8 @@ class _Probe:
         best = (math.inf, 0.0, 0.0)
         for size in SIZES:
             claimed, measured = self._change(names, size)
-            scale = max(abs(claimed), abs(measured))
-            error = max(0.0, abs(claimed - measured) - NOISE * self._loss) / max(scale, CHANGE * self._loss / 100)
+            scale = max(abs(claimed), abs(measured), LEAST * self._loss)
+            error = abs(claimed - measured) / scale
             best = min(best, (error, claimed, measured))
             if error <= TOLERANCE / 2:
                 break
@@ -134,20 +136,43 @@ def _jitter(values: Flat, seed: int) -> None:
         np.add(view, JITTER * size * generator.standard_normal(view.shape), out=view, casting="same_kind")
 
 
-def refusal(made_by: dict[str, list[str]], median: float, wrong: list[Wrong]) -> RefusedError:
-    """What to tell where the check fails; `made_by` names the operators that read each parameter."""
-    if wrong:
-        name, claimed, measured = wrong[0]
-        others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        what = (
-            f"the gradient of {name!r}{others} is wrong: it claims a change of the loss by {claimed:.3g}, "
-            f"measured {measured:.3g}"
-        )
+def refusal(model: onnx.ModelProto, trainable: Sequence[str], median: float, wrong: list[Wrong]) -> RefusedError:
+    """What to tell where the check fails."""
+    if not wrong:
         return RefusedError(
-            "gradient", what, where=", ".join(made_by.get(name, [])[:3]), do="freeze it, or report its operator"
+            "gradient",
+            f"the gradient differs from the loss's slope by {median:.1%} (at most {TOLERANCE:.0%} is right)",
+            do="the loss may have kinks where the weights stand; report it where it has none",
         )
+    name, claimed, measured = wrong[0]
+    others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    blamed = {name for name, _, _ in wrong}
+    nodes = suspects(model, blamed, set(trainable) - blamed)
     return RefusedError(
         "gradient",
-        f"the gradient differs from the loss's slope by {median:.1%} (at most {TOLERANCE:.0%} is right)",
-        do="the loss may not be smooth enough here: train with gradients unchecked only if you know why",
+        f"the gradient of {name!r}{others} is wrong: it claims that the loss changes by {claimed:.3g}, "
+        f"and it changes by {measured:.3g}",
+        where=f"one of {', '.join(nodes[:NAMED])}{' ...' if len(nodes) > NAMED else ''}",
+        do="freeze what it names, or write that operator in others; the training runtime's gradient is at fault",
     )
+
+
+def suspects(model: onnx.ModelProto, wrong: set[str], right: set[str]) -> list[str]:
+    """Nodes that may have the wrong gradient: those behind wrong parameters that are not behind right ones as well.
+
+    Where the gradient of a later weight is right, so is all from there to the loss; only the node where the two ways
+    meet may still pass a wrong one back.
+    """
+
+    def behind(names: set[str]) -> dict[int, None]:
+        reached, found = set(names), dict[int, None]()
+        for index, node in enumerate(model.graph.node):
+            if reached.intersection(node.input):
+                reached.update(node.output)
+                found[index] = None
+        return found
+
+    cleared = behind(right)
+    meeting = next((index for index in behind(wrong) if index in cleared), None)
+    chosen = [index for index in behind(wrong) if index not in cleared or index == meeting]
+    return [f"{model.graph.node[i].op_type} {model.graph.node[i].name}".strip() for i in chosen]
