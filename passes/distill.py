@@ -62,8 +62,8 @@ class Distill(Pass):
     alpha: float = option(
         0.9, "share of soft targets in the loss; labels, where given, have the rest", minimum=0.0, maximum=1.0
     )
-    features: tuple[str, ...] = option((), "tensors to match too, by name, or student=teacher")
-    feature_weight: float = option(1.0, "of each of the features in the loss", above=0.0)
+    features: tuple[str, ...] = option((), "tensors to match too: name, student=teacher, or a glob")
+    feature_weight: float = option(1.0, "of all features together in the loss", above=0.0)
     augment: tuple[Way, ...] = option((), "views of pictures, teacher and student the same: flip, crop, or both")
     padding: int = option(4, "pixels that crop may shift", minimum=1)
 

@@ -26,7 +26,7 @@ from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.passes.distill import Distill
 from onnxcomp.passes.training import gradual, material
 from onnxcomp.passes.training.keeping import kept
-from onnxcomp.passes.training.objective import Aim, Pair, class_axis, terms
+from onnxcomp.passes.training.objective import Aim, Pair, class_axis, pairs, terms
 from onnxcomp.runtime.progress import SILENT
 from onnxcomp.students import new_head
 
@@ -300,8 +300,7 @@ AUTO = Aim("auto", 4.0, 0.9, (), 1.0)
 
 def chosen(answer: np.ndarray, labels: np.ndarray | None = None, outputs: int = 1) -> list[str]:
     shape = (8, *answer.shape[1:])
-    pairs = [Pair("y", "t", True)] * outputs
-    found, _ = terms(pairs, AUTO, {"y": shape}, {"t": answer}, labels)
+    found, _ = terms([Pair("y", "t", True)] * outputs, AUTO, {"y": shape}, {"t": answer}, labels)
     return [term.kind for term in found]
 
 
@@ -320,6 +319,24 @@ def test_the_loss_follows_from_the_outputs() -> None:
     assert class_axis((4, 5, 7, 7), np.zeros((9, 7, 7), int)) == 1
     with pytest.raises(DataError, match="a label is 10"):
         chosen(logits, labels + 1)
+
+
+def test_features_are_matched_where_they_fit() -> None:
+    teacher, student = classifier(24), classifier(16)
+    aim = Aim("auto", 4.0, 1.0, ("*Relu*", "*Gemm*"), 2.0)
+    found = pairs(student, teacher, aim)
+    assert [p.student for p in found if not p.output] == ["n2_Relu.0", "n1_Gemm.0"]
+    shapes = {p.student: (8, CLASSES if p.output else 16) for p in found}
+    rng = np.random.default_rng(0)
+    answers = {p.teacher: rng.normal(size=(50, CLASSES if p.output else 24)).astype(np.float32) * 5 for p in found}
+    chosen_terms, notes = terms(found, aim, shapes, answers, None)
+    assert [t.kind for t in chosen_terms] == ["kl"] and len([n for n in notes if "not matched" in n]) == 2
+    same = terms(found, aim, shapes, {n: a[:, : shapes[n][1]] for n, a in answers.items()}, None)[0]
+    assert [(t.kind, t.weight) for t in same] == [("kl", 1.0), ("mse", 1.0), ("mse", 1.0)]
+    with pytest.raises(UsageError, match="no tensor"):
+        pairs(student, teacher, Aim("auto", 4.0, 1.0, ("nothing*",), 1.0))
+    with pytest.raises(UsageError, match="the teacher computes no"):
+        pairs(student, teacher, Aim("auto", 4.0, 1.0, ("n2_Relu.0=other",), 1.0))
 
 
 def test_what_was_clipped_is_seen_and_what_was_not_is_not() -> None:

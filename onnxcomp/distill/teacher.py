@@ -14,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from onnxcomp.runtime.progress import Progress
 from onnxcomp.runtime.taps import tapped
 
 CACHE_BYTES = 4 << 30  # the teachers' answers in the user's cache; the oldest go
+USED_DISK = 0.8  # of what is free, at most
 ROWS_A_RUN = 64
 MANIFEST = "names.txt"
 
@@ -208,6 +210,7 @@ def _compute(teacher: Graph, names: list[str], rows: Rows, place: Path, threads:
                     )
                 if name not in found:
                     shape = (len(rows), *array.shape[1:])
+                    _check_room(staging, prod(shape) * 4, name)
                     found[name] = open_memmap(staging / f"{index}.npy", mode="w+", dtype=np.float32, shape=shape)
                 found[name][at : at + count] = array[:count]
             at += count
@@ -222,6 +225,16 @@ def _compute(teacher: Graph, names: list[str], rows: Rows, place: Path, threads:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_room(folder: Path, wanted: int, name: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if wanted > free * USED_DISK:
+        raise OutputError(
+            f"the teacher's {name} takes {wanted / 1e9:.1f} GB for all samples, and {free / 1e9:.1f} GB are free",
+            where=f"folder {folder.parent}",
+            do="match smaller tensors, train on fewer samples or views, or let XDG_CACHE_HOME name another disk",
+        )
 
 
 def _filled(part: dict[str, Array], rows: Rows, size: int) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +12,7 @@ import numpy as np
 from onnxcomp.distill.losses import Kind, Term, fits, logits_of
 from onnxcomp.distill.teacher import mean_square
 from onnxcomp.errors import DataError, ModelError, UsageError
-from onnxcomp.graph.ir import Array, Graph, Tensor
+from onnxcomp.graph.ir import Array, Graph
 
 TAUGHT = "teacher."  # names under which the teacher's tensors are fed
 LOOKED_AT = 512  # rows of answers that a choice looks at
@@ -26,8 +27,8 @@ class Aim:
     Attributes:
         loss: a kind for every output, or `auto`.
         alpha: share of the teacher in the loss of a classifier; labels have the rest.
-        features: names of tensors to match, `student` or `student=teacher`.
-        feature_weight: of each of them.
+        features: tensors to match: `name`, `student=teacher`, or a glob on names of tensors that both compute.
+        feature_weight: of all of them together.
     """
 
     loss: Literal["auto", "kl", "mse", "cosine"]
@@ -39,11 +40,17 @@ class Aim:
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of the student and the teacher's that it should be like. `output`: it is one, and not a feature."""
+    """A tensor of the student and the teacher's that it should be like.
+
+    Attributes:
+        output: it is one, and not a feature.
+        required: an error where the two do not fit; else left out, and said.
+    """
 
     student: str
     teacher: str
     output: bool
+    required: bool = True
 
     @property
     def fed(self) -> str:
@@ -76,7 +83,8 @@ def pairs(student: Graph, teacher: Graph, aim: Aim) -> list[Pair]:
         found.append(Pair(ours.name, theirs.name, True))
     if not found:
         raise ModelError("no output holds floating-point numbers", where="the outputs", do="nothing can be distilled")
-    return found + [_feature(entry, student, teacher) for entry in aim.features]
+    named = [pair for entry in aim.features for pair in _features(entry, student, teacher)]
+    return found + list(dict.fromkeys(named))
 
 
 def terms(
@@ -99,14 +107,18 @@ def terms(
     """
     result: list[Term] = []
     notes: list[str] = []
+    inside = len([pair for pair in found if not pair.output])
     for pair in found:
         ours, answer = shapes[pair.student], answers[pair.teacher]
         theirs = (ours[0], *answer.shape[1:])
         axis = class_axis(ours, labels)
+        if not pair.required and not (ours == theirs or fits("attention", ours, theirs)):
+            notes.append(f"{pair.student} is not matched: {list(ours)} against the teacher's {list(theirs)}")
+            continue
         kind = _kind(pair, aim, ours, theirs, answer, axis is not None, len([p for p in found if p.output]))
         if pair.output and aim.loss == "auto":
             notes.append(f"loss of {pair.student}: {_WORDS[kind]} (loss= says otherwise)")
-        weight = 1.0 if pair.output else aim.feature_weight
+        weight = 1.0 if pair.output else aim.feature_weight / inside
         energy = mean_square(answer) if kind == "mse" else 1.0
         if kind != "kl":
             result.append(Term(kind, pair.student, pair.fed, weight, energy=energy))
@@ -213,13 +225,24 @@ def _classifies(answer: Array) -> bool:
     return bool((1.0 / shifted.sum(axis=1)).mean() > max(SURE, 1.5 / answer.shape[1]))
 
 
-def _feature(entry: str, student: Graph, teacher: Graph) -> Pair:
-    ours, _, theirs = entry.partition("=")
-    theirs = theirs or ours
-    for name, graph, whose in ((ours, student, "student"), (theirs, teacher, "teacher")):
-        tensor: Tensor | None = graph.tensors().get(name)
-        if tensor is None or tensor.producer is None:
+def _features(entry: str, student: Graph, teacher: Graph) -> list[Pair]:
+    """The tensors that one entry names: two names, or a glob on tensors that both models compute."""
+    ours, mine, theirs = entry.partition("=")
+    computed = [{name for name, t in graph.tensors().items() if t.producer is not None} for graph in (student, teacher)]
+    if any(mark in entry for mark in "*?["):
+        outputs = {t.name for t in student.outputs}
+        order = [t.name for node in student.nodes for t in node.outputs if t.name in computed[0] & computed[1]]
+        names = [name for name in order if fnmatch.fnmatchcase(name, entry) and name not in outputs]
+        if not names:
+            raise UsageError(
+                f"no tensor that both models compute matches {entry!r}",
+                where=f"features {entry!r}",
+                do="see onnxcomp inspect MODEL",
+            )
+        return [Pair(name, name, False, required=False) for name in names]
+    for name, known, whose in ((ours, computed[0], "student"), (theirs if mine else ours, computed[1], "teacher")):
+        if name not in known:
             raise UsageError(
                 f"the {whose} computes no tensor {name!r}", where=f"features {entry!r}", do="see onnxcomp inspect MODEL"
             )
-    return Pair(ours, theirs, False)
+    return [Pair(ours, theirs if mine else ours, False)]
