@@ -41,15 +41,16 @@ def run(case: Path) -> dict[str, object]:
 
     asked = json.loads(case.with_suffix(".json").read_text())
     made = load(case, smooth=False)
-    loss = made.evaluate()
+    rows = np.arange(made.batch)
+    loss = made.evaluate({}, rows)
     rounds = gradient.rounds(gradient.read(str(case)))
-    median, wrong = selfcheck.check(load(case, smooth=True) if rounds else made, 0)
+    median, wrong = selfcheck.check(load(case, smooth=True) if rounds else made, {}, rows, 0)
     losses = []
     for _ in range(asked["steps"]):
-        losses.append(made.gradient())
+        losses.append(made.gradient({}, rows))
         size = float(np.linalg.norm(made.grads.vector))
         made.values.vector -= np.float32(asked["lr"] / max(size, 1e-3)) * made.grads.vector
-    losses.append(made.gradient())
+    losses.append(made.gradient({}, rows))
     return {"loss": loss, "median": median, "wrong": wrong, "losses": losses}
 
 

@@ -117,7 +117,8 @@ class Part:
 
     def _run(self, run: Callable[[], None], arrays: Mapping[str, Array], rows: Array) -> float:
         for name, place in self.feeds.items():
-            np.take(arrays[name], rows, axis=0, out=place)
+            if name in arrays:
+                np.take(arrays[name], rows, axis=0, out=place)
         run()
         return float(self.loss)
 
@@ -131,7 +132,8 @@ class Trainable:
     Attributes:
         values, grads: the trainable parameters and their gradients.
         statistics: running means and variances; a call of `gradient` updates them in place.
-        feeds: memory of the inputs, by name, with their shapes and types.
+        feeds: memory of the inputs, by name, with their shapes and types; an input that the arrays of a call do not
+            name keeps what stands there.
         batch: rows that the graph takes at once.
     """
 
