@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable, elem_type
 from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.types import Shapes
 from onnxcomp.runtime.session import open_graph
@@ -139,10 +139,15 @@ def _cut(group: list[Segment], after: Graph, shapes: Shapes) -> tuple[Graph, dic
         if segment.entry in forced or isinstance(tensor, Constant):
             continue
         entry = Variable(segment.entry, shapes.dtype(tensor), shapes.shape(tensor))
-        graph.replace_uses(tensor, entry)
+        if tensor.dtype == np.float16 != entry.dtype:
+            cast = graph.add_node("Cast", [entry], attrs={"to": elem_type(tensor.dtype)})
+            graph.replace_uses(tensor, cast.outputs[0])
+        else:
+            graph.replace_uses(tensor, entry)
         tensor.name = graph.unique_name(f"{segment.entry}_computed")
         forced[segment.entry] = entry
     graph.inputs = list(forced.values())
     graph.outputs = list(dict.fromkeys(tensors[segment.exit] for segment in group))
+    graph.sort()
     drop_unneeded(graph)
     return graph, {segment.exit: tensors[segment.exit].name for segment in group}

@@ -1,0 +1,78 @@
+"""Which inputs and outputs of a node share one type, and which types may that be? From the operator's ONNX schema.
+
+A port whose schema names a fixed type (the scales of Resize are float32, whatever the picture is) has that type alone;
+the others share type variables, which the node binds. So what a node looks like in another precision follows from the
+standard, and needs no list of operators.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from onnxcomp.graph.ir import ONNX_DOMAIN, Node, Tensor
+
+FLOAT, HALF = "tensor(float)", "tensor(float16)"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a node.
+
+    Attributes:
+        output: whether it is an output.
+        index: its place.
+        variable: name of its type variable; empty where the schema fixes the type.
+        allowed: the types it may have.
+    """
+
+    output: bool
+    index: int
+    variable: str
+    allowed: frozenset[str]
+
+    def tensor(self, node: Node) -> Tensor | None:
+        """What stands there; None where it is omitted."""
+        return node.output(self.index) if self.output else node.input(self.index)
+
+
+def ports(node: Node, opset: int) -> list[Port] | None:
+    """Every port of a node that is in use; None for an operator that the ONNX standard does not describe."""
+    if node.domain not in (None, ONNX_DOMAIN, "ai.onnx"):
+        return None
+    schema = _schema(node.op, opset)
+    if schema is None:
+        return None
+    sides = ((schema.inputs, len(node.inputs), False), (schema.outputs, len(node.outputs), True))
+    return [port for formals, count, output in sides for port in _side(schema, formals, count, output)]
+
+
+def made_from_attributes(found: list[Port]) -> set[str]:
+    """Type variables of outputs that no input binds: an attribute says which type they have, or nothing does."""
+    bound = {port.variable for port in found if not port.output}
+    return {port.variable for port in found if port.output and port.variable and port.variable not in bound}
+
+
+def _side(
+    schema: onnx.defs.OpSchema, formals: Sequence[onnx.defs.OpSchema.FormalParameter], count: int, output: bool
+) -> Iterator[Port]:
+    variadic = onnx.defs.OpSchema.FormalParameterOption.Variadic
+    for index in range(count):
+        if not formals:
+            return
+        formal = formals[min(index, len(formals) - 1)]
+        several = formal.option == variadic and not formal.is_homogeneous  # each of them has a type of its own
+        known = {constraint.type_param_str for constraint in schema.type_constraints}
+        name = formal.type_str if formal.type_str in known else ""
+        yield Port(output, index, f"{name}{index}" if name and several else name, frozenset(formal.types))
+
+
+@functools.cache
+def _schema(op: str, opset: int) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op, opset, ONNX_DOMAIN)
+    except onnx.defs.SchemaError:
+        return None
