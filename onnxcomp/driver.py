@@ -466,7 +466,9 @@ def _search(job: Job, graph: Graph, context: PassContext, measurer: Measurer, re
     and once one held, those that compute in float are not tried.
     """
     best: tuple[float, Chosen] | None = None
-    for recipe in recipes.candidates(graph, has_data=context.calibration is not None, objective=job.objective):
+    for recipe in recipes.candidates(
+        graph, has_data=context.calibration is not None, objective=job.objective, target=job.target
+    ):
         if best is not None and job.objective == "latency" and not recipe.integer:
             break
         try:

@@ -17,9 +17,12 @@ from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import PassContext
 from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats, TeacherRecord
 from onnxcomp.runtime import tensorrt
+from onnxcomp.runtime.acceleration import Acceleration
 from onnxcomp.runtime.costs import MeasuredCosts
-from onnxcomp.runtime.latency import compare
+from onnxcomp.runtime.latency import Entry, compare
+from onnxcomp.runtime.providers import full_name, usability
 from onnxcomp.runtime.session import Feeds
+from onnxcomp.targets.table import find
 from onnxcomp.verify.acceptance import ask_tensorrt
 from onnxcomp.verify.budget import Budget
 from onnxcomp.verify.judge import judge
@@ -140,8 +143,10 @@ class Measurer:
         """Everything the report says of the result, measured on a file with the bytes that will be written."""
         path, files = self._written(graph, name)
         found = self._measure(graph, path, files, self.samples, self.metric, self._benchmark)
-        if self.context.target == "tensorrt":
-            found = replace(found, notes=(*found.notes, *self._compiled(path)))
+        notes = [target.why_not] if (target := find(self.context.target)).why_not else []
+        if target.name == "tensorrt":
+            notes += self._compiled(path)
+        found = replace(found, notes=(*found.notes, *notes))
         if not self.verify:
             return found
         try:
@@ -187,13 +192,22 @@ class Measurer:
                 progress=context.progress,
             )
             notes += _meaningless(fidelity)
-        if self.bench and context.target == "cpu":
-            benchmark = timed(graph, path, next(iter(samples.batches(1))))
+        if self.bench and (missing := self._missing()):
+            notes.append(missing)
         elif self.bench:
-            notes.append(f"latency was not measured: the result is for {context.target}; onnxcomp bench does it there")
+            benchmark = timed(graph, path, next(iter(samples.batches(1))))
         size = sum(file.stat().st_size for file in files)
         stats = cost.stats(graph, context.operators, file_bytes=size, sample=context.sample_shapes)
         return Measurements(stats, sha256_of(*files), fidelity, accuracy, benchmark, notes=tuple(notes))
+
+    def _missing(self) -> str:
+        """Why latency cannot be measured on the target here; empty where it can."""
+        target = self.context.target
+        probe = usability(full_name(target))
+        if probe.usable:
+            return ""
+        there = f"onnxcomp bench --provider {target} measures it where it does"
+        return f"latency was not measured: {target} does not run here ({probe.reason}); {there}"
 
     def _benchmark(self, graph: Graph, path: Path, feed: Feeds) -> Benchmark:
         del graph
@@ -209,7 +223,11 @@ class Measurer:
 
     def _compared(self, path: Path, feed: Feeds, seconds: float) -> Benchmark:
         progress = self.context.progress
-        return compare(self.source, path, feed, seconds=seconds, seed=self.seed, progress=progress)
+        target = self.context.target
+        # what int8 has to beat on TensorRT is half precision
+        half = Acceleration(fp16=target == "tensorrt")
+        pair = (Entry(self.source, half), Entry(path, half))
+        return compare(*pair, feed, provider=target, seconds=seconds, seed=self.seed, progress=progress)
 
     def _written(self, graph: Graph, name: str) -> tuple[Path, list[Path]]:
         path = self.folder / name

@@ -56,6 +56,13 @@ RECIPES = {
             integer=True,
         ),
         Recipe(
+            "half",
+            f"{CLEAN},convert-float16",
+            False,
+            "half precision where the numbers fit, the interface in float32",
+            aim=("convert-float16",),
+        ),
+        Recipe(
             "weights8",
             f"{CLEAN},quantize-weights{{bits=8}}",
             False,
@@ -85,16 +92,24 @@ def find(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def candidates(graph: Graph, *, has_data: bool, objective: str) -> list[Recipe]:
+def candidates(graph: Graph, *, has_data: bool, objective: str, target: str = "cpu") -> list[Recipe]:
     """Recipes worth trying on a model, the most promising first; the driver measures and takes what holds.
 
     Attention moves the ranges of activations from sample to sample, so that one static scale a tensor loses much;
     there quantization at run time goes first. Elsewhere static scales are faster. The rest are fallbacks.
+
+    A GPU gets what it runs fast: half precision on CUDA, whose convolutions know no integers; int8 behind Q and DQ on
+    TensorRT, which takes neither quantization at run time nor weights with zero points.
     """
-    order = ["dynamic", "int8"] if has_attention(graph) else ["int8", "dynamic"]
-    if objective == "size":
-        order = ["weights4", *order]
-    names = [*order, "weights8", "clean"]
+    if target == "cuda":
+        names = ["weights4", "weights8", "half", "clean"] if objective == "size" else ["half", "clean"]
+    elif target == "tensorrt":
+        names = ["int8", "clean"]
+    else:
+        order = ["dynamic", "int8"] if has_attention(graph) else ["int8", "dynamic"]
+        if objective == "size":
+            order = ["weights4", *order]
+        names = [*order, "weights8", "clean"]
     return [RECIPES[name] for name in names if has_data or not RECIPES[name].needs_data]
 
 

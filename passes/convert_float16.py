@@ -26,6 +26,10 @@ LEAST = 2.0**-12  # a tensor that stays below it has fewer than 12 bits left bet
 WEIGHT_LOSS = 2.0**-10  # rounding alone costs about 2^-12 of a weight's norm; more means that small values vanish
 PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Attention", "Conv", "ConvTranspose"})  # of activations, too
 UNSEEN = "no calibration data: nothing is known of activations beyond 65504"
+HOST = (
+    "ONNX Runtime's CPU provider computes chains of half-precision nodes in float32: a GPU, which rounds after each "
+    "node, differs a little more than figures taken here"
+)
 QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 HALF_SCALES_OPSET = 19  # before it, scales of Q and DQ are float32, and so is what DQ gives
 
@@ -105,6 +109,7 @@ class _Converter:
         given = shape_tools.one_sample(self.graph, self.context.sample_shapes)
         self.shapes = shape_tools.infer(self.graph, given)
         plan = self._possible()
+        self._keep_counting(plan)
         self._fit_constants(plan)
         self._fit_activations(plan)
         self._drop_islands(plan)
@@ -132,8 +137,6 @@ class _Converter:
                 plan.why[node] = f"{node.op} has no half-precision form in opset {self.graph.opset}"
             elif not self.wanted(node):
                 plan.why[node] = "not selected by include and exclude"
-            elif node.op == "Cast" and node.output() is not None and self._counts(node.outputs[0]):
-                plan.why[node] = "integers are made of it, and half precision has none beyond 2048"
             elif any(tensor in inner for tensor in node.outputs):
                 plan.why[node] = "a body gives what it computes"
             else:
@@ -153,6 +156,16 @@ class _Converter:
 
     def _single(self, tensor: Tensor) -> bool:
         return self.shapes.dtype(tensor) == SINGLE
+
+    def _keep_counting(self, plan: _Plan) -> None:
+        """Leave float32 what integers are made of, back to the product it comes from: positions must stay exact."""
+        waiting = [node for node in plan.half if node.op == "Cast" and self._counts(node.outputs[0])]
+        while waiting:
+            node = waiting.pop()
+            if node in plan.half:
+                plan.leave(node, "integers are made of it, and half precision has none beyond 2048")
+                makers = [t.producer for t in node.inputs if t.producer is not None]
+                waiting += [] if self._multiplies(node) else makers
 
     def _counts(self, tensor: Tensor) -> bool:
         dtype = self.shapes.dtype(tensor)
@@ -312,6 +325,7 @@ class _Converter:
         total = len(plan.half) + len(plan.why)
         self.outcome.summary = f"{len(plan.half)} of {total} float32 nodes in half precision"
         if plan.half:
+            self.outcome.notes.append(HOST)
             self.outcome.summary += f", {self.casts} casts added"
         kinds = Counter(_kind(why) for why in plan.why.values())
         if kinds:

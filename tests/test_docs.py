@@ -126,7 +126,7 @@ def test_flags_in_tables_and_text_exist() -> None:
     unknown = {
         f"{page.name}: {flag}"
         for page in PAGES
-        for flag in re.findall(r"`(--[a-z-]+(?:=\w+)?)", page.read_text(encoding="utf-8"))
+        for flag in re.findall(r"`(--[a-z0-9-]+(?:=\w+)?)", page.read_text(encoding="utf-8"))
         if flag not in known
     }
     assert not unknown, sorted(unknown)
@@ -139,7 +139,7 @@ def test_every_decision_is_listed() -> None:
 
 
 def test_readme_lists_every_pass_with_its_guarantee() -> None:
-    listed = re.findall(r"^\| `([a-z-]+)` \| .* \| (\w+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    listed = re.findall(r"^\| `([a-z0-9-]+)` \| .* \| (\w+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert listed == [(name, registry.find(name).guarantee.value) for name in registry.BUILTIN]
 
 
