@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxcomp.distill import settle
 from onnxcomp.distill.parameters import LEARNED, STATISTICS, is_float, roles
+from onnxcomp.distill.rebatch import is_fixed, rebatched
 from onnxcomp.distill.rewrites.normalization import frozen_batch_norm
 from onnxcomp.distill.rewrites.quantization import straighten
 from onnxcomp.distill.rewrites.table import STEPS, rule_of
@@ -47,7 +48,8 @@ class Prepared:
         graph: computes what the original computes (BatchNormalization by its stored statistics), inputs and outputs
             under their own names, every shape static, opset and IR version as the training runtime takes them.
             Planners add a loss to it, or to a clone.
-        shapes: static input shapes by name; `batch` is their first axis.
+        shapes: static input shapes by name.
+        batch: samples a step, their first axis; 1 where the model takes one sample only, whatever was asked for.
         trainable: initializers that can move, in file order.
         statistics: running means and variances that training updates in place.
         frozen: why each other float initializer stays, by name; single numbers aside.
@@ -108,6 +110,8 @@ def prepare(
     settle.lift_constants(work)
     notes += settle.single_precision(work)
     bind = settle.input_shapes(work, sample_shapes or {}, batch)
+    if is_fixed(work, batch):
+        work, bind = _for_batch(work, operators, bind, settle.input_shapes(work, sample_shapes or {}, 1), notes)
     shapes = settle.fix_shapes(work, bind)
     theirs = set(work.constants())
     notes += straighten(work, shapes)
@@ -136,6 +140,22 @@ def prepare(
         tuple(refused),
         tuple(notes),
     )
+
+
+def _for_batch(
+    graph: Graph,
+    operators: Operators,
+    wanted: dict[str, tuple[int, ...]],
+    one: dict[str, tuple[int, ...]],
+    notes: list[str],
+) -> tuple[Graph, dict[str, tuple[int, ...]]]:
+    """A model of one sample a call made to take a batch; where that cannot be, it trains on one sample a step."""
+    shapes = settle.fix_shapes(graph, one)
+    copy = rebatched(graph, operators, shapes, wanted)
+    if copy is not None:
+        return copy, wanted
+    notes.append("the model takes one sample a call, and mixes samples where it is given more: it trains on one a step")
+    return graph, one
 
 
 def _choose(

@@ -157,6 +157,8 @@ class Site:
         name = f"{self.node.name}_{kind.lower()}"
         node = self.graph.add_node(kind, inputs, name=name, attrs=attrs, outputs=outputs, domain=domain)
         self.made.append(node)
+        if domain:
+            self.graph.import_domain(domain)
         return node.outputs[0] if outputs == 1 else list(node.outputs)
 
     def as_tensor(self, operand: Operand) -> Tensor:
