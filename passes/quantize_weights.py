@@ -46,7 +46,10 @@ class QuantizeWeights(Pass):
 
     bits: Literal[8, 4, 2] = option(8, "bits an integer takes; a codebook has 2**bits levels unless clusters says else")
     block: int | None = option(
-        None, "elements along a row that share a scale; 0 leaves rows whole; default 0 for 8 bits, 32 below", minimum=0
+        None,
+        "elements along a row that share a scale, 0 for whole rows; by default 32 below 8 bits, and for 8 bits whole "
+        "rows but for products, which run faster in blocks",
+        minimum=0,
     )
     form: Literal["integer", "binary", "ternary", "codebook"] = option("integer", "what the codes stand for")
     scale: Literal["float", "pow2"] = option("float", "any scale, or powers of two only")
@@ -96,7 +99,8 @@ class QuantizeWeights(Pass):
             block = DEFAULT_BLOCK if self.form == "integer" and not explicit and self.bits < 8 else 0
         if self.form == "codebook":
             block = 0
-        return Recipe(self.form, levels, bits, block, clusters, self.scale == "pow2", not explicit)
+        free = self.block is None and self.form == "integer" and not explicit and self.bits == 8
+        return Recipe(self.form, levels, bits, block, clusters, self.scale == "pow2", not explicit, free)
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Rewrite every weight that pays, one after another; the float weights are never held together."""

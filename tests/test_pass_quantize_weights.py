@@ -116,7 +116,7 @@ def reference(rows: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.n
 def test_eight_bits_are_the_nearest_multiples_of_a_scale_for_each_output(kind: str) -> None:
     before, name = layer(kind)
     rows = rows_of(kind, numpy_helper.to_array(next(t for t in before.graph.initializer if t.name == name)))
-    after, record = quantized(before)
+    after, record = quantized(before, "block=0")
     assert record.changes == 1
     expected, _ = reference(rows, 8, 0)
     exact = kind in (*FOLDED, "Gather", "MatMul")
@@ -133,6 +133,19 @@ def test_products_read_few_bits_in_blocks(kind: str, bits: int, tmp_path: Path) 
     assert kernels(builders.save(after, tmp_path / "w.onnx"))["MatMulNBits"] == 1
     expected, _ = reference(rows, bits, block)
     np.testing.assert_allclose(effective(after, kind), expected, rtol=0, atol=0 if kind == "MatMul" else 1e-5)
+
+
+@pytest.mark.parametrize(("inner", "block"), [(96, 32), (784, 64), (768, 128), (300, 64)])
+def test_eight_bit_products_come_in_the_block_that_takes_least_space(inner: int, block: int, tmp_path: Path) -> None:
+    net = Net()
+    weight = net.weight(inner, 40)
+    before = onnx.shape_inference.infer_shapes(net.model(net.op("MatMul", net.input("N", inner), weight)))
+    after, _ = quantized(before, "accuracy_level=1")
+    (node,) = (n for n in after.graph.node if n.op_type == "MatMulNBits")
+    assert {a.name: a.i for a in node.attribute}["block_size"] == block
+    expected, _ = reference(net.weights[weight].T, 8, block)
+    found = builders.run(after, {"x0": np.eye(inner, dtype=np.float32)})[0].T
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("bits", [4, 2])

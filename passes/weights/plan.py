@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 from onnxcomp.graph.ir import Constant, Graph, Node
-from onnxcomp.graph.ops.facts import Operators
+from onnxcomp.graph.ops.facts import Operators, Weight
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import Outcome, WeightUse
@@ -19,6 +20,8 @@ from onnxcomp.passes.weights.layout import Layout
 LEAST_SAVED_BYTES = 256  # the nodes that decode a weight take about as much
 FAST_TWO_BIT_BLOCK = 64  # 2-bit MatMulNBits in smaller blocks is slower than float
 SMALL_TABLE_SHARE = 0.05  # of all weights: fewer bits would save next to nothing, and every sample reads such a table
+
+PRODUCT_BLOCKS, SCALE_BYTES = (128, 64, 32), 4
 
 Form = Literal["integer", "binary", "ternary", "codebook"]
 Store = Literal["matmul", "gather", "rows", "folded", "dequantize"]
@@ -33,6 +36,7 @@ class Recipe:
         bits: bits a code takes in the file.
         block: elements that share a scale; 0 for whole rows.
         clusters: levels of a codebook.
+        free_block: nobody asked for a block size or whole rows.
         full_range: the levels are all that the bits hold, and were not asked for one by one.
     """
 
@@ -43,6 +47,7 @@ class Recipe:
     clusters: int = 0
     power_of_two: bool = False
     full_range: bool = True
+    free_block: bool = False
 
     @property
     def zero(self) -> int:
@@ -179,6 +184,9 @@ class Planner:
         if table and recipe.form == "integer" and recipe.full_range and constant.size < small:
             recipe = replace(recipe, levels=Levels.signed(8), bits=8, block=0)
         weight = next((use.weight for use in uses if use.weight.role == "kernel"), uses[0].weight)
+        if recipe.free_block and not recipe.block and not table:
+            blocks = replace(recipe, block=_product_block(constant, weight, recipe.bits))
+            recipe = blocks if self.store(constant, uses, blocks) == "matmul" else recipe
         store = self.store(constant, uses, recipe)
         if store == "gather":
             layout = Layout.of(constant.shape, weight, _table_block(constant, recipe), exact=True)
@@ -214,6 +222,12 @@ class Planner:
         stored = layout.rows * layout.blocks * layout.block * recipe.bits // 8 + 4 * scales
         saved = plan.constant.nbytes - stored
         return "" if saved >= LEAST_SAVED_BYTES else f"too small: {max(saved, 0)} bytes would be saved"
+
+
+def _product_block(constant: Constant, weight: Weight, bits: int) -> int:
+    """The block that takes least space for a product's rows, the padding of the last one and a scale each counted."""
+    columns = prod(constant.shape[axis] for axis in weight.in_axes)
+    return min(PRODUCT_BLOCKS, key=lambda block: -(-columns // block) * (block * bits // 8 + SCALE_BYTES))
 
 
 def _table_block(constant: Constant, recipe: Recipe) -> int:
