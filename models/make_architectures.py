@@ -97,29 +97,50 @@ class Tagger(nn.Module):
 
 def bert() -> nn.Module:
     sizes = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 64}
-    return Logits(BertForSequenceClassification(BertConfig(
-        num_hidden_layers=2, num_attention_heads=4, num_labels=CLASSES, **sizes
-    )))
+    return Logits(
+        BertForSequenceClassification(
+            BertConfig(num_hidden_layers=2, num_attention_heads=4, num_labels=CLASSES, **sizes)
+        )
+    )
 
 
 def vit() -> nn.Module:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
-    return Logits(ViTForImageClassification(ViTConfig(
-        num_hidden_layers=2, num_attention_heads=4, num_labels=CLASSES, **sizes
-    )))
+    return Logits(
+        ViTForImageClassification(ViTConfig(num_hidden_layers=2, num_attention_heads=4, num_labels=CLASSES, **sizes))
+    )
 
 
 def swin() -> nn.Module:
-    return Logits(SwinForImageClassification(SwinConfig(
-        image_size=32, patch_size=2, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=CLASSES
-    )))
+    return Logits(
+        SwinForImageClassification(
+            SwinConfig(
+                image_size=32,
+                patch_size=2,
+                embed_dim=16,
+                depths=[2, 2],
+                num_heads=[2, 4],
+                window_size=4,
+                num_labels=CLASSES,
+            )
+        )
+    )
 
 
 def convnext() -> nn.Module:
-    return Logits(ConvNextForImageClassification(ConvNextConfig(
-        num_stages=3, hidden_sizes=[12, 24, 32], depths=[1, 1, 1], patch_size=2, num_labels=CLASSES, image_size=32,
-        layer_scale_init_value=0.1,
-    )))
+    return Logits(
+        ConvNextForImageClassification(
+            ConvNextConfig(
+                num_stages=3,
+                hidden_sizes=[12, 24, 32],
+                depths=[1, 1, 1],
+                patch_size=2,
+                num_labels=CLASSES,
+                image_size=32,
+                layer_scale_init_value=0.1,
+            )
+        )
+    )
 
 
 IMAGE = (torch.zeros(2, 3, 32, 32),)

@@ -122,5 +122,5 @@ def float_node(node: NodeProto, inputs: list[np.ndarray], opset: int) -> list[np
     imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: list[np.ndarray] = session.run(None, given)
+    found: list[np.ndarray] = session.run(None, {name: np.asarray(array) for name, array in given.items()})
     return found

@@ -17,8 +17,10 @@ from nets import Net
 from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnxcomp.errors import DataError, UsageError
+from onnxcomp.graph import cost
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.io import load, to_bytes
+from onnxcomp.graph.ops.facts import load_operators
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.results import PassRecord
@@ -308,6 +310,16 @@ def test_any_shape_comes_out_in_shape_and_close(
     assert found.shape == rows.shape
     step = {8: 1 / 254, 4: 1 / 7, 2: 1.0}[bits] if form == "integer" else 1.01
     assert (np.abs(found - rows) <= np.abs(rows).max() * step * 1.01 + 1e-6).all()
+
+
+def test_a_transformer_in_four_bits_has_the_work_it_had() -> None:
+    """Sizes are followed through operators that onnx does not know."""
+    graph, operators = decode(builders.transformer(width=64, hidden=128)), load_operators()
+    sample = dict.fromkeys(("input_ids", "attention_mask"), (1, 6))
+    before = cost.stats(graph, operators, file_bytes=0, sample=sample).macs
+    result = PassManager(Pipeline.parse("quantize-weights{bits=4,block=32}")).run(graph, PassContext())
+    assert sum(node.op == "MatMulNBits" for node in result.graph.nodes) == 6
+    assert cost.stats(result.graph, operators, file_bytes=0, sample=sample).macs == before > 0
 
 
 # -- errors made good --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from onnxcomp.graph.codec import encode_node
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, elem_type
+from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Array, Constant, Graph, Node, elem_type
 from onnxcomp.graph.types import Shapes, TensorType
 
 SMALL_ELEMENTS = 4096  # shape arithmetic stays far below; larger values are data
@@ -25,6 +25,8 @@ def propagate(graph: Graph, shapes: Shapes) -> dict[str, Array]:
     values: dict[str, Array] = {}
     opset = graph.opset
     for node in graph.nodes:
+        if node.domain == MICROSOFT_DOMAIN:
+            _infer_microsoft(node, shapes)
         if node.bodies or node.domain not in (None, "", "ai.onnx"):
             continue
         found = _value_of(node, shapes, values, opset)
@@ -101,6 +103,23 @@ def _known(tensor: Any, values: dict[str, Array]) -> Array | None:
     if isinstance(tensor, Constant):
         return tensor.values if tensor.size <= SMALL_ELEMENTS else None
     return values.get(tensor.name)
+
+
+def _infer_microsoft(node: Node, shapes: Shapes) -> None:
+    """Shapes of the operators that passes write, which onnx knows nothing of."""
+    shape = shapes.static(node.inputs[0])
+    if node.op == "MatMulNBits":
+        shape = None if shape is None else (*shape[:-1], int(node.attrs["N"]))
+    elif node.op == "GatherBlockQuantized":
+        indices, table = shapes.static(node.inputs[1]), node.constant(0)
+        if indices is None or table is None or int(node.attrs.get("gather_axis", 0)) != 0:
+            return
+        per_byte = 8 // int(node.attrs.get("bits", 4)) if table.dtype == np.uint8 else 1
+        shape = (*indices, table.shape[1] * per_byte)
+    elif node.op != "QuickGelu":
+        return
+    if shape is not None:
+        shapes.types[node.outputs[0].name] = TensorType(np.dtype(np.float32), shape)
 
 
 def _infer_node(node: Node, shapes: Shapes, values: dict[str, Array], opset: int) -> None:
