@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from onnxcomp.report.html_base import text
 from onnxcomp.report.html_charts import error_share, squarify
 from onnxcomp.report.html_lines import Series, lines, points
 from onnxcomp.report.record import read_json
-from onnxcomp.results import FileRef, ModelStats, Report
+from onnxcomp.results import FileRef, Footprint, ModelStats, Report
 
 ALLOWED = """
     a b body br caption circle code details div fieldset figcaption figure g h1 h2 h3 head header html input label
@@ -152,6 +153,19 @@ def test_a_bare_report_makes_a_page(tmp_path: Path) -> None:
     bare = Report({"name": "onnxcomp"}, {}, 0, FileRef("m.onnx", ""), stats, stats, verdict="unchanged", exit_code=13)
     page = harmless(html.document(bare))
     assert "unchanged" in page.texts
+    assert {link[1:] for link in page.values("href")} <= set(page.values("id"))
+
+
+def test_benchmarks_of_one_batch_on_two_providers_have_places_of_their_own() -> None:
+    found = report_samples.report(3)
+    (bench, *_) = found.benchmarks
+    taken = Footprint(0.1, 0.05, 0.01, 3_000_000, 90_000_000)
+    found.benchmarks = [bench, replace(bench, provider="CUDAExecutionProvider", footprints=(taken, taken))]
+    page = harmless(html.document(found))
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert "latency-CUDA-1-1" in ids
+    assert "3 MB" in page.texts and "peak memory" in page.texts
 
 
 def test_optimize_writes_the_page_it_is_asked_for(
@@ -231,6 +245,16 @@ def test_a_front_is_drawn_as_stairs_through_its_points() -> None:
     assert drawn.tags["circle"] == 1 + 4
     assert any(d.count("H") == 2 and d.count("V") == 2 for d in drawn.values("d"))
     assert "best" in drawn.texts
+
+
+def test_layers_of_one_name_are_told_apart_in_the_maps() -> None:
+    nodes = ["/layer1/conv1/Conv", "/layer2/conv1/Conv", "/layer2/conv2/Conv", "stem", "/a/x/Conv", "/a/x/Conv_1", "x"]
+    base = report_samples.report(1).layers[0]
+    names = html.short_names([replace(base, node=node) for node in nodes])
+    assert names["/layer1/conv1/Conv"] == "layer1/conv1"
+    assert names["/layer2/conv2/Conv"] == "conv2"
+    assert names["stem"] == "stem"
+    assert names["x"] == "x"
 
 
 def test_the_scale_of_errors() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from onnxcomp.files import atomic_write
@@ -32,23 +33,27 @@ def write_html(report: Report, path: Path) -> None:
 def document(report: Report) -> str:
     """The page: one self-contained file that loads nothing and runs nothing."""
     name = Path(report.source.path).name
+    latency = [section(*_latency(bench)) for bench in report.benchmarks if bench.spread is not None]
+    sections = {
+        "budgets": section("budgets", "Budgets", _budgets(report)),
+        "before and after": section("figures", "Before and after", _figures(report)),
+        "latency": "".join(latency),
+        "size": section("size", "Where the bytes are", _maps(report), "Both maps have one scale: area is bytes."),
+        "layers": section("layers", "Layer by layer", _layers(report)),
+        "what was done": section("passes", "What was done", _passes(report)),
+        "training": section("training", "Training", "".join(_training(record) for record in report.training)),
+        "left alone": section("skipped", "What was left alone, and why", _skipped(report)),
+        "notes": section("notes", "Guesses and notes", _notes(report)),
+        "origin": section("origin", "Where this comes from", _origin(report)),
+    }
     parts = [
-        '<a class="skip" href="#layers">Skip to the layers</a>',
+        '<a class="skip" href="#main">Skip to the figures</a>',
         f"<header><h1>{text(name)} {_badge(report.verdict)}</h1>",
         f"<p>{text(report.reason)}</p>" if report.reason else "",
-        _contents(report),
-        "</header><main>",
+        _contents(sections),
+        '</header><main id="main">',
         _tiles(report),
-        section("budgets", "Budgets", _budgets(report)),
-        section("figures", "Before and after", _figures(report)),
-        *(_latency(bench) for bench in report.benchmarks),
-        section("size", "Where the bytes are", _maps(report), "Both maps have one scale: area is bytes."),
-        section("layers", "Layer by layer", _layers(report)),
-        section("passes", "What was done", _passes(report)),
-        section("training", "Training", "".join(_training(record) for record in report.training)),
-        section("skipped", "What was left alone, and why", _skipped(report)),
-        section("notes", "Guesses and notes", _notes(report)),
-        section("origin", "Where this comes from", _origin(report)),
+        *sections.values(),
         "</main>",
     ]
     return page(f"{name}: {report.verdict}", "\n".join(part for part in parts if part))
@@ -58,9 +63,10 @@ def _badge(verdict: str) -> str:
     return f'<span class="badge {text(verdict)}">{text(verdict)}</span>'
 
 
-def _contents(report: Report) -> str:
-    links = [("figures", "before and after"), ("size", "size"), ("layers", "layers"), ("passes", "passes")]
-    return "<nav aria-label=Contents>" + "".join(f'<a href="#{key}">{name}</a>' for key, name in links) + "</nav>"
+def _contents(sections: dict[str, str]) -> str:
+    """Links to what the page has."""
+    ids = {name: body.partition('id="')[2].partition('"')[0] for name, body in sections.items() if body}
+    return "<nav aria-label=Contents>" + "".join(f'<a href="#{key}">{name}</a>' for name, key in ids.items()) + "</nav>"
 
 
 def _tiles(report: Report) -> str:
@@ -120,6 +126,9 @@ def _figures(report: Report) -> str:
         if bench.session_seconds is not None:
             old, new = bench.session_seconds
             rows.append(["opening a session", f"{1000 * old:.0f} ms", f"{1000 * new:.0f} ms", ""])
+        if bench.footprints is not None:
+            taken = [size_text(side.peak_memory_bytes) for side in bench.footprints]
+            rows.append(["peak memory", *taken, "loaded and run alone"])
     if report.accuracy is not None:
         a = report.accuracy
         rows.append([text(a.metric), f"{a.before:.4f}", f"{a.after:.4f}", _drop_words(a.drop)])
@@ -141,26 +150,28 @@ def _drop_words(drop: float) -> str:
     return f"worse by {drop:.4f}" if drop > 0 else f"better by {-drop:.4f}" if drop < 0 else "no drop"
 
 
-def _latency(bench: Benchmark) -> str:
-    if bench.spread is None:
-        return ""
-    key = f"latency-{bench.batch}-{bench.threads}"
-    title = f"Latency of single calls, batch {bench.batch}, {bench.threads} thread{'s' * (bench.threads != 1)}"
+def _latency(bench: Benchmark) -> tuple[str, str, str, str]:
+    """Key, title, picture and note of a section."""
+    assert bench.spread is not None
+    provider = bench.provider.removesuffix("ExecutionProvider")
+    key = f"latency-{provider}-{bench.batch}-{bench.threads}"
+    threads = f"{bench.threads} thread{'s' * (bench.threads != 1)}"
+    title = f"Latency of single calls: {provider}, batch {bench.batch}, {threads}"
     note = (
         "Both models ran in turns in one process. Dashed lines are medians, in time on the wall; the speed-up is taken "
+        "from neighbouring blocks of calls."
     )
-    note += "from neighbouring blocks of calls."
-    return section(key, title, charts.latency(bench.spread, bench.before_ms, bench.after_ms), note)
+    return text(key), text(title), charts.latency(bench.spread, bench.before_ms, bench.after_ms), note
 
 
 def _maps(report: Report) -> str:
     if not report.layers:
         return ""
-    maps = []
+    maps, names = [], short_names(report.layers)
     for index, stats, word in ((0, report.before, "before"), (1, report.after, "after")):
         if index and report.output is None:
             break
-        cells = [_cell(layer, index) for layer in report.layers if layer.bytes[index] > 0]
+        cells = [_cell(names[layer.node], layer, index) for layer in report.layers if layer.bytes[index] > 0]
         rest = stats.bytes - sum(cell.size for cell in cells)
         if rest > 0:
             cells.append(charts.Cell(charts.ELSE, rest, kind(charts.ELSE), f"{charts.ELSE}: {size_text(rest)}"))
@@ -174,12 +185,26 @@ def _maps(report: Report) -> str:
     return f'{charts.legend([*shown, charts.ELSE])}<div class="maps">{"".join(maps)}</div>'
 
 
-def _cell(layer: LayerRecord, index: int) -> charts.Cell:
-    parts = [part for part in layer.node.split("/") if part] or [layer.node]
-    own = parts[:-1] if len(parts) > 1 and parts[-1].startswith(layer.op) else parts  # exporters write layer1/conv/Conv
-    name = own[-1]
+def _cell(name: str, layer: LayerRecord, index: int) -> charts.Cell:
     size, precision = layer.bytes[index], layer.precision[index]
     return charts.Cell(name, size, kind(precision), f"{layer.node} ({layer.op}): {size_text(size)}, {precision}")
+
+
+def short_names(layers: Sequence[LayerRecord]) -> dict[str, str]:
+    """For each layer the shortest end of its name that no other layer's name has, the operator's own word left out."""
+    paths = {}
+    for layer in layers:
+        parts = [part for part in layer.node.split("/") if part] or [layer.node]
+        # exporters write layer1/conv/Conv
+        paths[layer.node] = parts[:-1] if len(parts) > 1 and parts[-1].startswith(layer.op) else parts
+    count: Counter[str] = Counter(
+        "/".join(parts[-length:]) for parts in paths.values() for length in range(1, len(parts) + 1)
+    )
+    found = {}
+    for node, parts in paths.items():
+        ends = ["/".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+        found[node] = next((end for end in ends if count[end] == 1), ends[-1])
+    return found
 
 
 def _legend(report: Report) -> str:

@@ -78,6 +78,11 @@ def table(columns: list[str], rows: list[list[str]], *, right: tuple[int, ...] =
     return f'<div class="scroll" role="group" aria-label="table" tabindex=0><table>{named}{body}</table></div>'
 
 
+def wide_chart(svg: str) -> str:
+    """A chart over the whole width, which scrolls where the screen is too narrow for its words."""
+    return f'<div class="scroll" role="group" aria-label="chart" tabindex=0>{svg}</div>'
+
+
 STYLE = """\
 :root {
   color-scheme: light dark;
@@ -109,7 +114,7 @@ h3 { font-size: 1rem; margin: 1rem 0 .3rem; } p { margin: .4rem 0; } code { over
 .note, .dim, caption { color: var(--dim); } caption { text-align: left; padding-bottom: .3rem; }
 a { color: var(--after); } :focus-visible { outline: 3px solid var(--focus); outline-offset: 2px; }
 .skip { position: absolute; left: -99rem; } .skip:focus { position: static; }
-nav { margin: .6rem 0; } nav a { margin-right: 1rem; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .6rem 0; }
 .badge { display: inline-block; padding: .15rem .7rem; border-radius: 1rem; font-weight: 600; }
 .accepted, .held { color: var(--good); background: var(--good-ground); }
 .over-budget, .missed, .failed { color: var(--bad); background: var(--bad-ground); }
@@ -158,12 +163,13 @@ fieldset label { margin-right: 1rem; cursor: pointer; }
 .bar { display: flex; align-items: center; gap: .5rem; } .bar svg { flex: none; }
 details { margin: .4rem 0; } summary { cursor: pointer; } ul { margin: .2rem 0; padding-left: 1.3rem; }
 li { overflow-wrap: anywhere; }
-@media screen and (max-width: 60rem) { .row { grid-template-columns: 1fr 1fr; } .row.top { display: none; } }
+@media screen and (max-width: 60rem) { .row { grid-template-columns: 1fr 1fr; } .row.top { display: none; }
+  .row > :first-child { grid-column: 1 / -1; font-weight: 600; } svg.wide { width: 44rem; max-width: none; } }
 @media print {
   :root { color-scheme: light; } body { max-width: none; padding: 0; font-size: 10.5px; } nav, fieldset,
   .skip { display: none; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } section, figure, .tile { break-inside: auto; }
-  h2, h3, .note, .legend { break-after: avoid; }
+  h2, h3, .note, .legend { break-after: avoid; } .note { break-inside: avoid; }
   .row, tr, figure, .tile { break-inside: avoid; }
   .row { grid-template-columns: minmax(6rem, 2fr) minmax(4rem, .8fr) 6.2rem 6.6rem 10.4rem 130px; }
   .scroll { overflow: visible; }

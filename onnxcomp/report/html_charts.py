@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxcomp.report.html_base import kind, text
+from onnxcomp.report.html_base import kind, text, wide_chart
 from onnxcomp.report.tables import size_text
 from onnxcomp.results import LatencySpread, LayerRecord, WeightHistogram
 
@@ -181,7 +181,8 @@ def _cell(cell: Cell, x: float, y: float, width: float, height: float) -> str:
     ink = "dim" if cell.style == kind(ELSE) else "on"
     room = int((width - 8) / LETTER)
     if height >= 16 and (room >= 8 or room >= len(cell.name)):
-        name = cell.name if len(cell.name) <= room else "…" + cell.name[1 - room :]
+        cut = cell.name[: room - 1] + "…" if cell.name == ELSE else "…" + cell.name[1 - room :]
+        name = cell.name if len(cell.name) <= room else cut
         drawn += f'<text class="{ink}" x="{x + 4:.1f}" y="{y + 13:.1f}">{text(name)}</text>'
     if height >= 30 and room >= 7:
         drawn += f'<text class="{ink}" x="{x + 4:.1f}" y="{y + 26:.1f}">{size_text(cell.size)}</text>'
@@ -223,4 +224,5 @@ def _ticks(low: float, high: float) -> list[float]:
 def _svg(width: float, height: float, label: str, drawn: str, *, fixed: bool = False) -> str:
     size = f'width="{width:g}" height="{height:g}"' if fixed else f'width="{width:g}"'
     size += ' class="wide"' if width == WIDTH else ""
-    return f'<svg role="img" {size} viewBox="0 0 {width:g} {height:g}" aria-label="{text(label)}">{drawn}</svg>'
+    made = f'<svg role="img" {size} viewBox="0 0 {width:g} {height:g}" aria-label="{text(label)}">{drawn}</svg>'
+    return wide_chart(made) if width == WIDTH else made

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from onnxcomp.report.html_base import text
+from onnxcomp.report.html_base import text, wide_chart
 
 WIDTH, HEIGHT = 960.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 76.0, 14.0, 12.0, 42.0
@@ -86,7 +86,7 @@ def _chart(
     words = "; ".join(_words(one) for one in shown if one.points)
     label = text(f"{up} over {across}: {words}")
     picture = f'<svg role="img" class="wide" width="{WIDTH:g}" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" aria-label="{label}">'
-    return f"{_legend(shown, joined)}{picture}{drawn}</svg>"
+    return _legend(shown, joined) + wide_chart(f"{picture}{drawn}</svg>")
 
 
 @dataclass(frozen=True)
