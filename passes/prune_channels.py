@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from onnxcomp.errors import UsageError
+from onnxcomp.graph.branches import Branch, branches, innermost
 from onnxcomp.graph.coupling import streams
 from onnxcomp.graph.coupling.analysis import Coupling, Group, analyse, release
 from onnxcomp.graph.coupling.costing import Costing, Saved
 from onnxcomp.graph.coupling.cut import cut
-from onnxcomp.graph.ir import Array, Graph, Node
-from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, WeightUse, option
-from onnxcomp.passes.pruning.layers import Layer, layer_of
+from onnxcomp.graph.ir import Array, Constant, Graph, Node
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
 from onnxcomp.passes.structure.allocate import Choice, allocate, allowed_counts, channels_each, even
+from onnxcomp.passes.structure.blocks import branch_errors, drop_all
 from onnxcomp.passes.structure.elimination import Curve
 from onnxcomp.passes.structure.importance import measured_curves, weight_curve
+from onnxcomp.passes.structure.latency import plan
 from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases, makers, readers
-from onnxcomp.passes.structure.refit import Cut, Refit, refit
-from onnxcomp.passes.structure.timing import kernel_block, time_share
+from onnxcomp.passes.structure.refit import Refit
+from onnxcomp.passes.structure.solving import solve_again, to_solve, whole
+from onnxcomp.passes.structure.timing import kernel_block
 
-MOST_WORK = 4e12  # multiply-accumulates that running the model once a layer may take
-TIME_STEPS = 6  # bisections of the share of MACs, each one measurement
 _MEASURED = ("activation", "reconstruction")
-MOST_REFITS = 40  # layers; a deeper model has only the layers that lost inputs solved again
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class PruneChannels(Pass):
     )
     min_keep: int = option(1, "fewest channels that stay in a layer", minimum=1)
     streams: bool = option(False, "also channels that several layers add up (residual streams)")
+    blocks: bool = option(True, "with latency: whole residual branches may leave too")
     compensate: bool = option(True, "solve the remaining weights again, whenever there is calibration data")
     damping: float = option(1e-3, "ridge of the refit, as a share of the mean diagonal of E[x x^T]", above=0.0)
 
@@ -100,15 +101,17 @@ class PruneChannels(Pass):
         before = costing.macs, costing.params
         outcome.metrics["prunable_macs_share"] = _share(costing.touched_macs(coupling.groups), costing.macs)
         choices = self._choices(graph, groups, fixed, context, outcome)
-        removed = self._choose(choices, fixed, costing, self.macs)
+        dropped: list[Branch] = []
         if self.latency is not None:
-            removed, costing = self._by_time(graph, coupling, choices, fixed, context, outcome)
-        if not costing.removed.any():
+            removed, costing, dropped = self._by_time(graph, coupling, choices, fixed, context, outcome)
+        else:
+            removed = self._choose(choices, fixed, costing)
+        if not costing.removed.any() and not dropped:
             drop_zero_biases(added)
             release(coupling)
             outcome.summary = "nothing leaves: no group is open, or the target is met already"
             return outcome
-        refitted = self._rewrite(graph, coupling, costing, context if compensate else None)
+        refitted = self._rewrite(graph, coupling, costing, dropped, context if compensate else None)
         drop_zero_biases(added)
         for choice, count in zip(choices, removed, strict=True):
             if count:
@@ -201,23 +204,21 @@ class PruneChannels(Pass):
             return 8
         return kernel_block() if context.target == "cpu" and self.latency is not None else 1
 
-    def _choose(
-        self, choices: Sequence[Choice], fixed: dict[str, int], costing: Costing, macs: float | None
-    ) -> list[int]:
+    def _choose(self, choices: Sequence[Choice], fixed: dict[str, int], costing: Costing) -> list[int]:
         """Units that leave, by choice; the costing has them removed."""
         found = [0] * len(choices)
         for index, choice in enumerate(choices):
             if choice.group.name in fixed:
                 found[index] = fixed[choice.group.name]
                 costing.remove(choice.group.units[choice.curve.order[: found[index]]])
-        done = self._target(choices, costing, macs)
+        done = self._target(choices, costing)
         if done is None:
             return found
         rest = [i for i, choice in enumerate(choices) if choice.group.name not in fixed]
         open_choices = [choices[i] for i in rest]
         saved: Saved = "units"
         if any(choice.curve.measured for choice in open_choices):
-            saved = "macs" if macs is not None else "params" if self.params is not None else "units"
+            saved = "macs" if self.macs is not None else "params" if self.params is not None else "units"
         at = (
             even(open_choices, costing, done) if self.scope == "layer" else allocate(open_choices, costing, saved, done)
         )
@@ -233,44 +234,36 @@ class PruneChannels(Pass):
         fixed: dict[str, int],
         context: PassContext,
         outcome: Outcome,
-    ) -> tuple[list[int], Costing]:
-        """The largest share of MACs whose measured time meets the target, by bisection.
-
-        Time is no function of MACs, so every share is cut out and measured; it falls with them all the same.
-        """
+    ) -> tuple[list[int], Costing, list[Branch]]:
+        """Widths and branches for the time that is asked for: `onnxcomp.passes.structure.latency`."""
         assert self.latency is not None
-        low, high = 0.0, 1.0
-        best: tuple[list[int], Costing] | None = None
-        seen: dict[bytes, float] = {}
-        for _ in range(TIME_STEPS):
-            share = (low + high) / 2
-            costing = Costing(coupling, context.operators)
-            removed = self._choose(choices, fixed, costing, share)
-            key = costing.removed.tobytes()
-            if key not in seen:
-                seen[key] = time_share(graph, self._trial(graph, costing, context), context)
-            if seen[key] <= self.latency:
-                best, low = (removed, costing), share
-            else:
-                high = share
-            last = removed, costing
-        if best is None:
+        given = [replace(c, counts=(fixed[c.group.name],)) if c.group.name in fixed else c for c in choices]
+        measured = any(choice.curve.measured for choice in choices)
+        found = self._branches(graph, context) if self.blocks and measured else []
+        errors = branch_errors(graph, found, context, self.damping) if found else {}
+        best = plan(graph, coupling, given, found, errors, context, self.latency)
+        if best.share > self.latency:
             outcome.notes.append(
-                f"{min(seen.values()):.2f} of the time is the least these widths reach; {self.latency:g} was asked for"
+                f"{best.share:.2f} of the time is the least that was reached; {self.latency:g} was asked for"
             )
-        return best or last
+        outcome.metrics["time_share"] = best.share
+        costing = Costing(coupling, context.operators)
+        for choice, count in zip(choices, best.removed, strict=True):
+            if count:
+                costing.remove(choice.group.units[choice.curve.order[:count]])
+        dropped = [branch for branch in found if branch.name in best.dropped]
+        for branch in dropped:
+            outcome.change(branch.name, f"branch left, which costs {errors[branch.name]:.2%} of its sum at first")
+        return list(best.removed), costing, dropped
 
-    @staticmethod
-    def _trial(graph: Graph, costing: Costing, context: PassContext) -> Graph:
-        """A cut copy, not refitted: its values do not matter for its time."""
-        copy = graph.clone()
-        coupling = analyse(copy, context.operators, context.sample_shapes)
-        cut(coupling, np.flatnonzero(costing.removed))
-        return copy
+    def _branches(self, graph: Graph, context: PassContext) -> list[Branch]:
+        wanted = self.selects(graph)
+        found = innermost(branches(graph, context.operators, context.sample_shapes))
+        return [branch for branch in found if all(wanted(n) for n in branch.nodes if context.operators.weights(n))]
 
-    def _target(self, choices: Sequence[Choice], costing: Costing, macs: float | None) -> Callable[[], bool] | None:
-        if macs is not None:
-            most = macs * costing.macs_at_first
+    def _target(self, choices: Sequence[Choice], costing: Costing) -> Callable[[], bool] | None:
+        if self.macs is not None:
+            most = self.macs * costing.macs_at_first
             return lambda: costing.macs <= most
         if self.params is not None:
             most = self.params * costing.params_at_first
@@ -286,45 +279,40 @@ class PruneChannels(Pass):
 
     # -- doing it ----------------------------------------------------------------------------------------------
 
-    def _rewrite(self, graph: Graph, coupling: Coupling, costing: Costing, context: PassContext | None) -> Refit | None:
+    def _rewrite(
+        self,
+        graph: Graph,
+        coupling: Coupling,
+        costing: Costing,
+        dropped: Sequence[Branch],
+        context: PassContext | None,
+    ) -> Refit | None:
         """Cut, and with a context solve again."""
         reference = graph.clone() if context is not None else None
-        layers = self._to_solve(graph, coupling, costing, context) if context is not None else []
+        outputs = self._outputs(graph, coupling, costing, context) if context is not None else {}
+        lost = self._lost(graph, coupling, costing, context) if context is not None else set()
         cut(coupling, np.flatnonzero(costing.removed))
+        touched, aims = drop_all(graph, dropped)
         if context is None or reference is None:
             return None
-        cuts = []
-        for use, outputs in layers:
-            layer = layer_of(graph, use)
-            if isinstance(layer, Layer):
-                cuts.append(Cut(layer, outputs))
-        return refit(graph, reference, cuts, context, self.damping)
+        uses = {use: outputs.get(use.constant, whole(use)) for use in to_solve(graph, lost | touched, context)}
+        return solve_again(graph, reference, uses, context, self.damping, aims)
 
-    def _to_solve(
-        self, graph: Graph, coupling: Coupling, costing: Costing, context: PassContext
-    ) -> list[tuple[WeightUse, Array]]:
-        """Layers that lose inputs, and in a model of moderate depth all behind them; with the outputs that stay."""
+    def _lost(self, graph: Graph, coupling: Coupling, costing: Costing, context: PassContext) -> set[Node]:
+        """Nodes that lose inputs."""
         touched = [g for g in coupling.groups if costing.removed[g.units].any()]
-        readers_of = {r.use.node for g in touched for r in readers(graph, g, context.operators) if r.layer is not None}
-        uses = [
-            WeightUse(node, weight, constant)
-            for node in graph.nodes
-            for weight, constant in context.operators.weights(node)
-            if weight.role == "kernel"
-        ]
-        solvable = [use for use in uses if use.weight.group == 1 and isinstance(layer_of(graph, use), Layer)]
-        assert context.calibration is not None
-        work = costing.macs_at_first * len(context.calibration) * len(solvable)
-        if len(solvable) > MOST_REFITS or work > MOST_WORK:
-            chosen = [use for use in solvable if use.node in readers_of]
-        else:
-            behind = streams.behind(graph, readers_of)
-            chosen = [use for use in solvable if use.node in readers_of or use.node in behind]
-        found = []
-        for use in chosen:
-            units = coupling.axes(use.constant)[use.weight.out_axis % len(use.constant.shape)]
-            size = use.constant.shape[use.weight.out_axis]
-            found.append((use, np.ones(size, bool) if units is None else ~costing.removed[units]))
+        return {r.use.node for g in touched for r in readers(graph, g, context.operators) if r.layer is not None}
+
+    def _outputs(
+        self, graph: Graph, coupling: Coupling, costing: Costing, context: PassContext
+    ) -> dict[Constant, Array]:
+        """By weight, which outputs of the original stay."""
+        found = {}
+        for node in graph.nodes:
+            for weight, constant in context.operators.weights(node):
+                units = coupling.axes(constant)[weight.out_axis % len(constant.shape)]
+                if units is not None:
+                    found[constant] = ~costing.removed[units]
         return found
 
     def _report(
@@ -336,12 +324,8 @@ class PruneChannels(Pass):
         words.append(f"{outcome.metrics['macs_share']:.1%} of the MACs")
         words.append(f"{outcome.metrics['params_share']:.1%} of the parameters")
         outcome.summary = ", ".join(words)
-        if refitted is None:
-            return
-        for name, after in refitted.after.items():
-            outcome.change(name, f"solved again: error {refitted.before[name]:.2%} -> {after:.2%} of its output")
-        for name, why in refitted.skipped.items():
-            outcome.skip(name, f"not solved again: {why}")
+        if refitted is not None:
+            refitted.report(outcome)
 
 
 def _words(choice: Choice, count: int) -> str:

@@ -18,6 +18,7 @@ BUILTIN = {
     "fuse-batchnorm": "onnxcomp.passes.fuse_batchnorm:FuseBatchNorm",
     "fuse-slices": "onnxcomp.passes.fuse_slices:FuseSlices",
     "clip-weights": "onnxcomp.passes.clip_weights:ClipWeights",
+    "prune-blocks": "onnxcomp.passes.prune_blocks:PruneBlocks",
     "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
     "prune-weights": "onnxcomp.passes.prune_weights:PruneWeights",
     "distill": "onnxcomp.passes.distill:Distill",

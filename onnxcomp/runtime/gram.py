@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil, prod
-from typing import Literal, Protocol
+from math import prod
 
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.ir import Array, Constant, Graph, Node
-from onnxcomp.graph.ops.facts import Weight
+from onnxcomp.graph.ir import Array, Constant, Graph
 from onnxcomp.graph.types import Shapes
+from onnxcomp.runtime.patches import LayerInputs, Patches, Use
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Session
 from onnxcomp.runtime.taps import BUDGET_BYTES, Batches, tapped
@@ -28,30 +27,35 @@ LEAST_ROWS = 16384
 CHUNK_ELEMENTS = 4 * 2**20  # of one block of rows: 16 MiB in float32
 GROUP_BYTES = 512 * 2**20
 
-_CONVS = ("Conv", "FusedConv")
-
-
-class Use(Protocol):
-    """A weight at a port of a node; the pass manager's `WeightUse` is one."""
-
-    @property
-    def node(self) -> Node:
-        """The node that reads the weight."""
-
-    @property
-    def weight(self) -> Weight:
-        """What its axes mean."""
-
 
 @dataclass(frozen=True)
 class Target:
     """What a layer should give: a tensor of the reference graph, less a tensor of the graph at hand if one is named.
 
     The second makes a layer in front of a residual Add aim at the sum: reference sum - shortcut as it is now.
+
+    Attributes:
+        left: bool [outputs of the reference]: those that the layer still has; None where it has all.
     """
 
     reference: str
     minus: str = ""
+    left: tuple[bool, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a layer themselves, where they were few enough to be held.
+
+    Attributes:
+        z: [group, rows, in + 1] float32, a constant 1 at the end.
+        aim: [group, rows, out / group] float32: the target, what is to be taken off it included.
+        minus: what was taken off, likewise; None where nothing was.
+    """
+
+    z: Array
+    aim: Array
+    minus: Array | None
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,14 @@ class Gram:
         count: rows seen.
         cross: [group, in + 1, out / group] float64: the mean of z y^T for the target y; None without a target.
         power: [group, out / group] float64: the mean of y^2.
+        rows: the rows themselves, where there is a target and they take no more than was allowed.
     """
 
     h: Array
     count: int
     cross: Array | None = None
     power: Array | None = None
+    rows: Rows | None = None
 
     @property
     def second(self) -> Array:
@@ -87,119 +93,6 @@ class Gram:
         return self.count > 0 and all(bool(np.isfinite(a).all()) for a in parts)
 
 
-@dataclass(frozen=True)
-class LayerInputs:
-    """How the tensor that enters a layer turns into rows.
-
-    Attributes:
-        port: input port of the activations.
-        kind: `conv` and `deconv` cut patches, `rows` takes the last axis, `columns` the last but one.
-        group: convolution groups.
-        kernel: spatial extents of the kernel.
-        features: entries of a row, of one group.
-    """
-
-    port: int
-    kind: Literal["conv", "deconv", "rows", "columns"]
-    features: int
-    group: int = 1
-    kernel: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    dilations: tuple[int, ...] = ()
-    pads: tuple[int, ...] = ()
-    auto_pad: str = "NOTSET"
-    output_padding: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, use: Use) -> LayerInputs | str:
-        """The rule for a node and its weight, or why there is none."""
-        node, weight = use.node, use.weight
-        shape = node.inputs[weight.port].shape
-        if weight.role != "kernel":
-            return f"{node.op} does not multiply rows with this weight"
-        if not isinstance(shape, tuple) or not all(isinstance(d, int) for d in shape):
-            return "the shape of its weight is unknown"
-        if node.op in _CONVS and len(shape) >= 3:
-            return _conv(node, weight, shape)
-        if node.op == "ConvTranspose" and len(shape) >= 3:
-            return _deconv(node, weight, shape)
-        if node.op == "Gemm":
-            kind: Literal["rows", "columns"] = "columns" if node.attrs.get("transA", 0) else "rows"
-            return cls(0, kind, shape[weight.in_axes[0]])
-        if node.op == "MatMul" and prod(shape[:-2]) == 1:
-            right = weight.port == 1
-            return cls(1 - weight.port, "rows" if right else "columns", shape[-2 if right else -1])
-        return f"{node.op} with a weight of shape {list(shape)} has no rows that all outputs share"
-
-    def patches(self, x: Array) -> Patches:
-        """The rows of one batch of the input tensor, not yet copied."""
-        if self.kind == "columns":
-            x = np.swapaxes(x, -1, -2)
-        if self.kind in ("rows", "columns"):
-            return Patches(x.reshape(-1, self.features), 1)
-        return Patches(self._cut(x), 1 + len(self.kernel), self.group)
-
-    def outputs(self, y: Array) -> Patches:
-        """The layer's output, or a tensor like it, as rows in the order of `patches`, not yet copied."""
-        if self.kind in ("conv", "deconv"):
-            y = np.moveaxis(y, 1, -1)
-        elif self.kind == "columns" and self.port == 1:  # a constant left side gives [..., out, rows]
-            y = np.swapaxes(y, -1, -2)
-        y = np.atleast_2d(y)
-        return Patches(y, y.ndim - 1, self.group)
-
-    def _cut(self, x: Array) -> Array:
-        """A view of all patches: [n, *positions, *kernel, channels]."""
-        x = np.moveaxis(x, 1, -1)
-        spans = [d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel, strict=True)]
-        strides, taps = self.strides, [slice(None, None, d) for d in self.dilations]
-        if self.kind == "deconv":  # a convolution of the input with zeros between its pixels, taps turned round
-            x = _spread(x, self.strides)
-            taps = [slice(None, None, -d) for d in self.dilations]
-            strides = (1,) * len(spans)
-        x = _padded(x, self._padding(x.shape[1:-1], spans))
-        axes = tuple(range(1, 1 + len(spans)))
-        view = np.lib.stride_tricks.sliding_window_view(x, spans, axis=axes)  # [n, *positions, channels, *spans]
-        view = view[(slice(None), *(slice(None, None, s) for s in strides), slice(None), *taps)]
-        return np.moveaxis(view, 1 + len(spans), -1)
-
-    def _padding(self, sizes: tuple[int, ...], spans: Sequence[int]) -> list[tuple[int, int]]:
-        rank = len(spans)
-        pads = list(zip(self.pads[:rank], self.pads[rank:], strict=True))
-        if self.kind == "deconv":
-            extra = self.output_padding
-            return [(s - 1 - b, s - 1 - e + o) for s, (b, e), o in zip(spans, pads, extra, strict=True)]
-        if not self.auto_pad.startswith("SAME"):
-            return pads
-        found = []
-        for size, span, stride in zip(sizes, spans, self.strides, strict=True):
-            total = max((ceil(size / stride) - 1) * stride + span - size, 0)
-            small, large = total // 2, total - total // 2
-            found.append((small, large) if self.auto_pad == "SAME_UPPER" else (large, small))
-        return found
-
-
-class Patches:
-    """The rows of one batch, copied a block at a time.
-
-    Args:
-        view: [*positions, *row] of any strides.
-        leading: how many axes are positions.
-        group: convolution groups; the last axis holds the channels of all of them.
-    """
-
-    def __init__(self, view: Array, leading: int, group: int = 1) -> None:
-        self.view, self.group = view, group
-        self.positions = view.shape[:leading]
-        self.count = prod(self.positions)
-
-    def take(self, rows: Array) -> Array:
-        """Some rows by their flat index, as [group, rows, in] float32."""
-        picked = self.view[np.unravel_index(rows, self.positions)]
-        parts = picked.reshape(len(rows), -1, self.group, picked.shape[-1] // self.group)
-        return parts.transpose(2, 0, 1, 3).reshape(self.group, len(rows), -1).astype(np.float32, copy=False)
-
-
 def gram(
     graph: Graph,
     uses: Sequence[Use],
@@ -212,6 +105,7 @@ def gram(
     max_rows: int = MAX_ROWS,
     seed: int = 0,
     budget_bytes: int = BUDGET_BYTES,
+    hold_bytes: int = 0,
     shapes: Shapes | None = None,
     progress: Progress = SILENT,
     text: str = "layer statistics",
@@ -229,6 +123,7 @@ def gram(
         max_rows: about how many rows of a layer are looked at, or 32 a feature where that is less (but 16,384);
             beyond it, rows are drawn evenly from every batch.
         budget_bytes: most that the activations of one run may take together; the result is not counted.
+        hold_bytes: most that the rows of one layer may take to be handed out with its moments.
         shapes: of all tensors on one batch, from `batch_shapes`, where many calls on one structure need them.
 
     Raises:
@@ -249,7 +144,8 @@ def gram(
             here, there = part.run(feeds)
             with np.errstate(over="ignore", invalid="ignore"):  # `Gram.finite` tells
                 for job in part.jobs:
-                    job.add(here, there, -(-job.rows(max_rows) // runs), generator)
+                    rows = job.rows(max_rows)
+                    job.add(here, there, -(-rows // runs), generator, rows * job.row_bytes() <= hold_bytes)
     return {name: result for job in jobs for name, result in job.results().items()}
 
 
@@ -316,6 +212,23 @@ def moment_bytes(use: Use) -> int:
 # -- one run over the samples ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Aim:
+    """A target on one batch, as rows."""
+
+    reference: Patches
+    minus: Patches | None
+    left: tuple[bool, ...] | None
+
+    def take(self, rows: Array) -> tuple[Array, Array | None]:
+        """The target of some rows, [group, rows, out] float32, and what is to be taken off it."""
+        found = self.reference.take(rows)
+        if self.left is not None:
+            left = np.asarray(self.left).reshape(len(found), -1)[0]  # convolution groups lose the same places
+            found = found[..., left]
+        return found, None if self.minus is None else self.minus.take(rows)
+
+
 @dataclass
 class _Job:
     """Sums for one input tensor read in one way, and for the layers that read it so."""
@@ -327,6 +240,7 @@ class _Job:
     h: Array | None = None
     cross: dict[str, Array] = field(default_factory=dict)
     power: dict[str, Array] = field(default_factory=dict)
+    held: dict[str, list[tuple[Array, Array, Array | None]]] = field(default_factory=dict)
 
     @property
     def here(self) -> list[str]:
@@ -343,7 +257,12 @@ class _Job:
         return min(most, max(LEAST_ROWS, ROWS_PER_FEATURE * self.rule.features))
 
     def add(
-        self, here: Mapping[str, Array], there: Mapping[str, Array], quota: int, generator: np.random.Generator
+        self,
+        here: Mapping[str, Array],
+        there: Mapping[str, Array],
+        quota: int,
+        generator: np.random.Generator,
+        hold: bool,
     ) -> None:
         patches = self.rule.patches(here[self.source])
         wanted = {name: self._target(t, here, there) for name, t in self.layers.items() if t is not None}
@@ -357,18 +276,30 @@ class _Job:
             turned = z.transpose(0, 2, 1)
             self.h = _plus(self.h, turned @ z)  # a matrix with its own transpose: BLAS does half the work
             for name, target in wanted.items():
-                part = sum(sign * values.take(rows) for sign, values in target)  # [group, rows, out]
+                part, minus = target.take(rows)
+                if hold:
+                    self.held.setdefault(name, []).append((z, part, minus))
+                part = part if minus is None else part - minus
                 self.cross[name] = _plus(self.cross.get(name), turned @ part)
                 self.power[name] = _plus(self.power.get(name), np.square(part, dtype=np.float64).sum(axis=1))
         self.count += len(picked)
 
-    def _target(
-        self, target: Target, here: Mapping[str, Array], there: Mapping[str, Array]
-    ) -> list[tuple[np.float32, Patches]]:
-        found = [(np.float32(1), self.rule.outputs(there[target.reference]))]
-        if target.minus:
-            found.append((np.float32(-1), self.rule.outputs(here[target.minus])))
-        return found
+    def _target(self, target: Target, here: Mapping[str, Array], there: Mapping[str, Array]) -> _Aim:
+        minus = self.rule.outputs(here[target.minus]) if target.minus else None
+        return _Aim(self.rule.outputs(there[target.reference]), minus, target.left)
+
+    def row_bytes(self) -> int:
+        """About what a held row takes; the targets count as much again as the inputs at most."""
+        return 8 * self.rule.group * (self.rule.features + 1)
+
+    def rows_of(self, name: str) -> Rows | None:
+        """The held rows of a layer, put together; what they were put together from is let go."""
+        parts = self.held.pop(name, None)
+        if parts is None:
+            return None
+        z, aim, minus = zip(*parts, strict=True)
+        whole = None if any(one is None for one in minus) else np.concatenate(minus, axis=1)
+        return Rows(np.concatenate(z, axis=1), np.concatenate(aim, axis=1), whole)
 
     def results(self) -> dict[str, Gram]:
         n = max(self.count, 1)
@@ -379,6 +310,7 @@ class _Job:
                 self.count,
                 self.cross[name] / n if name in self.cross else None,
                 self.power[name] / n if name in self.power else None,
+                self.rows_of(name),
             )
             for name in self.layers
         }
@@ -471,73 +403,3 @@ def _plus(total: Array | None, part: Array) -> Array:
         return part.astype(np.float64)
     total += part
     return total
-
-
-# -- geometry ----------------------------------------------------------------------------------------------------------
-
-
-def _conv(node: Node, weight: Weight, shape: tuple[int, ...]) -> LayerInputs:
-    """Conv: W [M, C / group, k...]."""
-    rank = len(shape) - 2
-    return LayerInputs(
-        0,
-        "conv",
-        prod(shape[1:]),
-        weight.group,
-        shape[2:],
-        _ints(node, "strides", 1, rank),
-        _ints(node, "dilations", 1, rank),
-        (0,) * 2 * rank if _auto_pad(node) != "NOTSET" else _ints(node, "pads", 0, 2 * rank),
-        _auto_pad(node),
-    )
-
-
-def _deconv(node: Node, weight: Weight, shape: tuple[int, ...]) -> LayerInputs | str:
-    """ConvTranspose: W [C, M / group, k...]."""
-    rank = len(shape) - 2
-    if weight.group != 1:
-        return "a ConvTranspose with groups is not measured"
-    if _auto_pad(node) not in ("NOTSET", "VALID") or "output_shape" in node.attrs:
-        return "a ConvTranspose whose padding follows from output_shape or auto_pad is not measured"
-    return LayerInputs(
-        0,
-        "deconv",
-        shape[0] * prod(shape[2:]),
-        1,
-        shape[2:],
-        _ints(node, "strides", 1, rank),
-        _ints(node, "dilations", 1, rank),
-        (0,) * 2 * rank if _auto_pad(node) != "NOTSET" else _ints(node, "pads", 0, 2 * rank),
-        output_padding=_ints(node, "output_padding", 0, rank),
-    )
-
-
-def _ints(node: Node, name: str, default: int, count: int) -> tuple[int, ...]:
-    found = tuple(int(v) for v in node.attrs.get(name) or ())
-    return found or (default,) * count
-
-
-def _auto_pad(node: Node) -> str:
-    value = node.attrs.get("auto_pad", "NOTSET")
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _spread(x: Array, strides: tuple[int, ...]) -> Array:
-    """[n, *sizes, c] with stride - 1 zeros between neighbours along each spatial axis."""
-    sizes = [(size - 1) * s + 1 for size, s in zip(x.shape[1:-1], strides, strict=True)]
-    wide = np.zeros((x.shape[0], *sizes, x.shape[-1]), x.dtype)
-    wide[(slice(None), *(slice(None, None, s) for s in strides))] = x
-    return wide
-
-
-def _padded(x: Array, pads: list[tuple[int, int]]) -> Array:
-    """[n, *sizes, c] with zeros added around, channels last in memory too; negative pads cut off."""
-    if not any(pair != (0, 0) for pair in pads):
-        return x
-    cut = [slice(max(-b, 0), size - max(-e, 0)) for (b, e), size in zip(pads, x.shape[1:-1], strict=True)]
-    inner = x[(slice(None), *cut)]
-    sizes = [size + max(b, 0) + max(e, 0) for (b, e), size in zip(pads, inner.shape[1:-1], strict=True)]
-    wide = np.zeros((x.shape[0], *sizes, x.shape[-1]), x.dtype)
-    place = [slice(max(b, 0), max(b, 0) + size) for (b, _), size in zip(pads, inner.shape[1:-1], strict=True)]
-    wide[(slice(None), *place)] = inner
-    return wide

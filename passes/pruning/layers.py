@@ -10,7 +10,8 @@ import numpy as np
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import WeightUse
-from onnxcomp.runtime.gram import LayerInputs, Target, moment_bytes, why_not
+from onnxcomp.runtime.gram import Target, moment_bytes, why_not
+from onnxcomp.runtime.patches import LayerInputs
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MOST_STAGES = 40  # passes over the calibration samples

@@ -91,8 +91,12 @@ class Problem:
 
     def relative_error(self, w: Array) -> float:
         """The layer's error as a share of its target's energy, both counted by `row_weights`."""
+        return self.share(self.error(w))
+
+    def share(self, error: Array) -> float:
+        """Errors [group, out] as a share of the target's energy."""
         total = float((self.power * self.row_weights).sum())
-        return float((self.error(w) * self.row_weights).sum()) / total if total > 0 else 0.0
+        return float((error * self.row_weights).sum()) / total if total > 0 else 0.0
 
     def bias(self, w: Array) -> Array | None:
         """The best bias for given weights: [group, out]; None where the layer has none."""

@@ -19,7 +19,7 @@ from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable
 from onnxcomp.graph.types import Shapes
 from onnxcomp.passes.qdq.emit import Written
 from onnxcomp.passes.qdq.weights import Layer
-from onnxcomp.runtime.gram import LayerInputs
+from onnxcomp.runtime.patches import LayerInputs
 from onnxcomp.runtime.progress import Progress
 from onnxcomp.runtime.stages import Stages
 from onnxcomp.runtime.taps import Batches, stream

@@ -20,7 +20,7 @@ from onnxcomp.graph.rounding import (
     round_pairs,
 )
 from onnxcomp.manager.base import WeightUse
-from onnxcomp.runtime.gram import LayerInputs
+from onnxcomp.runtime.patches import LayerInputs
 
 Isa: TypeAlias = Literal["portable", "native"]
 

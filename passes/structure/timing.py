@@ -1,15 +1,12 @@
-"""How long does a cut copy take, as a share of the original, and which widths do this machine's kernels like?"""
+"""How long do graphs and their nodes take here, and which widths do this machine's kernels like?"""
 
 from __future__ import annotations
 
 from onnxcomp.errors import EnvironmentLacksError
-from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.ir import Graph
-from onnxcomp.manager.base import PassContext
-from onnxcomp.runtime.latency import compare
+from onnxcomp.manager.base import CostModel, PassContext
+from onnxcomp.runtime.costs import MeasuredCosts
 from onnxcomp.runtime.machine import instruction_sets
-
-SECONDS = 2.0  # one comparison
 
 
 def kernel_block() -> int:
@@ -17,18 +14,29 @@ def kernel_block() -> int:
     return 16 if "avx512f" in instruction_sets() else 8
 
 
-def time_share(original: Graph, candidate: Graph, context: PassContext) -> float:
-    """Time of a candidate as a share of the original's: from the context's cost model, else measured interleaved.
+class Clock:
+    """Times as shares of one graph's, from the context's cost model, or measured here where it has none.
 
     Raises:
         EnvironmentLacksError: there is neither a cost model nor a sample to measure on.
     """
-    if context.costs is not None:
-        return context.costs.latency_ms(candidate) / context.costs.latency_ms(original)
-    if context.calibration is None or context.target != "cpu":
-        raise EnvironmentLacksError(
-            "a time cannot be measured here", where="latency=", do="give calibration data, and target cpu"
-        )
-    feed = next(iter(context.calibration.batches(1)))
-    found = compare(to_bytes(original), to_bytes(candidate), feed, seconds=SECONDS, seed=context.seed)
-    return 1.0 / found.speedup
+
+    def __init__(self, original: Graph, context: PassContext) -> None:
+        self.costs: CostModel
+        if context.costs is not None:
+            self.costs = context.costs
+        elif context.calibration is not None and context.target == "cpu":
+            self.costs = MeasuredCosts(next(iter(context.calibration.batches(1))))
+        else:
+            raise EnvironmentLacksError(
+                "a time cannot be measured here", where="latency=", do="give calibration data, and target cpu"
+            )
+        self.whole_ms = self.costs.latency_ms(original)
+
+    def share(self, candidate: Graph) -> float:
+        """Time of a candidate as a share of the original's."""
+        return self.costs.latency_ms(candidate) / self.whole_ms
+
+    def nodes(self, graph: Graph) -> dict[str, float]:
+        """Kernel times by node name as shares of their sum; what the runtime added by itself under the empty name."""
+        return self.costs.node_times_us(graph)
