@@ -17,6 +17,7 @@ from onnxcomp.testing import check_pass, hostile_models
 # passes that have no useful default, and further options worth the contract; a pass not named here runs as it is
 SPECS: dict[str, list[str]] = {
     "fold-constants": ["fold-constants", "fold-constants{max_bytes=0}"],
+    "prune-blocks": ["prune-blocks{count=1}"],
     "prune-channels": [
         "prune-channels{ratio=0.3}",
         "prune-channels{macs=0.6,importance=l1,streams=true}",

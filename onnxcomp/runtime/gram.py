@@ -149,6 +149,39 @@ def gram(
     return {name: result for job in jobs for name, result in job.results().items()}
 
 
+def gram_of(
+    graph: Graph,
+    uses: Sequence[Use],
+    batches: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]],
+    *,
+    targets: Mapping[str, Target],
+    max_rows: int = MAX_ROWS,
+    seed: int = 0,
+    hold_bytes: int = 0,
+) -> dict[str, Gram]:
+    """`gram` from values that are at hand already.
+
+    Args:
+        batches: tensors of the graph and of the reference by name, a pair a batch; see `needed`.
+    """
+    jobs = _jobs(graph, uses, targets)
+    for index, (here, there) in enumerate(batches):
+        generator = np.random.default_rng([seed, index])
+        with np.errstate(over="ignore", invalid="ignore"):
+            for job in jobs:
+                rows = job.rows(max_rows)
+                hold = rows * job.row_bytes() <= hold_bytes
+                job.add(here, there, -(-rows // len(batches)), generator, hold)
+    return {name: result for job in jobs for name, result in job.results().items()}
+
+
+def needed(graph: Graph, uses: Sequence[Use], targets: Mapping[str, Target]) -> tuple[list[str], list[str]]:
+    """Names of the tensors that `gram_of` reads from the graph and from the reference."""
+    jobs = _jobs(graph, uses, targets)
+    here = dict.fromkeys(name for job in jobs for name in job.here)
+    return list(here), list(dict.fromkeys(name for job in jobs for name in job.there))
+
+
 def batch_shapes(graph: Graph, samples: Batches, batch: int) -> Shapes:
     """Shapes of all tensors when one batch of the samples is fed."""
     feeds = next(iter(samples.batches(batch)))

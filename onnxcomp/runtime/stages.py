@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import onnx
 from onnx import helper
 
 from onnxcomp.graph.codec import encode_node
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, elem_type, tensor_proto
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, elem_type, tensor_proto
+from onnxcomp.graph.types import Shapes
 from onnxcomp.runtime.session import open_session
 
 
@@ -22,10 +24,13 @@ class Stages:
         graph: sorted; only its main graph is cut, nodes with bodies run whole.
         batches: feeds by input name; all of them are held.
         threads: of ONNX Runtime.
+        keep: tensors whose values are kept in any case.
     """
 
-    def __init__(self, graph: Graph, batches: Sequence[Mapping[str, Array]], threads: int) -> None:
-        self.graph, self.threads = graph, threads
+    def __init__(
+        self, graph: Graph, batches: Sequence[Mapping[str, Array]], threads: int, keep: Iterable[Tensor] = ()
+    ) -> None:
+        self.graph, self.threads, self.keep = graph, threads, set(keep)
         self.values: list[dict[Tensor, Array]] = [
             {tensor: feeds[tensor.name] for tensor in graph.inputs if tensor.name in feeds} for feeds in batches
         ]
@@ -69,7 +74,7 @@ class Stages:
 
     def _run(self, nodes: list[Node], tensors: Sequence[Tensor]) -> None:
         self._done.update(nodes)
-        asked = set(tensors)
+        asked = {*tensors, *self.keep}
         outputs = [t for node in nodes for t in node.outputs if t.name and (t in asked or self._needed(t))]
         inputs = list(dict.fromkeys(t for node in nodes for t in _reads(node) if t in self.values[0]))
         piece = _piece(self.graph, nodes, {t: self.values[0][t] for t in inputs}, outputs)
@@ -85,8 +90,27 @@ class Stages:
 
     def _let_go(self) -> None:
         for values in self.values:
-            for tensor in [t for t in values if not self._needed(t)]:
+            for tensor in [t for t in values if t not in self.keep and not self._needed(t)]:
                 del values[tensor]
+
+
+def peak_bytes(graph: Graph, shapes: Shapes) -> float:
+    """The most that the activations of a sorted graph take together while it runs; infinite where sizes are unknown."""
+    last: dict[Tensor, Node] = {tensor: node for node in graph.nodes for tensor in _reads(node)}
+    held = peak = sum(_bytes(tensor, shapes) for tensor in graph.inputs)
+    for node in graph.nodes:
+        held += sum(_bytes(tensor, shapes) for tensor in node.outputs if tensor.name)
+        peak = max(peak, held)
+        held -= sum(_bytes(t, shapes) for t in set(_reads(node)) if isinstance(t, Variable) and last[t] is node)
+    return peak
+
+
+def _bytes(tensor: Variable, shapes: Shapes) -> float:
+    known = shapes.types.get(tensor.name)
+    if known is None or known.dtype is None or known.shape is None:
+        return math.inf
+    sizes = [d for d in known.shape if isinstance(d, int)]
+    return math.prod(sizes) * known.dtype.itemsize if len(sizes) == len(known.shape) else math.inf
 
 
 def _reads(node: Node) -> list[Tensor]:

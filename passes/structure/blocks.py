@@ -51,9 +51,8 @@ def branch_errors(graph: Graph, found: Sequence[Branch], context: PassContext, d
     )
     for name, (branch, layer, _) in works.items():
         if moments[name].finite:
-            errors[branch.name] = min(
-                errors[branch.name], _refitted(layer, moments[name], energy[branch.total.name], damping)
-            )
+            error = _refitted(layer, moments[name], energy[branch.total.name], damping)
+            errors[branch.name] = min(errors[branch.name], error)
     return errors
 
 
@@ -97,8 +96,7 @@ def without(graph: Graph, names: Sequence[str], context: PassContext) -> Graph:
 def _refitted(layer: Layer, moments: Gram, energy: float, damping: float) -> float:
     old = layer.weights()
     problem = Problem.of(moments, old, layer.bias_values(), ridge(moments, damping))
-    w = problem.refit(np.ones(old.shape, bool), old)
-    error = problem.error(w)
+    error = problem.error(problem.refit(np.ones(old.shape, bool), old))
     return float(error.sum()) / max(energy * error.size, 1e-30)
 
 

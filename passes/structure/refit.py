@@ -2,14 +2,12 @@
 
 Layers go in graph order. Each is measured on the activations of the graph as cut and refitted so far, against what the
 original gives there (behind a residual Add: against the original's sum), so that a layer also repairs what the layers
-before it lost. Where a Relu or Clip follows, errors in its flat stretches do not count: solved by majorization, a few
-turns of least squares (the problem of Zhang et al., arXiv 1505.06798, without their auxiliary variables).
+before it lost. Where a Relu or Clip follows, errors in its flat stretches do not count: see `structure.flat`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,15 +15,17 @@ import numpy as np
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Graph, Node, Tensor
 from onnxcomp.graph.types import Shapes
-from onnxcomp.manager.base import Outcome, PassContext
-from onnxcomp.passes.pruning.layers import Layer, stages, target_of
+from onnxcomp.manager.base import Outcome, PassContext, SampleSource
+from onnxcomp.passes.pruning.layers import MOST_STAGES, Layer, stages, target_of
 from onnxcomp.passes.pruning.solve import Problem
+from onnxcomp.passes.structure.flat import flat_stretch, past_the_flat
 from onnxcomp.passes.structure.readers import ridge
-from onnxcomp.runtime.gram import GROUP_BYTES, Gram, Rows, Target, gram
+from onnxcomp.runtime.gram import GROUP_BYTES, MAX_ROWS, Gram, Target, gram, gram_of, needed
+from onnxcomp.runtime.stages import Stages, peak_bytes
 
 BATCH = 32
+STAGED_BYTES = 1 << 29  # activations of all samples that may be held, of both graphs
 HELD_BYTES = 1 << 28  # rows of the layers that are solved together
-FLAT_TURNS = 3  # ResNet-20 at half its MACs, divergence of held-out outputs: 0 turns 0.293, 1 0.285, 3 0.282
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,27 @@ class Refit:
             outcome.skip(name, f"not solved again: {why}")
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How thorough a refit is.
+
+    Attributes:
+        samples: calibration samples it looks at.
+        rows: most rows of a layer.
+    """
+
+    samples: SampleSource
+    rows: int = MAX_ROWS
+
+
 def refit(
     graph: Graph,
     reference: Graph,
     cuts: Sequence[Cut],
     context: PassContext,
     damping: float,
-    aims: Mapping[str, str] | None = None,
+    aims: Mapping[str, str],
+    effort: Effort,
 ) -> Refit:
     """Solve the layers again, in place.
 
@@ -76,31 +90,99 @@ def refit(
         ModelError: ONNX Runtime cannot run a graph.
     """
     found = Refit()
-    others = aims or {}
     by_layer = {one.layer: one for one in cuts}
     pending = {one.layer.node for one in cuts}
     shapes = shape_tools.infer(graph)
+    measured = _measurer(graph, reference, [one.layer for one in cuts], context, aims, effort)
     ordered = list(stages(graph, [one.layer for one in cuts], memory=GROUP_BYTES))
-    assert context.calibration is not None
     for stage in context.progress.track(ordered, len(ordered), "compensating"):
         plain = {one.node.name: _target(graph, by_layer[one], pending, shapes) for one in stage}
-        targets = {n: replace(t, reference=others.get(t.reference, t.reference)) for n, t in plain.items()}
-        moments = gram(
-            graph,
-            [layer.use for layer in stage],
-            context.calibration,
-            targets=targets,
-            reference=reference,
-            batch=BATCH,
-            threads=context.threads,
-            seed=context.seed,
-            hold_bytes=HELD_BYTES // len(stage),
-        )
+        targets = {n: replace(t, reference=aims.get(t.reference, t.reference)) for n, t in plain.items()}
+        moments = measured(stage, targets)
         for layer in stage:
             name = layer.node.name
             _solve(graph, by_layer[layer], plain[name].reference, moments.pop(name), damping, found)
             pending.discard(layer.node)
     return found
+
+
+def _measurer(
+    graph: Graph,
+    reference: Graph,
+    layers: Sequence[Layer],
+    context: PassContext,
+    aims: Mapping[str, str],
+    effort: Effort,
+) -> Callable[[Sequence[Layer], Mapping[str, Target]], dict[str, Gram]]:
+    """How moments are taken: each node of both graphs run once where all samples' activations fit the memory together,
+    else both run up to the layers anew."""
+    one = shape_tools.infer(reference, shape_tools.one_sample(reference, context.sample_shapes))
+    room = 2 * peak_bytes(reference, one) * len(effort.samples) <= STAGED_BYTES
+    if room and len(layers) <= MOST_STAGES:  # beyond it stages are merged, and layers of one may feed each other
+        return _Staged(graph, reference, layers, context, aims, effort)
+
+    def streamed(stage: Sequence[Layer], targets: Mapping[str, Target]) -> dict[str, Gram]:
+        return gram(
+            graph,
+            [layer.use for layer in stage],
+            effort.samples,
+            targets=targets,
+            reference=reference,
+            batch=BATCH,
+            threads=context.threads,
+            max_rows=effort.rows,
+            seed=context.seed,
+            hold_bytes=HELD_BYTES // len(stage),
+        )
+
+    return streamed
+
+
+class _Staged:
+    """Moments from two graphs that run side by side, each node once."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        reference: Graph,
+        layers: Sequence[Layer],
+        context: PassContext,
+        aims: Mapping[str, str],
+        effort: Effort,
+    ) -> None:
+        self.graph, self.seed, self.rows = graph, context.seed, effort.rows
+        batches = list(effort.samples.batches(BATCH))
+        self.names = reference.tensors()
+        self.here = Stages(graph, batches, context.threads)
+        self.there = Stages(reference, batches, context.threads, keep=self._wanted(layers, aims))
+
+    def __call__(self, stage: Sequence[Layer], targets: Mapping[str, Target]) -> dict[str, Gram]:
+        uses, own = [layer.use for layer in stage], self.graph.tensors()
+        here, there = needed(self.graph, uses, targets)
+        values = [
+            [dict(zip(names, arrays, strict=True)) for arrays in stages.get([tensors[name] for name in names])]
+            for stages, tensors, names in ((self.here, own, here), (self.there, self.names, there))
+        ]
+        self.there.keep -= {self.names[name] for name in there}
+        return gram_of(
+            self.graph,
+            uses,
+            list(zip(*values, strict=True)),
+            targets=targets,
+            max_rows=self.rows,
+            seed=self.seed,
+            hold_bytes=HELD_BYTES // len(stage),
+        )
+
+    def _wanted(self, layers: Sequence[Layer], aims: Mapping[str, str]) -> Iterator[Tensor]:
+        """Tensors of the reference that a layer may aim at."""
+        for layer in layers:
+            output = layer.output
+            sums = [node.outputs[0] for node in output.outputs if node.op == "Add"]
+            for tensor in (output, *sums):
+                name = aims.get(tensor.name, tensor.name)
+                if name in self.names:
+                    yield self.names[name]
 
 
 def _target(graph: Graph, cut: Cut, pending: Collection[Node], shapes: Shapes) -> Target:
@@ -123,65 +205,3 @@ def _solve(graph: Graph, one: Cut, at: str, moments: Gram, damping: float, found
     if moments.rows is not None and (stretch := flat_stretch(graph, graph.tensors()[at])) is not None:
         w, bias = past_the_flat(moments.rows, problem, w, bias, stretch)
     layer.write(graph, w, bias)
-
-
-def flat_stretch(graph: Graph, tensor: Tensor) -> tuple[float, float] | None:
-    """Below and above which values of a tensor nothing changes in all that reads it; None where all values count."""
-    if graph.is_output(tensor) or not tensor.outputs:
-        return None
-    low, high = math.inf, -math.inf
-    for node in tensor.outputs:
-        found = _flat_of(node, tensor)
-        if found is None:
-            return None
-        low, high = min(low, found[0]), max(high, found[1])
-    return (low, high) if low < high and (low > -math.inf or high < math.inf) else None
-
-
-def _flat_of(node: Node, tensor: Tensor) -> tuple[float, float] | None:
-    if node.domain or node.input(0) is not tensor:
-        return None
-    if node.op == "Relu":
-        return 0.0, math.inf
-    if node.op != "Clip":
-        return None
-    bounds = []
-    for port, name, default in ((1, "min", -math.inf), (2, "max", math.inf)):
-        given, constant = node.input(port), node.constant(port)
-        if given is not None and constant is None:
-            return None
-        bounds.append(float(constant.values) if constant is not None else float(node.attrs.get(name, default)))
-    return bounds[0], bounds[1]
-
-
-def past_the_flat(
-    rows: Rows, problem: Problem, w: Array, bias: Array | None, stretch: tuple[float, float]
-) -> tuple[Array, Array | None]:
-    """Weights and bias that bring the values behind the activation nearer to the target's, from least squares on.
-
-    Where the target lies in a flat stretch, the aim of a turn is what the layer gives there now, brought into the
-    stretch: a majorizer of the squared error behind the activation.
-
-    Args:
-        w, bias: [group, out, in] and [group, out], where the turns begin.
-    """
-    low, high = np.float32(stretch[0]), np.float32(stretch[1])
-    held, aim = rows.z, rows.aim
-    under, over = aim <= low, aim >= high
-    inverse = np.linalg.inv(problem.a)
-    for _ in range(FLAT_TURNS):
-        whole = np.concatenate([w, np.zeros_like(w[..., :1]) if bias is None else bias[..., None]], axis=2)
-        now = held @ whole.transpose(0, 2, 1).astype(np.float32)  # [group, rows, out]
-        total = now if rows.minus is None else now + rows.minus
-        lost = np.where(
-            under, np.maximum(total, low) - low, np.where(over, np.minimum(total, high) - high, total - aim)
-        )
-        slope = -(lost.transpose(0, 2, 1) @ held).astype(np.float64) / held.shape[1]  # [group, out, in + 1]
-        step, mean = slope[..., :-1], slope[..., -1]
-        if bias is not None and problem.x_mean is not None:
-            step = step - mean[..., None] * problem.x_mean[:, None, :]
-        step = step @ inverse
-        w = w + step
-        if bias is not None and problem.x_mean is not None:
-            bias = bias + mean - np.einsum("goi,gi->go", step, problem.x_mean)
-    return w, bias

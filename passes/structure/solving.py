@@ -11,7 +11,7 @@ from onnxcomp.graph.coupling import streams
 from onnxcomp.graph.ir import Array, Graph, Node
 from onnxcomp.manager.base import PassContext, WeightUse
 from onnxcomp.passes.pruning.layers import Layer, layer_of
-from onnxcomp.passes.structure.refit import Cut, Refit, refit
+from onnxcomp.passes.structure.refit import Cut, Effort, Refit, refit
 
 MOST_WORK = 4e12  # multiply-accumulates that running the model once a layer may take
 MOST_REFITS = 40  # layers; of a deeper model only those that lost something are solved again
@@ -47,12 +47,14 @@ def solve_again(
     context: PassContext,
     damping: float,
     aims: Mapping[str, str] | None = None,
+    effort: Effort | None = None,
 ) -> Refit:
     """Refit the layers that are still there.
 
     Args:
         uses: with the outputs of the original that each still has, bool.
         aims: tensors that stand in for others, by name: what they should be in the original.
+        effort: all calibration samples where none is given.
     """
     here = set(graph.nodes)
     cuts = []
@@ -60,7 +62,8 @@ def solve_again(
         layer = layer_of(graph, use) if use.node in here else ""
         if isinstance(layer, Layer):
             cuts.append(Cut(layer, outputs))
-    return refit(graph, reference, cuts, context, damping, aims)
+    assert context.calibration is not None
+    return refit(graph, reference, cuts, context, damping, aims or {}, effort or Effort(context.calibration))
 
 
 def whole(use: WeightUse) -> Array:
