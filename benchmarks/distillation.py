@@ -33,9 +33,9 @@ class Student:
 
 STUDENTS = (
     Student("lenet5-98", "98 % of weights zero, refitted, 1 epoch", "lenet5-mnist", "mnist",
-            "prune-weights{ratio=0.98},distill{epochs=1}", 0.991),
+            "prune-weights{ratio=0.98},distill{epochs=1,lr=0.01}", 0.991),
     Student("lenet5-99", "99 % of weights zero, refitted, 1 epoch", "lenet5-mnist", "mnist",
-            "prune-weights{ratio=0.99},distill{epochs=1}", 0.985),
+            "prune-weights{ratio=0.99},distill{epochs=1,lr=0.01}", 0.985),
     Student("lenet5-narrow-4bit", "8-16-40 channels, 4-bit weights, 1 epoch", "lenet5-mnist", "mnist",
             'prune-channels{keep=["/conv1*:8","/conv2*:16","/fc1*:40"]},distill{epochs=1,bits=4}', 0.990),
     Student("lenet5-2bit", "2-bit weights in every layer, 8-bit activations, 300 steps", "lenet5-mnist", "mnist",
@@ -43,7 +43,7 @@ STUDENTS = (
     Student("lenet5-binary", "binary weights, 8-bit activations, edges 8-bit, 1 epoch", "lenet5-mnist", "mnist",
             "distill{epochs=1,bits=1,activation_bits=8}", 0.0),
     Student("lenet300-95", "95 % of weights zero, refitted, 3 epochs", "lenet300-100-mnist", "mnist",
-            "prune-weights{ratio=0.95},distill{epochs=3}", 0.978),
+            "prune-weights{ratio=0.95},distill{epochs=3,lr=0.01}", 0.978),
     Student("resnet20-half-150", "half the MACs, 150 steps of 64", "resnet20-cifar10", "cifar10",
             "prune-channels{macs=0.5},distill{steps=150,batch=64}", 0.826),
     Student("resnet20-half", "half the MACs, 3 epochs, mirrored and shifted", "resnet20-cifar10", "cifar10",

@@ -145,6 +145,29 @@ def test_only_values_change(runtime) -> None:
     assert all((a.values != b.values).any() for a, b in pairs)
 
 
+def test_a_model_that_fixes_its_batch_trains_in_its_own_pieces(runtime) -> None:
+    def flat(exact: bool) -> Graph:
+        graph = classifier(16, exact=exact)
+        graph.inputs[0].shape = (2, WIDTH)
+        size = graph.add_constant("size", np.asarray([2, CLASSES, 1], np.int64))
+        out = graph.outputs[0]
+        made = graph.add_node("Reshape", [out, size]).outputs[0]  # the batch stands in the graph
+        made.dtype, made.shape = out.dtype, (2, CLASSES, 1)
+        graph.outputs = [made]
+        return graph
+
+    class Pairs(Rows):
+        def batches(self, size: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+            return super().batches(2)
+
+    student, given = flat(False), context(flat(True), labelled=False)
+    given.training, given.held_out, given.calibration = Pairs(64, 1), Pairs(16, 2), Pairs(8, 3)
+    outcome = trained(Distill(steps=20, batch=8, lr=0.02), student, given)
+    (record,) = outcome.trainings
+    assert record.batch == 8
+    assert record.held_out[-1][1] < record.held_out[0][1]
+
+
 def test_the_same_seed_gives_the_same_bytes(runtime) -> None:
     models = []
     for _ in range(2):

@@ -145,11 +145,12 @@ class Trainer:
         operators = self.context.operators
         work = self.graph.clone()
         _bind(work, rows.constants)
-        plain = prepare(work, operators, shapes, batch, statistics=self.options.statistics, freeze=self._frozen(work))
-        if not plain.statistics and (batch := piece_of(batch, self.context.threads)) != self._batch:
-            plain = prepare(
-                work, operators, shapes, batch, statistics=self.options.statistics, freeze=self._frozen(work)
-            )
+        frozen, fixed = self._frozen(work), _fixed_batch(work, rows.arrays)
+        statistics = self.options.statistics if fixed is None else "frozen"
+        batch = fixed or batch
+        plain = prepare(work, operators, shapes, batch, statistics=statistics, freeze=frozen)
+        if fixed is None and not plain.statistics and (batch := piece_of(batch, self.context.threads)) != self._batch:
+            plain = prepare(work, operators, shapes, batch, statistics=statistics, freeze=frozen)
         if quantization is None:
             plain.require()
             return plain, {}
@@ -161,7 +162,7 @@ class Trainer:
             operators,
             shapes,
             batch,
-            statistics=self.options.statistics,
+            statistics=statistics,
             freeze=[_exactly(name) for name in named if name not in moving and name not in inserted.trainable],
             also=[_exactly(name) for name in (*moving, *inserted.trainable)],
         )
@@ -287,7 +288,8 @@ class Trainer:
             if refusal.parameters:
                 names = ", ".join(refusal.parameters[:3])
                 self.outcome.skip(refusal.node, f"{refusal.op}: {refusal.why}; not trained before it: {names}")
-        self.outcome.notes += [note for note in prepared.notes if note not in self.outcome.notes]
+        notes = [f"in the copy that trains: {note}" for note in prepared.notes]
+        self.outcome.notes += [note for note in notes if note not in self.outcome.notes]
 
     def _record(
         self, result: TrainingResult, task: TrainingTask, losses: list[Term], prepared: Prepared, seconds: float
@@ -359,6 +361,15 @@ def _around(graph: Graph, constraint: Constraint, name: str) -> Constraint:
     low = None if constraint.low is None else np.asarray(constraint.low - values, np.float32)
     high = None if constraint.high is None else np.asarray(constraint.high - values, np.float32)
     return Constraint(constraint.mask, low, high)
+
+
+def _fixed_batch(graph: Graph, arrays: Mapping[str, Array]) -> int | None:
+    """The batch that a model fixes for itself: its shapes may hold it anywhere, so it is trained in such pieces.
+
+    BatchNormalization keeps its statistics then: those of few samples would mislead it.
+    """
+    sizes = [t.shape[0] for t in graph.inputs if t.name in arrays and t.shape and isinstance(t.shape[0], int)]
+    return next((size for size in sizes if size > 0), None)
 
 
 def piece_of(batch: int, threads: int) -> int:
