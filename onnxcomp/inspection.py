@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnxcomp.data.inputs import InputSpec, with_shapes
+from onnxcomp.data.synthetic import guessed_shapes
 from onnxcomp.errors import OnnxcompError
 from onnxcomp.graph import cost
 from onnxcomp.graph.io import load, model_files
@@ -76,7 +78,7 @@ def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, *, 
     """Read a model and what passes could do with it.
 
     Args:
-        shapes: input shapes of one sample; free dimensions count as 1 where none is given, and that is noted.
+        shapes: input shapes of one sample; sizes that neither they nor the model give are guessed, and that is noted.
         groups: look for coupled groups of channels, heads and neurons.
 
     Raises:
@@ -86,20 +88,20 @@ def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, *, 
     operators = load_operators()
     size = sum(file.stat().st_size for file in model_files(path))
     notes = list(graph.notes)
-    free = [t.name for t in graph.inputs if not all(isinstance(d, int) for d in t.shape or (None,))]
-    if unsaid := [name for name in free if name not in (shapes or {})]:
-        notes.append(f"free dimensions of {', '.join(unsaid)} count as 1: override with --shape {unsaid[0]}=...")
-    coupled = _coupling(graph.clone(), operators, shapes or {}, notes) if groups else {}
+    inputs = [InputSpec(t.name, t.dtype, t.shape) for t in graph.inputs if t.dtype is not None]
+    sample, guesses = guessed_shapes(with_shapes(inputs, shapes))
+    notes.extend(guesses)
+    coupled = _coupling(graph.clone(), operators, sample, notes) if groups else {}
     return Inspection(
         path=str(path),
-        stats=cost.stats(graph, operators, file_bytes=size, sample=shapes),
+        stats=cost.stats(graph, operators, file_bytes=size, sample=sample),
         opset=graph.opset,
         producer=" ".join(filter(None, (graph.model.producer_name, graph.model.producer_version))),
         inputs={t.name: _type(t.dtype, t.shape) for t in graph.inputs},
         outputs={t.name: _type(t.dtype, t.shape) for t in graph.outputs},
         operators=graph.operators(),
-        layers=tuple(cost.layers(graph, operators, shapes)),
-        prospects=tuple(_prospects(graph, operators)),
+        layers=tuple(cost.layers(graph, operators, sample)),
+        prospects=tuple(_prospects(graph, PassContext(operators=operators, sample_shapes=sample))),
         notes=tuple(notes),
         **coupled,
     )
@@ -146,8 +148,8 @@ def _type(dtype: Any, shape: Any) -> str:
     return f"{dtype} [{dims}]"
 
 
-def _prospects(graph: Graph, operators: Operators) -> list[Prospect]:
-    found = []
+def _prospects(graph: Graph, context: PassContext) -> list[Prospect]:
+    found, operators = [], context.operators
     for name in registry.names():
         cls = registry.find(name)
         try:
@@ -158,7 +160,7 @@ def _prospects(graph: Graph, operators: Operators) -> list[Prospect]:
         if item.promises() is Guarantee.LOSSY or Need.DATA in item.required():
             found.append(Prospect(name, item.promises().value, _reach(cls, graph, operators)))
             continue
-        outcome = item.run(graph.clone(), PassContext(operators=operators))
+        outcome = item.run(graph.clone(), context)
         words = outcome.summary or (f"{len(outcome.changes)} changes" if outcome.changes else "nothing to do")
         found.append(Prospect(name, item.promises().value, words, len(outcome.changes)))
     return found

@@ -178,18 +178,19 @@ class _Work:
             return dict(zip(self.tensors, self._masks(), strict=True))
         if options.scope == "layer":
             return {t: min(self._survivors(t.constant.size), t.constant.size - t.before) for t in self.tensors}
-        curves = run.curves([t.layer for t in self.tensors if isinstance(t.layer, Layer)])
+        total = sum(t.constant.size for t in self.tensors)
+        keep = self._survivors(total)
+        curves = run.curves([t.layer for t in self.tensors if isinstance(t.layer, Layer)], keep / total)
         self._note_unmeasured(run)
-        ordered = [self._curve(tensor, curves) for tensor in self.tensors]
-        keep = self._survivors(sum(t.constant.size for t in self.tensors))
+        ordered = [self._curve(tensor, curves, keep / total) for tensor in self.tensors]
         return dict(zip(self.tensors, allocate(ordered, keep), strict=True))
 
-    def _curve(self, tensor: _Tensor, measured: dict[str, Curve]) -> Curve:
+    def _curve(self, tensor: _Tensor, measured: dict[str, Curve], share: float) -> Curve:
         if isinstance(tensor.layer, Layer):
             return measured[tensor.layer.node.name]
         values = np.asarray(tensor.constant.values, np.float32)
         values = values[values != 0]
-        return magnitude_curve(values, curve_shares(values.size))
+        return magnitude_curve(values, curve_shares(values.size, share))
 
     def _note_unmeasured(self, run: Compensation) -> None:
         for tensor in self.tensors:

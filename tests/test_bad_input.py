@@ -29,6 +29,11 @@ FLOAT = TensorProto.FLOAT
 Case = Callable[[Path], list[str | Path]]
 
 
+@pytest.fixture(autouse=True)
+def _here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))  # reports go to the current folder
+
+
 def cnn(folder: Path) -> Path:
     """image [N, 3, 16, 16] -> logits [N, 10]."""
     return builders.save(builders.residual_cnn(), folder / "model.onnx")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from onnxcomp.data.dataset import Dataset
 from onnxcomp.data.feeds import Array, Feed
-from onnxcomp.data.inputs import InputSpec, with_shapes
+from onnxcomp.data.inputs import Dim, InputSpec, with_shapes
 from onnxcomp.errors import DataError
 
 SPATIAL, SEQUENCE = 224, 16  # sizes for free dimensions of inputs with four dimensions or more, and of others
@@ -72,23 +72,33 @@ def random_data(
         DataError: the model takes strings, or an input of unknown rank without a shape.
     """
     specs = with_shapes(inputs, shapes)
-    # a size is drawn once for each name; what counts the batch is 1 wherever it stands
-    sizes: dict[int | str, int] = {spec.shape[0]: 1 for spec in specs if spec.shape and spec.shape[0]}
-    guesses: list[str] = []
-    concrete = {spec.name: _concrete(spec, sizes, guesses, sequence) for spec in specs}
+    for spec in specs:
+        if spec.dtype == np.dtype(object) or spec.shape is None:
+            raise DataError(
+                f"no data can be made up for the input {spec}",
+                where=f"the input {spec.name}",
+                do="give data with --data" if spec.shape else f"give its shape: --shape {spec.name}=1x3x224x224",
+            )
+    concrete, guesses = guessed_shapes(specs, sequence=sequence)
     reader = RandomReader(concrete, specs, samples, seed)
     return Dataset("synthetic", specs, reader, guesses=guesses, synthetic=True)
 
 
-def _concrete(spec: InputSpec, sizes: dict[int | str, int], guesses: list[str], sequence: int) -> tuple[int, ...]:
-    if spec.dtype == np.dtype(object) or spec.shape is None:
-        raise DataError(
-            f"no data can be made up for the input {spec}",
-            where=f"the input {spec.name}",
-            do="give data with --data" if spec.shape else f"give its shape: --shape {spec.name}=1x3x224x224",
-        )
+def guessed_shapes(
+    specs: Sequence[InputSpec], *, sequence: int = SEQUENCE
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """The shape of one sample for every input of known rank, and a line for each size that had to be guessed."""
+    # a size is drawn once for each name; what counts the batch is 1 wherever it stands
+    sizes: dict[int | str, int] = {spec.shape[0]: 1 for spec in specs if spec.shape and spec.shape[0]}
+    guesses: list[str] = []
+    return {s.name: _concrete(s, s.shape, sizes, guesses, sequence) for s in specs if s.shape is not None}, guesses
+
+
+def _concrete(
+    spec: InputSpec, dims: Sequence[Dim], sizes: dict[int | str, int], guesses: list[str], sequence: int
+) -> tuple[int, ...]:
     result = []
-    for axis, dim in enumerate(spec.shape):
+    for axis, dim in enumerate(dims):
         known = dim if isinstance(dim, int) else 1 if axis == 0 else sizes.get(dim) if dim else None
         size = _free_size(spec, axis, sequence) if known is None else known
         if known is None:

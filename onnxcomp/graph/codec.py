@@ -330,8 +330,15 @@ def _variable(value: onnx.ValueInfoProto | None, name: str) -> Variable:
 
 
 def shape_of(value: onnx.ValueInfoProto) -> tuple[Dim, ...] | None:
-    """Shape of a tensor's ValueInfoProto; None when the rank is unknown. A negative size is free, as no size is."""
-    kind = value.type.tensor_type
+    """Shape of a tensor's ValueInfoProto; None when the rank is unknown."""
+    return dims_of(value.type.tensor_type)
+
+
+def dims_of(kind: onnx.TypeProto.Tensor) -> tuple[Dim, ...] | None:
+    """Shape of a tensor type; None when the rank is unknown.
+
+    A negative size is unknown: exporters write -1 for any, and inference gives one where a kernel does not fit.
+    """
     if not kind.HasField("shape"):
         return None
     return tuple(_dim(d) for d in kind.shape.dim)
@@ -339,7 +346,7 @@ def shape_of(value: onnx.ValueInfoProto) -> tuple[Dim, ...] | None:
 
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     if dim.HasField("dim_value"):
-        return dim.dim_value if dim.dim_value >= 0 else None
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
     return dim.dim_param or None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
-from onnxcomp.graph.codec import encode_node
+from onnxcomp.graph.codec import dims_of, encode_node
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Array, Constant, Graph, Node, elem_type
 from onnxcomp.graph.types import Shapes, TensorType
 
@@ -149,7 +149,6 @@ def _infer_node(node: Node, shapes: Shapes, values: dict[str, Array], opset: int
     for tensor in node.outputs:
         kind = result.get(tensor.name)
         if kind is not None and kind.HasField("tensor_type") and kind.tensor_type.HasField("shape"):
-            dims = kind.tensor_type.shape.dim
-            shape = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in dims)
+            shape = dims_of(kind.tensor_type)
             dtype = helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type) if kind.tensor_type.elem_type else None
             shapes.types[tensor.name] = TensorType(dtype, shape)

@@ -71,6 +71,13 @@ def check_runs(model: Path) -> None:
         ModelError: the runtime refuses it, or an output is no tensor.
     """
     session = open_session(model, optimize=False, lean=True)
+    for port in session.inputs:
+        if port.dtype is None:
+            raise ModelError(
+                f"the input {port.name!r} is a {port.type}, which no data can be given for",
+                where=session.where,
+                do="export the model with tensor inputs",
+            )
     _check_outputs(Interface(session.where, session.inputs, session.outputs))
 
 

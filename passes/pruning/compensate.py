@@ -29,6 +29,8 @@ from onnxcomp.passes.pruning.solve import Problem
 from onnxcomp.runtime.gram import GROUP_BYTES, Gram, batch_shapes, gram, grams
 
 CURVE_STEP = 0.6  # from one point of an error curve to the next
+FAR_BELOW = 1 / 32  # of the share that survives everywhere: no layer is worth so little
+CURVE_FLOPS = 1e10  # of one refit: curves are compared with each other, and each point starts from the one before
 BATCH = 32
 
 Plan = int | Pattern | Array
@@ -56,16 +58,21 @@ class Compensation:
     errors: dict[str, float] = field(default_factory=dict)
     unmeasured: dict[str, str] = field(default_factory=dict)
 
-    def curves(self, layers: Sequence[Layer]) -> dict[str, Curve]:
-        """Error curves by node name, on the original's activations; layers that cannot be measured are left out."""
+    def curves(self, layers: Sequence[Layer], share: float) -> dict[str, Curve]:
+        """Error curves by node name, on the original's activations; layers that cannot be measured are left out.
+
+        Args:
+            share: of all weights that are to survive; far below it no layer will end, so that none is measured there.
+        """
         found = {}
         for layer, moments in self._moments(layers):
             problem = self._problem(layer, moments)
             size = int(np.count_nonzero(problem.old))
-            shares = curve_shares(size)
+            shares = curve_shares(size, share)
             keeps = [round(share * size) for share in shares]
             noise = self._noise(layer, problem)
-            errors = [problem.relative_error(w) for _, w in rounds(problem, keeps, self.importance, noise)]
+            steps = rounds(problem, keeps, self.importance, noise, flops=CURVE_FLOPS)
+            errors = [problem.relative_error(w) for _, w in steps]
             found[layer.node.name] = Curve(size, shares, [min(e, 1.0) for e in errors])
         return found
 
@@ -159,9 +166,13 @@ class Compensation:
                     self.unmeasured[name] = NOT_FINITE
 
 
-def curve_shares(size: int) -> list[float]:
-    """Shares of survivors at which the error of a tensor of `size` weights is measured, down to about one weight."""
+def curve_shares(size: int, share: float) -> list[float]:
+    """Shares of survivors at which the error of a tensor of `size` weights is measured.
+
+    Down to about one weight, to one in a thousand, or to a small part of the `share` that survives of all tensors.
+    """
+    lowest = max(1e-3, share * FAR_BELOW)
     shares = [CURVE_STEP]
-    while shares[-1] * CURVE_STEP * size >= 1 and shares[-1] > 1e-3:
+    while shares[-1] * CURVE_STEP * size >= 1 and shares[-1] > lowest:
         shares.append(shares[-1] * CURVE_STEP)
     return shares

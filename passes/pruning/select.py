@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from onnxcomp.graph.ir import Array
-from onnxcomp.passes.pruning.solve import Problem
+from onnxcomp.passes.pruning.solve import LAYER_FLOPS, Problem
 
 Importance = Literal["magnitude", "wanda", "random", "obs"]
 
@@ -128,7 +128,12 @@ def densities(target: float) -> list[float]:
 
 
 def rounds(
-    problem: Problem, keeps: Sequence[int], importance: Importance, noise: Array | None = None
+    problem: Problem,
+    keeps: Sequence[int],
+    importance: Importance,
+    noise: Array | None = None,
+    *,
+    flops: float = LAYER_FLOPS,
 ) -> Iterator[tuple[Array, Array]]:
     """Prune a layer to fewer and fewer weights, each time refitting the survivors and ranking them again.
 
@@ -136,6 +141,7 @@ def rounds(
 
     Args:
         keeps: falling counts of survivors, over the whole layer.
+        flops: what one refit may spend, where it is not exact.
 
     Yields:
         (mask, weights) [group, out, in] after each round.
@@ -149,7 +155,7 @@ def rounds(
             alive = np.zeros(alive.size, bool)
             alive[order] = True
             alive = alive.reshape(w.shape)
-        w = problem.refit(alive, w)
+        w = problem.refit(alive, w, flops)
         yield alive, w
 
 

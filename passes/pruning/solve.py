@@ -117,7 +117,7 @@ class Problem:
         found: Array = np.einsum("gii->gi", self.a)[:, None, :]
         return found
 
-    def refit(self, mask: Array, start: Array) -> Array:
+    def refit(self, mask: Array, start: Array, flops: float = LAYER_FLOPS) -> Array:
         """The best weights under a mask.
 
         Solved exactly where rows keep few weights, by conjugate gradients on all rows at once where that is cheaper.
@@ -125,10 +125,11 @@ class Problem:
         Args:
             mask: [group, out, in] bool, True for survivors.
             start: where conjugate gradients begin.
+            flops: how much those may cost.
         """
         kept = mask.sum(axis=2, dtype=np.float64)
         _, _, width = mask.shape
-        steps = _steps(mask.size * width)
+        steps = _steps(mask.size * width, flops)
         # seconds, roughly: small factorings run at 1.5 GFLOP/s and gathers at 1 GB/s where products reach 50 GFLOP/s
         exact = float((0.67 * kept**3 / 1.5e9 + 8e-9 * kept**2)[kept < width].sum())
         iterated = steps * mask.size * (2 * width / 50e9 + 8e-9)
@@ -195,9 +196,9 @@ class Problem:
         return w.astype(np.float64)
 
 
-def _steps(work: float) -> int:
+def _steps(work: float, flops: float) -> int:
     """Conjugate-gradient steps for a product of `work` multiply-accumulates."""
-    return int(np.clip(LAYER_FLOPS / max(2.0 * work, 1.0), LEAST_STEPS, MOST_STEPS))
+    return int(np.clip(flops / max(2.0 * work, 1.0), LEAST_STEPS, MOST_STEPS))
 
 
 def _stack_end(kept: Array, order: Array, start: int) -> int:
