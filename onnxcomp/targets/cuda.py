@@ -13,6 +13,7 @@ CUDA = Target(
     moves={},
     why_not=(
         "ONNX Runtime's CUDA provider has no integer Conv, Gemm or MatMul behind Q and DQ: they would run in float, "
-        "with the conversions on top. Use quantize-weights for size, or --target tensorrt for integer speed"
+        "with the conversions on top. Use convert-float16 for speed, quantize-weights for size, or --target tensorrt "
+        "for integer speed"
     ),
 )
