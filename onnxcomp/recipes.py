@@ -66,7 +66,7 @@ RECIPES = {
             "weights8",
             f"{CLEAN},quantize-weights{{bits=8}}",
             False,
-            "weights stored in 8 bits, float arithmetic",
+            "weights stored in 8 bits, activations in float",
             aim=("quantize-weights",),
         ),
         Recipe(

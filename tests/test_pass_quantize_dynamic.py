@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import builders
 import numpy as np
+import onnx
 import pytest
+from feeds import Feeds
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto
+from nets import Net
+from onnx import ModelProto, TensorProto, numpy_helper
+from test_pass_quantize_weights import large_bodies
 
 import onnxcomp
+from onnxcomp.errors import UsageError
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.runtime.profile import kernels
-
-
-class Feeds:
-    """Model-ready samples, one batch after another."""
-
-    labels = None
-    source = "test"
-
-    def __init__(self, feeds: dict[str, np.ndarray]) -> None:
-        self.feeds = feeds
-
-    def __len__(self) -> int:
-        return len(next(iter(self.feeds.values())))
-
-    def batches(self, size: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-        step = size or 8
-        for start in range(0, len(self), step):
-            yield {name: values[start : start + step] for name, values in self.feeds.items()}
 
 
 def quantized(proto, spec: str = "quantize-dynamic{least=1}", feeds: dict[str, np.ndarray] | None = None):
@@ -91,9 +77,124 @@ def test_a_shared_weight_is_stored_once() -> None:
 
 
 def test_weights_in_bodies_are_quantized_too() -> None:
-    proto = builders.if_model()
+    proto = large_bodies()
+    after, record = quantized(proto)
+    assert record.changes == 2
+    for side in (True, False):
+        feeds = {"x": builders.rng(1).standard_normal((8, 64)).astype(np.float32), "c": np.asarray(side)}
+        assert builders.sqnr_db(builders.run(proto, feeds)[0], builders.run(after, feeds)[0]) > 30
+
+
+def test_weights_behind_other_nodes_are_named() -> None:
+    _, record = quantized(builders.indirect_weights())
+    assert record.changes == 0
+    assert [skip.node for skip in record.skips] == ["mm1", "mm2", "mm3", "mm4"]
+    assert all("fold-constants" in skip.why for skip in record.skips)
+
+
+def product(inner: int = 64, outer: int = 96, *, opset: int = 17, weight: np.ndarray | None = None) -> ModelProto:
+    net = Net(opset=opset)
+    x = net.input("N", inner)
+    name = net.weight(inner, outer)
+    net.weights[name] = net.weights[name] if weight is None else weight
+    return onnx.shape_inference.infer_shapes(net.model(net.op("MatMul", x, name)), strict_mode=True)
+
+
+def test_old_opsets_are_raised() -> None:
+    proto = product(opset=10)
+    after, record = quantized(proto)
+    assert after.opset_import[0].version >= 11
+    assert any("opset raised" in note for note in record.notes)
+    feeds = builders.feeds_of(proto)
+    assert builders.sqnr_db(builders.run(proto, feeds)[0], builders.run(after, feeds)[0]) > 30
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_left_alone(value: float) -> None:
+    weight = builders.normal(builders.rng(), 64, 96)
+    weight[0, 0] = value
+    after, record = quantized(product(weight=weight))
+    assert record.changes == 0
+    assert "NaN or infinity" in record.skips[0].why
+    assert builders.ops(after) == {"MatMul": 1}
+
+
+def test_half_precision_products_are_left_alone_with_a_reason() -> None:
+    proto = product()
+    (tensor,) = proto.graph.initializer
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for entry in (*proto.graph.input, *proto.graph.output):
+        entry.type.tensor_type.elem_type = TensorProto.FLOAT16
     _, record = quantized(proto)
-    assert record.changes or all(skip.why for skip in record.skips)
+    assert record.changes == 0
+    assert "float16" in record.skips[0].why
+
+
+@pytest.mark.parametrize("attributes", [{"alpha": 0.5}, {"beta": 2.0}, {"beta": 0.0}, {"transA": 1}])
+def test_every_form_of_gemm_keeps_its_meaning(attributes: dict[str, float]) -> None:
+    net = Net()
+    x = net.input(*((64, 5) if "transA" in attributes else (5, 64)))
+    out = net.op("Gemm", x, net.weight(64, 96), net.weight(96), **attributes)
+    proto = onnx.shape_inference.infer_shapes(net.model(out), strict_mode=True)
+    after, record = quantized(proto)
+    assert record.changes == 1
+    feeds = {"x0": builders.rng(3).standard_normal((64, 5) if "transA" in attributes else (5, 64)).astype(np.float32)}
+    assert builders.sqnr_db(builders.run(proto, feeds)[0], builders.run(after, feeds)[0]) > 30
+
+
+def outliers(rows: int = 64) -> dict[str, np.ndarray]:
+    """Activations of which three channels are a hundred times the others."""
+    x = builders.rng(5).standard_normal((rows, 64)).astype(np.float32)
+    x[:, [3, 17, 40]] *= 100
+    return {"x0": x}
+
+
+def test_smoothing_helps_where_channels_differ_and_is_not_applied_where_it_does_not() -> None:
+    weight = builders.normal(builders.rng(2), 64, 96)
+    weight[[3, 17, 40]] *= 0.01
+    proto = product(weight=weight)
+    exact = builders.run(proto, outliers())[0]
+    plain, _ = quantized(proto, "quantize-dynamic{least=1,smooth=0}", outliers())
+    smoothed, record = quantized(proto, feeds=outliers())
+    gains = [builders.sqnr_db(exact, builders.run(model, outliers())[0]) for model in (plain, smoothed)]
+    assert gains[1] > gains[0] + 10
+    assert "smoothed" in record.details[0].what
+    even = builders.feeds_of(proto, batch=64)
+    flat, record = quantized(product(), feeds=even)
+    exact = builders.run(product(), even)[0]
+    assert builders.sqnr_db(exact, builders.run(flat, even)[0]) > 35
+
+
+def test_the_most_sensitive_products_are_protected_on_request() -> None:
+    net = Net()
+    x = net.input("N", 64)
+    a, b = net.op("MatMul", x, net.weight(64, 64)), net.op("MatMul", net.op("Tanh", x), net.weight(64, 64))
+    proto = onnx.shape_inference.infer_shapes(net.model(net.op("Add", a, b)), strict_mode=True)
+    after, _ = quantized(proto, "quantize-dynamic{least=1,smooth=0,protect=0.5}", outliers())
+    (block,) = (node for node in after.graph.node if node.op_type == "MatMulNBits")
+    assert block.input[0] == "x0", "the product that reads the outliers"
+
+
+def test_products_of_one_activation_quantize_it_once() -> None:
+    net = Net()
+    x = net.input("N", 64)
+    a, b = (net.op("MatMul", x, net.weight(64, 64)) for _ in range(2))
+    proto = onnx.shape_inference.infer_shapes(net.model(net.op("Add", a, b)), strict_mode=True)
+    after, _ = quantized(proto)
+    assert builders.ops(after)["DynamicQuantizeLinear"] == 1
+
+
+def test_other_targets_are_told_why_not_and_globs_choose() -> None:
+    proto = builders.mlp((64, 96, 32))
+    context = PassContext(target="tensorrt")
+    record = PassManager(Pipeline.parse("quantize-dynamic")).run(decode(proto), context).records[0]
+    assert record.changes == 0
+    assert "tensorrt has no kernels" in record.skips[0].why
+    first = proto.graph.node[0].name
+    _, record = quantized(proto, f'quantize-dynamic{{least=1,include=["{first}"]}}')
+    assert record.changes == 1
+    with pytest.raises(UsageError):
+        quantized(proto, 'quantize-dynamic{exclude=["nothing*"]}')
 
 
 def test_portable_weights_never_saturate_sixteen_bits() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import onnxcomp
-from onnxcomp import config
+from onnxcomp import config, measure
 from onnxcomp.build import fingerprint
 from onnxcomp.build.step import build
 from onnxcomp.errors import DataError, OutputError
@@ -193,3 +193,22 @@ def test_a_build_rests_on_the_table_that_it_completed_itself(
     third = build(config.load(tmp_path))
     assert [model.status for model in third.models] == ["built", "built"]
     assert third.models[0].why == ["times.json changed"]
+
+
+def test_the_choice_of_a_recipe_is_replayed_too(
+    digits: Path, digits_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "TRIAL_SECONDS", 0.02)
+    table = tmp_path / "times.json"
+    options = {"data": digits_data[0], "cost_table": table, "bench_seconds": 0.05, **FAST, "bench": True}
+    onnxcomp.optimize(digits, output=tmp_path / "a.onnx", **options)
+    content = json.loads(table.read_text())
+    trials = [key for key in content["entries"] if key.startswith("comparison")]
+    assert trials
+    onnxcomp.optimize(digits, output=tmp_path / "b.onnx", **options)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    for key in trials:  # what the table says of speed is believed: every recipe so far was slower
+        content["entries"][key] |= {"speedup": 0.5, "speedup_interval": [0.49, 0.51]}
+    table.write_text(json.dumps(content))
+    third = onnxcomp.optimize(digits, output=tmp_path / "c.onnx", **options)
+    assert any("was tried and left: no gain" in note for note in third.notes)
