@@ -2,18 +2,20 @@
 
     python benchmarks/latency_noise.py [RUNS] [MODEL.onnx ...]
 
-Prints a Markdown table. The slower model is built here: 22 equal layers against 20, whose fixed cost is small. Run it
-with other work on the machine too: that is what the figures are for.
+Prints a Markdown table and writes it to docs/measured.md. The slower model is built here: 22 equal layers against 20,
+whose fixed cost is small. Run it with other work on the machine too: that is what the figures are for.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from common import ROOT, machine, write_page
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.data.inputs import inputs_of
@@ -22,6 +24,7 @@ from onnxcomp.runtime.latency import compare
 from onnxcomp.runtime.session import Feeds
 
 Model = Path | bytes
+SIZE = 128
 
 
 def chain(layers: int, size: int) -> bytes:
@@ -60,17 +63,24 @@ def row(name: str, before: Model, after: Model, feed: Feeds, runs: int) -> str:
 
 
 def main(runs: int, models: list[Path]) -> None:
-    """Measure and print line by line."""
-    print("| pair | runs | no change | faster | slower | mean | spread | half width | each |")
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    """Measure, print line by line, write the table."""
+    head = ["pair", "runs", "no change", "faster", "slower", "mean", "spread", "half width", "each"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    print("\n".join(lines), flush=True)
+    feed = {"x": np.random.default_rng(1).standard_normal((4, SIZE)).astype(np.float32)}
+    base = chain(20, SIZE)
+    pairs = [
+        (f"20 layers of {SIZE}, itself", base, base, feed),
+        (f"20 layers of {SIZE}, 22 layers", base, chain(22, SIZE), feed),
+    ]
     for model in models:
-        feed = next(random_data(inputs_of(model)[0], 1).samples().batches(1))
-        print(row(f"{model.name}, itself", model, model, feed, runs), flush=True)
-    for size in (128, 512):
-        feed = {"x": np.random.default_rng(1).standard_normal((4, size)).astype(np.float32)}
-        base = chain(20, size)
-        print(row(f"20 layers of {size}, itself", base, base, feed, runs), flush=True)
-        print(row(f"20 layers of {size}, 22 layers", base, chain(22, size), feed, runs), flush=True)
+        own = next(random_data(inputs_of(model)[0], 1).samples().batches(1))
+        pairs.append((f"{model.name}, itself", model, model, own))
+    for name, before, after, fed in pairs:
+        lines.append(row(name, before, after, fed, runs))
+        print(lines[-1], flush=True)
+    load = f", load {os.getloadavg()[0]:.0f} at the end" if hasattr(os, "getloadavg") else ""
+    write_page(ROOT / "docs" / "measured.md", "noise", "\n".join([*lines, "", f"{machine()['cpu']}{load}."]))
 
 
 if __name__ == "__main__":
