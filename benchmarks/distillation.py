@@ -45,9 +45,9 @@ STUDENTS = (
     Student("lenet300-95", "95 % of weights zero, refitted, 3 epochs", "lenet300-100-mnist", "mnist",
             "prune-weights{ratio=0.95},distill{epochs=3,lr=0.01}", 0.978),
     Student("resnet20-half-150", "half the MACs, 150 steps of 64", "resnet20-cifar10", "cifar10",
-            "prune-channels{macs=0.5},distill{steps=150,batch=64}", 0.826),
+            "prune-channels{macs=0.5},distill{steps=150,lr=0.01}", 0.826),
     Student("resnet20-half", "half the MACs, 3 epochs, mirrored and shifted", "resnet20-cifar10", "cifar10",
-            "prune-channels{macs=0.5},distill{epochs=3,augment=[flip,crop]}", 0.840),
+            "prune-channels{macs=0.5},distill{epochs=3,lr=0.01,augment=[flip,crop]}", 0.840),
     Student("resnet20-w4a4", "4-bit weights and activations, edges 8-bit, 3 epochs, mirrored and shifted",
             "resnet20-cifar10", "cifar10", "distill{epochs=3,bits=4,activation_bits=4,augment=[flip,crop]}", 0.850),
 )  # fmt: skip

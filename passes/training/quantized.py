@@ -20,6 +20,7 @@ from onnxcomp.graph.ir import Array, Graph, Node, Variable
 from onnxcomp.graph.ops.facts import Weight
 from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.rounding import Levels
+from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import PassContext
 from onnxcomp.passes.qdq import regions, sharing
 from onnxcomp.passes.qdq.forms import curve_of
@@ -27,7 +28,7 @@ from onnxcomp.passes.qdq.ranges import Grid, Rule, unusable
 from onnxcomp.passes.qdq.trials import write
 from onnxcomp.passes.qdq.weights import Layer, bias_of
 from onnxcomp.passes.training.fake import FakeActivation, FakeBias, FakeWeight, Inserted, Step, insert
-from onnxcomp.runtime.activations import collect
+from onnxcomp.runtime.activations import Activation, collect
 from onnxcomp.targets.base import Target
 from onnxcomp.targets.table import find
 
@@ -258,37 +259,54 @@ def _plan_activations(
     chosen: Sequence[Node] | None = None
     if precision.activation_bits < 8:
         chosen = _movers(regions.plan(graph, target, context.operators, shapes, accepted), graph)
+    names = [t.name for t in sharing.sources(_planned(result, accepted, shapes, context, chosen, {}))]
+    seen = collect(graph, names, context.calibration, threads=context.threads, progress=context.progress)
     banned: dict[Variable, str] = {}
-    seen = None
     while True:
-        found = regions.plan(graph, target, context.operators, shapes, accepted, chosen=chosen, float_tensors=banned)
-        if seen is None:
-            names = [t.name for t in sharing.sources(found)]
-            seen = collect(graph, names, context.calibration, threads=context.threads, progress=context.progress)
-        groups = _groups(result, found, precision)
-        bad: dict[Variable, str] = {}
-        grids: list[tuple[list[Variable], Grid]] = []
-        for own, bits in groups:
-            rule = Rule("mse", _activation_levels(bits, target), target.symmetric)
-            each = [rule.choose(seen[t.name], curve_of(t)) for t in own]
-            grid = each[0] if len(each) == 1 else rule.grid(min(g.low for g in each), max(g.high for g in each))
-            if bits == 8:
-                bad |= {t: why for t in own if (why := unusable(seen[t.name], grid))}
-            grids.append((own, grid))
+        found = _planned(result, accepted, shapes, context, chosen, banned)
+        grids, bad = _grids(result, found, precision, seen)
         if not bad:
             break
         banned |= bad
     result.refused |= found.refused
     result.plan = found
-    ports = (
-        {n: target.kernels[n.op].ports or () for n in found.weighted} | found.joined | dict.fromkeys(found.moving, (0,))
-    )
+    ports = {n: target.kernels[n.op].ports or () for n in found.weighted} | found.joined
+    ports |= dict.fromkeys((*found.moving, *found.rewritten), (0,))
     for own, grid in grids:
         name = graph.unique_name(f"{own[0].name}.step")
         size = int(np.prod(shapes.static(own[0]) or (1,)))
         step = Step.start(name, np.asarray([grid.scale], np.float32), size, grid.levels.high, precision.optimizer)
         tensors = tuple((t.name, None if t in found.made else _readers(t, ports)) for t in own)
         result.activations.append(FakeActivation(tensors, grid, step))
+
+
+def _planned(
+    result: Quantization,
+    accepted: dict[Node, Weight],
+    shapes: Shapes,
+    context: PassContext,
+    chosen: Sequence[Node] | None,
+    banned: Mapping[Variable, str],
+) -> regions.Plan:
+    return regions.plan(
+        result.graph, result.target, context.operators, shapes, accepted, chosen=chosen, float_tensors=banned
+    )
+
+
+def _grids(
+    result: Quantization, found: regions.Plan, precision: Precision, seen: Mapping[str, Activation]
+) -> tuple[list[tuple[list[Variable], Grid]], dict[Variable, str]]:
+    """Where the scale of each group of tensors starts, and tensors that no grid fits."""
+    grids: list[tuple[list[Variable], Grid]] = []
+    bad: dict[Variable, str] = {}
+    for own, bits in _groups(result, found, precision):
+        rule = Rule("mse", _activation_levels(bits, result.target), result.target.symmetric)
+        each = [rule.choose(seen[t.name], curve_of(t)) for t in own]
+        grid = each[0] if len(each) == 1 else rule.grid(min(g.low for g in each), max(g.high for g in each))
+        if bits == 8:
+            bad |= {t: why for t in own if (why := unusable(seen[t.name], grid))}
+        grids.append((own, grid))
+    return grids, bad
 
 
 def _movers(full: regions.Plan, graph: Graph) -> list[Node]:

@@ -64,38 +64,21 @@ class Trainer:
         proven = self._proven(seed) if quantization is not None else None
         prepared, scales = self._prepared(quantization)
         self._say(prepared)
-        work, trainable, deltas = prepared.graph, list(prepared.trainable), {}
+        weights = [name for name in prepared.trainable if name not in scales]
         constraints = self._constraints(prepared, scales)
+        moving = {name: name for name in weights}
         if self.options.anchor:
-            deltas = _anchored(work, [name for name in trainable if name not in scales])
-            constraints = {deltas.get(n, n): _around(work, c, n) if n in deltas else c for n, c in constraints.items()}
-            trainable = [deltas.get(name, name) for name in trainable]
-        losses = self._loss(work, prepared.batch)
-        loss = work.outputs[0].name
-        flat = {c.name for c in work.constants() if len(c.shape) < 2}
-        task = TrainingTask(
-            graph=work,
-            feeding=Feeding(
-                self.material.arrays(self.pairs, {t.name for t in work.inputs}),
-                materials.order(self.material.rows, steps, self._rows_a_step(prepared), self.context.seed + seed),
-                materials.held_out(self.material.rows, prepared.batch),
-            ),
-            trainable=tuple(trainable),
-            loss=loss,
-            statistics=prepared.statistics,
-            optimizer=replace(
-                self._optimizer(steps),
-                lr_scale=self._units(prepared, scales, deltas),
-                undecayed=frozenset({*scales, *(flat & set(trainable))}),
-            ),
+            moving = _anchored(prepared.graph, weights)
+            changed = {moving[n]: _around(prepared.graph, c, n) for n, c in constraints.items() if n in moving}
+            constraints = {n: c for n, c in constraints.items() if n in scales} | changed
+        losses = self._loss(prepared.graph, prepared.batch)
+        task = replace(
+            self._task(prepared, steps, seed),
+            trainable=(*moving.values(), *scales),
+            optimizer=self._optimizer(prepared, steps, scales, moving),
             constraints=constraints,
-            sparsity=self._sparsity({n: deltas.get(n, n) for n in prepared.trainable if n not in scales}),
-            evaluate_every=max(1, steps // self.options.looks),
-            patience=self.options.patience,
-            keep_best=self.options.keep_best,
+            sparsity=self._sparsity(moving),
             check_gradients=quantization is None,
-            seed=self.context.seed + seed,
-            threads=self.context.threads,
         )
         result = engine.train(task, progress=self.context.progress, checkpoint=engine.Checkpoint())
         if result.resumed_from:
@@ -103,10 +86,10 @@ class Trainer:
         if proven is not None:
             result = replace(result, gradient_error=proven)
         before = {c.name: c.values for c in self.graph.constants()}
-        values = {n: v for n, v in result.parameters.items() if n not in scales and n not in deltas.values()}
-        values |= {n: before[n] + result.parameters[d] for n, d in deltas.items()}
+        values = {n: v for n, v in result.parameters.items() if n in moving or n in prepared.statistics}
+        values |= {n: before[n] + result.parameters[d] for n, d in moving.items() if n != d}
         put_back(self.graph, prepared, values)
-        self._record(result, task, losses, prepared, time.perf_counter() - start)
+        self._record(result, losses, prepared, time.perf_counter() - start)
         return {name: result.parameters[name] for name in scales}
 
     def compare(self, rounded: Graph) -> None:
@@ -178,20 +161,7 @@ class Trainer:
         """
         prepared, _ = self._prepared(None)
         self._loss(prepared.graph, prepared.batch)
-        task = TrainingTask(
-            graph=prepared.graph,
-            feeding=Feeding(
-                self.material.arrays(self.pairs, {t.name for t in prepared.graph.inputs}),
-                materials.order(self.material.rows, 1, prepared.batch, self.context.seed + seed),
-                materials.held_out(self.material.rows, prepared.batch)[:0],
-            ),
-            trainable=prepared.trainable,
-            loss=prepared.graph.outputs[0].name,
-            statistics=prepared.statistics,
-            seed=self.context.seed + seed,
-            threads=self.context.threads,
-        )
-        return engine.check_gradients(task)
+        return engine.check_gradients(self._task(prepared, 1, seed))
 
     @property
     def _batch(self) -> int:
@@ -225,11 +195,36 @@ class Trainer:
 
     # -- the task ------------------------------------------------------------------------------------------------------
 
-    def _optimizer(self, steps: int) -> Optimizer:
+    def _task(self, prepared: Prepared, steps: int, seed: int) -> TrainingTask:
+        """The task with all parameters that can move, and nothing they must keep."""
+        rows, seed = self.material.rows, self.context.seed + seed
+        return TrainingTask(
+            graph=prepared.graph,
+            feeding=Feeding(
+                self.material.arrays(self.pairs, {t.name for t in prepared.graph.inputs}),
+                materials.order(rows, steps, self._rows_a_step(prepared), seed),
+                materials.held_out(rows, prepared.batch),
+            ),
+            trainable=prepared.trainable,
+            loss=prepared.graph.outputs[0].name,
+            statistics=prepared.statistics,
+            evaluate_every=max(1, steps // self.options.looks),
+            patience=self.options.patience,
+            keep_best=self.options.keep_best,
+            seed=seed,
+            threads=self.context.threads,
+        )
+
+    def _optimizer(
+        self, prepared: Prepared, steps: int, scales: Collection[str], moving: Mapping[str, str]
+    ) -> Optimizer:
         options = self.options
+        vectors = {c.name for c in prepared.graph.constants() if len(c.shape) < 2}
         return Optimizer(
             kind=options.optimizer,
             lr=options.lr,
+            lr_scale=self._units(prepared, scales, moving),
+            undecayed=frozenset({*scales, *vectors.intersection(moving.values())}),
             weight_decay=options.weight_decay,
             momentum=options.momentum,
             clip_norm=options.clip_norm,
@@ -237,7 +232,7 @@ class Trainer:
             schedule=options.schedule,
         )
 
-    def _units(self, prepared: Prepared, scales: Collection[str], deltas: Mapping[str, str]) -> dict[str, float]:
+    def _units(self, prepared: Prepared, scales: Collection[str], moving: Mapping[str, str]) -> dict[str, float]:
         """What the learning rate of each parameter is a share of: the RMS of its weights that are not zero.
 
         AdamW moves every weight by about the learning rate, whatever its size. One rate for all is a tenth of a percent
@@ -249,11 +244,10 @@ class Trainer:
             return {}
         constants = {c.name: np.asarray(c.values) for c in prepared.graph.constants()}
         found = dict.fromkeys(scales, SCALE_UNIT)
-        for name in prepared.trainable:
-            if name not in scales:
-                alive = constants[name][constants[name] != 0]
-                rms = float(np.sqrt(np.mean(np.square(alive, dtype=np.float64)))) if alive.size else 0.0
-                found[deltas.get(name, name)] = max(rms, SMALLEST_UNIT)
+        for name, moved in moving.items():
+            alive = constants[name][constants[name] != 0]
+            rms = float(np.sqrt(np.mean(np.square(alive, dtype=np.float64)))) if alive.size else 0.0
+            found[moved] = max(rms, SMALLEST_UNIT)
         return found
 
     def _constraints(self, prepared: Prepared, scales: dict[str, Constraint]) -> dict[str, Constraint]:
@@ -264,7 +258,7 @@ class Trainer:
             self.outcome.notes.append(found.words)
         return found.constraints | scales
 
-    def _sparsity(self, moving: dict[str, str]) -> Sparsity:
+    def _sparsity(self, moving: Mapping[str, str]) -> Sparsity:
         """Penalties on weights; `moving` names what is trained for each initializer."""
         options = self.options
         constants = {c.name: c for c in self.graph.constants()}
@@ -291,9 +285,7 @@ class Trainer:
         notes = [f"in the copy that trains: {note}" for note in prepared.notes]
         self.outcome.notes += [note for note in notes if note not in self.outcome.notes]
 
-    def _record(
-        self, result: TrainingResult, task: TrainingTask, losses: list[Term], prepared: Prepared, seconds: float
-    ) -> None:
+    def _record(self, result: TrainingResult, losses: list[Term], prepared: Prepared, seconds: float) -> None:
         rows = self.material.rows
         constants = {c.name: c for c in self.graph.constants()}
         record = TrainingRecord(
