@@ -28,11 +28,10 @@ from onnxcomp.graph.ops.facts import Operators, load_operators
 from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
-from onnxcomp.measure import Measurements, Measurer
+from onnxcomp.measure import Measurements, Measurer, cost_model, table_notes
 from onnxcomp.report.html import write_html
 from onnxcomp.report.record import write_json
 from onnxcomp.results import Calibration, FileRef, LayerRecord, Report
-from onnxcomp.runtime.costs import CostTable, MeasuredCosts
 from onnxcomp.runtime.machine import machine, peak_memory_bytes, usable_cores, versions
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, exit_code, parse_size
@@ -133,7 +132,7 @@ def run(
             bench=job.bench,
             verify=job.verify,
             bench_seconds=job.bench_seconds,
-            costs=_costs(job, material, alone),
+            costs=cost_model(job, material.calibrate or material.judge, alone),
             alone=alone,
         )
         context.evaluator, context.costs = measurer, measurer.costs
@@ -146,7 +145,7 @@ def run(
             _write_model(report, job, final, measured)
             if job.teacher is not None:
                 report.teacher = measurer.taught(final, job.teacher)
-        report.notes += _replayed(job, measurer.costs)
+        report.notes += table_notes(job, measurer.costs)
     report.seconds = round(time.perf_counter() - start, 3)
     report.peak_memory_bytes = peak_memory_bytes()
     write_json(report, job.report_path)
@@ -367,31 +366,6 @@ def _without_data(job: Job, inputs: tuple[InputSpec, ...]) -> Material:
         guesses=made_up.guesses,
         notes=(note,),
     )
-
-
-def _costs(job: Job, material: Material, alone: Callable[[], AbstractContextManager[object]]) -> MeasuredCosts | None:
-    """Times of this machine, for the passes and the choice of a recipe; None where nothing is to be measured."""
-    if job.target != "cpu" or not (job.bench or job.cost_table is not None):
-        return None
-    table = CostTable.of_this_machine() if job.cost_table is None else CostTable.at(job.cost_table)
-    samples = material.calibrate if material.calibrate is not None else material.judge
-    return MeasuredCosts(next(iter(samples.batches(1))), table=table, alone=alone)
-
-
-def _replayed(job: Job, costs: MeasuredCosts | None) -> list[str]:
-    """What a user should know of a table of their own."""
-    if job.cost_table is None or costs is None:
-        return []
-    notes = []
-    if costs.table.foreign:
-        there = costs.table.origin
-        notes.append(
-            f"the times of {job.cost_table} come from {there.get('cpu', 'an unknown processor')} with ONNX Runtime "
-            f"{there.get('onnxruntime', 'of an unknown version')}, not from this machine"
-        )
-    if costs.table.measured:
-        notes.append(f"{costs.table.measured} times that {job.cost_table} lacked were measured here and added to it")
-    return notes
 
 
 def _begin(job: Job, graph: Graph, operators: Operators, material: Material) -> Report:

@@ -14,11 +14,12 @@ from onnxcomp.files import sha256_of
 from onnxcomp.graph import cost
 from onnxcomp.graph.io import model_files, save
 from onnxcomp.graph.ir import Graph
+from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats, TeacherRecord
 from onnxcomp.runtime import tensorrt
 from onnxcomp.runtime.acceleration import Acceleration
-from onnxcomp.runtime.costs import MeasuredCosts
+from onnxcomp.runtime.costs import CostTable, MeasuredCosts
 from onnxcomp.runtime.latency import Entry, compare
 from onnxcomp.runtime.providers import full_name, usability
 from onnxcomp.runtime.session import Feeds
@@ -275,3 +276,29 @@ def _score(measured: Measurements, objective: str) -> float:
         worst = measured.fidelity.worst_sqnr_db if measured.fidelity is not None else None
         return float("-inf") if worst is None else -worst
     return 1.0 / measured.benchmark.speedup if measured.benchmark is not None else float(measured.stats.bytes)
+
+
+def cost_model(job: Job, samples: Samples, alone: Callable[[], AbstractContextManager[object]]) -> MeasuredCosts | None:
+    """Times of this machine, for the passes and the choice of a recipe; None where nothing is to be measured."""
+    if job.target != "cpu" or not (job.bench or job.cost_table is not None):
+        return None
+    table = CostTable.of_this_machine() if job.cost_table is None else CostTable.at(job.cost_table)
+    return MeasuredCosts(next(iter(samples.batches(1))), table=table, alone=alone)
+
+
+def table_notes(job: Job, costs: MeasuredCosts | None) -> list[str]:
+    """What a user should know of a table of their own."""
+    if job.cost_table is None:
+        return []
+    if costs is None:
+        return [f"{job.cost_table} was not used: no times decide anything for target {job.target}"]
+    notes = []
+    if costs.table.foreign:
+        there = costs.table.origin
+        notes.append(
+            f"the times of {job.cost_table} come from {there.get('cpu', 'an unknown processor')} with ONNX Runtime "
+            f"{there.get('onnxruntime', 'of an unknown version')}, not from this machine"
+        )
+    if costs.table.measured:
+        notes.append(f"{costs.table.measured} times that {job.cost_table} lacked were measured here and added to it")
+    return notes

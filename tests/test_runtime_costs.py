@@ -212,3 +212,10 @@ def test_the_choice_of_a_recipe_is_replayed_too(
     table.write_text(json.dumps(content))
     third = onnxcomp.optimize(digits, output=tmp_path / "c.onnx", **options)
     assert any("was tried and left: no gain" in note for note in third.notes)
+
+
+def test_a_table_that_nothing_asks_is_mentioned(digits: Path, digits_data: tuple[Path, Path], tmp_path: Path) -> None:
+    options = {"data": digits_data[0], "passes": DEFAULT, "target": "tensorrt", "cost_table": tmp_path / "t.json"}
+    report = onnxcomp.optimize(digits, output=tmp_path / "a.onnx", **options, **FAST)
+    assert any("was not used" in note for note in report.notes)
+    assert not (tmp_path / "t.json").exists()
