@@ -157,10 +157,21 @@ class Measurer:
         return replace(found, own_sqnr_db=errors)
 
     def _compiled(self, path: Path) -> list[str]:
-        """What TensorRT's own parser says of the file, where it is installed."""
+        """What TensorRT's own parser says of the file, where it is installed.
+
+        Raises:
+            ModelError: it refuses the file, and takes the original.
+        """
         if not tensorrt.installed():
             return [f"TensorRT was not asked whether it takes the model: its parser is missing ({tensorrt.REMEDY})"]
-        return list(ask_tensorrt(path, self.context.sample_shapes).lines())
+        found = ask_tensorrt(path, self.context.sample_shapes)
+        if not found.acceptance.accepted and ask_tensorrt(self.source, self.context.sample_shapes).acceptance.accepted:
+            raise ModelError(
+                "TensorRT refuses the result, and takes the original: " + "; ".join(list(found.lines())[1:]),
+                where=f"{self.source}, --target tensorrt",
+                do="leave the pass out that brought this in (onnxcomp verify MODEL --target tensorrt asks again)",
+            )
+        return list(found.lines())
 
     def taught(self, graph: Graph, teacher: Path) -> TeacherRecord:
         """How the result stands to another model that taught it, on the samples that judge."""

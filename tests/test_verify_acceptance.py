@@ -152,6 +152,60 @@ def test_free_dimensions_take_the_sizes_given(tmp_path: Path):
 
 # -- what our own pass writes --
 
+
+@needs_parser
+def test_a_result_that_tensorrt_refuses_is_an_error_where_it_takes_the_original(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where the original is refused as well, it is only said."""
+    from onnxcomp import measure
+    from onnxcomp.runtime.tensorrt import Acceptance
+    from onnxcomp.verify.acceptance import TensorrtVerdict
+
+    source = builders.save(builders.residual_cnn(), tmp_path / "m.onnx")
+    real = measure.ask_tensorrt
+    bad = Acceptance("1.7", (("conv", "Conv", "no such form"),), ())
+
+    def refuse(model: Path, shapes: Any) -> TensorrtVerdict:
+        return real(model, shapes) if model == source and takes else TensorrtVerdict(model, {}, bad, {})
+
+    monkeypatch.setattr(measure, "ask_tensorrt", refuse)
+    options = {"passes": "fuse-batchnorm", "target": "tensorrt", "bench": False, "output": tmp_path / "o.onnx"}
+    takes = True
+    with pytest.raises(ModelError, match="refuses the result, and takes the original: Conv conv: no such form"):
+        optimize(source, **options)
+    assert not (tmp_path / "o.onnx").exists()
+    takes = False
+    assert any("refuses the model" in note for note in optimize(source, **options).notes)
+
+
+@needs_parser
+def test_int8_in_a_half_network_is_int8_and_half_there(tmp_path: Path):
+    """quantize-qdq and then convert-float16: scales are float16, as TensorRT wants them in such networks."""
+    rng = np.random.default_rng(0)
+    source = builders.save(builders.residual_cnn(channels=32), tmp_path / "m.onnx")
+    size = onnx.load(source).graph.input[0].type.tensor_type.shape
+    shape = [dim.dim_value or 24 for dim in size.dim]
+    name = onnx.load(source).graph.input[0].name
+    np.savez(tmp_path / "d.npz", **{name: rng.standard_normal(shape).astype(np.float32)})
+    optimize(
+        source,
+        output=tmp_path / "o.onnx",
+        data=str(tmp_path / "d.npz"),
+        passes="fuse-batchnorm,quantize-qdq{activations=minmax,rounding=nearest,min_sqnr=0},convert-float16",
+        target="tensorrt",
+        bench=False,
+    )
+    made = onnx.load(tmp_path / "o.onnx").graph
+    types = {t.name: t.data_type for t in made.initializer}
+    scales = {node.input[1] for node in made.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    assert {types[scale] for scale in scales} == {TensorProto.FLOAT16}
+    found = ask_tensorrt(tmp_path / "o.onnx")
+    assert found.acceptance.accepted, found.acceptance.problems
+    assert found.integer >= 3
+    assert found.acceptance.refused == []
+
+
 EVERYTHING = (
     "fold-constants,cleanup,fuse-batchnorm,cleanup,quantize-qdq{activations=minmax,rounding=nearest,min_sqnr=0}"
 )
