@@ -24,6 +24,7 @@ SPECS: dict[str, list[str]] = {
         "prune-channels{params=0.7,importance=fpgm,scope=layer}",
     ],
     "prune-weights": ["prune-weights{ratio=0.5}"],
+    "distill": ["distill{steps=2,batch=8}", "distill{steps=2,batch=8,bits=4,activation_bits=8}"],
     "quantize-weights": ["quantize-weights{bits=8}", "quantize-weights{bits=4,block=32}"],
     "clip-weights": ["clip-weights{method=mse}", "clip-weights{method=sigma}"],
 }
@@ -32,15 +33,16 @@ CASES = [spec for name in registry.names() for spec in SPECS.get(name, [name])]
 
 def make(spec: str) -> Pass:
     (item,) = parse_passes(spec)
-    if Need.TRAINING in item.required():
-        pytest.skip(f"{item.name} needs the training runtime")
     return item
 
 
 @pytest.mark.parametrize("model", hostile_models(), ids=str)
 @pytest.mark.parametrize("spec", CASES)
 def test_contract(spec: str, model: str) -> None:
-    check_pass(make(spec), hostile_models()[model])
+    item = make(spec)
+    if Need.TRAINING in item.required():
+        pytest.skip(f"{item.name} trains: seconds a model; the model that ships has its turn below")
+    check_pass(item, hostile_models()[model])
 
 
 @pytest.mark.parametrize("spec", CASES)

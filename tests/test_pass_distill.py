@@ -145,6 +145,16 @@ def test_only_values_change(runtime) -> None:
     assert all((a.values != b.values).any() for a, b in pairs)
 
 
+def test_training_that_brings_nothing_changes_nothing_and_says_so(runtime) -> None:
+    student = classifier()
+    before = to_bytes(student)
+    outcome = trained(Distill(steps=4, lr=0.5, warmup=0.0), student, context(classifier(), labelled=False))
+    assert outcome.trainings[0].best_step == 0
+    assert not outcome.changes
+    assert any("brought nothing" in note for note in outcome.notes)
+    assert to_bytes(student) == before
+
+
 def test_a_model_that_fixes_its_batch_trains_in_its_own_pieces(runtime) -> None:
     def flat(exact: bool) -> Graph:
         graph = classifier(16, exact=exact)

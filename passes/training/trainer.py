@@ -89,6 +89,11 @@ class Trainer:
         values = {n: v for n, v in result.parameters.items() if n in moving or n in prepared.statistics}
         values |= {n: before[n] + result.parameters[d] for n, d in moving.items() if n != d}
         put_back(self.graph, prepared, values)
+        for name, value in values.items():
+            if name in before and not np.array_equal(value, before[name]):
+                self.outcome.change(name, "trained")
+        if result.best_step == 0:
+            self.outcome.notes.append("training brought nothing: the loss was lowest before the first step")
         self._record(result, losses, prepared, time.perf_counter() - start)
         return {name: result.parameters[name] for name in scales}
 
@@ -309,9 +314,6 @@ class Trainer:
             gradient_error=result.gradient_error,
         )
         self.outcome.trainings.append(record)
-        for name in prepared.trainable:
-            if name in constants:
-                self.outcome.change(name, "trained")
 
 
 def _thinned(values: Sequence[float]) -> tuple[tuple[float, float], ...]:
