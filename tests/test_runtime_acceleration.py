@@ -181,7 +181,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Runtime]:
 def test_a_session_asks_for_the_provider_alone_and_says_where_nodes_run(gpu: list[Runtime]):
     opened = session.open_session(quantized().SerializeToString(), provider="tensorrt", acceleration=Acceleration())
     (told,) = gpu
-    assert told.other == {"enable_fallback": 0}
+    assert told.other["enable_fallback"] == 0
     assert told.chain == [(TENSORRT, {"trt_int8_enable": "1"}), (CUDA, {})]
     assert told.options.get_session_config_entry(providers.RECORD_ASSIGNMENT) == "1"
     placed = opened.placement()

@@ -23,6 +23,7 @@ HEAD = """\
 EXAMPLES: dict[str, Any] = {
     "passes": "fold-constants,cleanup,fuse-batchnorm,quantize-qdq",
     "recipe": "int8",
+    "teacher": "original.onnx",
     "data": "calibration.npz",
     "labels": "labels.csv",
     "eval_data": "test.npz",
