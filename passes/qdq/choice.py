@@ -21,6 +21,7 @@ from onnxcomp.runtime.progress import Progress
 TOLLS = (1.0, 2.0)
 ATTEMPTS = 4
 COARSE_DB, COARSE_WORTH = 3.0, 0.95  # at most so much SQNR is given for one scale a weight, and at least so much time
+TIE = 1.01  # times closer than this cannot be told apart
 WORTH = 0.99  # a placement must take at most this share of the float model's time
 SENSITIVITY_FEEDS = 3
 
@@ -33,6 +34,7 @@ class Choice:
 
     Attributes:
         plan, grids, layers: what is to be written.
+        reached: signal to noise ratio of the outputs with them as they are, in dB.
         refused: nodes with weights that stay float, with the reason.
         notes: sentences for the user.
     """
@@ -40,8 +42,16 @@ class Choice:
     plan: Plan
     grids: dict[Variable, Grid]
     layers: dict[Node, Layer] = field(default_factory=dict)
+    reached: float = 0.0
     refused: dict[Node, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def _best(found: Iterable[tuple[float, Choice]]) -> tuple[float, Choice] | None:
+    """The fastest; of those that are as fast as far as can be measured, the one with the least error."""
+    items = list(found)
+    least = min((time for time, _ in items), default=0.0)
+    return max((item for item in items if item[0] <= TIE * least), key=lambda item: item[1].reached, default=None)
 
 
 class Chooser:
@@ -103,7 +113,7 @@ class Chooser:
                 continue
             seen.append(kept)
             found.append((self.costs.latency_ms(candidate), choice))
-        fastest, choice = min(found, key=lambda item: item[0], default=(float_ms, Choice(*self.replan(()))))
+        fastest, choice = _best(found) or (float_ms, Choice(*self.replan(())))
         self._explain(choice, times)
         share = fastest / float_ms
         if share > WORTH:
@@ -160,6 +170,7 @@ class Chooser:
                     choice.refused[node] = f"too much error for what it gains: alone, it leaves {own:.0f} dB"
             reached = self.trials.sqnr_db(candidate)
             most *= 10 ** (min(reached - self.least_db, -1.0) / 10)
+        choice.reached = reached
         return choice, candidate
 
     def _noises(self) -> dict[Node, float]:
