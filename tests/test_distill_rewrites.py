@@ -203,7 +203,7 @@ def test_an_equation_without_form_is_refused_with_the_equation(equation: str, sh
 
 
 @pytest.mark.parametrize(
-    ("kind", "attrs"), [("LSTM", {"clip": 3.0}), ("GRU", {"activations": ["Sigmoid", "Relu"]}), ("RNN", {})]
+    ("kind", "attrs"), [("LSTM", {"clip": 3.0}), ("GRU", {"activations": ["Sigmoid", "Relu"]}), ("RNN", {"clip": 1.0})]
 )
 def test_recurrent_layers_that_the_runtime_cannot_train_are_refused(kind: str, attrs: dict[str, Any]) -> None:
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]

@@ -154,6 +154,17 @@ def attention(n: Net, h: str) -> str:
     return str(n.op("Einsum", scores, v, equation="bqk,bkd->bqd"))
 
 
+def attended(n: Net, h: str, groups: int = 1) -> list[str]:
+    """Queries of width 8, keys and values of width 8 / groups."""
+    return [n.dense(h, 6, 8), *(n.dense(h, 6, 8 // groups) for _ in range(2))]
+
+
+def angles(n: Net, half: int) -> list[str]:
+    """Cosines and sines by position, and positions for two samples of five rows."""
+    turns = np.outer(np.arange(7), 0.5 ** np.arange(half))
+    return [n.const(np.cos(turns), np.float32), n.const(np.sin(turns), np.float32), n.const([[0, 1, 2, 3, 4]] * 2)]
+
+
 UNARY: dict[str, dict[str, Any]] = {
     "Abs": {},
     "Asinh": {},
@@ -172,6 +183,7 @@ UNARY: dict[str, dict[str, Any]] = {
     "Neg": {},
     "Relu": {},
     "Selu": {},
+    "Shrink": {"lambd": 0.3, "bias": 0.1},
     "Sigmoid": {},
     "Sin": {},
     "Sinh": {},
@@ -340,6 +352,39 @@ CASES: dict[str, Case] = {
     "LSTM reverse": recurrent("LSTM", 4, direction="reverse"),
     "LSTM last": recurrent("LSTM", 4, out=1),
     "LSTM cell": recurrent("LSTM", 4, out=2),
+    "RNN": recurrent("RNN", 1),
+    "RNN both": recurrent("RNN", 1, 2, direction="bidirectional", activations=["Relu", "Tanh"]),
+    "RNN reverse": recurrent("RNN", 1, direction="reverse", out=1),
+    # attention
+    "Attention": sequence(lambda n, h: n.op("Attention", *attended(n, h), q_num_heads=2, kv_num_heads=2), 23),
+    "Attention causal": sequence(
+        lambda n, h: n.op("Attention", *attended(n, h, 2), q_num_heads=4, kv_num_heads=2, is_causal=1, softcap=2.0), 23
+    ),
+    "Attention mask": sequence(
+        lambda n, h: n.op(
+            "Attention", *attended(n, h), n.const(np.tri(5), np.bool_), q_num_heads=2, kv_num_heads=2, scale=0.3
+        ),
+        23,
+    ),
+    "RotaryEmbedding": sequence(
+        lambda n, h: n.op("RotaryEmbedding", n.dense(h, 6, 16), *angles(n, 4), num_heads=2), 23
+    ),
+    "RotaryEmbedding pairs": sequence(
+        lambda n, h: n.op(
+            "RotaryEmbedding", n.dense(h, 6, 16), *angles(n, 2), num_heads=2, interleaved=1, rotary_embedding_dim=4
+        ),
+        23,
+    ),
+    "com.microsoft.RotaryEmbedding": sequence(
+        lambda n, h: n.op(
+            "RotaryEmbedding",
+            n.dense(h, 6, 16),
+            *angles(n, 4)[::-1][:1],
+            *angles(n, 4)[:2],
+            num_heads=2,
+            domain=MICROSOFT,
+        )
+    ),
     # ONNX Runtime's own
     "com.microsoft.BiasGelu": vector(lambda n, h: n.op("BiasGelu", h, n.weight(6), domain=MICROSOFT)),
     "com.microsoft.FastGelu": vector(lambda n, h: n.op("FastGelu", h, n.weight(6), domain=MICROSOFT)),

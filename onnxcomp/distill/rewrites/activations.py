@@ -96,6 +96,18 @@ def thresholded_relu(site: Site) -> Replacement:
     return result
 
 
+def shrink(site: Site) -> Replacement:
+    """Shrink: x + bias below -lambd, x - bias above lambd, else 0; masks carry no gradient."""
+    edge, bias = float(site.attr("lambd", 0.5)), float(site.attr("bias", 0.0))
+    to = elem_type(site.dtype)
+    low = site.op("Cast", site.op("Less", site.x, -edge), to=to)
+    high = site.op("Cast", site.op("Greater", site.x, edge), to=to)
+    result: Tensor = site.op(
+        "Add", site.op("Mul", low, site.op("Add", site.x, bias)), site.op("Mul", high, site.op("Sub", site.x, bias))
+    )
+    return result
+
+
 def hard_sigmoid(site: Site) -> Replacement:
     """clip(alpha x + beta, 0, 1)."""
     return _hard_sigmoid(site, site.attr("alpha", 0.2), site.attr("beta", 0.5))
@@ -243,6 +255,7 @@ RULES: dict[str, Rewrite] = {
     "PRelu": prelu,
     "Pow": power,
     "Selu": selu,
+    "Shrink": shrink,
     "Sign": constant_steps,
     "Sinh": sinh,
     "Softplus": softplus,

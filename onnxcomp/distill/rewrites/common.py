@@ -9,7 +9,7 @@ from onnxcomp.graph.rewriting import Replacement, Rewrite, Site
 
 
 def keep(site: Site) -> Replacement | None:
-    """The operator's own gradient is right in every form."""
+    """Its own gradient is right."""
     return None
 
 

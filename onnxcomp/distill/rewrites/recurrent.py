@@ -8,6 +8,7 @@ from onnxcomp.graph.ir import Tensor
 from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Rewrite, Site
 
 MICROSOFT = "com.microsoft"
+MOST_STEPS = 128  # an RNN becomes a few nodes a step
 
 
 def recurrent(kind: str, gates: int, spare: int) -> Rewrite:
@@ -21,6 +22,7 @@ def recurrent(kind: str, gates: int, spare: int) -> Rewrite:
     """
 
     def rule(site: Site) -> Replacement:
+        """An operator of the training runtime, one forward layer a direction."""
         states = 2 if kind == "LSTMTraining" else 1
         _plain(site, states)
         swapped = bool(site.attr("layout", 0))  # batch before time
@@ -57,6 +59,48 @@ def recurrent(kind: str, gates: int, spare: int) -> Rewrite:
     return rule
 
 
+def unrolled(site: Site) -> Replacement:
+    """RNN written out step by step: h = tanh(x W' + h R' + bias), forward, reverse or both."""
+    _plain(site, 1, but=("activations",))
+    if site.attr("layout", 0):
+        raise CannotRewriteError("its batch stands before its time")
+    steps, batch, _ = site.shape()
+    if steps > MOST_STEPS:
+        raise CannotRewriteError(f"{steps} steps are too many to be written out")
+    count, hidden = site.shape(site.tensor(2))[0], site.shape(site.tensor(2))[-1]
+    kinds = [k.decode() if isinstance(k, bytes) else k for k in site.attr("activations", ["Tanh"] * count)]
+    if not set(kinds) <= {"Tanh", "Relu", "Sigmoid"}:
+        raise CannotRewriteError(f"its activation is {kinds[0]}")
+    backward = {"forward": [False], "reverse": [True]}.get(site.attr("direction", "forward"), [False, True])
+    outputs, states = [], []
+    for d in range(count):
+        w, r = (site.op("Transpose", _flat(site, site.tensor(port), d, count), perm=[1, 0]) for port in (1, 2))
+        driven = site.op("MatMul", site.x, w)
+        bias = site.node.input(3)
+        if bias is not None:
+            own = _flat(site, bias, d, count)
+            driven = site.op(
+                "Add", driven, site.op("Add", site.slice(own, 0, 0, hidden), site.slice(own, 0, hidden, 2 * hidden))
+            )
+        first = site.node.input(5)
+        state = np.zeros((batch, hidden), site.dtype) if first is None else _flat(site, first, d, count)
+        found: dict[int, Tensor] = {}
+        for step in range(steps)[:: -1 if backward[d] else 1]:
+            drive = site.reshape(site.slice(driven, 0, step, step + 1), [batch, hidden])
+            state = site.op(kinds[d], site.op("Add", drive, site.op("MatMul", state, r)))
+            found[step] = site.reshape(state, [1, 1, batch, hidden])
+        outputs.append(site.op("Concat", *(found[step] for step in range(steps)), axis=0))
+        states.append(site.reshape(state, [1, batch, hidden]))
+    if count == 1:
+        return [outputs[0], states[0]]
+    return [site.op("Concat", *outputs, axis=1), site.op("Concat", *states, axis=0)]
+
+
+def _flat(site: Site, tensor: Tensor, direction: int, count: int) -> Tensor:
+    """What a direction has of a tensor [directions, ...], without that axis."""
+    return site.reshape(_one(site, tensor, direction, count), site.shape(tensor)[1:])
+
+
 def _one(site: Site, tensor: Tensor | np.ndarray, direction: int, count: int) -> Tensor | np.ndarray:
     """What a direction has of a tensor [directions, ...]."""
     if count == 1:
@@ -72,18 +116,19 @@ def _turned(site: Site, x: Tensor, steps: int) -> Tensor:
     return result
 
 
-def _plain(site: Site, states: int) -> None:
+def _plain(site: Site, states: int, but: tuple[str, ...] = ()) -> None:
     """Refuse what the training operators do not do."""
     if site.node.input(4) is not None:
         raise CannotRewriteError("its sequences have lengths of their own")
     if site.node.input(5 + states) is not None:
         raise CannotRewriteError("it has peepholes")
     for name in ("activations", "activation_alpha", "activation_beta", "clip", "input_forget"):
-        if site.attr(name, None):
+        if name not in but and site.attr(name, None):
             raise CannotRewriteError(f"its attribute {name} is set")
 
 
 RULES: dict[str, Rewrite] = {
     "GRU": recurrent("GRUTraining", 3, 1),
     "LSTM": recurrent("LSTMTraining", 4, 2),
+    "RNN": unrolled,
 }

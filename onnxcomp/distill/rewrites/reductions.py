@@ -31,6 +31,7 @@ def extreme(largest: int) -> Rewrite:
     """ReduceMax and ReduceMin as TopK(1) over the reduced axes, moved to the end and flattened."""
 
     def rule(site: Site) -> Replacement:
+        """TopK(1) over the reduced axes, moved to the end and flattened."""
         axes, keepdims = axes_of(site)
         shape = site.shape()
         others = [a for a in range(len(shape)) if a not in axes]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onnxcomp.distill.rewrites import (
     activations,
+    attention,
     linear,
     microsoft,
     movement,
@@ -24,10 +25,14 @@ STEPS = frozenset({"Ceil", "Floor", "Hardmax", "Sign"})  # their derivative is z
 RULES: dict[tuple[str, str], Rewrite] = {
     **{
         ("", op): rule
-        for family in (activations, linear, movement, normalization, pooling, recurrent, reductions, resize)
+        for family in (activations, attention, linear, movement, normalization, pooling, recurrent, reductions, resize)
         for op, rule in family.RULES.items()
     },
-    **{(MICROSOFT, op): rule for family in (microsoft, quantization) for op, rule in family.MICROSOFT_RULES.items()},
+    **{
+        (MICROSOFT, op): rule
+        for family in (attention, microsoft, quantization)
+        for op, rule in family.MICROSOFT_RULES.items()
+    },
 }
 
 
