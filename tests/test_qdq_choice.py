@@ -1,0 +1,75 @@
+"""Is the cheapest of all choices found, and does a layer's noise tell what quantizing it alone costs?"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import builders
+import numpy as np
+import pytest
+from feeds import Feeds
+from hypothesis import given
+from hypothesis import strategies as st
+from test_pass_quantize_qdq import quantized
+
+from onnxcomp.graph import shapes as shape_tools
+from onnxcomp.graph.codec import decode
+from onnxcomp.graph.ops.facts import load_operators
+from onnxcomp.passes.qdq import regions, sensitivity, sharing, weights
+from onnxcomp.passes.qdq.cut import Choices
+from onnxcomp.passes.qdq.ranges import Rule
+from onnxcomp.runtime.activations import collect
+from onnxcomp.runtime.progress import SILENT
+from onnxcomp.targets.cpu import CPU
+
+Costs = tuple[list[float], dict[tuple[int, int], float]]
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Costs:
+    count = draw(st.integers(1, 7))
+    numbers = st.integers(-20, 20).map(float)
+    singles = draw(st.lists(numbers, min_size=count, max_size=count))
+    items = st.integers(0, count - 1)
+    pairs = draw(st.lists(st.tuples(items, items, st.sampled_from([0.0, 1.0, 3.0, 9.0, float("inf")])), max_size=14))
+    return singles, {(a, b): cost for a, b, cost in pairs if a != b}
+
+
+def cost_of(problem: Costs, chosen: set[int]) -> float:
+    singles, pairs = problem
+    return sum(singles[i] for i in chosen) + sum(c for (a, b), c in pairs.items() if a in chosen and b not in chosen)
+
+
+@given(problems())
+def test_a_minimum_cut_is_the_cheapest_of_all_choices(problem: Costs) -> None:
+    singles, pairs = problem
+    choices = Choices()
+    for item, cost in enumerate(singles):
+        choices.one(item, cost)
+    for (a, b), cost in pairs.items():
+        choices.unequal(a, b, cost)
+    found = {int(str(item)) for item in choices.solve()}
+    every = ({i for i, bit in enumerate(bits) if bit} for bits in product((0, 1), repeat=len(singles)))
+    assert cost_of(problem, found) == pytest.approx(min(cost_of(problem, chosen) for chosen in every))
+
+
+def test_the_noise_of_a_layer_is_what_quantizing_it_alone_costs() -> None:
+    proto = builders.residual_cnn(batch_norm=False)
+    feeds = builders.feeds_of(proto, batch=32)
+    graph, operators = decode(proto), load_operators()
+    shapes = shape_tools.infer(graph, {"image": (1, 3, 16, 16)})
+    accepted, _ = regions.eligible(graph, shapes, CPU, operators, lambda node: True)
+    plan = regions.plan(graph, CPU, operators, shapes, accepted)
+    seen = collect(graph, [t.name for t in plan.tensors], Feeds(feeds))
+    grids, _ = sharing.grids(plan, CPU, Rule("mse", CPU.levels, False), seen, {})
+    layers = {
+        node: weights.quantized(node, weight, "portable", grids[node.inputs[0]].scale)
+        for node, weight in plan.weighted.items()
+    }
+    noises = sensitivity.noises(graph, CPU, plan, grids, layers, [feeds], threads=1, progress=SILENT)
+    exact = builders.run(proto, feeds)[0]
+    for node, noise in noises.items():
+        spec = f'quantize-qdq{{include=["{node.name}"],min_sqnr=0,rounding=nearest,bias_correction=false}}'
+        alone, _ = quantized(proto, spec, feeds=feeds)
+        measured = builders.sqnr_db(exact, builders.run(alone, feeds)[0])
+        assert -10 * np.log10(noise) == pytest.approx(measured, abs=1.5)
