@@ -72,7 +72,7 @@ def test_everything_that_can_be_asked_of_tensorrt(tmp_path: Path):
     )
     (name, options), rest = chain(TENSORRT, asked, quantized=True)
     assert name == TENSORRT
-    assert rest == (CUDA, {})
+    assert rest == (CUDA, {"device_id": "1"})  # nodes that TensorRT leaves stay on the same GPU
     assert options == {
         "trt_fp16_enable": "0",  # a further option has the last word
         "trt_int8_enable": "1",
@@ -123,6 +123,7 @@ def test_an_option_that_a_provider_does_not_have_is_an_error(provider: str, aske
         {"profile": ("x=2x3:1x3:4x3",)},
         {"profile": ("1x3:1x3:1x3",)},
         {"provider_option": ("device_id",)},
+        {"provider_option": ("device_id=gpu",)},
     ],
 )
 def test_values_that_make_no_sense_are_refused(wrong: dict[str, Any]):

@@ -82,12 +82,20 @@ class Acceleration:
         for name in ("profile", "provider_option"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         _profiles(self.profile)
-        _pairs(self.provider_option)
+        self.device_id  # noqa: B018 (reads the pairs, and says what is wrong with them)
 
     @property
     def given(self) -> list[str]:
         """Names of the fields that are not as by default."""
         return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+
+    @property
+    def device_id(self) -> int:
+        """Which of several GPUs, as a further option of the provider says; 0 by default."""
+        text = _pairs(self.provider_option).get("device_id", "0")
+        if not text.isdigit():
+            raise UsageError(f"device_id is a number, not {text!r}", where="--provider-option", do="write device_id=1")
+        return int(text)
 
     def check(self, provider: str) -> None:
         """Raise where a field was set that `provider` (a full name) does not have.
@@ -140,7 +148,8 @@ def chain(provider: str, acceleration: Acceleration, *, quantized: bool) -> Chai
     options = dict(own(acceleration, quantized)) if own is not None else {}
     options |= _pairs(acceleration.provider_option)
     # what TensorRT leaves runs on CUDA; a graph of CUDA's own would capture it twice
-    return [(provider, options), (CUDA, {})] if provider == TENSORRT else [(provider, options)]
+    same = {"device_id": str(acceleration.device_id)} if acceleration.device_id else {}
+    return [(provider, options), (CUDA, same)] if provider == TENSORRT else [(provider, options)]
 
 
 def is_quantized(model: Model) -> bool:

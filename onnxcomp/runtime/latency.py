@@ -320,15 +320,15 @@ def bound_caller(session: Session, feed: Feeds, outputs: Feeds, device: str) -> 
     """
     import onnxruntime as ort
 
-    binding = session.raw.io_binding()
+    binding, number = session.raw.io_binding(), session.acceleration.device_id
     for name, array in feed.items():
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0))
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, number))
     for port in session.outputs:
         if port.exotic:
-            binding.bind_output(port.name, device, 0)
+            binding.bind_output(port.name, device, number)
             continue
         array = np.ascontiguousarray(outputs[port.name])
-        binding.bind_ortvalue_output(port.name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
+        binding.bind_ortvalue_output(port.name, ort.OrtValue.ortvalue_from_numpy(array, device, number))
     binding.synchronize_inputs()
     raw = session.raw
 
