@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Net
 from onnx import ModelProto, NodeProto, numpy_helper
+from test_coupling_rules import CASES
 
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph.codec import decode, encode
@@ -449,6 +451,27 @@ def test_bodies_of_control_flow_are_left_alone_with_a_reason(build: Callable[[],
     assert any("body of If, Loop or Scan" in skip.why for skip in result.records[-1].skips)
     for a, b in zip(builders.run(before, feeds), builders.run(encode(result.graph), feeds), strict=True):
         np.testing.assert_allclose(a, b, atol=0.05 * np.abs(a).max())
+
+
+def random_times(seed: int) -> RuledCosts:
+    """Integers are faster for some nodes and slower for others, whatever they are."""
+
+    def node_us(node: Node) -> float:
+        key = zlib.crc32(f"{seed} {node.name} {on_integers(node)}".encode())
+        time = float(np.random.default_rng(key).uniform(0.1, 10))
+        return 0.1 * time if node.op in (Q, DQ) else 0.5 * time if on_integers(node) else time
+
+    return RuledCosts(node_us)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_any_architecture_with_any_placement_stays_close(name: str) -> None:
+    before = CASES[name]()
+    feeds = builders.feeds_of(before, batch=16)
+    context = PassContext(calibration=Feeds(feeds), costs=random_times(len(name)))
+    result = PassManager(Pipeline.parse("quantize-qdq{min_sqnr=8}")).run(decode(before), context)
+    pairs = zip(builders.run(before, feeds), builders.run(encode(result.graph), feeds), strict=True)
+    assert all(builders.sqnr_db(a.astype(np.float64), b.astype(np.float64)) > 8 for a, b in pairs)
 
 
 def test_local_functions_are_left_alone_with_a_reason() -> None:

@@ -117,9 +117,10 @@ def _reads(node: Node) -> list[Tensor]:
     """The tensors a node needs, those that its bodies capture included."""
     found: list[Tensor] = [t for t in node.inputs if t.name]
     for body in node.bodies:
-        for inner in body.walk():
-            found.extend(t for t in inner.inputs if t.name)
-        found.extend(body.outputs)
+        nodes = list(body.walk())
+        inside = {t for scope in body.scopes() for t in scope.inputs} | {t for inner in nodes for t in inner.outputs}
+        read = [t for inner in nodes for t in inner.inputs if t.name]
+        found.extend(t for t in (*read, *body.outputs) if t not in inside)
     return found
 
 
