@@ -174,12 +174,11 @@ def plan(graph: Graph, precision: Precision, wanted: Callable[[Node], bool], con
     result = Quantization(graph, target)
     if precision.activation_bits:
         _check_target(target, precision)
-        result.notes += raise_opset(graph, max(target.opset, PACKING_OPSET if precision.bits < 8 else 0))
+        result.notes += raise_opset(graph, max(target.opset, PACKING_OPSET))
         _plan_activations(result, precision, wanted, context)
         uses = dict(result.plan.weighted) if result.plan is not None else {}
     else:
-        if precision.bits < 8:
-            result.notes += raise_opset(graph, PACKING_OPSET)
+        result.notes += raise_opset(graph, PACKING_OPSET)
         uses = _float_weights(graph, wanted, context, result)
     if not uses:
         raise UsageError(
