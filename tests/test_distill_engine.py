@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxcomp.distill import engine, environment
@@ -12,7 +16,9 @@ from onnxcomp.distill.task import Constraint, Feeding, Optimizer, Slice, Sparsit
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.graph.ir import Graph, Variable
 from onnxcomp.passes.training.trainer import piece_of
+from onnxcomp.runtime.progress import Text
 
+T = TypeVar("T")
 F32 = np.dtype(np.float32)
 BATCH, WIDTH, HIDDEN, CLASSES = 16, 6, 8, 3
 
@@ -244,3 +250,85 @@ def test_data_of_another_shape_is_refused(runtime: environment.Environment) -> N
     feeding = replace(asked.feeding, arrays={**asked.feeding.arrays, "x": np.zeros((400, WIDTH + 1), np.float32)})
     with pytest.raises(DataError, match="'x' takes float32"):
         engine.train(replace(asked, feeding=feeding), runtime=runtime)
+
+
+def test_best_parameters_are_kept_and_patience_ends_early(runtime: environment.Environment) -> None:
+    harmful = task(optimizer=Optimizer(kind="sgd", lr=300.0, schedule="constant"), evaluate_every=5, patience=2)
+    before = {c.name: c.values for c in harmful.graph.constants()}
+    result = engine.train(harmful, runtime=runtime)
+    assert (result.ended, result.best_step, len(result.losses)) == ("early", 0, 10)
+    assert all(np.array_equal(before[name], value) for name, value in result.parameters.items())
+    last = engine.train(replace(harmful, keep_best=False), runtime=runtime)
+    assert last.best_step == 10
+    assert not np.array_equal(before["w1"], last.parameters["w1"])
+
+
+def test_soft_thresholds_give_exact_zeros(runtime: environment.Environment) -> None:
+    found = engine.train(task(sparsity=Sparsity(l1={"w1": 0.5}), keep_best=False), runtime=runtime).parameters
+    assert (found["w1"] == 0).mean() > 0.2
+    assert (found["w2"] != 0).all()
+
+
+def test_rate_scales_and_frozen_parameters(runtime: environment.Environment) -> None:
+    asked = task(steps=5, optimizer=Optimizer(lr=0.01, lr_scale={"w2": 0.0}), trainable=("w1", "w2"))
+    before = {c.name: c.values for c in asked.graph.constants()}
+    found = engine.train(asked, runtime=runtime).parameters
+    assert set(found) == {"w1", "w2"}
+    assert np.array_equal(found["w2"], before["w2"])
+    assert not np.array_equal(found["w1"], before["w1"])
+
+
+def test_rows_are_read_where_they_lie(runtime: environment.Environment, tmp_path: Path) -> None:
+    asked = task(steps=8)
+    plain = engine.train(asked, runtime=runtime)
+    arrays = dict(asked.feeding.arrays)
+    np.save(tmp_path / "x.npy", np.concatenate([arrays["x"][:3], arrays["x"]]))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert engine._mapped(mapped) is not None
+    assert engine._mapped(mapped[3:]) is None  # its place in the file is not told: copied
+    for array in (mapped[3:], np.memmap(tmp_path / "x.npy", np.float32, "r", mapped.offset + 12 * WIDTH, (400, WIDTH))):
+        feeding = replace(asked.feeding, arrays={**arrays, "x": array})
+        assert engine.train(replace(asked, feeding=feeding), runtime=runtime).losses == plain.losses
+
+
+@pytest.mark.parametrize(("opset", "ir"), [(9, 4), (17, 8), (23, 11)])
+def test_graphs_of_other_opsets_are_restamped(opset: int, ir: int) -> None:
+    graph = Graph()
+    graph.import_domain("", opset)
+    graph.model.ir_version = ir
+    x = Variable("x", F32, (2, 3))
+    graph.inputs, graph.outputs = [x], graph.add_node("Relu", [x]).outputs
+    model = onnx.load_model_from_string(engine.training_bytes(graph))
+    assert 11 <= model.opset_import[0].version <= 21
+    assert model.ir_version <= 10
+    assert (graph.opset, graph.model.ir_version) == (opset, ir)
+
+
+def test_operator_newer_than_the_runtime_is_named() -> None:
+    graph = Graph()
+    graph.import_domain("", 23)
+    x, scale = Variable("x", F32, (2, 3)), graph.add_constant("scale", np.ones(3, np.float32))
+    graph.inputs, graph.outputs = [x], graph.add_node("RMSNormalization", [x, scale], name="norm").outputs
+    with pytest.raises(ModelError, match="RMSNormalization of opset 23") as caught:
+        engine.training_bytes(graph)
+    assert "norm" in caught.value.where
+
+
+def test_progress_shows_loss_and_held_out_loss(runtime: environment.Environment) -> None:
+    class Bar:
+        def __init__(self) -> None:
+            self.words: list[str] = []
+            self.items = 0
+
+        def track(self, items: Iterable[T], total: int | None, text: Text) -> Iterator[T]:
+            assert total == 60
+            for item in items:
+                self.items += 1
+                self.words.append(text if isinstance(text, str) else text())
+                yield item
+
+    bar = Bar()
+    result = engine.train(task(), runtime=runtime, progress=bar)
+    assert bar.items == 60
+    assert f"held-out {result.held_out[0][1]:.4g}" in bar.words[0]
+    assert f"loss {result.losses[-1]:.4g}" in bar.words[-1]

@@ -137,6 +137,15 @@ def test_no_interpreter_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.value.exit_code == 5
 
 
+def test_newer_python_looks_for_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment.sys, "version_info", (3, 14, 0))
+    found = {"python3.11": "/usr/bin/python3.11", "uv": "/usr/bin/uv"}
+    monkeypatch.setattr(environment.shutil, "which", found.get)
+    answers = {"find": "/uv/python3.12", "install": ""}
+    monkeypatch.setattr(environment, "_quiet", lambda command: answers[command[2]])
+    assert list(environment._candidates(environment.PYTHONS[CPU])) == ["/usr/bin/python3.11", "/uv/python3.12"]
+
+
 def test_interpreter_makes_environments() -> None:
     assert environment._version(environment.interpreter()) in environment.PYTHONS[CPU]
 

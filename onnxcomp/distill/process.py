@@ -64,6 +64,7 @@ class Work:
         self._job = job | {"protocol": PROTOCOL, "provider": runtime.provider}
         self._runtime = runtime
         self._step = 0
+        self._last: dict[str, Any] | None = None
         self._interrupted = False
 
     def run(self, progress: Progress, text: str, *, total: int, keep_on_interrupt: bool = False) -> dict[str, Any]:
@@ -105,39 +106,28 @@ class Work:
         return process
 
     def _follow(
-        self,
-        process: subprocess.Popen[bytes],
-        events: Events,
-        progress: Progress,
-        text: str,
-        total: int,
+        self, process: subprocess.Popen[bytes], events: Events, progress: Progress, text: str, total: int
     ) -> dict[str, Any]:
-        done: dict[str, Any] | None = None
         shown = _Shown(text)
-        steps = progress.track(self._steps(events, shown), total or None, shown)
-        for event in steps:
-            if event is not None and event["event"] == "done":
-                done = event
-            elif event is not None and event["event"] == "error":
-                raise _error(event)
-        if done is None:
+        for step in progress.track(self._steps(events, shown), total or None, shown):
+            self._step = step
+        if self._last is None:
             process.wait()
             raise self._died(process.returncode)
-        return done
+        if self._last["event"] == "error":
+            raise _error(self._last)
+        return self._last
 
-    def _steps(self, events: Events, shown: _Shown) -> Iterator[dict[str, Any] | None]:
-        """One item a training step, and those events that end the job."""
-        while True:
-            event = self._next(events)
-            if event is None:
-                return
+    def _steps(self, events: Events, shown: _Shown) -> Iterator[int]:
+        """The number of every training step done, until the event that ends the job, or their end without one."""
+        told = 0
+        while (event := self._next(events)) is not None:
             shown.take(event)
             if event["event"] in ("step", "resumed"):
-                for _ in range(event["step"] - self._step):
-                    yield None
-                self._step = event["step"]
+                yield from range(told + 1, event["step"] + 1)
+                told = event["step"]
             elif event["event"] in ("done", "error"):
-                yield event
+                self._last = event
                 return
 
     def _next(self, events: Events) -> dict[str, Any] | None:
