@@ -233,7 +233,7 @@ class _Work:
     ) -> None:
         """Turn a product into MatMulInteger, in place, and what follows it back to float."""
         owner, out = self.owners[node], node.outputs[0]
-        state_type(out, self.shapes)
+        state_type(out, self.shapes, self.graph)
         alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
         bias = node.input(2) if node.op == "Gemm" and beta != 0 else None
         quantized, scale, zero = activation

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nets import Net
 from onnx import ModelProto, TensorProto, numpy_helper
+from test_coupling_rules import CASES
 from test_pass_quantize_weights import large_bodies
 
 import onnxcomp
@@ -83,6 +84,15 @@ def test_weights_in_bodies_are_quantized_too() -> None:
     for side in (True, False):
         feeds = {"x": builders.rng(1).standard_normal((8, 64)).astype(np.float32), "c": np.asarray(side)}
         assert builders.sqnr_db(builders.run(proto, feeds)[0], builders.run(after, feeds)[0]) > 30
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_any_architecture_keeps_its_interface_and_stays_close(name: str) -> None:
+    before = CASES[name]()
+    feeds = builders.feeds_of(before, batch=16)
+    after, _ = quantized(before, feeds=feeds)
+    pairs = zip(builders.run(before, feeds), builders.run(after, feeds), strict=True)
+    assert all(builders.sqnr_db(a.astype(np.float64), b.astype(np.float64)) > 15 for a, b in pairs)
 
 
 def test_weights_behind_other_nodes_are_named() -> None:

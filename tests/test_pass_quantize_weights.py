@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Net
 from onnx import ModelProto, TensorProto, numpy_helper
+from test_coupling_rules import CASES
 
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph import cost
@@ -408,6 +409,18 @@ def test_weights_in_branches_are_decoded_there(options: str) -> None:
         feeds = {"x": random.standard_normal((8, 64)).astype(np.float32), "c": np.asarray(side)}
         exact, found = builders.run(before, feeds)[0], builders.run(after, feeds)[0]
         assert builders.sqnr_db(exact, found) > (4 if "2" in options or "ternary" in options else 15)
+
+
+@pytest.mark.parametrize("options", ["bits=8", "bits=4,block=16", "form=codebook", "bits=4,error=gptq"])
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_any_architecture_keeps_its_interface_and_stays_close(name: str, options: str) -> None:
+    """Outputs without declared shapes, branches, shared and odd weights among them."""
+    before = CASES[name]()
+    feeds = builders.feeds_of(before, batch=16)
+    after, _ = quantized(before, options, feeds=feeds)
+    pairs = zip(builders.run(before, feeds), builders.run(after, feeds), strict=True)
+    least = 6 if "4" in options else 20
+    assert all(builders.sqnr_db(a.astype(np.float64), b.astype(np.float64)) > least for a, b in pairs)
 
 
 def test_half_precision_weights_keep_their_type() -> None:

@@ -108,7 +108,7 @@ class BlockMatMul:
                 scaled = (bias.values.reshape(-1) * np.float32(beta)).astype(bias.dtype)
                 bias = self.graph.add_constant(f"{bias.name}_row", scaled)
             inputs += [Variable(""), Variable(""), bias]
-        state_type(node.outputs[0], shapes)
+        state_type(node.outputs[0], shapes, self.graph)
         node.op, node.domain, node.origin = "MatMulNBits", MICROSOFT_DOMAIN, {}
         node.attrs = {
             "K": weight.columns,
@@ -149,7 +149,7 @@ class BlockGather:
 
     def replace(self, node: Node, shapes: Shapes) -> None:
         """Turn a Gather into GatherBlockQuantized in place."""
-        state_type(node.outputs[0], shapes)
+        state_type(node.outputs[0], shapes, self.graph)
         node.op, node.domain, node.origin = "GatherBlockQuantized", MICROSOFT_DOMAIN, {}
         node.attrs = {"gather_axis": 0, "quantize_axis": 1, "block_size": self.table.block, "bits": self.table.bits}
         node.inputs = [self.codes, node.inputs[1], self.scales]
@@ -172,7 +172,7 @@ class RowGather:
     def replace(self, node: Node, owner: Graph, shapes: Shapes) -> None:
         """Put the nodes in the place of a Gather, which goes on to look up integers."""
         out = node.outputs[0]
-        state_type(out, shapes)
+        state_type(out, shapes, self.graph)
         indices = node.inputs[1]
         node.inputs = [self.codes, indices]
         found = Variable(self.graph.unique_name(f"{out.name}_q8"), np.dtype(np.int8), out.shape)
@@ -187,8 +187,11 @@ class RowGather:
             owner.add_node("Cast", product.outputs, name=f"{node.name}_type", attrs=attrs, outputs=[out])
 
 
-def state_type(tensor: Variable, shapes: Shapes) -> None:
-    """Write what is known of a tensor to it: inference stops at operators that onnx does not know."""
+def state_type(tensor: Variable, shapes: Shapes, graph: Graph) -> None:
+    """Write what is known of a tensor to it: inference stops at operators that onnx does not know.
+
+    An output of the model stays as the model declares it.
+    """
     known = shapes.types.get(tensor.name)
-    if known is not None and tensor.shape is None:
+    if known is not None and tensor.shape is None and not graph.root.is_output(tensor):
         tensor.dtype, tensor.shape = known.dtype, known.shape
