@@ -327,6 +327,29 @@ OUTPUTS: list[tuple[Case, int, str]] = [
 ]
 
 
+WRONG_WORDS: list[tuple[list[str], str]] = [
+    (["optimise"], "No such command 'optimise'"),
+    (["optimize"], "Missing argument 'MODEL'"),
+    (["optimize", "m.onnx", "--resize", "zoom"], "'zoom' is not one of"),
+    (["optimize", "m.onnx", "--eval-samples", "many"], "'many' is not a valid integer"),
+    (["optimize", "m.onnx", "--no-such-flag"], "No such option"),
+    (["verify", "a.onnx", "b.onnx", "c.onnx"], "give two models"),
+    (["passes", "prune-weight"], "prune-weights"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), WRONG_WORDS, ids=lambda value: value if isinstance(value, str) else "-".join(value))
+def test_a_wrong_command_line_is_told_like_any_other_error(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert [line.split(":")[0] for line in lines] == ["error", "where", "do"]
+    assert told in " ".join(lines)
+
+
 def contents(folder: Path) -> dict[str, bytes | str]:
     """Every file below a folder."""
     return {

@@ -9,7 +9,7 @@ import traceback
 import click
 
 from onnxcomp._version import __version__
-from onnxcomp.errors import OnnxcompError
+from onnxcomp.errors import OnnxcompError, UsageError
 
 # command -> (module below onnxcomp.cli, one-line help); the modules load on use, so that --help stays instant
 COMMANDS = {
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _interrupted()
     except click.ClickException as error:
-        error.show()
+        _explain(_usage(error), arguments)
         sys.exit(2)
     except OnnxcompError as error:
         _explain(error, arguments)
@@ -80,6 +80,13 @@ def main(arguments: list[str] | None = None) -> None:
         )
         _explain(unexpected, arguments)
         sys.exit(1)
+
+
+def _usage(error: click.ClickException) -> UsageError:
+    """click's words for a wrong command line, in the form of all other errors."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context is not None else "onnxcomp"
+    return UsageError(" ".join(error.format_message().split()), where=path, do=f"see {path} --help")
 
 
 def _explain(error: OnnxcompError, arguments: list[str]) -> None:

@@ -25,9 +25,10 @@ def show_one(cls: type[Pass], console: Console) -> None:
     from rich.text import Text
 
     console.print(Text(f"{cls.name}\n", style="bold"))
-    console.print(Text(inspect.getdoc(cls) or ""))
+    for paragraph in (inspect.getdoc(cls) or "").split("\n\n"):
+        console.print(Text(" ".join(paragraph.split("\n")) + "\n"), soft_wrap=not console.is_terminal)
     promise = {"close": f", within {cls.tolerance:g} of the largest output"}.get(cls.guarantee.value, "")
-    console.print(Text(f"\noutputs: {cls.guarantee.value}{promise}   needs: {_needs(cls.needs)}\n"))
+    console.print(Text(f"outputs: {cls.guarantee.value}{promise}   needs: {_needs(cls.needs)}\n"))
     rows = [(item.name, item.type, default_text(item), item.doc) for item in describe(cls)]
     console.print(table(("option", "takes", "default", "meaning"), rows, prose=(1, 3)))
     console.print(Text(f"\nexample: --passes '{_example(cls)}'", style="dim"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from onnxcomp.report.tables import count_text, size_text, table
-from onnxcomp.results import Benchmark, Fidelity, PassRecord, Report
+from onnxcomp.report.tables import count_text, limit_text, size_text, table, value_text
+from onnxcomp.results import Benchmark, Fidelity, ModelStats, PassRecord, Report
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,9 +25,9 @@ def show(report: Report, console: Console, *, verbose: bool = False, files: list
     from rich.text import Text
 
     console.print()
-    console.print(_headline(report))
+    console.print(_headline(report), soft_wrap=not console.is_terminal)
     console.print()
-    console.print(table(("", "before", "after", ""), _figures(report), right=(1, 2)))
+    console.print(table(("", "before", "after", ""), _figures(report), right=(1, 2), prose=(3,)))
     _passes(report, console, verbose)
     _skips(report, console, verbose)
     _layers(report, console, verbose)
@@ -35,7 +35,7 @@ def show(report: Report, console: Console, *, verbose: bool = False, files: list
         if lines:
             console.print(Text(f"\n{title}", style="dim"))
             for line in lines:
-                console.print(Text(f"  {line}"))
+                _line(console, line)
     _budget(report, console)
     console.print()
     for name in [*([report.output.path] if report.output else []), *(files or [])]:
@@ -50,12 +50,23 @@ def _headline(report: Report) -> str:
     words = []
     if report.verdict != "unchanged":
         words.append(f"{report.after.bytes / max(1, report.before.bytes):.1%} of the size")
+        words += _pruned_words(report)
         words += [_speed_words(b) for b in report.benchmarks[:1]]
     if report.accuracy is not None and report.verdict != "unchanged":
         words.append(f"{report.accuracy.metric} {_signed(-report.accuracy.drop)}")
     if report.reason:
         words.append(report.reason)
     return f"[{style}]{report.verdict}[/]  " + ", ".join(_escaped(w) for w in words)
+
+
+def _pruned_words(report: Report) -> list[str]:
+    """Zeros do not make a file smaller, and are worth saying where there are more than before."""
+    before, after = _zero_share(report.before), _zero_share(report.after)
+    return [f"{after:.1%} of the parameters zero"] if after >= before + 0.05 else []
+
+
+def _zero_share(stats: ModelStats) -> float:
+    return 1 - stats.nonzero_parameters / stats.parameters if stats.parameters else 0.0
 
 
 def _escaped(text: str) -> str:
@@ -85,7 +96,7 @@ def _figures(report: Report) -> list[tuple[str, str, str, str]]:
     for bench in report.benchmarks:
         low, high = bench.speedup_interval
         setting = f"latency, batch {bench.batch}, {bench.threads} thread{'s' * (bench.threads != 1)}"
-        words = f"{bench.speedup:.2f}x, 95 % interval {low:.2f} to {high:.2f}"
+        words = f"{bench.speedup:.2f}x (95 %: {low:.2f} to {high:.2f})"
         for title, key, extra in ((setting, "p50", words), ("  its 90th percentile", "p90", "")):
             rows.append((title, f"{bench.before_ms[key]:.3f} ms", f"{bench.after_ms[key]:.3f} ms", extra))
     if report.accuracy is not None:
@@ -108,10 +119,8 @@ def _figures(report: Report) -> list[tuple[str, str, str, str]]:
 
 
 def _zeros(report: Report) -> str:
-    after = report.after
-    if not after.parameters or after.nonzero_parameters == after.parameters:
-        return ""
-    return f"{1 - after.nonzero_parameters / after.parameters:.1%} are zero"
+    share = _zero_share(report.after)
+    return f"{share:.1%} are zero" if share else ""
 
 
 def _fidelity_rows(fidelity: Fidelity) -> list[tuple[str, str, str, str]]:
@@ -135,9 +144,9 @@ def _passes(report: Report, console: Console, verbose: bool) -> None:
     console.print(Text("\npasses", style="dim"))
     for record in shown:
         words = record.summary or f"{record.changes} changes"
-        console.print(Text(f"  {record.spec}: {words} ({record.guarantee}, {record.seconds:.2f} s)"))
+        _line(console, f"{record.spec}: {words} ({record.guarantee}, {record.seconds:.2f} s)")
         for note in record.notes:
-            console.print(Text(f"    {note}"))
+            _line(console, note, indent=4)
 
 
 def _skips(report: Report, console: Console, verbose: bool) -> None:
@@ -149,7 +158,7 @@ def _skips(report: Report, console: Console, verbose: bool) -> None:
         return
     console.print(Text("\nskipped", style="dim"))
     for line in lines if verbose else lines[:MOST_SKIPS]:
-        console.print(Text(f"  {line}"))
+        _line(console, line)
     if not verbose and len(lines) > MOST_SKIPS:
         console.print(Text(f"  … and {len(lines) - MOST_SKIPS} more reasons: -v shows them all", style="dim"))
 
@@ -182,7 +191,7 @@ def _layers(report: Report, console: Console, verbose: bool) -> None:
         )
         for layer in (lossy if verbose else lossy[:MOST_LAYERS])
     ]
-    console.print(table(("",) * 5, rows, right=(3, 4)))
+    console.print(table(("",) * 5, rows, right=(3, 4), prose=(0,)))
 
 
 def _budget(report: Report, console: Console) -> None:
@@ -192,6 +201,16 @@ def _budget(report: Report, console: Console) -> None:
         return
     console.print(Text("\nbudgets", style="dim"))
     for line in report.budget:
-        value = "not measured" if line.value is None else f"{line.value:g}"
         mark = ("held", "green") if line.passed else ("missed", "red")
-        console.print(Text.assemble(f"  {line.name} {line.limit:g}: {value} ", mark))
+        console.print(Text.assemble(f"  {limit_text(line)}: {value_text(line)}, ", mark))
+
+
+def _line(console: Console, text: str, indent: int = 2) -> None:
+    """One line, indented; a terminal that is too narrow gets it wrapped at words, a file or pipe whole."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if console.is_terminal:
+        console.print(Padding(Text(text), (0, 0, 0, indent)), soft_wrap=False)
+    else:
+        console.print(Text(" " * indent + text))

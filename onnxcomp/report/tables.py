@@ -19,17 +19,25 @@ def table(
     Args:
         columns: titles; a table whose titles are all empty has no header.
         right: indices of right-aligned columns.
-        prose: indices of columns that wrap where the terminal is narrow, so that the others keep their width.
+        prose: indices of columns that wrap where the terminal is narrow, so that the others keep their width; the
+            widest left-aligned one where none is named.
     """
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, padding=(0, 2), header_style="dim", show_header=any(columns))
+    cells = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    texts = [index for index in range(len(columns)) if index not in right]
+    wrapped = set(prose or sorted(texts, key=lambda index: -widths[index])[:1])
+    made = Table(box=None, padding=(0, 2), collapse_padding=True, header_style="dim", show_header=any(columns))
     for index, title in enumerate(columns):
         justify: Literal["left", "right"] = "right" if index in right else "left"
-        made.add_column(title, justify=justify, no_wrap=index not in prose, overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        whole = index not in wrapped
+        made.add_column(
+            title, justify=justify, no_wrap=whole, min_width=widths[index] if whole else None, overflow="fold"
+        )
+    for row in cells:
+        made.add_row(*map(Text, row))
     return made
 
 

@@ -1,0 +1,82 @@
+"""Is the screen after a run whole and readable, in any terminal and in a pipe?"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pytest
+import report_samples
+from rich.console import Console
+
+from onnxcomp.report.screen import show
+from onnxcomp.report.tables import count_text, size_text, table
+from onnxcomp.results import BudgetLine, Report
+
+
+def shown(report: Report, width: int, *, terminal: bool = True) -> str:
+    console = Console(
+        file=io.StringIO(), width=width, soft_wrap=True, highlight=False, force_terminal=terminal, color_system=None
+    )
+    show(report, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def sample() -> Report:
+    report = report_samples.report(name=lambda index: f"/encoder/layer.{index}/attention/self/query/MatMul")
+    assert report.accuracy is not None
+    report.accuracy = replace(report.accuracy, metric="top1")
+    return report
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_every_figure_stands_whole_and_no_line_is_broken_by_the_terminal(width: int) -> None:
+    report = sample()
+    report.notes = ["a note of many words " * 12]
+    lines = shown(report, width).splitlines()
+    text = " ".join(" ".join(lines).split())
+    assert max(map(len, lines)) <= width
+    for stats in (report.before, report.after):
+        assert size_text(stats.bytes) in text
+        assert count_text(stats.parameters) in text
+    assert report.accuracy is not None
+    assert f"{report.accuracy.before:.4f} {report.accuracy.after:.4f}" in text
+    bench = report.benchmarks[0]
+    assert f"{bench.before_ms['p50']:.3f} ms {bench.after_ms['p50']:.3f} ms" in text
+    assert ("a note of many words " * 12).strip() in text
+
+
+def test_a_pipe_gets_every_note_on_one_line() -> None:
+    report = sample()
+    report.notes = ["a note of many words " * 12]
+    assert "  " + report.notes[0] in shown(report, 140, terminal=False).splitlines()
+
+
+def test_budgets_are_told_in_units() -> None:
+    report = sample()
+    report.budget = [BudgetLine("max_size", 158_029, 136_768, True), BudgetLine("max_drop", 0.01, 0.02, False)]
+    text = shown(report, 80)
+    assert "max_size 158 kB: 137 kB, held" in text
+    assert "max_drop 0.01: 0.02, missed" in text
+
+
+def test_zeros_are_named_where_they_are_news() -> None:
+    report = sample()
+    report.verdict = "accepted"
+    report.before = replace(report.before, parameters=1000, nonzero_parameters=1000)
+    report.after = replace(report.after, parameters=1000, nonzero_parameters=100)
+    assert "90.0% of the parameters zero" in shown(report, 120).splitlines()[1]
+    report.before = replace(report.before, nonzero_parameters=100)
+    assert "of the parameters zero" not in shown(report, 120)
+
+
+def test_the_widest_text_gives_way_and_numbers_do_not() -> None:
+    console = Console(file=io.StringIO(), width=40)
+    rows = [("a name that is far too long for this", "12345", "123.4 kB"), ("b", "1", "2 kB")]
+    console.print(table(("name", "count", "bytes"), rows, right=(1, 2)))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40
+    assert "12345  123.4 kB" in lines[1]
+    assert "".join(line[2:23] for line in lines[1:-1]).replace(" ", "") == rows[0][0].replace(" ", "")
