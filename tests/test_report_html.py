@@ -23,7 +23,7 @@ from onnxcomp.report.html_base import text
 from onnxcomp.report.html_charts import error_share, squarify
 from onnxcomp.report.html_lines import Series, lines, points
 from onnxcomp.report.record import read_json
-from onnxcomp.results import FileRef, Footprint, ModelStats, Report
+from onnxcomp.results import BuildReport, BuiltModel, FileRef, Footprint, ModelStats, Report
 
 ALLOWED = """
     a b body br caption circle code details div fieldset figcaption figure g h1 h2 h3 head header html input label
@@ -190,6 +190,26 @@ def test_the_page_of_a_build_is_harmless_too(names: object) -> None:
     page = harmless(html_index.document(found, {found.models[0].name: "a b-1.html"}))
     assert "a%20b-1.html" in page.values("href")
     assert "1 of 3 accepted" in page.texts
+
+
+def test_variants_of_one_model_are_set_against_each_other() -> None:
+    sizes, scores = (4e6, 2e6, 1e6, 3e6), (0.90, 0.89, 0.70, 0.80)
+    models = []
+    for index, (size, score) in enumerate(zip(sizes, scores, strict=True)):
+        one = report_samples.report(2, report_samples.hostile_name)
+        one.after = replace(one.after, bytes=int(size))
+        one.accuracy = replace(one.accuracy, after=score, before=0.91, drop=0.91 - score)
+        models.append(BuiltModel(f"m{index}", "built", 0, f"m{index}.onnx", f"m{index}.json", report=one))
+    page = harmless(html_index.document(BuildReport("onnxcomp.toml", models), {}))
+    assert html_index.front([(s / 1e6, q) for s, q in zip(sizes, scores, strict=True)]) == [
+        (1.0, 0.70),
+        (2.0, 0.89),
+        (4.0, 0.90),
+    ]
+    assert page.tags["circle"] == 2 + 4 + 1  # legend, variants, the original
+    assert "Variants of one model" in page.texts
+    other = [replace(m, report=replace(m.report, source=FileRef(m.name, m.name))) for m in models]
+    assert "Variants" not in html_index.document(BuildReport("onnxcomp.toml", other), {})
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from onnxcomp.report.html_base import page, section, table, text
+from onnxcomp.report.html_lines import Series, points
 from onnxcomp.report.tables import limit_text, size_text, value_text
 from onnxcomp.results import BuildReport, BuiltModel, Report
 
@@ -24,10 +26,65 @@ def document(build: BuildReport, pages: Mapping[str, str]) -> str:
         f'<header><h1>onnxcomp build <span class="badge {state}">{good} of {len(build.models)} accepted</span></h1>'
         f'<p class="dim">{text(build.config)}, exit code {build.exit_code}, {build.seconds:.1f} s</p></header><main>'
         + section("models", "Models", table(columns, rows, right=(6,)))
+        + section("fronts", "Variants of one model", _fronts(build), FRONT_NOTE)
         + section("details", "What to know", "".join(map(_details, build.models)))
         + "</main>"
     )
     return page(f"onnxcomp build: {good} of {len(build.models)} accepted", body)
+
+
+FRONT_NOTE = "The dashed line joins the variants that no other one beats in both size and quality."
+
+
+def front(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (size, quality) that no other point beats: none is smaller and at least as good."""
+    kept: list[tuple[float, float]] = []
+    for size, quality in sorted(set(places), key=lambda place: (place[0], -place[1])):
+        if not kept or quality > kept[-1][1]:
+            kept.append((size, quality))
+    return kept
+
+
+def _fronts(build: BuildReport) -> str:
+    """For each source that several models come from: size against quality."""
+    groups: dict[str, list[BuiltModel]] = defaultdict(list)
+    for model in build.models:
+        if model.report is not None and model.report.output is not None:
+            groups[model.report.source.sha256].append(model)
+    return "".join(_front(models) for models in groups.values() if len(models) > 1)
+
+
+def _front(models: Sequence[BuiltModel]) -> str:
+    reports = [model.report for model in models if model.report is not None]
+    scores, name = _qualities(reports)
+    found = [
+        ((report.after.bytes / 1e6, score), f"{model.name}: {size_text(report.after.bytes)}, {name} {score:.4g}")
+        for model, report, score in zip(models, reports, scores, strict=True)
+        if score is not None
+    ]
+    if len(found) < 2:
+        return ""
+    series = [Series("variants", [place for place, _ in found], [about for _, about in found])]
+    first = reports[0]
+    if first.accuracy is not None and name == first.accuracy.metric:
+        series.append(Series("original", [(first.before.bytes / 1e6, first.accuracy.before)]))
+    drawn = points(series, "size, MB", name, front=front([place for place, _ in found]), mark="not beaten in both")
+    return f"<h3>{text(first.source.path)}</h3>{drawn}"
+
+
+def _qualities(reports: Sequence[Report]) -> tuple[list[float | None], str]:
+    """A number for each report that grows with quality, and its name: the metric where all have one, else the SQNR."""
+    metrics = {report.accuracy.metric for report in reports if report.accuracy is not None}
+    if len(metrics) == 1 and all(report.accuracy is not None for report in reports):
+        name = metrics.pop()
+        falls = any(
+            r.accuracy is not None and r.accuracy.drop * (r.accuracy.after - r.accuracy.before) > 0 for r in reports
+        )
+        if not falls:  # a metric that is better when lower has no place on this chart
+            return [r.accuracy.after if r.accuracy is not None else None for r in reports], name
+    return [
+        r.fidelity.worst_sqnr_db if r.fidelity is not None else None for r in reports
+    ], "SQNR of the worst output, dB"
 
 
 def _row(model: BuiltModel, link: str | None) -> list[str]:
