@@ -115,7 +115,7 @@ h3 { font-size: 1rem; margin: 1rem 0 .3rem; } p { margin: .4rem 0; } code { over
 a { color: var(--after); } :focus-visible { outline: 3px solid var(--focus); outline-offset: 2px; }
 .skip { position: absolute; left: -99rem; } .skip:focus { position: static; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .6rem 0; }
-.badge { display: inline-block; padding: .15rem .7rem; border-radius: 1rem; font-weight: 600; }
+.badge { display: inline-block; white-space: nowrap; padding: .15rem .7rem; border-radius: 1rem; font-weight: 600; }
 .accepted, .held { color: var(--good); background: var(--good-ground); }
 .over-budget, .missed, .failed { color: var(--bad); background: var(--bad-ground); }
 .unchanged { color: var(--mid); background: var(--mid-ground); }

@@ -58,17 +58,22 @@ def _front(models: Sequence[BuiltModel]) -> str:
     reports = [model.report for model in models if model.report is not None]
     scores, name = _qualities(reports)
     found = [
-        ((report.after.bytes / 1e6, score), f"{model.name}: {size_text(report.after.bytes)}, {name} {score:.4g}")
+        (
+            (report.after.bytes / 1e6, score),
+            f"{model.name}: {size_text(report.after.bytes)}, {name} {score:.4g}",
+            model.name,
+        )
         for model, report, score in zip(models, reports, scores, strict=True)
         if score is not None
     ]
     if len(found) < 2:
         return ""
-    series = [Series("variants", [place for place, _ in found], [about for _, about in found])]
+    places, about, labels = zip(*found, strict=True)
+    series = [Series("variants", places, about, labels)]
     first = reports[0]
     if first.accuracy is not None and name == first.accuracy.metric:
         series.append(Series("original", [(first.before.bytes / 1e6, first.accuracy.before)]))
-    drawn = points(series, "size, MB", name, front=front([place for place, _ in found]), mark="not beaten in both")
+    drawn = points(series, "size, MB", name, front=front(places), mark="not beaten in both")
     return f"<h3>{text(first.source.path)}</h3>{drawn}"
 
 

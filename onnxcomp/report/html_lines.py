@@ -15,6 +15,8 @@ WIDTH, HEIGHT = 960.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 76.0, 14.0, 12.0, 42.0
 STYLES = ("s0", "s1", "s2", "s3")  # classes of the page's style; one a series, in order
 LARGEST = 1e150  # beyond it differences of doubles may overflow
+ROOM = 0.06
+LONGEST_LABEL = 28
 MOST_POINTS = 400  # drawn of one line; a page stays small and nobody sees more
 
 
@@ -22,12 +24,14 @@ MOST_POINTS = 400  # drawn of one line; a page stays small and nobody sees more
 class Series:
     """One line or cloud of points. `points`: (x, y), finite, in the order in which they are joined.
 
-    `about`: for each point what a reader sees who rests on it; empty for none.
+    `about`: for each point what a reader sees who rests on it; empty for none. `labels`: words beside each separate
+    point; empty for none.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     about: Sequence[str] = ()
+    labels: Sequence[str] = ()
 
 
 def lines(series: Sequence[Series], across: str, up: str, *, logarithmic: bool = False) -> str:
@@ -76,8 +80,9 @@ def _chart(
     every = [p for s in shown for p in s.points]
     if not every:
         return ""
-    x_axis = _Axis(min(x for x, _ in every), max(x for x, _ in every), LEFT, WIDTH - RIGHT, False)
-    y_axis = _Axis(min(y for _, y in every), max(y for _, y in every), HEIGHT - BOTTOM, TOP, logarithmic)
+    room = 0.0 if joined else ROOM  # separate points stand off the frame
+    x_axis = _Axis(*_ends([x for x, _ in every], room), LEFT, WIDTH - RIGHT, False)
+    y_axis = _Axis(*_ends([y for _, y in every], room), HEIGHT - BOTTOM, TOP, logarithmic)
     drawn = _grid(x_axis, y_axis, across, up)
     if front:
         drawn += f'<path class="front" d="{_stairs(front, x_axis.place, y_axis.place)}"/>'
@@ -87,6 +92,12 @@ def _chart(
     label = text(f"{up} over {across}: {words}")
     picture = f'<svg role="img" class="wide" width="{WIDTH:g}" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" aria-label="{label}">'
     return _legend(shown, joined) + wide_chart(f"{picture}{drawn}</svg>")
+
+
+def _ends(values: Sequence[float], room: float) -> tuple[float, float]:
+    """Lowest and highest, with some room around them as a share of the distance."""
+    low, high = min(values), max(values)
+    return low - room * (high - low), high + room * (high - low)
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,8 @@ def _cleaned(series: Series, logarithmic: bool) -> Series:
     ]
     kept = [point for point, _ in pairs]
     if len(kept) <= MOST_POINTS:
-        return Series(series.name, kept, [words for _, words in pairs] if series.about else ())
+        labels = series.labels if len(kept) == len(series.points) else ()
+        return Series(series.name, kept, [words for _, words in pairs] if series.about else (), labels)
     size = math.ceil(len(kept) / MOST_POINTS)
     groups = [kept[i : i + size] for i in range(0, len(kept), size)]
     return Series(series.name, [_mean(group) for group in groups])
@@ -174,11 +186,17 @@ def _line(series: Series, style: str, x_axis: _Axis, y_axis: _Axis) -> str:
 
 def _dots(series: Series, style: str, x_axis: _Axis, y_axis: _Axis) -> str:
     about = series.about or [f"{series.name}: {x:.6g}, {y:.6g}" for x, y in series.points]
-    return "".join(
-        f'<circle class="{style} dot" cx="{x_axis.place(x):.1f}" cy="{y_axis.place(y):.1f}" r="4.5">'
-        f"<title>{text(words)}</title></circle>"
-        for (x, y), words in zip(series.points, about, strict=True)
-    )
+    labels = series.labels or [""] * len(series.points)
+    drawn = ""
+    for (x, y), words, label in zip(series.points, about, labels, strict=True):
+        across, down = x_axis.place(x), y_axis.place(y)
+        drawn += f'<circle class="{style} dot" cx="{across:.1f}" cy="{down:.1f}" r="4.5">'
+        drawn += f"<title>{text(words)}</title></circle>"
+        if label:
+            side, shift = ("end", -9) if across > WIDTH * 0.75 else ("start", 9)
+            short = label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
+            drawn += f'<text x="{across + shift:.1f}" y="{down - 7:.1f}" text-anchor="{side}">{text(short)}</text>'
+    return drawn
 
 
 def _stairs(
