@@ -52,7 +52,9 @@ class Distill(Pass):
     clip_norm: float = option(0.0, "largest norm of the whole gradient; 0: any", minimum=0.0)
     looks: int = option(10, "how often the held-out loss is looked at", minimum=1)
     patience: int = option(0, "looks without improvement that end the training; 0: never", minimum=0)
-    keep_best: bool = option(True, "keep the weights with the lowest held-out loss, not the last ones")
+    keep_best: bool = option(
+        True, "keep the weights with the lowest held-out loss; the last ones where l1 or group_lasso pull"
+    )
 
     teacher: Literal["original", "none"] = option("original", "learn from the model before any pass, or labels only")
     loss: Literal["auto", "kl", "mse", "cosine"] = option(

@@ -201,7 +201,10 @@ class Trainer:
     # -- the task ------------------------------------------------------------------------------------------------------
 
     def _task(self, prepared: Prepared, steps: int, seed: int) -> TrainingTask:
-        """The task with all parameters that can move, and nothing they must keep."""
+        """The task with all parameters that can move, and nothing they must keep.
+
+        Penalties are no part of the held-out loss, which would choose weights from before they emptied anything.
+        """
         rows, seed = self.material.rows, self.context.seed + seed
         return TrainingTask(
             graph=prepared.graph,
@@ -215,7 +218,7 @@ class Trainer:
             statistics=prepared.statistics,
             evaluate_every=max(1, steps // self.options.looks),
             patience=self.options.patience,
-            keep_best=self.options.keep_best,
+            keep_best=self.options.keep_best and not (self.options.l1 or self.options.group_lasso),
             seed=seed,
             threads=self.context.threads,
         )
