@@ -90,6 +90,11 @@ def test_frozen_norms_keep_their_statistics_while_others_learn_theirs() -> None:
     assert ready.frozen["stem.weight"] == "asked for"
 
 
+def test_a_node_is_frozen_with_the_weight_that_it_reads_through_a_view() -> None:
+    _, ready = prepared(builders.indirect_weights(), batch=2, freeze=["mm1", "mm3"])
+    assert set(ready.trainable) == {"w2", "w4"}
+
+
 def test_weights_behind_views_and_constant_nodes_keep_their_names() -> None:
     graph, ready = prepared(builders.indirect_weights(), batch=2)
     assert set(ready.trainable) == {"w1", "w2", "w3", "w4"}

@@ -143,6 +143,13 @@ def test_readme_lists_every_pass_with_its_guarantee() -> None:
     assert listed == [(name, registry.find(name).guarantee.value) for name in registry.BUILTIN]
 
 
+def test_page_of_operators_that_can_be_trained_is_current() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "make_trainable_page.py"))
+    assert (ROOT / "docs" / "trainable.md").read_text(encoding="utf-8") == script["page"](), (
+        "run python docs/make_trainable_page.py"
+    )
+
+
 def test_page_of_passes_is_current() -> None:
     script = runpy.run_path(str(ROOT / "docs" / "make_passes_page.py"))
     assert (ROOT / "docs" / "passes.md").read_text(encoding="utf-8") == script["page"](), (

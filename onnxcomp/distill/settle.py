@@ -74,17 +74,19 @@ def restamp(graph: Graph) -> None:
 
 def lift_constants(graph: Graph) -> None:
     """Let Constant nodes become initializers of the same name, and Identities of initializers go."""
-    for node in list(graph.nodes):
+    gone = []
+    for node in graph.nodes:
         value = constant_value(node)
         if value is not None:
             output = node.outputs[0]
             if not is_numeric(value) or graph.is_output(output):
                 continue
             graph.replace_uses(output, Constant(output.name, value))
-            graph.remove_nodes([node])
+            gone.append(node)
         elif node.op == "Identity" and isinstance(node.inputs[0], Constant) and not graph.is_output(node.outputs[0]):
             graph.replace_uses(node.outputs[0], node.inputs[0])
-            graph.remove_nodes([node])
+            gone.append(node)
+    graph.remove_nodes(gone)
 
 
 def input_shapes(graph: Graph, samples: Mapping[str, tuple[int, ...]], batch: int) -> dict[str, tuple[int, ...]]:
@@ -124,15 +126,16 @@ def fix_shapes(graph: Graph, bind: Mapping[str, tuple[int, ...]]) -> Shapes:
         tensor.envelope = None
     shapes = infer(graph, bind, declared=False)
     values = propagate(graph, shapes)
-    outputs = set(graph.outputs)
-    for node in list(graph.nodes):
+    outputs, gone = set(graph.outputs), []
+    for node in graph.nodes:
         known = [t for t in node.outputs if t.name in values]
         if not known or len(known) < sum(bool(t.name) for t in node.outputs) or not outputs.isdisjoint(known):
             continue
         if all(values[t.name].dtype.kind in "biu" for t in known):
             for tensor in known:
                 graph.replace_uses(tensor, Constant(tensor.name, values[tensor.name]))
-            graph.remove_nodes([node])
+            gone.append(node)
+    graph.remove_nodes(gone)
     return shapes
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from onnxcomp.distill import settle
-from onnxcomp.distill.parameters import LEARNED, STATISTICS, is_float, roles
+from onnxcomp.distill.parameters import LEARNED, STATISTICS, is_float, roles, roots_of
 from onnxcomp.distill.rebatch import is_fixed, rebatched
 from onnxcomp.distill.rewrites.normalization import frozen_batch_norm
 from onnxcomp.distill.rewrites.quantization import straighten
@@ -163,11 +163,12 @@ def _choose(
 ) -> tuple[list[Constant], dict[str, str]]:
     """The initializers that should move, in file order, and why the others do not."""
     chosen, frozen = [], {}
+    readers = _readers(graph)
     for constant in graph.constants():
         role = found.get(constant)
         if role is None:
             continue
-        names = [constant.name, *(node.name for node in constant.consumers)]
+        names = [constant.name, *readers.get(constant, ())]
         if _matches(names, freeze):
             frozen[constant.name] = "asked for"
         elif constant.dtype != np.float32:
@@ -177,6 +178,14 @@ def _choose(
         elif constant.size > 1:
             frozen[constant.name] = role
     return chosen, frozen
+
+
+def _readers(graph: Graph) -> dict[Constant, list[str]]:
+    """Names of the nodes that read each initializer, itself or a view of it."""
+    found: dict[Constant, list[str]] = {}
+    for tensor, root in roots_of(graph).items():
+        found.setdefault(root, []).extend(node.name for node in tensor.consumers)
+    return found
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:

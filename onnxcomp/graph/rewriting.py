@@ -157,8 +157,6 @@ class Site:
         name = f"{self.node.name}_{kind.lower()}"
         node = self.graph.add_node(kind, inputs, name=name, attrs=attrs, outputs=outputs, domain=domain)
         self.made.append(node)
-        if domain:
-            self.graph.import_domain(domain)
         return node.outputs[0] if outputs == 1 else list(node.outputs)
 
     def as_tensor(self, operand: Operand) -> Tensor:
@@ -224,20 +222,24 @@ def rewrite(
         CannotRewriteError: from the rule; the graph is then as it was.
     """
     site = Site(graph, node, shapes, pool, learned)
+    there = len(graph.nodes)
+    found: Replacement | None = None
     try:
         found = rule(site)
-    except CannotRewriteError:
-        graph.remove_nodes(site.made)
-        raise
+    finally:
+        del graph.nodes[there:]
+        if found is None:
+            _unlink(site.made)
     if found is None:
-        graph.remove_nodes(site.made)
         return False
     results = [found] if isinstance(found, Variable | Constant) else list(found)
     outputs = list(node.outputs)
     at = graph.nodes.index(node)
-    del graph.nodes[len(graph.nodes) - len(site.made) :]
-    graph.nodes[at:at] = site.made
-    graph.remove_nodes([node])
+    graph.nodes[at : at + 1] = site.made
+    _unlink([node])
+    for made in site.made:
+        if made.domain:
+            graph.import_domain(made.domain)
     renamed: dict[Tensor, Tensor] = {}
     for output, result in zip(outputs, results, strict=False):
         if output.name and result is not None:
@@ -246,11 +248,17 @@ def rewrite(
     return True
 
 
+def _unlink(nodes: Sequence[Node]) -> None:
+    for node in nodes:
+        node.inputs.clear()
+        node.outputs.clear()
+
+
 def _produce(graph: Graph, output: Variable, result: Tensor, made: list[Node], at: int) -> None:
     """Let the new nodes make the old output tensor, so that its name and its readers stay."""
     maker = result.producer
     if maker is not None and maker in made:
-        for reader in {*result.consumers}:
+        for reader in dict.fromkeys(result.consumers):
             for port, tensor in enumerate(reader.inputs):
                 if tensor is result:
                     reader.inputs[port] = output
