@@ -338,7 +338,9 @@ WRONG_WORDS: list[tuple[list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "told"), WRONG_WORDS, ids=lambda value: value if isinstance(value, str) else "-".join(value))
+@pytest.mark.parametrize(
+    ("words", "told"), WRONG_WORDS, ids=lambda value: value if isinstance(value, str) else "-".join(value)
+)
 def test_a_wrong_command_line_is_told_like_any_other_error(
     words: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
