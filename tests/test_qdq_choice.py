@@ -10,7 +10,7 @@ import pytest
 from feeds import Feeds
 from hypothesis import given
 from hypothesis import strategies as st
-from test_pass_quantize_qdq import quantized
+from test_pass_quantize_qdq import quantized, ruled, weights_of
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.codec import decode
@@ -73,3 +73,10 @@ def test_the_noise_of_a_layer_is_what_quantizing_it_alone_costs() -> None:
         alone, _ = quantized(proto, spec, feeds=feeds)
         measured = builders.sqnr_db(exact, builders.run(alone, feeds)[0])
         assert -10 * np.log10(noise) == pytest.approx(measured, abs=1.5)
+
+
+@pytest.mark.parametrize(("depthwise_us", "wanted"), [(10.2, 3), (14.0, 2)])
+def test_a_larger_file_must_be_clearly_faster(depthwise_us: float, wanted: int) -> None:
+    costs = ruled(lambda node: depthwise_us if node.name == "depthwise" else 3.0, conversion=0.01)
+    after, _ = quantized(builders.depthwise_cnn(), costs=costs)
+    assert len(weights_of(after)) == wanted

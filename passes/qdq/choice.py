@@ -21,7 +21,7 @@ from onnxcomp.runtime.progress import Progress
 TOLLS = (1.0, 2.0)
 ATTEMPTS = 4
 COARSE_DB, COARSE_WORTH = 3.0, 0.95  # at most so much SQNR is given for one scale a weight, and at least so much time
-TIE = 1.01  # times closer than this cannot be told apart
+SMALLER = 1.03  # a placement that leaves more weights in float, and the file larger, must be faster by this
 WORTH = 0.99  # a placement must take at most this share of the float model's time
 SENSITIVITY_FEEDS = 3
 
@@ -34,7 +34,6 @@ class Choice:
 
     Attributes:
         plan, grids, layers: what is to be written.
-        reached: signal to noise ratio of the outputs with them as they are, in dB.
         refused: nodes with weights that stay float, with the reason.
         notes: sentences for the user.
     """
@@ -42,16 +41,21 @@ class Choice:
     plan: Plan
     grids: dict[Variable, Grid]
     layers: dict[Node, Layer] = field(default_factory=dict)
-    reached: float = 0.0
     refused: dict[Node, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 def _best(found: Iterable[tuple[float, Choice]]) -> tuple[float, Choice] | None:
-    """The fastest; of those that are as fast as far as can be measured, the one with the least error."""
+    """The fastest; of those that are nearly as fast the one with most weights on integers."""
     items = list(found)
     least = min((time for time, _ in items), default=0.0)
-    return max((item for item in items if item[0] <= TIE * least), key=lambda item: item[1].reached, default=None)
+    return max((item for item in items if item[0] <= SMALLER * least), key=_integers, default=None)
+
+
+def _integers(item: tuple[float, Choice]) -> tuple[int, float]:
+    """Elements of integer weights; the faster first where they are as many."""
+    weighted = item[1].plan.weighted
+    return sum(node.inputs[weight.port].size for node, weight in weighted.items()), -item[0]
 
 
 class Chooser:
@@ -170,7 +174,6 @@ class Chooser:
                     choice.refused[node] = f"too much error for what it gains: alone, it leaves {own:.0f} dB"
             reached = self.trials.sqnr_db(candidate)
             most *= 10 ** (min(reached - self.least_db, -1.0) / 10)
-        choice.reached = reached
         return choice, candidate
 
     def _noises(self) -> dict[Node, float]:
