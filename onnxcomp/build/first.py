@@ -24,6 +24,7 @@ EXAMPLES: dict[str, Any] = {
     "passes": "fold-constants,cleanup,fuse-batchnorm,quantize-qdq",
     "recipe": "int8",
     "teacher": "original.onnx",
+    "cost_table": "costs.json",
     "data": "calibration.npz",
     "labels": "labels.csv",
     "eval_data": "test.npz",
