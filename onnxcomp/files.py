@@ -80,7 +80,11 @@ def _give_name(file: BinaryIO, name: Path) -> None:
 
 
 def user_cache() -> Path:
-    """The folder for what can be made again: in the user's cache, where the system keeps that. It may not exist yet."""
+    """The folder for what can be made again: in the user's cache, where the system keeps that. It may not exist yet.
+
+    Raises:
+        RuntimeError: nobody knows where the user's home is.
+    """
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":

@@ -219,3 +219,13 @@ def test_a_table_that_nothing_asks_is_mentioned(digits: Path, digits_data: tuple
     report = onnxcomp.optimize(digits, output=tmp_path / "a.onnx", **options, **FAST)
     assert any("was not used" in note for note in report.notes)
     assert not (tmp_path / "t.json").exists()
+
+
+def test_a_user_without_a_home_measures_for_this_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(costs, "user_cache", homeless)
+    table = CostTable.of_this_machine()
+    table.enter("a", 1.0)
+    assert (table.path, table.entries) == (None, {"a": 1.0})

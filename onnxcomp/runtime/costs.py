@@ -75,7 +75,10 @@ class CostTable:
         """
         here = _here()
         key = hashlib.sha256(json.dumps(here, sort_keys=True).encode()).hexdigest()[:16]
-        path = user_cache() / "costs" / f"{key}-onnxruntime-{here['onnxruntime']}.json"
+        try:
+            path = user_cache() / "costs" / f"{key}-onnxruntime-{here['onnxruntime']}.json"
+        except RuntimeError:  # a user without a home
+            return cls()
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
