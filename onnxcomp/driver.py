@@ -116,6 +116,7 @@ def run(
         seed=job.seed,
         threads=job.threads or usable_cores(),
         progress=progress,
+        alone=alone,
     )
     with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
         measurer = Measurer(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -30,6 +31,7 @@ from onnxcomp.files import sha256_of
 from onnxcomp.job import Job
 from onnxcomp.lock import file_lock
 from onnxcomp.results import BuildReport
+from onnxcomp.runtime import costs
 
 EXACT = "fold-constants,cleanup,fuse-batchnorm"
 HEAD = f'passes = "{EXACT}"\nbench = false\n'
@@ -378,6 +380,32 @@ def test_two_timings_never_run_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     model = builders.save(builders.residual_cnn(), tmp_path / "m.onnx")
     driver.run(Job(model, passes=EXACT, bench_seconds=0.1), alone=Watch)
     assert events == ["in", "timed", "out"]
+
+
+def test_a_pass_that_times_without_a_cost_table_keeps_to_that_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With bench = false the driver gives no times, and a pass that needs some measures for itself."""
+    from onnxcomp.graph.codec import decode
+    from onnxcomp.manager.base import PassContext
+    from onnxcomp.passes.structure.timing import Clock
+
+    events: list[str] = []
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        events.append("in")
+        yield
+        events.append("out")
+
+    class Samples:
+        def batches(self, size: int | None = None) -> Iterator[dict[str, Any]]:
+            yield builders.feeds_of(proto)
+
+    proto = builders.residual_cnn()
+    real = costs.compare
+    monkeypatch.setattr(costs, "compare", lambda *a, **k: events.append("timed") or real(*a, **k))
+    monkeypatch.setattr(costs, "SECONDS", 0.1)
+    Clock(decode(proto), PassContext(calibration=Samples(), alone=alone))  # type: ignore[arg-type]
+    assert events[:3] == ["in", "timed", "out"]
 
 
 # -- the same everywhere -------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import difflib
 import fnmatch
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Protocol
@@ -93,6 +94,7 @@ class PassContext:
         threads: for ONNX Runtime sessions.
         progress: shows long work.
         evaluator, costs: set by the driver where a pass may measure while it works.
+        alone: to be entered around every timing that a pass makes itself; other processes do not time meanwhile.
     """
 
     operators: Operators = field(default_factory=load_operators)
@@ -107,6 +109,7 @@ class PassContext:
     progress: Progress = SILENT
     evaluator: Evaluator | None = None
     costs: CostModel | None = None
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 @dataclass

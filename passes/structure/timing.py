@@ -26,7 +26,7 @@ class Clock:
         if context.costs is not None:
             self.costs = context.costs
         elif context.calibration is not None and context.target == "cpu":
-            self.costs = MeasuredCosts(next(iter(context.calibration.batches(1))))
+            self.costs = MeasuredCosts(next(iter(context.calibration.batches(1))), alone=context.alone)
         else:
             raise EnvironmentLacksError(
                 "a time cannot be measured here", where="latency=", do="give calibration data, and target cpu"
