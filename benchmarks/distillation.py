@@ -101,13 +101,18 @@ def page() -> str:
                 f"{row['original']:.4f}",
                 f"{row['bytes'][1] / row['bytes'][0]:.1%}",
                 f"{row['held_out'][0]:.3g} -> {row['held_out'][1]:.3g}",
-                f"{row['steps']} x {row['step_ms']:.0f} ms",
+                f"{row['steps']}",
                 "" if agreement is None else f"{agreement:.2%}",
             )
         )
     head = ("student", "top-1", "target", "original", "size", "held-out loss", "steps", "file = trained")
     first = next(iter(known.values()))
-    return f"{table(head, lines)}\n\n{first['cpu']}; ONNX Runtime {first['onnxruntime']}."
+    return (
+        f"{table(head, lines)}\n\n{first['cpu']}; ONNX Runtime {first['onnxruntime']}. Held-out loss: before the first "
+        "step, and the lowest.\nSizes are of dense files. The last column: share of held-out samples on which the file and "
+        "the trained graph decide\nalike; on 4-bit activations a value in a million stands so near the middle of two levels "
+        "that float and integer arithmetic\nround it differently."
+    )
 
 
 def main(names: list[str]) -> None:
