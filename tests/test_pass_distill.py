@@ -436,6 +436,30 @@ def test_the_command_trains_a_narrower_student(runtime, digits: Path, digits_dat
     assert 'id="training"' in (tmp_path / "s.html").read_text()
 
 
+def test_the_command_transfers_to_other_labels(runtime, digits: Path, digits_data: tuple[Path, Path], tmp_path) -> None:
+    with np.load(digits_data[0]) as stored:
+        images, labels = stored["images"], stored["labels"]
+    np.savez(tmp_path / "new.npz", images=images, labels=(labels >= 5).astype(np.int64))
+    arguments = ["distill", str(digits), "--classes", "2", "--data", str(tmp_path / "new.npz"), "--epochs", "6"]
+    arguments += [
+        "--train",
+        "fc*",
+        "--lr",
+        "0.03",
+        "-o",
+        str(tmp_path / "o.onnx"),
+        "--report",
+        str(tmp_path / "o.json"),
+    ]
+    with pytest.raises(SystemExit) as left:
+        main([*arguments, "--no-bench", "-q"])
+    assert left.value.code == 0
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert found["teacher"] is None
+    assert found["accuracy"]["before"] < 0.7
+    assert found["accuracy"]["after"] > 0.8
+
+
 def test_teacher_and_student_must_take_and_give_the_same(
     digits: Path, digits_data: tuple[Path, Path], tmp_path, capsys
 ) -> None:
