@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -14,19 +15,20 @@ from onnxcomp.graph.branches import Branch, branches, innermost
 from onnxcomp.graph.coupling import streams
 from onnxcomp.graph.coupling.analysis import Coupling, Group, analyse, release
 from onnxcomp.graph.coupling.costing import Costing, Saved
-from onnxcomp.graph.coupling.cut import cut
-from onnxcomp.graph.ir import Array, Constant, Graph, Node
+from onnxcomp.graph.ir import Graph, Node
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
-from onnxcomp.passes.structure.allocate import Choice, allocate, allowed_counts, channels_each, even
-from onnxcomp.passes.structure.blocks import branch_errors, drop_all
+from onnxcomp.passes.structure.allocate import EXPONENT, Choice, allocate, allowed_counts, channels_each, even
+from onnxcomp.passes.structure.blocks import branch_errors
 from onnxcomp.passes.structure.elimination import Curve
 from onnxcomp.passes.structure.importance import measured_curves, weight_curve
-from onnxcomp.passes.structure.latency import plan
-from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases, makers, readers
+from onnxcomp.passes.structure.latency import Planner, holders_of, inside
+from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases, makers
 from onnxcomp.passes.structure.refit import Refit
-from onnxcomp.passes.structure.solving import solve_again, to_solve, whole
 from onnxcomp.passes.structure.timing import kernel_block
+from onnxcomp.passes.structure.trials import LEAST_SAMPLES, Candidate, Trials, carry_out, search
+from onnxcomp.runtime.blas import limited
 
+MOST_ERROR = 0.5  # of its sum; a branch that gives more is never tried
 _MEASURED = ("activation", "reconstruction")
 
 
@@ -59,7 +61,7 @@ class PruneChannels(Pass):
     )
     min_keep: int = option(1, "fewest channels that stay in a layer", minimum=1)
     streams: bool = option(False, "also channels that several layers add up (residual streams)")
-    blocks: bool = option(True, "with latency: whole residual branches may leave too")
+    blocks: bool = option(True, "whole residual branches may leave too, where that costs less (macs, params, latency)")
     compensate: bool = option(True, "solve the remaining weights again, whenever there is calibration data")
     damping: float = option(1e-3, "ridge of the refit, as a share of the mean diagonal of E[x x^T]", above=0.0)
 
@@ -85,6 +87,7 @@ class PruneChannels(Pass):
         """Some rankings are measured."""
         return frozenset({Need.DATA}) if self.importance in _MEASURED else frozenset()
 
+    @limited()
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Rank, choose, cut, make good.
 
@@ -101,19 +104,20 @@ class PruneChannels(Pass):
         before = costing.macs, costing.params
         outcome.metrics["prunable_macs_share"] = _share(costing.touched_macs(coupling.groups), costing.macs)
         choices = self._choices(graph, groups, fixed, context, outcome)
-        dropped: list[Branch] = []
-        if self.latency is not None:
-            removed, costing, dropped = self._by_time(graph, coupling, choices, fixed, context, outcome)
-        else:
-            removed = self._choose(choices, fixed, costing)
-        if not costing.removed.any() and not dropped:
+        found = self._branches(graph, choices, context)
+        errors = branch_errors(graph, found, context, self.damping) if found else {}
+        best = self._decide(graph, coupling, choices, found, errors, context, outcome)
+        costing = self._costing(coupling, choices, found, best, context)
+        if not any(best.removed) and not best.dropped:
             drop_zero_biases(added)
             release(coupling)
             outcome.summary = "nothing leaves: no group is open, or the target is met already"
             return outcome
-        refitted = self._rewrite(graph, coupling, costing, dropped, context if compensate else None)
+        refitted = carry_out(graph, choices, best, context, self.damping if compensate else None)
         drop_zero_biases(added)
-        for choice, count in zip(choices, removed, strict=True):
+        for name in best.dropped:
+            outcome.change(name, f"branch left, which costs {errors[name]:.2%} of its sum at first")
+        for choice, count in zip(choices, best.removed, strict=True):
             if count:
                 outcome.change(choice.group.name, _words(choice, count))
         self._report(outcome, costing, before, refitted, coupling)
@@ -179,8 +183,7 @@ class PruneChannels(Pass):
             groups = [group for group in groups if group.name in fixed]
         multiple = self._multiple(context)
         counts = {
-            g.name: (0, fixed[g.name]) if g.name in fixed else allowed_counts(g, self.min_keep, multiple)
-            for g in groups
+            g.name: (fixed[g.name],) if g.name in fixed else allowed_counts(g, self.min_keep, multiple) for g in groups
         }
         method: str = self.importance
         if method == "auto":
@@ -204,62 +207,110 @@ class PruneChannels(Pass):
             return 8
         return kernel_block() if context.target == "cpu" and self.latency is not None else 1
 
-    def _choose(self, choices: Sequence[Choice], fixed: dict[str, int], costing: Costing) -> list[int]:
-        """Units that leave, by choice; the costing has them removed."""
-        found = [0] * len(choices)
-        for index, choice in enumerate(choices):
-            if choice.group.name in fixed:
-                found[index] = fixed[choice.group.name]
-                costing.remove(choice.group.units[choice.curve.order[: found[index]]])
-        done = self._target(choices, costing)
-        if done is None:
-            return found
-        rest = [i for i, choice in enumerate(choices) if choice.group.name not in fixed]
-        open_choices = [choices[i] for i in rest]
-        saved: Saved = "units"
-        if any(choice.curve.measured for choice in open_choices):
-            saved = "macs" if self.macs is not None else "params" if self.params is not None else "units"
-        at = (
-            even(open_choices, costing, done) if self.scope == "layer" else allocate(open_choices, costing, saved, done)
-        )
-        for index, count in zip(rest, at, strict=True):
-            found[index] = count
-        return found
+    def _branches(self, graph: Graph, choices: Sequence[Choice], context: PassContext) -> list[Branch]:
+        """Residual branches that may leave besides."""
+        targets = (self.macs, self.params, self.latency)
+        few = context.calibration is None or len(context.calibration) < LEAST_SAMPLES
+        measured = any(choice.curve.measured for choice in choices)
+        if not (self.blocks and self.compensate) or few or not measured or all(t is None for t in targets):
+            return []
+        wanted = self.selects(graph)
+        found = innermost(branches(graph, context.operators, context.sample_shapes))
+        return [branch for branch in found if all(wanted(n) for n in branch.nodes if context.operators.weights(n))]
 
-    def _by_time(
+    def _decide(
         self,
         graph: Graph,
         coupling: Coupling,
         choices: Sequence[Choice],
-        fixed: dict[str, int],
+        found: Sequence[Branch],
+        errors: dict[str, float],
         context: PassContext,
         outcome: Outcome,
-    ) -> tuple[list[int], Costing, list[Branch]]:
-        """Widths and branches for the time that is asked for: `onnxcomp.passes.structure.latency`."""
-        assert self.latency is not None
-        given = [replace(c, counts=(fixed[c.group.name],)) if c.group.name in fixed else c for c in choices]
-        measured = any(choice.curve.measured for choice in choices)
-        found = self._branches(graph, context) if self.blocks and measured else []
-        errors = branch_errors(graph, found, context, self.damping) if found else {}
-        best = plan(graph, coupling, given, found, errors, context, self.latency)
-        if best.share > self.latency:
+    ) -> Candidate:
+        """How many units leave each group, and which branches besides."""
+        planner = None
+        widths: Callable[[tuple[str, ...]], Candidate | None]
+        if self.latency is not None:
+            planner = Planner(graph, coupling, choices, found, context, self.latency)
+            planner.settle(())  # puts the scale of the model right
+            widths, saved = planner.widths, planner.gone
+        else:
+            widths = functools.partial(self._widths, coupling, choices, found, context)
+            saved = {b.name: self._saved(self._costing(coupling, choices, [b], None, context)) for b in found}
+        order = [n for n, saving in saved.items() if saving > 0 and errors[n] <= MOST_ERROR]
+        order.sort(key=lambda name: errors[name] ** EXPONENT / saved[name])
+        best = None
+        if order:
+            macs = Costing(coupling, context.operators).macs
+            best = search(order, widths, Trials(graph, choices, context, self.damping, macs).loss)
+        dropped = best.dropped if best is not None else ()
+        if planner is None:
+            return best or self._widths(coupling, choices, found, context, (), strict=False) or Candidate(())
+        best, share = planner.settle(dropped)
+        outcome.metrics["time_share"] = share
+        if share > (self.latency or 1.0):
             outcome.notes.append(
-                f"{best.share:.2f} of the time is the least that was reached; {self.latency:g} was asked for"
+                f"{share:.2f} of the time is the least that was reached; {self.latency:g} was asked for"
             )
-        outcome.metrics["time_share"] = best.share
+        return best
+
+    def _costing(
+        self,
+        coupling: Coupling,
+        choices: Sequence[Choice],
+        found: Sequence[Branch],
+        candidate: Candidate | None,
+        context: PassContext,
+    ) -> Costing:
+        """What is left of the costs without given branches (all of them without a candidate), and what it removes."""
         costing = Costing(coupling, context.operators)
-        for choice, count in zip(choices, best.removed, strict=True):
+        for branch in found:
+            if candidate is None or branch.name in candidate.dropped:
+                costing.drop([branch.add, *branch.nodes])
+        for choice, count in zip(choices, candidate.removed if candidate else (), strict=candidate is not None):
             if count:
                 costing.remove(choice.group.units[choice.curve.order[:count]])
-        dropped = [branch for branch in found if branch.name in best.dropped]
-        for branch in dropped:
-            outcome.change(branch.name, f"branch left, which costs {errors[branch.name]:.2%} of its sum at first")
-        return list(best.removed), costing, dropped
+        return costing
 
-    def _branches(self, graph: Graph, context: PassContext) -> list[Branch]:
-        wanted = self.selects(graph)
-        found = innermost(branches(graph, context.operators, context.sample_shapes))
-        return [branch for branch in found if all(wanted(n) for n in branch.nodes if context.operators.weights(n))]
+    def _saved(self, costing: Costing) -> float:
+        """In the unit of the target."""
+        if self.params is not None:
+            return costing.params_at_first - costing.params
+        return costing.macs_at_first - costing.macs
+
+    def _widths(
+        self,
+        coupling: Coupling,
+        choices: Sequence[Choice],
+        found: Sequence[Branch],
+        context: PassContext,
+        dropped: tuple[str, ...],
+        strict: bool = True,
+    ) -> Candidate | None:
+        """Units that leave by choice so that the target is met beside given branches; None where it cannot be."""
+        gone = [branch for branch in found if branch.name in dropped]
+        costing = self._costing(coupling, [], gone, Candidate((), dropped), context)
+        at = [0] * len(choices)
+        lost = {index for branch in gone for index in inside(branch, holders_of(coupling, choices))}
+        for index, choice in enumerate(choices):
+            if len(choice.counts) == 1 and index not in lost:
+                at[index] = choice.counts[0]
+                costing.remove(choice.group.units[choice.curve.order[: at[index]]])
+        done = self._target(choices, costing)
+        if done is None:
+            return Candidate(tuple(at))
+        rest = [i for i, choice in enumerate(choices) if len(choice.counts) > 1 and i not in lost]
+        open_choices = [choices[i] for i in rest]
+        saved: Saved = "units"
+        if any(choice.curve.measured for choice in open_choices):
+            saved = "macs" if self.macs is not None else "params" if self.params is not None else "units"
+        chosen = (
+            even(open_choices, costing, done) if self.scope == "layer" else allocate(open_choices, costing, saved, done)
+        )
+        for index, count in zip(rest, chosen, strict=True):
+            at[index] = count
+        return Candidate(tuple(at), dropped) if done() or not strict else None
 
     def _target(self, choices: Sequence[Choice], costing: Costing) -> Callable[[], bool] | None:
         if self.macs is not None:
@@ -277,43 +328,7 @@ class PruneChannels(Pass):
             return lambda: float(each[costing.removed].sum()) >= wanted
         return None
 
-    # -- doing it ----------------------------------------------------------------------------------------------
-
-    def _rewrite(
-        self,
-        graph: Graph,
-        coupling: Coupling,
-        costing: Costing,
-        dropped: Sequence[Branch],
-        context: PassContext | None,
-    ) -> Refit | None:
-        """Cut, and with a context solve again."""
-        reference = graph.clone() if context is not None else None
-        outputs = self._outputs(graph, coupling, costing, context) if context is not None else {}
-        lost = self._lost(graph, coupling, costing, context) if context is not None else set()
-        cut(coupling, np.flatnonzero(costing.removed))
-        touched, aims = drop_all(graph, dropped)
-        if context is None or reference is None:
-            return None
-        uses = {use: outputs.get(use.constant, whole(use)) for use in to_solve(graph, lost | touched, context)}
-        return solve_again(graph, reference, uses, context, self.damping, aims)
-
-    def _lost(self, graph: Graph, coupling: Coupling, costing: Costing, context: PassContext) -> set[Node]:
-        """Nodes that lose inputs."""
-        touched = [g for g in coupling.groups if costing.removed[g.units].any()]
-        return {r.use.node for g in touched for r in readers(graph, g, context.operators) if r.layer is not None}
-
-    def _outputs(
-        self, graph: Graph, coupling: Coupling, costing: Costing, context: PassContext
-    ) -> dict[Constant, Array]:
-        """By weight, which outputs of the original stay."""
-        found = {}
-        for node in graph.nodes:
-            for weight, constant in context.operators.weights(node):
-                units = coupling.axes(constant)[weight.out_axis % len(constant.shape)]
-                if units is not None:
-                    found[constant] = ~costing.removed[units]
-        return found
+    # -- saying it ---------------------------------------------------------------------------------------------
 
     def _report(
         self, outcome: Outcome, costing: Costing, before: tuple[int, int], refitted: Refit | None, coupling: Coupling

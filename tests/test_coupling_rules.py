@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from nets import Net
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.coupling import movement
@@ -495,6 +495,30 @@ def recurrent(op: str, gates: int, directions: int) -> ModelProto:
 @case
 def lstm_both_ways() -> ModelProto:
     return recurrent("LSTM", 4, 2)
+
+
+def from_filled_state(fill: Callable[[Net, str], str]) -> ModelProto:
+    """An LSTM whose first state is one value everywhere, as exporters write it; the batch size is computed."""
+    net = Net()
+    x = net.input(5, "N", 4)
+    batch = net.op("Slice", net.op("Shape", x), net.const([1]), net.const([2]))
+    state = fill(net, net.op("Concat", net.const([2]), batch, net.const([8]), axis=0))
+    state = net.op("Slice", state, net.const([0]), net.const([1]), net.const([0]))
+    weights = net.weight(1, 32, 4, scale=0.3), net.weight(1, 32, 8, scale=0.3), net.weight(1, 64, scale=0.1)
+    y = net.op("LSTM", x, *weights, "", state, state, hidden_size=8)
+    return net.model(net.dense(net.op("Squeeze", y, net.const([1])), 8, 3))
+
+
+@case
+def lstm_from_expanded_state() -> ModelProto:
+    return from_filled_state(lambda net, size: net.op("Expand", net.const(0.5, np.float32), size))
+
+
+@case
+def lstm_from_constant_state() -> ModelProto:
+    return from_filled_state(
+        lambda net, size: net.op("ConstantOfShape", size, value=numpy_helper.from_array(np.float32([0.5])))
+    )
 
 
 @case

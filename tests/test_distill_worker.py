@@ -184,7 +184,7 @@ def test_killed_run_resumes_to_the_same_bytes(
         with np.load(checkpoint.path) as stored:
             resumed_from.append(len(stored["losses"]))
     again = engine.train(long_task(), runtime=runtime, checkpoint=checkpoint)
-    assert 0 < resumed_from[0] < resumed_from[1] < 1500
+    assert 0 < resumed_from[0] <= resumed_from[1] < 1500  # the second kill may come right after the start
     assert all(np.array_equal(whole.parameters[name], again.parameters[name]) for name in whole.parameters)
     assert (whole.losses, whole.rates, whole.held_out) == (again.losses, again.rates, again.held_out)
     assert not checkpoint.path.exists()

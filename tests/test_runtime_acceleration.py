@@ -278,10 +278,13 @@ def test_an_option_that_no_chosen_provider_has_is_refused(measured: list[Any], p
     assert measured == []
 
 
-def test_batches_and_threads_make_a_table(measured: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = builders.save(builders.mlp(), tmp_path / "m.onnx")
-    assert call("bench", path, path, path, "--threads", "1,2", "--batch", "1, 8", "--json", tmp_path / "b.json") == 0
-    found = json.loads((tmp_path / "b.json").read_text())["benchmarks"]
+def test_batches_and_threads_make_a_table(
+    measured: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    path = builders.save(builders.mlp(), Path("m.onnx"))  # a long path would be broken at the screen's edge
+    assert call("bench", path, path, path, "--threads", "1,2", "--batch", "1, 8", "--json", "b.json") == 0
+    found = json.loads(Path("b.json").read_text())["benchmarks"]
     settings = [(b["batch"], b["threads"], b["shapes"]["x"][0]) for b in found]
     assert settings == [(batch, threads, batch) for batch in (1, 8) for threads in (1, 2) for _ in range(2)]
     out = capsys.readouterr().out

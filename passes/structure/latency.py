@@ -1,4 +1,4 @@
-"""Which widths, and which branches, for a given time? The least expected error under measured kernel times.
+"""Which widths, beside which branches, for a given time? The least expected error under measured kernel times.
 
 Time is no function of multiply-accumulates: kernels pay whole blocks of channels. So each width's time is measured: the
 model is cut to one level of widths after the other, and every node's kernel is timed at each. What a choice saves is
@@ -21,82 +21,90 @@ from onnxcomp.manager.base import PassContext
 from onnxcomp.passes.structure.allocate import EXPONENT, Choice
 from onnxcomp.passes.structure.blocks import without
 from onnxcomp.passes.structure.timing import Clock
+from onnxcomp.passes.structure.trials import Candidate
 
 LEVELS = 8  # widths of a group whose time is measured; between them it is interpolated
 PARTS = 1000  # of the whole time: the grid on which savings are added up
-MOST_OPTIONS = 64  # of the groups inside one branch together
 TRIES = 5  # candidates measured as a whole
 MARGIN = 0.005  # of the time, for the spread of the measurement
+SLACK = 0.01  # of the time, for rounding to parts
 NEAR = 0.015  # a candidate so close below the target is good enough
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What leaves.
-
-    Attributes:
-        removed: units by choice.
-        dropped: names of branches.
-        share: of the time, as measured.
-        cost: sum of expected errors, each to the power of `EXPONENT`.
-    """
-
-    removed: tuple[int, ...]
-    dropped: tuple[str, ...]
-    share: float
-    cost: float
-
-
-@dataclass(frozen=True)
 class _Option:
-    """One state of a site: what leaves, what it costs and which share of the whole time it saves."""
+    """So many units of a group leave: what that costs, and which share of the whole time it saves."""
 
+    count: int
     cost: float
     saving: float
-    removed: tuple[tuple[int, int], ...] = ()
-    dropped: str = ""
 
 
-def plan(
-    graph: Graph,
-    coupling: Coupling,
-    choices: Sequence[Choice],
-    branches: Sequence[Branch],
-    errors: Mapping[str, float],
-    context: PassContext,
-    latency: float,
-) -> Plan:
-    """The cheapest combination of widths and branches whose measured time is at most a share `latency`.
-
-    Where none is found, the fastest that was measured.
+class Planner:
+    """Widths for a time, by measured kernel times.
 
     Args:
         coupling: of the graph, not cut yet.
         branches: those that may leave; none inside another.
-        errors: what each costs, by name.
     """
-    clock = Clock(graph, context)
-    sites = _sites(graph, coupling, choices, branches, errors, context, clock)
-    found: dict[tuple[tuple[int, ...], tuple[str, ...]], Plan] = {}
-    wanted, scale = 1.0 - latency + MARGIN, 1.0
-    for _ in range(TRIES):
-        chosen = cheapest(sites, wanted / scale)
-        removed, dropped = [0] * len(choices), []
-        for option in chosen:
-            dropped += [option.dropped] if option.dropped else []
-            for index, count in option.removed:
-                removed[index] = count
-        key = tuple(removed), tuple(sorted(dropped))
-        if key in found:
-            break
-        share = clock.share(_candidate(graph, choices, removed, dropped, context))
-        found[key] = Plan(*key, share, sum(option.cost for option in chosen))
-        modelled = sum(option.saving for option in chosen)
-        if share <= latency - MARGIN and share >= latency - MARGIN - NEAR:
-            break
-        scale = max((1.0 - share) / modelled, 0.1) if modelled > 0 else scale
-    met = [one for one in found.values() if one.share <= latency - MARGIN]
-    return min(met, key=lambda one: one.cost) if met else min(found.values(), key=lambda one: one.share)
+
+    def __init__(
+        self,
+        graph: Graph,
+        coupling: Coupling,
+        choices: Sequence[Choice],
+        branches: Sequence[Branch],
+        context: PassContext,
+        latency: float,
+    ) -> None:
+        self.graph, self.choices, self.context, self.latency = graph, choices, context, latency
+        self.clock = Clock(graph, context)
+        times = self.clock.nodes(graph)
+        total = sum(times.values())
+        holders = holders_of(coupling, choices)
+        saved = _savings(graph, choices, holders, times, total, context, self.clock)
+        self.sites = [_thinned(_states(choices, index, values)) for index, values in enumerate(saved)]
+        self.inside = {
+            b.name: [i for i, held in enumerate(holders) if held and set(held) <= {*b.nodes}] for b in branches
+        }
+        self.gone = {b.name: sum(times.get(n.name, 0.0) for n in (b.add, *b.nodes)) / total for b in branches}
+        self.scale = 1.0
+
+    def widths(self, dropped: tuple[str, ...]) -> Candidate | None:
+        """The cheapest widths beside given branches by the model of times; None where it says that is not enough."""
+        wanted = (1.0 - self.latency + MARGIN) / self.scale
+        candidate, saving = self._cheapest(dropped, wanted)
+        return candidate if saving >= wanted - SLACK else None
+
+    def settle(self, dropped: tuple[str, ...]) -> tuple[Candidate, float]:
+        """The same, measured as a whole and corrected until it meets the target; with its share of the time.
+
+        Where nothing meets it, the fastest that was measured.
+        """
+        found: dict[Candidate, tuple[float, float]] = {}
+        for _ in range(TRIES):
+            candidate, saving = self._cheapest(dropped, (1.0 - self.latency + MARGIN) / self.scale)
+            if candidate in found:
+                break
+            share = self.clock.share(_candidate(self.graph, self.choices, candidate.removed, dropped, self.context))
+            found[candidate] = share, saving
+            if self.latency - MARGIN - NEAR <= share <= self.latency - MARGIN:
+                break
+            self.scale = max((1.0 - share) / saving, 0.1) if saving > 0 else self.scale
+        met = {c: (share, saving) for c, (share, saving) in found.items() if share <= self.latency - MARGIN}
+        best = min(met, key=lambda c: met[c][1]) if met else min(found, key=lambda c: found[c][0])
+        return best, found[best][0]
+
+    def _cheapest(self, dropped: tuple[str, ...], wanted: float) -> tuple[Candidate, float]:
+        """The best widths, and what they and the branches save."""
+        gone = {index for name in dropped for index in self.inside[name]}
+        left = [index for index in range(len(self.sites)) if index not in gone]
+        base = sum(self.gone[name] for name in dropped)
+        chosen = cheapest([self.sites[index] for index in left], max(wanted - base, 0.0))
+        removed = [0] * len(self.choices)
+        for index, option in zip(left, chosen, strict=True):
+            removed[index] = option.count
+        return Candidate(tuple(removed), dropped), base + sum(option.saving for option in chosen)
 
 
 def cheapest(sites: Sequence[Sequence[_Option]], wanted: float) -> list[_Option]:
@@ -125,61 +133,32 @@ def cheapest(sites: Sequence[Sequence[_Option]], wanted: float) -> list[_Option]
     return chosen[::-1]
 
 
-def _sites(
-    graph: Graph,
-    coupling: Coupling,
-    choices: Sequence[Choice],
-    branches: Sequence[Branch],
-    errors: Mapping[str, float],
-    context: PassContext,
-    clock: Clock,
-) -> list[list[_Option]]:
-    """The states of every branch with the groups inside it, and of every other group."""
-    times = clock.nodes(graph)
-    whole = sum(times.values())
-    holders = _holders(coupling, choices)
-    savings = _savings(graph, choices, holders, times, whole, context, clock)
-    left = set(range(len(choices)))
-    sites = []
-    for branch in branches:
-        inside = [i for i in sorted(left) if holders[i] and set(holders[i]) <= set(branch.nodes)]
-        left -= set(inside)
-        options = [_Option(0.0, 0.0)]
-        for index in inside:
-            options = _thinned([_joined(a, b) for a in options for b in _states(choices, index, savings[index])])
-        gone = sum(times.get(node.name, 0.0) for node in (branch.add, *branch.nodes)) / whole
-        options.append(_Option(errors[branch.name] ** EXPONENT, gone, dropped=branch.name))
-        sites.append(_thinned(options))
-    return sites + [_thinned(_states(choices, index, savings[index])) for index in sorted(left)]
+def inside(branch: Branch, holders: Sequence[Sequence[Node]]) -> list[int]:
+    """Choices whose channels stand in a branch only."""
+    nodes = set(branch.nodes)
+    return [index for index, held in enumerate(holders) if held and nodes.issuperset(held)]
 
 
 def _states(choices: Sequence[Choice], index: int, saving: Array) -> list[_Option]:
     choice = choices[index]
     errors = choice.curve.errors**EXPONENT if choice.curve.measured else choice.curve.errors
     return [
-        _Option(float(errors[count]), float(saved), ((index, count),) if count else ())
+        _Option(count, float(errors[count]), float(saved))
         for count, saved in zip(choice.counts, saving, strict=True)
         if np.isfinite(errors[count])
     ]
 
 
-def _joined(first: _Option, second: _Option) -> _Option:
-    return _Option(first.cost + second.cost, first.saving + second.saving, first.removed + second.removed)
-
-
 def _thinned(options: Sequence[_Option]) -> list[_Option]:
-    """Those that no other beats in both, at most `MOST_OPTIONS`, evenly picked."""
+    """Those that no other beats in both."""
     kept: list[_Option] = []
     for option in sorted(options, key=lambda one: (one.cost, -one.saving)):
         if not kept or option.saving > kept[-1].saving:
             kept.append(option)
-    if len(kept) > MOST_OPTIONS:
-        picked = np.unique(np.linspace(0, len(kept) - 1, MOST_OPTIONS).round().astype(int))
-        kept = [kept[i] for i in picked]
     return kept
 
 
-def _holders(coupling: Coupling, choices: Sequence[Choice]) -> list[list[Node]]:
+def holders_of(coupling: Coupling, choices: Sequence[Choice]) -> list[list[Node]]:
     """The nodes that hold each choice's channels, in graph order."""
     group_of = np.full(coupling.unit_count, -1)
     for index, choice in enumerate(choices):

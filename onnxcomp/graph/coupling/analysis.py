@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coupling.flow import Edit, Flow, Labels, Rule, Step, UnknownShapeError
+from onnxcomp.graph.coupling.sharing import Copy, join_vectors, split_vectors
 from onnxcomp.graph.coupling.tables import rule_of
 from onnxcomp.graph.evaluate import propagate
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
@@ -75,6 +76,7 @@ class Coupling:
         unit_of: int64 [atoms]: the unit of each atom.
         labels: atoms of every tensor's axes.
         lifted: Constant nodes and the initializers that took their places.
+        copies: vectors that were shared.
     """
 
     graph: Graph
@@ -88,6 +90,7 @@ class Coupling:
     unit_count: int
     open_units: Array
     lifted: list[tuple[Node, Constant]] = field(default_factory=list)
+    copies: list[Copy] = field(default_factory=list)
 
     def axes(self, tensor: Tensor) -> list[Array | None]:
         """Units of a tensor's axes, index by index; None for a fixed axis."""
@@ -125,12 +128,14 @@ class _Predicted(Shapes):
 def analyse(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, ...]] | None = None) -> Coupling:
     """Find all groups of units that can leave a graph.
 
-    Initializers take the place of Constant nodes first; `release` undoes that, `cut` makes it last.
+    Initializers take the place of Constant nodes first, and vectors that several nodes read are copied; `release`
+    undoes that, `cut` makes it last.
 
     Args:
         sample: input shapes of one sample; free dimensions count as 1 where none is given.
     """
     lifted = lift_constants(graph)
+    copies = split_vectors(graph)
     static = shape_tools.infer(graph)
     values = propagate(graph, static)
     bound = shape_tools.infer(graph, shape_tools.one_sample(graph, sample))
@@ -144,7 +149,7 @@ def analyse(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, 
             break
         choices = choices | again
     found = solved.coupling(operators)
-    found.lifted = lifted
+    found.lifted, found.copies = lifted, copies
     return found
 
 
@@ -162,7 +167,8 @@ def lift_constants(graph: Graph) -> list[tuple[Node, Constant]]:
 
 
 def release(coupling: Coupling) -> None:
-    """Give a graph that will not be cut its Constant nodes back."""
+    """Give a graph that will not be cut its Constant nodes and shared vectors back."""
+    join_vectors(coupling.copies)
     for node, constant in coupling.lifted:
         coupling.graph.replace_uses(constant, node.outputs[0])
 
@@ -238,34 +244,59 @@ _SIZE_ARITHMETIC = frozenset(_SIZE_OPS.split())
 
 def _sizes_read(flow: Flow, node: Node) -> None:
     """Sizes of labelled axes may go into the target of Reshape and Expand, which are written anew, and nowhere else."""
-    source = node.inputs[0]
-    axes = flow.of(source) or []
+    axes = flow.of(node.inputs[0]) or []
     start, end = node.attrs.get("start", 0), node.attrs.get("end")
-    read = [labels for labels in (axes[start:end] if node.op == "Shape" else axes) if labels is not None]
-    if not read:
+    read = list(axes[start:end] if node.op == "Shape" else axes)
+    if all(labels is None for labels in read):
         return
-    user = _other_user_of_sizes(node)
-    if user is not None:
-        for labels in read:
-            flow.close(labels, f"{user} depends on its size")
+    for output in node.outputs:
+        for reader in dict.fromkeys(output.consumers):
+            taken = read if node.op == "Size" else _taken(flow, reader, output, read)
+            if all(labels is None for labels in taken):
+                continue
+            user = _other_user_of_sizes(output, reader)
+            for labels in taken if user is not None else ():
+                flow.close(labels, f"{user} depends on its size")
 
 
-def _other_user_of_sizes(node: Node) -> Node | None:
+def _taken(flow: Flow, reader: Node, sizes: Variable, read: list[Labels | None]) -> list[Labels | None]:
+    """Which of the sizes a node takes: some where it is a Gather or Slice with constant places."""
+    places = np.arange(len(read))
+    given = [_value(flow, reader, port) for port in range(1, len(reader.inputs))]
+    if reader.domain or reader.input(0) is not sizes or any(value is None for value in given):
+        return read
+    flat = [np.asarray(value).reshape(-1) for value in given if value is not None]
+    try:
+        if reader.op == "Gather" and len(flat) == 1:
+            return [read[i] for i in places[flat[0].astype(np.int64)]]
+        if reader.op == "Slice" and len(flat) >= 2:
+            step = int(flat[3][0]) if len(flat) > 3 else 1
+            return [read[i] for i in places[int(flat[0][0]) : int(flat[1][0]) : step]]
+    except IndexError:
+        return read
+    return read
+
+
+def _value(flow: Flow, node: Node, port: int) -> Array | None:
+    tensor = node.inputs[port]
+    return tensor.values if isinstance(tensor, Constant) else flow.values.get(tensor.name)
+
+
+def _other_user_of_sizes(sizes: Variable, reader: Node) -> Node | None:
+    """The first node behind a reader of sizes that is no arithmetic on the way to a Reshape or Expand; None: there is
+    none."""
     seen: set[Node] = set()
-    stack = [node]
+    stack = [(sizes, reader)]
     while stack:
-        current = stack.pop()
-        for output in current.outputs:
-            user: Node
-            for user in output.consumers:
-                if user in seen:
-                    continue
-                if user.op in ("Reshape", "Expand") and user.input(1) is output and user.input(0) is not output:
-                    continue
-                if user.op not in _SIZE_ARITHMETIC or user.domain or user.bodies:
-                    return user
-                seen.add(user)
-                stack.append(user)
+        source, user = stack.pop()
+        if user in seen or (
+            user.op in ("Reshape", "Expand") and user.input(1) is source and user.input(0) is not source
+        ):
+            continue
+        if user.op not in _SIZE_ARITHMETIC or user.domain or user.bodies:
+            return user
+        seen.add(user)
+        stack += [(output, after) for output in user.outputs for after in dict.fromkeys(output.consumers)]
     return None
 
 

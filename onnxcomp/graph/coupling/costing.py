@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -28,6 +28,7 @@ class Costing:
     def __init__(self, coupling: Coupling, operators: Operators) -> None:
         self.coupling, self.operators = coupling, operators
         self.removed = np.zeros(coupling.unit_count, bool)
+        self._gone: set[_Item] = set()
         self._axes = {
             tensor: [None if labels is None else coupling.unit_of[labels] for labels in axes]
             for tensor, axes in coupling.labels.items()
@@ -46,12 +47,23 @@ class Costing:
         """Units of one group leave."""
         self.removed[np.asarray(units, np.int64)] = True
         for item in self._touched(units):
-            change = self._count(item) - self._of[item]
-            self._of[item] += change
-            if isinstance(item, Node):
-                self.macs += change
-            else:
-                self.params += change
+            self._change(item)
+
+    def _change(self, item: _Item) -> None:
+        change = self._count(item) - self._of[item]
+        self._of[item] += change
+        if isinstance(item, Node):
+            self.macs += change
+        else:
+            self.params += change
+
+    def drop(self, nodes: Iterable[Node]) -> None:
+        """Nodes leave as a whole, with the weights that only they read."""
+        gone = set(nodes)
+        for item in list(self._of):
+            if item in gone if isinstance(item, Node) else gone.issuperset(item.consumers):
+                self._gone.add(item)
+                self._change(item)
 
     def saving(self, units: Array | Sequence[int], what: Saved) -> int:
         """What the removal of more units of one group would save."""
@@ -74,6 +86,8 @@ class Costing:
         return self._by_unit.get(int(units[0]), []) if len(units) else []
 
     def _count(self, item: _Item) -> int:
+        if item in self._gone:
+            return 0
         if isinstance(item, Node):
             return self.operators.facts(item).macs(item, self.coupling.predicted(self.removed))
         size = 1

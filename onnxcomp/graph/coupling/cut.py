@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxcomp.graph.coupling.analysis import Coupling, variables
 from onnxcomp.graph.coupling.flow import Labels
+from onnxcomp.graph.coupling.sharing import join_vectors
 from onnxcomp.graph.ir import Array, Constant, Graph
 from onnxcomp.graph.types import Shapes, TensorType
 
@@ -58,6 +59,7 @@ def cut(coupling: Coupling, units: Iterable[int] | Array) -> None:
     for _, labels, change in coupling.edits:
         if not all(kept.mask(part).all() for part in labels):
             change(kept)
+    join_vectors(coupling.copies)
     coupling.graph.remove_nodes([node for node, _ in coupling.lifted])
     coupling.graph.sort()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from onnxcomp.graph.coupling.flow import Axes, Kept, Labels, Rule, Step, UnknownShapeError, positive, set_ints
-from onnxcomp.graph.ir import Array, Variable
+from onnxcomp.graph.ir import Array, Constant, Variable
 
 _LOWEST = np.iinfo(np.int64).min
 
@@ -290,11 +290,14 @@ def patch_elements(kept: Kept, step: Step, port: int, replaced: dict[int, int], 
 
 
 def expand(step: Step) -> None:
-    """Labelled axes are asked for size 1, which broadcasts to whatever is there."""
+    """Labelled axes are asked for size 1, which broadcasts to whatever is there; a single value is spread at will."""
     axes, out = step.axes(0), step.out_sizes()
     if out is None:
         raise UnknownShapeError(f"the size of what {step.node} gives is unknown")
     rank = len(out)
+    if all(size == 1 for size in step.sizes(0)):
+        _spread(step, 1, rank)
+        return
     axes = [*[None] * (rank - len(axes)), *axes]
     where = [a for a, labels in enumerate(axes) if labels is not None]
     if where:
@@ -314,6 +317,50 @@ def expand(step: Step) -> None:
 
         step.edit(rewrite, *axes)
     step.emit(axes)
+
+
+def constant_of_shape(step: Step) -> None:
+    """One value at every place."""
+    out = step.out_sizes()
+    if out is not None:
+        _spread(step, 0, len(out))
+
+
+def _spread(step: Step, port: int, rank: int) -> None:
+    """One value everywhere: any index may leave of an axis whose size hangs on no input; the sizes are written anew."""
+    wanted, known = step.value(port), _known_elements(step, port)
+    if len(known) != rank:
+        return
+    axes = [step.flow.fresh(size) if size is not None and size > 1 else None for size in known]
+
+    def rewrite(kept: Kept) -> None:
+        counts = {a: kept.count(labels) for a, labels in enumerate(axes) if labels is not None}
+        if wanted is None:
+            patch_elements(kept, step, port, counts, rank)
+        else:
+            set_ints(kept, step.node, "shape", port, [counts.get(a, int(v)) for a, v in enumerate(wanted)])
+
+    step.edit(rewrite, *axes)
+    step.emit(axes)
+
+
+def _known_elements(step: Step, port: int) -> list[int | None]:
+    """Elements of a vector that constants give, also where it is joined from parts; empty where none is known."""
+    wanted = step.value(port)
+    if wanted is not None:
+        return [int(v) for v in np.asarray(wanted).reshape(-1)]
+    tensor = step.node.input(port)
+    maker = tensor.producer if tensor is not None else None
+    if maker is None or maker.op != "Concat" or maker.domain:
+        return []
+    found: list[int | None] = []
+    for part in maker.inputs:
+        shape = step.flow.shapes.static(part)
+        if shape is None:
+            return []
+        value = part.values if isinstance(part, Constant) else step.flow.values.get(part.name)
+        found += [None] * shape[0] if value is None else [int(v) for v in np.asarray(value).reshape(-1)]
+    return found
 
 
 def tile(step: Step) -> None:
@@ -367,6 +414,6 @@ RULES: dict[str, Rule] = {
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
     "Constant": fixed,
-    "ConstantOfShape": fixed,
+    "ConstantOfShape": constant_of_shape,
     "Range": fixed,
 }
