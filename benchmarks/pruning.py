@@ -1,90 +1,166 @@
-"""How good is structural pruning? Targets on the shared models, light ONNX architectures at 30 %, and time by size.
+"""How good is structural pruning? Targets on the shared models, light and exported architectures at 30 %, time by size.
 
-    python benchmarks/pruning.py ASSETS [resnet20|lenet5|light|scale]...
+    python benchmarks/pruning.py [resnet20|lenet5|minilm|yolox|architectures|scale]... [--onnxsim PYTHON]
 
-ASSETS is the folder with models/ and data/. Figures go to docs/structural-pruning.md.
+Models, data and the judge (meter.py) come from the folder that ONNXCOMP_TEST_ASSETS names. PYTHON is an interpreter
+that has onnxsim, the peer that prunes ONNX graphs, and onnxruntime. Rows go to results/pruning-*.json and from there
+into docs/structural-pruning.md.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import onnx
 import onnxruntime as ort
+from common import ROOT
 from onnx import numpy_helper
 
+from onnxcomp.data.inputs import InputSpec
+from onnxcomp.data.open import random_data
 from onnxcomp.graph import cost
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.coupling.analysis import analyse
 from onnxcomp.graph.coupling.cut import cut
-from onnxcomp.graph.io import load, to_bytes
+from onnxcomp.graph.io import load, save, to_bytes
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.ops.facts import load_operators
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
+from onnxcomp.runtime.costs import MeasuredCosts
 
 OPERATORS = load_operators()
-SAMPLES = 512
+SAMPLES, SEEDS = 512, (0, 1, 2)
 
 
-class Feeds:
-    """One array as samples of one input."""
+class Several:
+    """Arrays by input name as samples."""
 
     labels = None
     source = "benchmark"
 
-    def __init__(self, name: str, values: np.ndarray) -> None:
-        self.name, self.values = name, values
+    def __init__(self, arrays: dict[str, np.ndarray], fixed: int = 0) -> None:
+        self.arrays, self.fixed = arrays, fixed
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(next(iter(self.arrays.values())))
 
     def batches(self, size: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-        size = size or 32
+        size = self.fixed or size or 32
         for start in range(0, len(self), size):
-            yield {self.name: self.values[start : start + size]}
+            yield {name: array[start : start + size] for name, array in self.arrays.items()}
 
 
-def cifar(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(folder / "data" / f"cifar10-{split}.npz") as stored:
-        images, labels = stored["images"], stored["labels"]
-    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-    return np.ascontiguousarray(((images / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)), labels
+def samples_of(data: Any, seed: int) -> np.ndarray:
+    """SAMPLES of the training set, others with each seed."""
+    x, _ = data("train")
+    return x[np.random.default_rng(seed).permutation(len(x))[:SAMPLES]]
 
 
-def mnist(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(folder / "data" / f"mnist-{split}.npz") as stored:
-        return (stored["images"][:, None] / 255).astype(np.float32), stored["labels"]
-
-
-def prune(graph: Graph, spec: str, feeds: Feeds | None, shapes: dict[str, tuple[int, ...]]) -> tuple[Graph, Any, float]:
-    context = PassContext(calibration=feeds, sample_shapes=shapes)
+def prune(graph: Graph, spec: str, feeds: Any, shapes: dict[str, tuple[int, ...]]) -> tuple[Graph, Any, float]:
+    context = PassContext(calibration=feeds, sample_shapes=shapes, costs=MeasuredCosts(next(iter(feeds.batches(1)))))
     start = time.perf_counter()
     result = PassManager(Pipeline.parse(spec), verify=False).run(graph, context)
     return result.graph, result.records[-1], time.perf_counter() - start
 
 
-def top1(graph: Graph, x: np.ndarray, labels: np.ndarray) -> float:
-    session = ort.InferenceSession(to_bytes(graph), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    found = [session.run(None, {name: x[i : i + 100]})[0].argmax(1) for i in range(0, len(x), 100)]
-    return float((np.concatenate(found) == labels).mean())
+def spread(values: list[float], form: str = ".4f") -> str:
+    low, high = min(values), max(values)
+    return f"{low:{form}}" if f"{low:{form}}" == f"{high:{form}}" else f"{low:{form}} to {high:{form}}"
 
 
-def trained(folder: Path, model: str, data: Any, specs: list[str]) -> None:
-    x, labels = data(folder, "test")
-    calibration = data(folder, "train")[0][:SAMPLES]
-    for spec in specs:
-        graph = load(folder / "models" / model)
-        shapes = {"input": (1, *x.shape[1:])}
-        pruned, record, seconds = prune(graph, spec, Feeds("input", calibration), shapes)
-        share = record.metrics["macs_share"], record.metrics["params_share"]
-        print(f"{model} {spec}: top-1 {top1(pruned, x, labels):.4f}, MACs and parameters {share}, {seconds:.0f} s")
+def classifier(assets: Path, model: str, data: Any, spec: str, limit: float) -> dict[str, Any]:
+    """One target over three sets of calibration samples."""
+    import meter
+
+    source = assets / "models" / model
+    x, labels = data("test")
+    found: dict[str, list[float]] = {"quality": [], "macs": [], "time": [], "seconds": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in SEEDS:
+            pruned, _, seconds = prune(
+                load(source), spec, Several({"input": samples_of(data, seed)}), {"input": x[:1].shape}
+            )
+            after = Path(folder) / "pruned.onnx"
+            save(pruned, after)
+            found["quality"].append(meter.top1(after, x, labels))
+            found["macs"].append(meter.macs(after) / meter.macs(source))
+            found["time"].append(meter.latency_ratio(source, after, x, seconds=4)[0])
+            found["seconds"].append(seconds)
+    row = {"row": f"{source.stem}: {spec}", "limit": f"{limit}", "original": f"{meter.top1(source, x, labels):.4f}"}
+    forms = {"quality": ".4f", "macs": ".3f", "time": ".2f", "seconds": ".0f"}
+    return row | {name: spread(values, forms[name]) for name, values in found.items()}
+
+
+def sentences(assets: Path) -> dict[str, Any]:
+    """MiniLM without a third of its heads and of its feed-forward neurons."""
+    import meter
+
+    source = assets / "models" / "minilm-l6.onnx"
+    spec = "prune-channels{ratio=0.3333,scope=layer}"
+    documents = {name: array[:256] for name, array in meter.packages("train")[1].items()}
+    feeds = Several(documents)
+    pruned, record, seconds = prune(load(source), spec, feeds, {k: v[:1].shape for k, v in documents.items()})
+    with tempfile.TemporaryDirectory() as folder:
+        after = Path(folder) / "pruned.onnx"
+        save(pruned, after)
+        ratio = meter.feed_ratio(source, after, {k: v[:1] for k, v in meter.packages()[1].items()})[0]
+        quality = meter.recall1(after)[0]
+    groups = [
+        change.what.split(";")[0] for change in record.details if "->" in change.what and "solved" not in change.what
+    ]
+    print(groups)
+    return {
+        "row": f"{source.stem}: {spec}",
+        "quality": f"{quality:.3f}",
+        "original": f"{meter.recall1(source)[0]:.3f}",
+        "limit": "0.75",
+        "macs": f"{record.metrics['macs_share']:.3f}",
+        "time": f"{ratio:.2f}",
+        "seconds": f"{seconds:.0f}",
+    }
+
+
+def detector(assets: Path, peer: str) -> Iterator[dict[str, Any]]:
+    """YOLOX-Nano at four fifths of its MACs, beside the peer at the same."""
+    import meter
+
+    source, spec = assets / "models" / "yolox-nano.onnx", "prune-channels{macs=0.8}"
+    photos = meter.photos("yolox")
+    calibration, judged = photos[:100], photos[-50:]
+    feeds = Several({"images": calibration}, fixed=1)
+    pruned, _, seconds = prune(load(source), spec, feeds, {"images": calibration[:1].shape})
+    with tempfile.TemporaryDirectory() as folder:
+        after = Path(folder) / "pruned.onnx"
+        save(pruned, after)
+        yield {
+            "row": f"{source.stem}: {spec}",
+            "quality": f"{meter.fidelity(source, after, judged):.1f} dB",
+            "limit": "onnxsim's",
+            "macs": f"{meter.macs(after) / meter.macs(source):.3f}",
+            "time": f"{meter.latency_ratio(source, after, judged)[0]:.2f}",
+            "seconds": f"{seconds:.0f}",
+        }
+        if not peer:
+            return
+        np.save(Path(folder) / "photos.npy", calibration[:32])
+        script = Path(__file__).resolve().parent / "onnxsim_prune.py"
+        subprocess.run([peer, str(script), str(source), folder, "0.8"], check=True)
+        for path in sorted(Path(folder).glob("peer-*.onnx")):
+            yield {
+                "row": f"{source.stem}: onnxsim, {path.stem.removeprefix('peer-')}",
+                "quality": f"{meter.fidelity(source, path, judged):.1f} dB",
+                "macs": f"{meter.macs(path) / meter.macs(source):.3f}",
+                "time": f"{meter.latency_ratio(source, path, judged)[0]:.2f}",
+            }
 
 
 def filled(path: Path, seed: int = 0) -> onnx.ModelProto:
@@ -117,34 +193,44 @@ def filled(path: Path, seed: int = 0) -> onnx.ModelProto:
     return model
 
 
-def light() -> None:
-    """Every architecture of onnx's own light set at 30 %: it runs, and how much of it lies inside prunable groups."""
-    folder = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
-    for path in sorted(folder.glob("*.onnx")):
-        graph = decode(filled(path), None)
-        shape = tuple(graph.inputs[0].shape or ())
-        before = cost.stats(graph, OPERATORS, file_bytes=0).macs
-        pruned, record, seconds = prune(graph, "prune-channels{ratio=0.3,streams=true}", None, {})
-        session = ort.InferenceSession(to_bytes(pruned), providers=["CPUExecutionProvider"])
-        session.run(None, {graph.inputs[0].name: np.zeros(shape, np.float32)})
-        after = cost.stats(pruned, OPERATORS, file_bytes=0).macs
-        inside = record.metrics["prunable_macs_share"]
-        print(f"{path.stem}: {inside:.1%} of the MACs inside groups, {after / before:.1%} left, {seconds:.1f} s")
+def architectures() -> Iterator[dict[str, Any]]:
+    """Light models of onnx and exported ones at 30 %: they run, and how much of them lies inside prunable groups."""
+    light = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+    for path in [*sorted(light.glob("*.onnx")), *sorted((ROOT / "models" / "architectures").glob("*.onnx"))]:
+        graph = decode(filled(path), None) if path.parent == light else load(path)
+        made = random_data([InputSpec(t.name, t.dtype, t.shape) for t in graph.inputs], 1)
+        feed = next(made.samples().batches(1))
+        start = time.perf_counter()
+        result = PassManager(Pipeline.parse("prune-channels{ratio=0.3,streams=true}"), verify=False).run(
+            graph, PassContext(sample_shapes={name: array.shape for name, array in feed.items()})
+        )
+        seconds = time.perf_counter() - start
+        session = ort.InferenceSession(to_bytes(result.graph), providers=["CPUExecutionProvider"])
+        session.run(None, feed)
+        before, after = (cost.stats(g, OPERATORS, file_bytes=0).macs for g in (graph, result.graph))
+        yield {
+            "row": path.stem,
+            "inside": f"{result.records[-1].metrics['prunable_macs_share']:.1%}",
+            "left": f"{after / before:.1%}",
+            "seconds": f"{seconds:.1f}",
+        }
 
 
-def scale() -> None:
+def scale() -> Iterator[dict[str, Any]]:
     """Analysis and cut by number of nodes."""
     for blocks, width in ((100, 160), (1000, 32)):
         graph = load_chain(blocks, width)
+        size = sum(c.nbytes for c in graph.constants()) / 1e6
         start = time.perf_counter()
         coupling = analyse(graph, OPERATORS)
         middle = time.perf_counter()
         cut(coupling, np.concatenate([group.units[: group.size // 3] for group in coupling.groups]))
         end = time.perf_counter()
-        size = sum(c.nbytes for c in graph.constants()) / 1e6
-        print(
-            f"{len(graph.nodes)} nodes, {size:.0f} MB left: analysis {middle - start:.2f} s, cut {end - middle:.2f} s"
-        )
+        yield {
+            "row": f"{len(graph.nodes)} nodes, {size:.0f} MB",
+            "analysis": f"{middle - start:.2f}",
+            "cut": f"{end - middle:.2f}",
+        }
 
 
 def load_chain(blocks: int, width: int) -> Graph:
@@ -172,24 +258,71 @@ def load_chain(blocks: int, width: int) -> Graph:
     return decode(onnx.helper.make_model(onnx.helper.make_graph(nodes, "chain", *ends, weights)), None)
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    wanted = sys.argv[2:] or ["resnet20", "lenet5", "light", "scale"]
+TABLES = {
+    "targets": (
+        {
+            "row": "model and setting",
+            "quality": "quality",
+            "limit": "must reach",
+            "original": "original",
+            "macs": "MACs left",
+            "time": "time",
+            "seconds": "s",
+        },
+        "top-1, recall@1, or SQNR of the output; ranges over three sets of 512 samples; time as a share of the "
+        "original's, one thread, batch 1.",
+    ),
+    "architectures": (
+        {"row": "architecture, random weights", "inside": "MACs inside groups", "left": "MACs left", "seconds": "s"},
+        "`prune-channels{ratio=0.3,streams=true}` without data.",
+    ),
+    "scale": ({"row": "graph", "analysis": "analysis, s", "cut": "cut, s"}, ""),
+}
+
+
+def write(kind: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Keep rows as they come and bring their table on the page up to date."""
+    head, about = TABLES[kind]
+    for row in rows:
+        print(row, flush=True)
+        known = common.keep(f"pruning-{kind}", [row], "row")
+        body = common.table(list(head.values()), [[r.get(key, "") for key in head] for r in known])
+        text = f"{about}\n\n{body}\n\n{common.machine()['cpu']}." if about else f"{body}\n\n{common.machine()['cpu']}."
+        common.write_page(ROOT / "docs" / "structural-pruning.md", f"pruning-{kind}", text)
+
+
+def targets(wanted: set[str], assets: Path, peer: str) -> Iterator[dict[str, Any]]:
+    """The rows with targets."""
+    import meter
+
     if "resnet20" in wanted:
-        specs = [f"prune-channels{{{target}}}" for target in ("macs=0.6667", "macs=0.5", "latency=0.66")]
-        trained(folder, "resnet20-cifar10.onnx", cifar, specs)
+        for target, limit in (("macs=0.6667", 0.840), ("macs=0.5", 0.810), ("latency=0.66", 0.812)):
+            yield classifier(assets, "resnet20-cifar10.onnx", meter.cifar, f"prune-channels{{{target}}}", limit)
     if "lenet5" in wanted:
-        widths = ((10, 25, 250), (8, 16, 40))
         names = ("/conv1/Conv", "/conv2/Conv", "/fc1/Gemm")
-        specs = [
-            "prune-channels{keep=[" + ",".join(f'"{n}:{w}"' for n, w in zip(names, row, strict=True)) + "]}"
-            for row in widths
-        ]
-        trained(folder, "lenet5-mnist.onnx", mnist, specs)
-    if "light" in wanted:
-        light()
+        for widths, limit in (((10, 25, 250), 0.992), ((8, 16, 40), 0.980)):
+            given = ",".join(f'"{name}:{width}"' for name, width in zip(names, widths, strict=True))
+            yield classifier(assets, "lenet5-mnist.onnx", meter.mnist, f"prune-channels{{keep=[{given}]}}", limit)
+    if "minilm" in wanted:
+        yield sentences(assets)
+    if "yolox" in wanted:
+        yield from detector(assets, peer)
+
+
+def main() -> None:
+    """Measure what is asked for and bring the page up to date."""
+    known = ["resnet20", "lenet5", "minilm", "yolox", "architectures", "scale"]
+    parser = argparse.ArgumentParser(description="Measure structural pruning.")
+    parser.add_argument("what", nargs="*", choices=[*known, []], help="what to measure; default: everything")
+    parser.add_argument("--onnxsim", default="", help="an interpreter that has onnxsim")
+    arguments = parser.parse_args()
+    wanted = set(arguments.what or known)
+    if wanted - {"architectures", "scale"}:
+        write("targets", targets(wanted, common.need_assets(), arguments.onnxsim))
+    if "architectures" in wanted:
+        write("architectures", architectures())
     if "scale" in wanted:
-        scale()
+        write("scale", scale())
 
 
 if __name__ == "__main__":
