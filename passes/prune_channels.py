@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from onnxcomp.distill import environment
 from onnxcomp.errors import UsageError
 from onnxcomp.graph.branches import Branch, branches, innermost
 from onnxcomp.graph.coupling import streams
@@ -24,9 +25,11 @@ from onnxcomp.passes.structure.importance import measured_curves, weight_curve
 from onnxcomp.passes.structure.latency import Planner, holders_of, inside
 from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases, makers
 from onnxcomp.passes.structure.refit import Refit
+from onnxcomp.passes.structure.taylor import taylor_moments
 from onnxcomp.passes.structure.timing import kernel_block
 from onnxcomp.passes.structure.trials import LEAST_SAMPLES, Candidate, Trials, carry_out, search
 from onnxcomp.runtime.blas import limited
+from onnxcomp.runtime.progress import Progress
 
 MOST_ERROR = 0.5  # of its sum; a branch that gives more is never tried
 _MEASURED = ("activation", "reconstruction")
@@ -52,8 +55,8 @@ class PruneChannels(Pass):
     params: float | None = option(None, "share of parameters kept at most", above=0.0, below=1.0)
     latency: float | None = option(None, "share of the time kept at most, measured here", above=0.0, below=1.0)
     keep: tuple[str, ...] = option((), 'widths by node, as "GLOB:16": channels, neurons or heads that stay')
-    importance: Literal["auto", "l1", "l2", "fpgm", "bn", "random", "activation", "reconstruction"] = option(
-        "auto", "how units are ranked; auto: reconstruction with data, l2 without"
+    importance: Literal["auto", "l1", "l2", "fpgm", "bn", "random", "activation", "reconstruction", "taylor"] = option(
+        "auto", "how units are ranked; auto: reconstruction with data, l2 without; taylor: by gradients, with labels"
     )
     scope: Literal["global", "layer"] = option("global", "share the loss over all layers, or the same share of each")
     multiple_of: int | Literal["auto"] = option(
@@ -84,8 +87,14 @@ class PruneChannels(Pass):
             )
 
     def required(self) -> frozenset[Need]:
-        """Some rankings are measured."""
+        """Some rankings are measured, and one takes gradients."""
+        if self.importance == "taylor":
+            return frozenset({Need.DATA, Need.LABELS, Need.TRAINING})
         return frozenset({Need.DATA}) if self.importance in _MEASURED else frozenset()
+
+    def provide(self, progress: Progress) -> None:
+        """The environment that takes gradients."""
+        environment.provide()
 
     @limited()
     def run(self, graph: Graph, context: PassContext) -> Outcome:
@@ -189,7 +198,9 @@ class PruneChannels(Pass):
         if method == "auto":
             method = "l2" if context.calibration is None else "reconstruction"
         if method not in _MEASURED:
-            return [Choice(g, weight_curve(g, method, context.operators, context.seed), counts[g.name]) for g in groups]
+            by = taylor_moments(graph, context) if method == "taylor" else None
+            curves = [weight_curve(g, method, context.operators, context.seed, by) for g in groups]
+            return [Choice(g, curve, counts[g.name]) for g, curve in zip(groups, curves, strict=True)]
         least = {group.name: group.size - counts[group.name][-1] for group in groups}
         found = []
         for group, curve, why in measured_curves(graph, groups, method, context, self.damping, least, fixed):

@@ -19,11 +19,14 @@ BATCH = 32
 FEW = 4
 
 
-def weight_scores(group: Group, method: str, operators: Operators, seed: int) -> Array:
-    """One score a unit from the weights that make it; float64 [units], mean 1 over the group.
+def weight_scores(
+    group: Group, method: str, operators: Operators, seed: int, taylor: Mapping[str, Array] | None = None
+) -> Array:
+    """One score a unit from the weights that make it; float64 [units], mean 1 over the group but for taylor.
 
-    l1, l2: norm of its slices (Li et al., arXiv 1608.08710). fpgm: distance to the other units (He et al., arXiv
-    1811.00250). bn: |scale| of BatchNormalization (Liu et al., arXiv 1708.06519), l2 where there is none. random.
+    taylor: what the loss would change by (onnxcomp.passes.structure.taylor). l1, l2: norm of its slices (Li et al.,
+    arXiv 1608.08710). fpgm: distance to the other units (He et al., arXiv 1811.00250). bn: |scale| of BatchNormalization
+    (Liu et al., arXiv 1708.06519), l2 where there is none. random.
     """
     if method == "random":
         return np.random.default_rng([seed, *group.name.encode()]).random(group.size)
@@ -35,6 +38,9 @@ def weight_scores(group: Group, method: str, operators: Operators, seed: int) ->
         ]
         if scales:
             return _normalised(np.sum(scales, axis=0))
+    if method == "taylor" and taylor is not None:
+        scores: Array = np.concatenate(list(_rows(group, operators, taylor)), axis=1).sum(axis=1)
+        return scores
     rows = np.concatenate(list(_rows(group, operators)), axis=1)  # [units, everything that makes them]
     if method == "l1":
         return _normalised(np.abs(rows).sum(axis=1))
@@ -45,9 +51,11 @@ def weight_scores(group: Group, method: str, operators: Operators, seed: int) ->
     return _normalised(np.sqrt(np.square(rows).sum(axis=1)))
 
 
-def weight_curve(group: Group, method: str, operators: Operators, seed: int) -> Curve:
+def weight_curve(
+    group: Group, method: str, operators: Operators, seed: int, taylor: Mapping[str, Array] | None = None
+) -> Curve:
     """Units by rising score; errors are sums of scores."""
-    return _by_score(weight_scores(group, method, operators, seed))
+    return _by_score(weight_scores(group, method, operators, seed, taylor))
 
 
 def measured_curves(
@@ -164,12 +172,17 @@ def _moments(graph: Graph, found: Sequence[Reader], context: PassContext) -> dic
     )
 
 
-def _rows(group: Group, operators: Operators) -> Iterator[Array]:
-    """[units, elements] of each weight that makes the units; of all float weights where none does."""
+def _rows(group: Group, operators: Operators, instead: Mapping[str, Array] | None = None) -> Iterator[Array]:
+    """[units, elements] of each weight that makes the units; of all float weights where none does.
+
+    Args:
+        instead: by initializer, what to look at in place of its values; of others nothing.
+    """
     found = [slot for slot, _, _ in makers(group, operators)]
     slots = found or [slot for slot in group.slots if "float" in slot.constant.dtype.name]
     for slot in {id(slot): slot for slot in slots}.values():
-        values = np.asarray(slot.constant.values).astype(np.float64)
+        held = slot.constant.values if instead is None else instead.get(slot.constant.name)
+        values = np.zeros(slot.constant.shape) if held is None else np.asarray(held).astype(np.float64)
         moved = np.moveaxis(values, slot.axis, 0)[slot.indices]
         yield moved.reshape(group.size, -1)
     if not slots:
