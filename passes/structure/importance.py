@@ -25,8 +25,8 @@ def weight_scores(
     """One score a unit from the weights that make it; float64 [units], mean 1 over the group but for taylor.
 
     taylor: what the loss would change by (onnxcomp.passes.structure.taylor). l1, l2: norm of its slices (Li et al.,
-    arXiv 1608.08710). fpgm: distance to the other units (He et al., arXiv 1811.00250). bn: |scale| of BatchNormalization
-    (Liu et al., arXiv 1708.06519), l2 where there is none. random.
+    arXiv 1608.08710). fpgm: distance to the other units (He et al., arXiv 1811.00250). bn: |scale| of
+    BatchNormalization (Liu et al., arXiv 1708.06519), l2 where there is none. random.
     """
     if method == "random":
         return np.random.default_rng([seed, *group.name.encode()]).random(group.size)
