@@ -4,13 +4,15 @@
 
 PYTHON is an interpreter that has torch and onnx (`python -m venv t && t/bin/pip install torch onnx`). Both sides run in
 turns, each round in processes of their own; the table has the median over the rounds of a round's median step, the best
-round's, and peak memory of the process. Writes results/training_speed.json and the table in docs/distillation.md.
+round's, and peak memory of the process. On a machine that does other work as well, the processor time of a step on one
+thread is the fairer figure. Writes results/training_speed.json and the table in docs/distillation.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -83,20 +85,36 @@ def start_seconds(runtime: environment.Environment) -> float:
     return time.perf_counter() - start
 
 
+def busy_seconds(source: Path, batch: int, steps: int) -> float:
+    """Processor seconds a step on one thread: what more steps cost, so that the start does not count."""
+    used = []
+    for count in (1, 1 + steps):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        engine.train(task(source, batch, count, 1))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return (used[1] - used[0]) / steps
+
+
 def measure(name: str, batch: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One row of the table."""
-    source, threads = need_assets() / "models" / f"{name}.onnx", usable_cores()
+    source, threads, steps = need_assets() / "models" / f"{name}.onnx", usable_cores(), arguments.steps
     static = folder / f"{name}.onnx"
     save(prepare(load(source), load_operators(), batch=batch).graph, static)
     ours, other = [], []
     for _ in range(arguments.rounds):
-        found = engine.train(task(source, batch, arguments.steps, threads))
+        found = engine.train(task(source, batch, steps, threads))
         ours.append((found.step_seconds, found.peak_memory_bytes))
         if arguments.torch:
-            run = theirs(arguments.torch, static, arguments.steps, threads)
+            run = theirs(arguments.torch, static, steps, threads)
             other.append((statistics.median(run["seconds"][2:]), run["peak_bytes"]))
-    row = {"name": name, "batch": batch, **machine(), "ours": _summed(ours)}
-    return row | ({"torch": _summed(other) | {"version": run["version"]}} if other else {})
+    row = {"name": name, "batch": batch, **machine()}
+    row["ours"] = _summed(ours) | {"busy_ms": round(1000 * busy_seconds(source, batch, steps), 1)}
+    if arguments.torch:
+        alone = theirs(arguments.torch, static, steps, 1)
+        busy = round(1000 * statistics.mean(alone["busy"][1:]), 1)
+        row["torch"] = _summed(other) | {"busy_ms": busy, "version": alone["version"]}
+    return row
 
 
 def _summed(rounds: list[tuple[float, int]]) -> dict[str, float]:
@@ -108,29 +126,47 @@ def _summed(rounds: list[tuple[float, int]]) -> dict[str, float]:
     }
 
 
+def page(rows: list[dict[str, Any]]) -> str:
+    """The table: ours / PyTorch in each cell."""
+    head = [
+        "model",
+        "batch",
+        "ms a step, all cores",
+        "best round",
+        "ratio",
+        "processor ms, one thread",
+        "ratio",
+        "peak MB",
+    ]
+    cells = []
+    for row in rows:
+        pairs = {key: (row["ours"][key], row.get("torch", {}).get(key, "-")) for key in row["ours"]}
+        ratios = {key: f"{a / b:.2f}" if b != "-" else "-" for key, (a, b) in pairs.items()}
+        both = {key: f"{a} / {b}" for key, (a, b) in pairs.items()}
+        cells.append(
+            [row["name"], row["batch"], both["median_ms"], both["best_ms"], ratios["best_ms"]]
+            + [both["busy_ms"], ratios["busy_ms"], both["peak_mb"]]
+        )
+    cpu = rows[0]["cpu"]
+    return f"onnxcomp / PyTorch {rows[0].get('torch', {}).get('version', '-')}, {cpu}.\n\n{table(head, cells)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--torch", default="")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--only", default="", help="one model's name")
     arguments = parser.parse_args()
     runtime = environment.provide()
+    cases = [case for case in CASES if not arguments.only or case[0] == arguments.only]
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(name, batch, arguments, Path(folder)) for name, batch in CASES]
-    rows[0]["start_seconds"] = round(min(start_seconds(runtime) for _ in range(3)), 2)
-    rows[0]["environment"] = {"seconds": runtime.seconds, "mb": round(runtime.size_bytes / 1e6)}
+        rows = [measure(name, batch, arguments, Path(folder)) for name, batch in cases]
     rows = keep("training_speed", rows, "name")
-    head = ["model", "batch", "ms a step", "best round", "PyTorch", "best round", "time", "peak MB", "PyTorch"]
-    cells = []
-    for row in rows:
-        ours, other = row["ours"], row.get("torch")
-        blank = {"median_ms": "-", "best_ms": "-", "peak_mb": "-"}
-        ratio = f"{ours['best_ms'] / other['best_ms']:.2f}" if other else "-"
-        their = other or blank
-        times = ours["median_ms"], ours["best_ms"], their["median_ms"], their["best_ms"]
-        cells.append([row["name"], row["batch"], *times, ratio, ours["peak_mb"], their["peak_mb"]])
-    text = table(head, cells)
-    print(text, f"\nstart of a worker to its first step: {rows[0]['start_seconds']} s")
+    text = page(rows)
+    print(text)
+    print(f"start of a worker to its first step: {min(start_seconds(runtime) for _ in range(3)):.2f} s")
+    print(f"environment: made in {runtime.seconds} s, {runtime.size_bytes / 1e6:.0f} MB")
     write_page(ROOT / "docs" / "distillation.md", "training-speed", text)
 
 
