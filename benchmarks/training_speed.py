@@ -144,8 +144,10 @@ def page(rows: list[dict[str, Any]]) -> str:
         ratios = {key: f"{a / b:.2f}" if b != "-" else "-" for key, (a, b) in pairs.items()}
         both = {key: f"{a} / {b}" for key, (a, b) in pairs.items()}
         cells.append(
-            [row["name"], row["batch"], both["median_ms"], both["best_ms"], ratios["best_ms"]]
-            + [both["busy_ms"], ratios["busy_ms"], both["peak_mb"]]
+            [
+                *(row["name"], row["batch"], both["median_ms"], both["best_ms"]),
+                *(ratios["best_ms"], both["busy_ms"], ratios["busy_ms"], both["peak_mb"]),
+            ]
         )
     cpu = rows[0]["cpu"]
     return f"onnxcomp / PyTorch {rows[0].get('torch', {}).get('version', '-')}, {cpu}.\n\n{table(head, cells)}"
