@@ -28,7 +28,7 @@ from onnxcomp.graph.ops.facts import Operators, load_operators
 from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
-from onnxcomp.measure import Measurements, Measurer, cost_model, table_notes
+from onnxcomp.measure import WORTH_SHARE, Measurements, Measurer, cost_model, table_notes
 from onnxcomp.report.html import write_html
 from onnxcomp.report.record import write_json
 from onnxcomp.results import Calibration, FileRef, LayerRecord, Report
@@ -142,10 +142,10 @@ def run(
             final = _stamped(job, chosen.graph, report, chosen)
             measured = measurer.final(final, job.out.name)
             _fill(report, job, graph, final, chosen, measured, operators)
-            _decide(report, job, chosen, measured)
-            _write_model(report, job, final, measured)
             if job.teacher is not None:
                 report.teacher = measurer.taught(final, job.teacher)
+            _decide(report, job, chosen, measured)
+            _write_model(report, job, final, measured)
         report.notes += table_notes(job, measurer.costs)
     report.seconds = round(time.perf_counter() - start, 3)
     report.peak_memory_bytes = peak_memory_bytes()
@@ -423,10 +423,11 @@ def _compress(job: Job, graph: Graph, context: PassContext, measurer: Measurer, 
     if job.passes is not None:
         pipeline = _asked_for(job)
         result = PassManager(pipeline, verify=job.verify).run(graph, context)
-        report.passes = result.records
+        report.passes, report.training = result.records, result.trainings
         if result.changes:
             return Chosen(pipeline, result, True)
-        _unchanged(report, "the passes changed nothing")
+        useless = "training brought nothing, the weights stay as they were: " if result.trainings else ""
+        _unchanged(report, f"{useless}the passes changed nothing")
         return None
     if job.recipe is not None:
         pipeline = recipes.find(job.recipe).pipeline
@@ -548,6 +549,23 @@ def _decide(report: Report, job: Job, chosen: Chosen, measured: Measurements) ->
         report.verdict, report.exit_code, report.reason = "over-budget", code, f"missed: {missed}"
     elif not chosen.explicit and not measured.better(report.before, job.objective):
         _unchanged(report, "the result is neither smaller nor faster than the original")
+    elif why := _only_worse(report):
+        report.reason = why
+
+
+def _only_worse(report: Report) -> str:
+    """Why the result is worth less than what came in; empty where something got better."""
+    before, after = report.before, report.after
+    gains = [after.bytes < before.bytes * WORTH_SHARE, after.macs < before.macs]
+    gains.append(after.nonzero_parameters < before.nonzero_parameters)
+    gains += [bench.outcome == "faster" for bench in report.benchmarks]
+    if any(gains):
+        return ""
+    if report.accuracy is not None:
+        worse = report.accuracy.drop > 0
+        return f"worse than before: {report.accuracy.metric} fell, and nothing was gained for it" if worse else ""
+    farther = report.teacher is not None and report.teacher.farther
+    return "worse than before: farther from the teacher, and nothing was gained for it" if farther else ""
 
 
 def _write_model(report: Report, job: Job, graph: Graph, measured: Measurements) -> None:

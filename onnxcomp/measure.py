@@ -180,7 +180,10 @@ class Measurer:
             return TeacherRecord(str(teacher), sha256)
         path, _ = self._written(graph, "student.onnx")
         fidelity, accuracy = judge(teacher, path, self.samples, self.metric, threads=self.context.threads)
-        return TeacherRecord(str(teacher), sha256, accuracy, fidelity)
+        before = None
+        if sha256 != sha256_of(*model_files(self.source)):
+            before, _ = judge(teacher, self.source, self.samples, threads=self.context.threads)
+        return TeacherRecord(str(teacher), sha256, accuracy, fidelity, before)
 
     def _own_errors(self, graph: Graph) -> dict[str, float]:
         context = self.context

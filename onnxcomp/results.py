@@ -185,6 +185,12 @@ class Fidelity:
         """Whether every output is bit-equal."""
         return all(o.identical for o in self.outputs.values())
 
+    @property
+    def least_agreement(self) -> float | None:
+        """The lowest share of equal first classes over the outputs; None where none ranks classes."""
+        values = [o.top1_agreement for o in self.outputs.values() if o.top1_agreement is not None]
+        return min(values) if values else None
+
 
 @dataclass(frozen=True)
 class LatencySpread:
@@ -281,12 +287,28 @@ class Calibration:
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """Another model that taught: its file, and how the result stands to it. `accuracy.before` is the teacher's."""
+    """Another model that taught: its file, and how the result stands to it. `accuracy.before` is the teacher's.
+
+    `fidelity` is the result's, `fidelity_before` that of the model as it was; None where that was the teacher itself.
+    """
 
     path: str
     sha256: str
     accuracy: Accuracy | None = None
     fidelity: Fidelity | None = None
+    fidelity_before: Fidelity | None = None
+
+    @property
+    def farther(self) -> bool:
+        """Whether the result is farther from the teacher than the model as it was, by all that was measured."""
+        if self.fidelity is None or self.fidelity_before is None:
+            return False
+        pairs = [
+            (self.fidelity_before.worst_sqnr_db, self.fidelity.worst_sqnr_db),
+            (self.fidelity_before.least_agreement, self.fidelity.least_agreement),
+        ]
+        known = [(before, after) for before, after in pairs if before is not None and after is not None]
+        return any(a < b for b, a in known) and not any(a > b for b, a in known)
 
 
 @dataclass

@@ -96,6 +96,7 @@ def report(layers: int = 20, name: Callable[[int], str] = large_name) -> Report:
         )
         for i in range(3)
     ]
+    far, near = (Fidelity(100, "data", {name(0): OutputFidelity(False, db, 0.1, db / 30)}) for db in (12.0, 20.0))
     return Report(
         tool={"name": "onnxcomp", "version": "1.2.3", name(0): name(1)},
         machine={"cpu": name(2), "isa": ["avx2", name(3)]},
@@ -131,7 +132,7 @@ def report(layers: int = 20, name: Callable[[int], str] = large_name) -> Report:
                 gradient_error=0.001,
             )
         ],
-        teacher=TeacherRecord(name(8), "ef" * 32, Accuracy(name(5), 1000, 0.95, 0.8, 0.15)),
+        teacher=TeacherRecord(name(8), "ef" * 32, Accuracy(name(5), 1000, 0.95, 0.8, 0.15), near, far),
         layers=records,
         accuracy=Accuracy(name(5), 1000, 0.9, 0.8, 0.1),
         fidelity=Fidelity(

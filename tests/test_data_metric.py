@@ -25,10 +25,20 @@ def test_top1_finds_the_output_with_classes_and_takes_pooled_shapes() -> None:
     assert parse_metric("top1").score(outputs, np.array([0, 1, 2, 3, 0])) == 1.0
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+def test_top1_counts_tokens_and_pixels_place_by_place(axis: int) -> None:
+    labels = np.array([[0, 1, 2], [3, 3, 0]])
+    scores = np.moveaxis(np.eye(4, dtype=np.float32)[[[0, 1, 1], [3, 0, 0]]], -1, axis)
+    assert parse_metric(None).score({"box": np.zeros((2, 7)), "y": scores}, labels) == pytest.approx(4 / 6)
+    with pytest.raises(DataError, match="not among the model's 4 classes"):
+        parse_metric(None).score({"y": scores}, labels + 1)
+
+
 @pytest.mark.parametrize(
     ("outputs", "labels", "words"),
     [
         ({"y": SCORES}, None, "needs labels"),
+        ({"y": SCORES}, np.zeros((5, 3), int), r"no output scores classes where the labels are: \[5, 3\]"),
         ({"y": SCORES}, np.arange(4), "4 labels for 5 outputs"),
         ({"y": SCORES}, np.array([0, 1, 2, 3, 4]), "not among the model's 4 classes"),
         ({"y": SCORES}, np.array([0.0, 1, 2, 3, 0.5]), "no class numbers"),

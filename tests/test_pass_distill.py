@@ -460,6 +460,44 @@ def test_the_command_transfers_to_other_labels(runtime, digits: Path, digits_dat
     assert found["accuracy"]["after"] > 0.8
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_command_says_that_a_student_got_worse(
+    runtime, digits: Path, digits_data: tuple[Path, Path], tmp_path, capsys, labelled: bool
+) -> None:
+    student = load(digits)
+    head = next(node for node in student.nodes if node.op == "Gemm").inputs[1]
+    head.values = np.asarray(head.values * 1.1)  # another file, nearly as good
+    save(student, tmp_path / "student.onnx")
+    data = tmp_path / "data.npz"
+    with np.load(digits_data[0]) as stored:
+        np.savez(data, **{key: stored[key][:500] for key in ("images", *["labels"] * labelled)})
+    arguments = ["distill", str(tmp_path / "student.onnx"), "--teacher", str(digits), "--data", str(data)]
+    arguments += ["--steps", "8", "--lr", "2", "--keep-best", "false", "--no-bench", "-o", str(tmp_path / "o.onnx")]
+    arguments += ["--report", str(tmp_path / "o.json")]
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 0
+    assert "worse than before" in capsys.readouterr().out
+    found = json.loads((tmp_path / "o.json").read_text())["teacher"]
+    (was,), (is_,) = (found[key]["outputs"].values() for key in ("fidelity_before", "fidelity"))
+    assert was["sqnr_db"] > 15 > is_["sqnr_db"]
+
+
+def test_the_command_says_why_training_brought_nothing(
+    runtime, digits: Path, digits_data: tuple[Path, Path], tmp_path, capsys
+) -> None:
+    arguments = ["distill", str(digits), "--teacher", str(digits), "--data", str(digits_data[0]), "--steps", "4"]
+    arguments += ["--lr", "0.5", "--no-bench", "-o", str(tmp_path / "o.onnx"), "--report", str(tmp_path / "o.json")]
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 13
+    assert not (tmp_path / "o.onnx").exists()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "training brought nothing" in said
+    assert "the loss was lowest before the first step" in said
+    assert len(json.loads((tmp_path / "o.json").read_text())["training"]) == 1, "its loss curve stands in the report"
+
+
 def test_teacher_and_student_must_take_and_give_the_same(
     digits: Path, digits_data: tuple[Path, Path], tmp_path, capsys
 ) -> None:

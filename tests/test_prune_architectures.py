@@ -28,12 +28,13 @@ def test_the_architectures_are_there() -> None:
     assert len(MODELS) >= 6
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])  # by layer, attention loses heads
 @pytest.mark.parametrize("name", MODELS)
-def test_pruned_architecture_is_smaller_and_runs(name: str, tmp_path: Path) -> None:
+def test_pruned_architecture_is_smaller_and_runs(name: str, scope: str, tmp_path: Path) -> None:
     source = FOLDER / f"{name}.onnx"
     graph = load(source)
     feeds = builders.feeds_of(onnx.load(source))
-    result = PassManager(Pipeline.parse(f"prune-channels{{ratio={RATIO},streams=true}}")).run(
+    result = PassManager(Pipeline.parse(f"prune-channels{{ratio={RATIO},streams=true,scope={scope}}}")).run(
         graph, PassContext(operators=OPERATORS)
     )
     (record,) = result.records
@@ -46,3 +47,7 @@ def test_pruned_architecture_is_smaller_and_runs(name: str, tmp_path: Path) -> N
     wanted, given = (builders.run(path, feeds) for path in (source, tmp_path / "pruned.onnx"))
     assert [a.shape for a in given] == [a.shape for a in wanted]
     assert all(np.isfinite(a).all() for a in given)
+    alone = builders.run(tmp_path / "pruned.onnx", {k: v[:1] for k, v in feeds.items()})
+    many = builders.run(tmp_path / "pruned.onnx", {k: np.repeat(v[:1], 5, axis=0) for k, v in feeds.items()})
+    for one, five in zip(alone, many, strict=True):
+        np.testing.assert_allclose(five, np.repeat(one, 5, axis=0), rtol=1e-3, atol=1e-4)

@@ -104,14 +104,40 @@ def scores_of(outputs: Outputs) -> npt.NDArray[Any]:
 def top1(outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
     """Share of samples whose highest score is that of their label (the first one among equals).
 
+    Labels of [samples, places...], one for each token or pixel, count place by place.
+
     Raises:
-        DataError: no output of [samples, classes], or labels that are not such classes, one a sample.
+        DataError: no output of [samples, classes], or labels that are not such classes, one a sample or place.
     """
-    scores = scores_of(outputs)
     assert labels is not None
+    if labels.ndim > 1 and labels[:1].size > 1:
+        scores, labels = _places_of(outputs, labels.shape), labels.reshape(-1)
+    else:
+        scores = scores_of(outputs)
     if len(labels) != len(scores):
         raise DataError(
             f"{len(labels)} labels for {len(scores)} outputs", where="the labels", do="give one label for each sample"
         )
     check_labels(labels, scores.shape[1])
     return float((scores.argmax(axis=1) == labels).mean())
+
+
+def _places_of(outputs: Outputs, wanted: tuple[int, ...]) -> npt.NDArray[Any]:
+    """The first output that holds scores of classes for places of this shape, as [places of all samples, classes].
+
+    Classes stand on the last axis, or for maps on axis 1.
+
+    Raises:
+        DataError: there is none.
+    """
+    for array in outputs.values():
+        for axis in (array.ndim - 1, 1):
+            moved = np.moveaxis(array, axis, -1) if array.ndim > 1 else array
+            if moved.shape[:-1] == wanted and moved.shape[-1] >= 2 and array.dtype.kind in "fiu":
+                return moved.reshape(-1, moved.shape[-1])
+    shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())
+    raise DataError(
+        f"no output scores classes where the labels are: {list(wanted)}",
+        where=f"the model's outputs: {shapes}",
+        do="give the task's own metric with --metric module.py:function",
+    )

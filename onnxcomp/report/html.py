@@ -12,7 +12,7 @@ from onnxcomp.report import html_charts as charts
 from onnxcomp.report.html_base import kind, page, section, table, text
 from onnxcomp.report.html_lines import Series
 from onnxcomp.report.html_lines import lines as curves
-from onnxcomp.report.tables import count_text, limit_text, size_text, value_text
+from onnxcomp.report.tables import count_text, limit_text, nearness, size_text, value_text
 from onnxcomp.results import Benchmark, LayerRecord, PassRecord, Report, TrainingRecord
 
 MAP_WIDTH, MAP_HEIGHT = 560.0, 330.0
@@ -136,6 +136,8 @@ def _figures(report: Report) -> str:
         a = report.teacher.accuracy
         where = f"of the teacher <code>{text(report.teacher.path)}</code>: {_drop_words(a.drop)}"
         rows.append([text(a.metric), f"{a.before:.4f}", f"{a.after:.4f}", where])
+    if report.teacher is not None:
+        rows += [[text(cell) for cell in row] for row in nearness(report.teacher)]
     if report.fidelity is not None:
         for name, out in report.fidelity.outputs.items():
             sqnr = "identical" if out.identical else "-" if out.sqnr_db is None else f"{out.sqnr_db:.1f} dB"

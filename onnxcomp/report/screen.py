@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from onnxcomp.report.tables import count_text, limit_text, size_text, table, value_text
+from onnxcomp.report.tables import count_text, limit_text, nearness, size_text, table, value_text
 from onnxcomp.results import Benchmark, Fidelity, ModelStats, PassRecord, Report
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ def _figures(report: Report) -> list[tuple[str, str, str, str]]:
         taught = report.teacher.accuracy
         words = f"{_signed(-taught.drop)} against the teacher"
         rows.append((f"{taught.metric}, teacher's", f"{taught.before:.4f}", f"{taught.after:.4f}", words))
+    if report.teacher is not None:
+        rows += nearness(report.teacher)
     return rows
 
 
@@ -138,7 +140,7 @@ def _fidelity_rows(fidelity: Fidelity) -> list[tuple[str, str, str, str]]:
 def _passes(report: Report, console: Console, verbose: bool) -> None:
     from rich.text import Text
 
-    shown = [record for record in report.passes if verbose or record.changes or record.rolled_back]
+    shown = [r for r in report.passes if verbose or r.changes or r.rolled_back or r.summary != "nothing to do"]
     if not shown:
         return
     console.print(Text("\npasses", style="dim"))

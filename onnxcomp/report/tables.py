@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from onnxcomp.results import BudgetLine
+from onnxcomp.results import BudgetLine, Fidelity, TeacherRecord
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,6 +69,26 @@ def value_text(line: BudgetLine) -> str:
     if line.value is None:
         return "not measured"
     return size_text(line.value) if line.name == "max_size" else f"{line.value:.4g}"
+
+
+def nearness(teacher: TeacherRecord) -> list[tuple[str, str, str, str]]:
+    """Rows of a table: how near the outputs were to the teacher's, before and after.
+
+    None where the model as it was is the teacher: its own fidelity says it all.
+    """
+
+    def sqnr(found: Fidelity) -> str:
+        worst = found.worst_sqnr_db
+        return "identical" if found.identical else "-" if worst is None else f"{worst:.1f} dB"
+
+    old, new = teacher.fidelity_before, teacher.fidelity
+    if old is None or new is None:
+        return []
+    words = "farther than before" if teacher.farther else "the worst output"
+    rows = [("SQNR to the teacher", sqnr(old), sqnr(new), words)]
+    if old.least_agreement is not None and new.least_agreement is not None:
+        rows.append(("teacher's top-1 met", f"{old.least_agreement:.2%}", f"{new.least_agreement:.2%}", ""))
+    return rows
 
 
 def _short(value: float) -> str:

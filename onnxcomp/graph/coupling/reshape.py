@@ -102,7 +102,7 @@ def _retarget(step: Step, axes: Axes, result: Axes, sizes: tuple[int, ...], bloc
     plan: list[Labels | int | None] = []  # labels to count, a number, or None for -1
     for a, size in enumerate(sizes):
         block = block_of[a]
-        free = any(axes[b] is None and step.moves_freely(0, b) for b in block.before)
+        free = any(step.moves_freely(0, b) for b in block.before)  # of heads times batch, too
         labels = result[a]
         if labels is not None:
             plan.append(None if free else labels)
