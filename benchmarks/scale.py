@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,19 +29,29 @@ LARGE_LAYERS, LARGE_WIDTH = 9, 8192  # 9 * 8192 * 8192 * 4 bytes = 2.4 GB
 NODES = 5000
 
 
+WATCH = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:], stdout=sys.stderr)
+_, status, usage = os.wait4(process.pid, 0)
+found = [time.perf_counter() - start, usage.ru_maxrss * 1024, os.waitstatus_to_exitcode(status)]
+open(sys.argv[1], "w").write(json.dumps(found))
+"""
+
+
 def child(*command: str | Path, cwd: Path | None = None) -> tuple[float, int, int]:
-    """Seconds, peak resident bytes and exit code of a process; its output is shown only when it fails."""
+    """Seconds, peak resident bytes and exit code of a process; its output is shown only when it fails.
+
+    A process of little memory starts it: Linux counts what the parent held at the start among the peak of its child.
+    """
     environment = os.environ | {"PYTHONPATH": str(common.ROOT)}
-    with tempfile.TemporaryFile() as output:
-        start = time.perf_counter()
-        process = subprocess.Popen([str(c) for c in command], cwd=cwd, env=environment, stdout=output, stderr=output)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode not in (0, 13):
-            output.seek(0)
-            sys.exit(f"{' '.join(map(str, command))}\n{output.read().decode()}")
-    return seconds, usage.ru_maxrss * 1024, process.returncode
+    with tempfile.NamedTemporaryFile("r") as result:
+        watched = [sys.executable, "-c", WATCH, result.name, *map(str, command)]
+        done = subprocess.run(watched, cwd=cwd, env=environment, capture_output=True, text=True, check=True)
+        seconds, peak, code = json.load(result)
+    if code not in (0, 13):
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
+    return seconds, peak, code
 
 
 def start() -> Iterator[Row]:
