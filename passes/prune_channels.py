@@ -66,7 +66,7 @@ class PruneChannels(Pass):
     streams: bool = option(False, "also channels that several layers add up (residual streams)")
     blocks: bool = option(True, "whole residual branches may leave too, where that costs less (macs, params, latency)")
     compensate: bool = option(True, "solve the remaining weights again, whenever there is calibration data")
-    damping: float = option(1e-3, "ridge of the refit, as a share of the mean diagonal of E[x x^T]", above=0.0)
+    damping: float = option(2e-3, "ridge of the refit, as a share of the mean diagonal of E[x x^T]", above=0.0)
 
     def validate(self) -> None:
         """One target at most, one at least, and readable widths."""

@@ -18,6 +18,9 @@ from onnxcomp.passes.pruning.solve import Problem
 
 ELIMINATION_WORK = 3e8  # numbers touched while comparing units and updating; beyond it several leave a round
 LEAST_ROUNDS = 32
+MOST_EXCHANGES, EXCHANGED = 64, 8  # turns, and units that are tried in each
+EXCHANGE_WORK = 1e11  # floating-point operations that all turns may take
+LEAST_GAIN = 1e-9
 COMPACT = 0.8  # the matrices shrink once fewer of their columns are left
 
 
@@ -126,11 +129,7 @@ class Added:
 
     def gains(self, units: Array) -> Array:
         """How much error each unit takes away, [len(units)], as a share of the energy."""
-        at = self.columns[units]
-        blocks = self.second[at[:, :, None], at[:, None, :]]
-        right = self.target[at]
-        found: Array = np.einsum("udo,udo->u", right, np.linalg.solve(blocks, right)) / self.energy
-        return found
+        return _explained(self.second, self.target, self.columns[units]) / self.energy
 
     def add(self, unit: int) -> None:
         """Let a unit explain its part."""
@@ -161,3 +160,71 @@ def select(readers: Sequence[Added], count: int, kept: int) -> Curve:
     errors = np.full(count + 1, np.inf)
     errors[0], errors[count - kept] = 0.0, max(error, 0.0)
     return Curve(np.array([*left.tolist(), *reversed(chosen)], np.int64), errors)
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """One reader's moments [in, in] and [in, out], with nothing taken out."""
+
+    second: Array
+    target: Array
+    columns: Array
+    energy: float
+
+    def work(self, kept: int) -> float:
+        """Floating-point operations of one trial."""
+        inside = kept * self.columns.shape[1]
+        flops: float = 2.0 * inside * inside * (inside / 3 + self.columns.size)
+        return flops
+
+    def leaving(self, chosen: Array) -> Array:
+        """What each of the chosen units leaving costs, the others refitted: [len(chosen)]."""
+        at = self.columns[chosen].reshape(-1)
+        inverse = np.linalg.inv(self.second[np.ix_(at, at)])
+        w = inverse @ self.target[at]
+        places = np.arange(len(at)).reshape(len(chosen), -1)
+        blocks, w = inverse[places[:, :, None], places[:, None, :]], w[places]
+        found: Array = np.einsum("udo,udo->u", w, np.linalg.solve(blocks, w)) / self.energy
+        return found
+
+    def joining(self, chosen: Array, units: Array) -> Array:
+        """What each of other units takes away beside the chosen ones: [len(units)]."""
+        at, others = self.columns[chosen].reshape(-1), self.columns[units]
+        cross = self.second[np.ix_(at, others.reshape(-1))]
+        outs = self.target.shape[1]
+        solved = np.linalg.solve(self.second[np.ix_(at, at)], np.concatenate([self.target[at], cross], axis=1))
+        rest = self.target[others] - (cross.T @ solved[:, :outs]).reshape(*others.shape, outs)
+        parts, given = (m.reshape(len(at), *others.shape).transpose(1, 2, 0) for m in (cross, solved[:, outs:]))
+        blocks = self.second[others[:, :, None], others[:, None, :]] - parts @ given.transpose(0, 2, 1)
+        found: Array = np.einsum("udo,udo->u", rest, np.linalg.solve(blocks, rest)) / self.energy
+        return found
+
+
+def exchange(readers: Sequence[Exchanged], curve: Curve, kept: int) -> Curve:
+    """Exchange units that stay for others as long as the readers lose less so; a local search about a curve's end."""
+    count = len(curve.order)
+    turns = EXCHANGE_WORK / (EXCHANGED * sum(reader.work(kept) for reader in readers))
+    chosen, error = curve.order[count - kept :], float(curve.errors[count - kept])
+    for _ in range(min(MOST_EXCHANGES, int(turns))):
+        costs = np.sum([reader.leaving(chosen) for reader in readers], axis=0)
+        for place in np.argsort(costs, kind="stable")[:EXCHANGED]:
+            rest = np.delete(chosen, place)
+            others = np.setdiff1d(np.arange(count), rest)
+            gains = np.sum([reader.joining(rest, others) for reader in readers], axis=0)
+            best = int(np.argmax(gains))
+            better = float(gains[best] - costs[place])
+            if better > LEAST_GAIN and others[best] != chosen[place]:
+                chosen, error = np.append(rest, others[best]), error - better
+                break
+        else:
+            break
+    errors = np.full(count + 1, np.inf)
+    errors[0], errors[count - kept] = 0.0, max(error, 0.0)
+    return Curve(np.concatenate([np.setdiff1d(np.arange(count), chosen), chosen]), errors)
+
+
+def _explained(second: Array, target: Array, at: Array) -> Array:
+    """What the columns of each unit explain by themselves: [units]."""
+    blocks, right = second[at[:, :, None], at[:, None, :]], target[at]
+    found: Array = np.einsum("udo,udo->u", right, np.linalg.solve(blocks, right))
+    return found

@@ -11,7 +11,7 @@ from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.manager.base import PassContext
 from onnxcomp.passes.pruning.solve import Problem
-from onnxcomp.passes.structure.elimination import Added, Curve, Eliminated, eliminate, select
+from onnxcomp.passes.structure.elimination import Added, Curve, Eliminated, Exchanged, eliminate, exchange, select
 from onnxcomp.passes.structure.readers import MOST_MOMENT_BYTES, Reader, makers, readers, ridge
 from onnxcomp.runtime.gram import Gram, Target, gram, moment_bytes
 
@@ -126,10 +126,13 @@ def _measured(
         return _by_score(costs)
     parts = [(p, r.columns, e) for p, r, e in zip(states, found, energies, strict=True)]
     curve = eliminate([Eliminated(*part) for part in parts], group.size, least)
-    if not fixed or least * FEW > group.size:  # forward selection takes long, and wins, only where few of many stay
+    if not fixed:
         return curve
-    other = select([Added(*part) for part in parts], group.size, least)
-    return min(curve, other, key=lambda one: float(one.errors[group.size - least]))
+    if least * FEW <= group.size:  # forward selection takes long, and wins, only where few of many stay
+        other = select([Added(*part) for part in parts], group.size, least)
+        curve = min(curve, other, key=lambda one: float(one.errors[group.size - least]))
+    parted = [Exchanged(p.a[0], np.ascontiguousarray(p.r[0].T), columns, energy) for p, columns, energy in parts]
+    return exchange(parted, curve, least)
 
 
 def _batches(groups: Sequence[Group], by_group: Mapping[str, Sequence[Reader]]) -> Iterator[list[Group]]:
