@@ -28,7 +28,7 @@ from onnxcomp.graph.ops.facts import Operators, load_operators
 from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
-from onnxcomp.measure import WORTH_SHARE, Measurements, Measurer, cost_model, table_notes
+from onnxcomp.measure import WORTH_SHARE, Measurements, Measurer, check_metric, cost_model, table_notes
 from onnxcomp.report.html import write_html
 from onnxcomp.report.record import write_json
 from onnxcomp.results import Calibration, FileRef, LayerRecord, Report
@@ -104,6 +104,9 @@ def run(
         check_runs(job.model)
     operators = load_operators()
     material = _prepare(job, graph)
+    if material.metric is not None and job.verify:
+        trains = _asked_for(job).trains
+        check_metric(job.model, material.judge, material.metric, whole=trains, threads=job.threads)
     report = _begin(job, graph, operators, material)
     context = PassContext(
         operators=operators,

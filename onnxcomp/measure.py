@@ -25,6 +25,7 @@ from onnxcomp.runtime.providers import full_name, usability
 from onnxcomp.runtime.session import Feeds
 from onnxcomp.targets.table import find
 from onnxcomp.verify.acceptance import ask_tensorrt
+from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.budget import Budget
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.layers import own_sqnr_db
@@ -255,6 +256,21 @@ class Measurer:
         if metric is None or metric.needs_all or (metric.needs_labels and self.select.labels is None):
             return None
         return metric
+
+
+def check_metric(model: Path, samples: Samples, metric: Metric, *, whole: bool, threads: int) -> None:
+    """Find out before long work whether the metric can be taken of the model as it is.
+
+    Args:
+        whole: also where the metric is a function that has to see all of the samples, which takes a run over them.
+
+    Raises:
+        DataError: it cannot, or labels do not fit.
+    """
+    if metric.needs_all and not whole:
+        return
+    part = samples if metric.needs_all else samples.head(LAYER_SAMPLES)
+    metric.score(predict(model, part, threads=threads), part.labels)
 
 
 def _meaningless(fidelity: Fidelity) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -38,6 +40,10 @@ class Commands:
             python = environment._python_of(Path(command[-1]))
             python.parent.mkdir(parents=True)
             python.write_text("stands in for an interpreter")
+        if "download" in command and self.fails not in command:
+            name = re.match(r"[\w-]+", Path(command[command.index("--requirement") + 1]).read_text())
+            assert name is not None
+            (Path(command[command.index("--dest") + 1]) / f"{name[0]}.whl").write_text(name[0])
         failed = bool(self.fails) and self.fails in command
         return subprocess.CompletedProcess(command, int(failed), "some words\nERROR: no such wheel\n" if failed else "")
 
@@ -105,6 +111,36 @@ def test_failed_half_is_not_found_and_made_anew(commands: Commands) -> None:
     made = environment.provide(CPU)
     assert not (Path(made.folder) / "junk").exists()
     assert not half.exists()
+
+
+def test_wheels_that_an_interrupted_try_fetched_are_not_fetched_again(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ["flatbuffers", "numpy", "onnx", "protobuf"]
+    pins = [f"{name}==1.0 \\\n    --hash=sha256:{hashlib.sha256(name.encode()).hexdigest()}" for name in names]
+    lock = tmp_path / "a.lock"
+    lock.write_text("\n".join(["# four packages", *pins]) + "\n")
+    monkeypatch.setitem(environment.LOCKS, CPU, lock)
+    commands.fails = "install"
+    with pytest.raises(EnvironmentLacksError):
+        environment.provide(CPU)
+    assert sum("download" in command for command in commands.seen) == len(names)
+    fetched = next(environment._place(CPU).parent.glob("*.wheels"))
+    (fetched / "numpy.whl").write_text("half of it")
+    commands.fails, commands.seen = "", []
+    environment.provide(CPU)
+    assert sum("download" in command for command in commands.seen) == 1, "the broken one alone"
+    assert not fetched.exists()
+
+
+def test_settings_of_pip_do_not_reach_past_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_CONSTRAINT", "/corporate/constraints.txt")
+    monkeypatch.setenv("PIP_TARGET", "/elsewhere")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror")
+    found = environment.clean_environment()
+    assert found["PIP_CONSTRAINT"] == os.devnull
+    assert "PIP_TARGET" not in found
+    assert found["PIP_INDEX_URL"] == "https://mirror"
 
 
 def test_environment_whose_interpreter_is_gone_is_made_anew(commands: Commands) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -238,6 +239,22 @@ def test_crash_is_named_by_its_signal(
         engine.train(long_task(20_000), runtime=runtime, progress=crash)
     assert advice in caught.value.do
     assert "step" in caught.value.where
+    assert "onnxruntime:" not in caught.value.what, "the runtime's own chatter is no last word"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
+def test_memory_that_runs_out_is_told_with_its_step(
+    runtime: Environment, workers: list[subprocess.Popen[bytes]]
+) -> None:
+    import resource
+
+    def limit() -> None:
+        resource.prlimit(workers[-1].pid, resource.RLIMIT_AS, (1 << 20, 1 << 20))
+
+    with pytest.raises(EnvironmentLacksError, match="memory") as caught:
+        engine.train(long_task(20_000), runtime=runtime, progress=At(10, limit))
+    assert "step" in caught.value.where
+    assert "batch" in caught.value.do
 
 
 def test_silent_worker_is_ended(

@@ -230,6 +230,29 @@ def test_several_inputs_and_a_custom_metric(tmp_path: Path) -> None:
     assert math.isclose(report.accuracy.drop, report.accuracy.after - report.accuracy.before, abs_tol=1e-6)
 
 
+@pytest.mark.parametrize("spec", ["quantize-weights{bits=8}", "distill{steps=1}"])
+def test_a_metric_that_cannot_be_taken_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    model = builders.save(builders.mlp((6, 5, 1)), tmp_path / "m.onnx")
+    name = next(port.name for port in onnx.load(model).graph.input)
+    np.savez(tmp_path / "d.npz", **{name: np.random.default_rng(0).random((60, 6), np.float32)})
+    np.save(tmp_path / "y.npy", np.zeros(60, np.int64))
+    (tmp_path / "own.py").write_text("def fails(outputs, labels):\n    raise ValueError('not these')\n")
+
+    def work(*given: object) -> None:
+        raise AssertionError("passes ran")
+
+    monkeypatch.setattr("onnxcomp.driver.PassManager.run", work)
+    options = {"passes": spec, "data": str(tmp_path / "d.npz"), "labels": str(tmp_path / "y.npy"), "bench": False}
+    with pytest.raises(DataError, match="top-1 needs an output"):
+        onnxcomp.optimize(model, **options)
+    if "distill" in spec:
+        options |= {"metric": f"{tmp_path / 'own.py'}:fails", "eval_data": dict(np.load(tmp_path / "d.npz"))}
+        with pytest.raises(DataError, match="not these"):
+            onnxcomp.optimize(model, **options)
+
+
 def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     proto = builders.mlp((64, 48, 32))
     weight = proto.graph.initializer[0]

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ _TRY_CUDA = (
     "p = o.InferenceSession(m.SerializeToString(), providers=['CUDAExecutionProvider']).get_providers(); "
     "assert 'CUDAExecutionProvider' in p, 'CUDA 11.8 and cuDNN 8 are not all there'"
 )
+_ELSEWHERE = "check the network, or fetch the wheels elsewhere: onnxcomp doctor --setup-training --wheels DIR"
 _ASK = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
 
 Say = Callable[[str], None]
@@ -151,15 +153,13 @@ def _make(kind: str, folder: Path, wheels: Path | None, say: Say) -> Environment
     say(f"setting up the training runtime with {base} {source}")
     _run([base, "-m", "venv", str(half)], f"{base} cannot make an environment", "install its venv module")
     python = str(_python_of(half))
-    install = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet", "--no-deps"]
-    install += ["--require-hashes", "--only-binary", ":all:", "--requirement", str(LOCKS[kind])]
-    if wheels is not None:
-        install += ["--no-index", "--find-links", str(wheels.resolve())]
-    do = (
-        f"put the wheels that {LOCKS[kind].name} names into {wheels}"
-        if wheels
-        else "check the network, or fetch the wheels elsewhere: onnxcomp doctor --setup-training --wheels DIR"
-    )
+    fetched = folder.with_name(f"{folder.name}.wheels")
+    if wheels is None:
+        _fetch(python, kind, fetched)
+    version = ".".join(map(str, _version(base)))
+    do = f"put the wheels that {LOCKS[kind].name} names, for Python {version}, into {wheels}" if wheels else _ELSEWHERE
+    found = str((wheels or fetched).resolve())
+    install = [*_pip(python, "install", LOCKS[kind]), "--no-index", "--find-links", found]
     _run(install, "the packages of the training runtime cannot be installed", do)
     tries = [_TRY, _TRY_CUDA] if kind == CUDA else [_TRY]
     for words in tries:
@@ -168,8 +168,26 @@ def _make(kind: str, folder: Path, wheels: Path | None, say: Say) -> Environment
     made = Environment(kind, str(folder), size, round(time.perf_counter() - start, 1))
     (half / MARK).write_text(json.dumps(asdict(made)) + "\n", encoding="utf-8")
     half.rename(folder)
+    shutil.rmtree(fetched, ignore_errors=True)
     say(f"the training runtime stands: {size / 1e6:.0f} MB in {made.seconds:.0f} s, {folder}")
     return made
+
+
+def _fetch(python: str, kind: str, into: Path) -> None:
+    """Download the wheels of a lock, one after the other: those that an interrupted try left whole are kept."""
+    into.mkdir(exist_ok=True)
+    for pinned in re.split(r"\n(?=\w)", LOCKS[kind].read_text(encoding="utf-8"))[1:]:
+        if any(hashlib.sha256(path.read_bytes()).hexdigest() in pinned for path in into.glob("*.whl")):
+            continue
+        one = into / "one.lock"
+        one.write_text(pinned, encoding="utf-8")
+        download = [*_pip(python, "download", one), "--dest", str(into)]
+        _run(download, "the packages of the training runtime cannot be had", _ELSEWHERE)
+
+
+def _pip(python: str, command: str, requirements: Path) -> list[str]:
+    words = [python, "-m", "pip", "--disable-pip-version-check", "--no-input", command, "--quiet", "--no-deps"]
+    return [*words, "--require-hashes", "--only-binary", ":all:", "--requirement", str(requirements)]
 
 
 def interpreter(kind: str = CPU) -> str:
@@ -219,9 +237,14 @@ def _quiet(command: list[str]) -> str:
 
 
 def clean_environment() -> dict[str, str]:
-    """Our variables without those that would lead another interpreter to our packages."""
-    dropped = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
-    return {name: value for name, value in os.environ.items() if name not in dropped}
+    """Our variables without those that would lead another interpreter to our packages, or pip away from the lock.
+
+    Where pip finds packages (index, proxy, certificates) stays the user's; what a lock decides does not.
+    """
+    dropped = {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
+    dropped |= {f"PIP_{name}" for name in ("TARGET", "PREFIX", "ROOT", "NO_BINARY", "PLATFORM", "PYTHON_VERSION")}
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    return kept | {"PIP_CONSTRAINT": os.devnull, "PIP_USER": "0"}
 
 
 def _run(command: list[str], what: str, do: str) -> None:

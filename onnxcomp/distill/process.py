@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import threading
@@ -40,6 +41,7 @@ _ERRORS: dict[str, type[OnnxcompError]] = {
     "memory": EnvironmentLacksError,
     "environment": EnvironmentLacksError,
 }
+_CHATTER = re.compile(r"\[[VIW]:onnxruntime:")
 _SIGNALS = {
     "SIGKILL": "it may have run out of memory: train with a smaller batch",
     "SIGFPE": "a kernel divided by zero: check that no batch and no size in the graph is empty",
@@ -115,7 +117,7 @@ class Work:
             process.wait()
             raise self._died(process.returncode)
         if self._last["event"] == "error":
-            raise _error(self._last)
+            raise _error(self._last, self._where())
         return self._last
 
     def _steps(self, events: Events, shown: _Shown) -> Iterator[int]:
@@ -176,8 +178,8 @@ class Work:
 
     def _died(self, code: int) -> OnnxcompError:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
-        lines = self._words.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        said = f"; its last words: {lines[-1].strip()[:300]}" if lines else ""
+        words = _last_words(self._words.read_text(encoding="utf-8", errors="replace"))
+        said = f"; its last words: {words}" if words else ""
         what = f"the training worker ended with {name}{said}"
         do = _SIGNALS.get(name, "report it; nothing was changed on disk")
         kind = EnvironmentLacksError if name == "SIGKILL" else TrainingError
@@ -230,6 +232,12 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         process.kill()
 
 
-def _error(event: dict[str, Any]) -> OnnxcompError:
+def _error(event: dict[str, Any], when: str) -> OnnxcompError:
     kind = _ERRORS.get(event["kind"], TrainingError)
-    return kind(event["what"], where=event["where"], do=event["do"])
+    return kind(event["what"], where=event["where"] or f"training, {when}", do=event["do"])
+
+
+def _last_words(text: str) -> str:
+    """The last line that a process said, the training runtime's own chatter aside."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not _CHATTER.search(line)]
+    return lines[-1][:300] if lines else ""
