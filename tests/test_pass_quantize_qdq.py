@@ -253,6 +253,14 @@ def test_tensorrt_gets_symmetric_activations_float_biases_and_integers_on_the_sh
     assert sorted(made[name].op_type == DQ for name in add.input) == [False, True]
 
 
+@pytest.mark.parametrize("target", ["cpu", "tensorrt"])
+def test_what_multiplies_and_has_no_integer_kernel_is_told(target: str) -> None:
+    before = builders.conv_bn_relu(16, 32, op="ConvTranspose")
+    after, record = quantized(before, target=target)
+    assert builders.ops(after) == builders.ops(before)
+    assert [(skip.node, skip.why) for skip in record.skips] == [("conv", f"{target} has no integer kernel for it")]
+
+
 def test_cuda_is_told_that_nothing_is_gained() -> None:
     before = builders.residual_cnn()
     after, record = quantized(before, target="cuda")

@@ -37,23 +37,28 @@ if TYPE_CHECKING:
 @options.acceleration_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of made-up samples.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0: every core.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), help="The ARTIFACT's report; beside it under its name if not given."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the findings to this file.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("-v", "--verbose", count=True, help="-vv: a traceback with an error.")
 def command(
     models: tuple[Path, ...],
     data: str | None,
+    report: Path | None,
     json_file: Path | None,
     quiet: bool,
     verbose: int,
     target: str | None,
     **given: Any,
 ) -> int:
-    """Judge AFTER against BEFORE on --data, or check the provenance that an ARTIFACT of onnxcomp records.
+    """Judge AFTER against BEFORE on --data, or check an ARTIFACT of onnxcomp against what was recorded of it.
 
     The pair may come from anywhere, as long as inputs and outputs have the same names. Exit code: 0 within the budget,
     10 accuracy, 11 size, 12 speed, 14 SQNR; of several missed budgets the lowest. Latency is measured, at one thread,
-    only where --min-speedup asks for it. With --target the last model may come from anywhere and stand alone; 3 where
+    only where --min-speedup asks for it. An ARTIFACT has the code of its report, 3 where it, its report or its source
+    is not what was recorded. With --target the last model may come from anywhere and stand alone; 3 where
     the target refuses it.
     """
     from onnxcomp.errors import ModelError
@@ -61,17 +66,19 @@ def command(
 
     if len(models) > 2:
         raise click.UsageError("give two models, BEFORE AFTER, or one ARTIFACT")
+    if len(models) == 2 and report is not None:
+        raise click.UsageError("--report belongs to one ARTIFACT")
     before, after = models[0], models[-1]
     compiled = _compiled(after, given["shapes"], quiet) if target is not None else None
     extra = {} if compiled is None else {"tensorrt": compiled.to_json()}
     refused = 0 if compiled is None or compiled.acceptance.accepted else ModelError.exit_code
+    code, origin = refused, None
     if len(models) == 1:
         if compiled is None or is_stamped(before):
-            origin = provenance(before)
+            origin = provenance(before, report)
             extra |= origin.to_json()
             if not quiet:
                 _show_origin(origin)
-        code = refused
     else:
         from onnxcomp.cli.progress import Bar
         from onnxcomp.runtime.progress import SILENT
@@ -84,7 +91,17 @@ def command(
         extra |= found.to_json() | {"exit_code": code}
     if json_file is not None:
         _write(json_file, extra)
-    return code
+    return code or (0 if origin is None else _standing(origin))
+
+
+def _standing(origin: Provenance) -> int:
+    """The exit code of an artifact that is what its report describes."""
+    from onnxcomp.errors import ModelError
+
+    if origin.source_unchanged is False:
+        what = "the source has changed since the model was built from it"
+        raise ModelError(what, where=str(origin.source), do="build the model again")
+    return origin.exit_code
 
 
 def _compiled(model: Path, shapes: dict[str, tuple[int, ...]], quiet: bool) -> TensorrtVerdict:

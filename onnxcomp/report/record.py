@@ -12,16 +12,16 @@ from typing import Any
 
 from onnxcomp.errors import DataError
 from onnxcomp.files import atomic_write
-from onnxcomp.results import Report
+from onnxcomp.results import Report, sealed
 
 
 def write_json(report: Report, path: Path) -> None:
-    """Write the report so that it appears whole or not at all; NaN and infinities become null.
+    """Write the report, sealed, so that it appears whole or not at all; NaN and infinities become null.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    write_data(report.to_json(), path)
+    write_data(sealed(report.to_json()), path)
 
 
 def write_data(data: dict[str, Any], path: Path) -> None:

@@ -14,7 +14,7 @@ from onnxcomp.data.open import random_data
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.io import load
 from onnxcomp.graph.ops.facts import load_operators
-from onnxcomp.runtime.tensorrt import Acceptance, acceptance
+from onnxcomp.runtime.tensorrt import PRODUCTS, Acceptance, acceptance
 from onnxcomp.targets.tensorrt import TENSORRT
 
 NO_RULE = "it has no Q and DQ"
@@ -97,10 +97,13 @@ def _reasons(model: Path, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, str
     found = {}
     for node in graph.walk():
         kernel = TENSORRT.kernels.get(node.op)
+        name = node.name or f"node_of_{node.outputs[0].name}"
+        if kernel is None and node.op in PRODUCTS:
+            found[name] = f"TensorRT has no integer kernel for {node.op}"
         if kernel is None or not kernel.weighted:
             continue
         weights = [w for w in operators.facts(node).weights(node) if node.constant(w.port) is not None]
         why = kernel.refuses(node, weights[0], shapes) if weights else "its weight is computed"
         if why:
-            found[node.name or f"node_of_{node.outputs[0].name}"] = why
+            found[name] = why
     return found

@@ -10,12 +10,14 @@ from typing import Any
 from onnxcomp.errors import ModelError
 from onnxcomp.files import sha256_of
 from onnxcomp.graph.io import model_files, read_proto
+from onnxcomp.results import broken_seal
 
 PREFIX = "onnxcomp."
 VERSION = "onnxcomp.version"
 SOURCE_SHA256 = "onnxcomp.source.sha256"
 SPEC = "onnxcomp.spec"
 CONFIG_SHA256 = "onnxcomp.config.sha256"
+REJECTED = ".rejected.onnx"
 MOST_FOLDERS = 4
 REQUIRED = (VERSION, SOURCE_SHA256, SPEC)
 
@@ -27,7 +29,9 @@ class Provenance:
     Attributes:
         sha256: of the .onnx file and then its external data, as it is now.
         recorded: the model's own metadata, keys that begin with `onnxcomp.`.
-        report: the report beside it, None when there is none; its `output.sha256` equals `sha256`.
+        report: the report beside it, None when there is none; as it was written, and its `output.sha256` equals
+            `sha256`.
+        verdict, exit_code: the report's; an artifact that missed its budget has the code of that.
         source_unchanged: whether the file that the report names as the source still has the recorded hash; None when
             it is not there or there is no report.
     """
@@ -37,6 +41,7 @@ class Provenance:
     recorded: dict[str, str]
     report: Path | None = None
     verdict: str | None = None
+    exit_code: int = 0
     source: Path | None = None
     source_unchanged: bool | None = None
 
@@ -49,6 +54,7 @@ class Provenance:
             "recorded": self.recorded,
             "report": None if self.report is None else str(self.report),
             "verdict": self.verdict,
+            "exit_code": self.exit_code,
             "source": None if self.source is None else str(self.source),
             "source_unchanged": self.source_unchanged,
         }
@@ -69,11 +75,16 @@ def is_stamped(model: Path) -> bool:
     return any(entry.key.startswith(PREFIX) for entry in read_proto(model).metadata_props)
 
 
-def provenance(artifact: Path) -> Provenance:
-    """Read what a model records about how it was made, and check it against the report beside it.
+def provenance(artifact: Path, report: Path | None = None) -> Provenance:
+    """Read what a model records about how it was made, and check it against its report.
+
+    Args:
+        artifact: a model that onnxcomp wrote.
+        report: its report, where that does not lie beside it under the model's name.
 
     Raises:
-        ModelError: the file is no model, records no provenance, or is not the file that its report describes.
+        ModelError: the file is no model, records no provenance, or is not the file that its report describes; or the
+            report was changed, or cannot be read.
     """
     recorded = {entry.key: entry.value for entry in read_proto(artifact).metadata_props if entry.key.startswith(PREFIX)}
     if missing := [key for key in REQUIRED if key not in recorded]:
@@ -83,10 +94,15 @@ def provenance(artifact: Path) -> Provenance:
             do="only models that onnxcomp wrote have it; to judge any pair, give both: onnxcomp verify BEFORE AFTER",
         )
     sha256 = sha256_of(*model_files(artifact))
-    report = artifact.with_suffix(".json")
-    content = _read_report(report) if report.is_file() else None
+    report, content = _report_of(artifact) if report is None else (report, _given(report))
     if content is None:
         return Provenance(artifact, sha256, recorded)
+    if broken := broken_seal(content):
+        raise ModelError(
+            f"the report is not as it was written: {broken} changed",
+            where=str(report),
+            do="build the model again; a report is measured, never edited",
+        )
     described = (content.get("output") or {}).get("sha256")
     if described != sha256:
         raise ModelError(
@@ -104,7 +120,8 @@ def provenance(artifact: Path) -> Provenance:
         )
     found = _source(Path(str(origin.get("path"))), artifact)
     unchanged = sha256_of(*model_files(found)) == recorded[SOURCE_SHA256] if found else None
-    return Provenance(artifact, sha256, recorded, report, content.get("verdict"), found, unchanged)
+    code = int(content.get("exit_code", 0))
+    return Provenance(artifact, sha256, recorded, report, content.get("verdict"), code, found, unchanged)
 
 
 def _source(named: Path, artifact: Path) -> Path | None:
@@ -114,13 +131,33 @@ def _source(named: Path, artifact: Path) -> Path | None:
     return next((path for path in places if path.is_file() and path.resolve() != own), None)
 
 
+def _report_of(artifact: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The report beside a model: NAME.json, for NAME.rejected.onnx that of the model which it would have been."""
+    places = [artifact.with_suffix(".json")]
+    if artifact.name.endswith(REJECTED):
+        name = artifact.name.removesuffix(REJECTED)
+        places += [artifact.with_name(f"{name}.json"), artifact.with_name(f"{name}.opt.json")]
+    for place in places:
+        content = _read_report(place) if place.is_file() else None
+        if content is not None:
+            return place, content
+    return places[0], None
+
+
+def _given(path: Path) -> dict[str, Any]:
+    content = _read_report(path)
+    if content is None:
+        raise ModelError("this is no report of onnxcomp", where=str(path), do="give the one that the run wrote")
+    return content
+
+
 def _read_report(path: Path) -> dict[str, Any] | None:
-    """The report; None for a file of somebody else that happens to have its name."""
+    """A report; None for a file of somebody else that happens to have its name."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"the report beside the model cannot be read: {error}", where=str(path), do="remove it, or build again"
+            f"the report cannot be read: {error}", where=str(path), do="give the right one, or build again"
         ) from error
     ours = isinstance(content, dict) and content.get("schema") == 1 and "tool" in content
     return content if ours else None

@@ -57,7 +57,7 @@ class Plan:
 def eligible(
     graph: Graph, shapes: Shapes, target: Target, operators: Operators, wanted: Callable[[Node], bool]
 ) -> tuple[dict[Node, Weight], dict[Node, str]]:
-    """Nodes whose weight can become an integer, and for the others with such a kernel the reason why not."""
+    """Nodes whose weight can become an integer, and for the others that multiply by weights the reason why not."""
     accepted: dict[Node, Weight] = {}
     refused: dict[Node, str] = {}
     top = set(graph.nodes)
@@ -66,10 +66,15 @@ def eligible(
             refused[node] = f"it calls the local function {node.op}; functions are left alone"
             continue
         kernel = target.kernels.get(node.op) if not node.domain else None
-        if kernel is None or not kernel.weighted:
+        if kernel is None and not _multiplies(node, operators):
+            continue
+        if kernel is not None and not kernel.weighted:
             continue
         if not wanted(node):
             refused[node] = "not selected by include and exclude"
+            continue
+        if kernel is None:
+            refused[node] = f"{target.name} has no integer kernel for it"
             continue
         if node not in top:
             refused[node] = IN_BODY
@@ -81,6 +86,12 @@ def eligible(
         else:
             accepted[node] = weight
     return accepted, refused
+
+
+def _multiplies(node: Node, operators: Operators) -> bool:
+    """Whether it multiplies its input with constant weights; a look-up in a table does not."""
+    facts = operators.facts(node)
+    return not facts.moves_data and any(node.constant(weight.port) is not None for weight in facts.weights(node))
 
 
 def plan(
