@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Container, Iterable, Mapping, Sequence
 
+import numpy as np
 import onnx
 from onnx import helper
 
@@ -25,15 +27,23 @@ class Stages:
         batches: feeds by input name; all of them are held.
         threads: of ONNX Runtime.
         keep: tensors whose values are kept in any case.
+        memory: bytes of values held in memory; what is more lies in temporary files. None: all of them.
     """
 
     def __init__(
-        self, graph: Graph, batches: Sequence[Mapping[str, Array]], threads: int, keep: Iterable[Tensor] = ()
+        self,
+        graph: Graph,
+        batches: Sequence[Mapping[str, Array]],
+        threads: int,
+        keep: Iterable[Tensor] = (),
+        memory: int | None = None,
     ) -> None:
         self.graph, self.threads, self.keep = graph, threads, set(keep)
+        self._room = math.inf if memory is None else memory
         self.values: list[dict[Tensor, Array]] = [
             {tensor: feeds[tensor.name] for tensor in graph.inputs if tensor.name in feeds} for feeds in batches
         ]
+        self._room -= sum(array.nbytes for values in self.values for array in values.values())
         self._done: set[Node] = set()
         self._order = {node: i for i, node in enumerate(graph.nodes)}
 
@@ -54,7 +64,8 @@ class Stages:
         """Let the nodes that have not run read other values of a tensor, one array a batch."""
         for values, array in zip(self.values, arrays, strict=True):
             if tensor in values:
-                values[tensor] = array
+                self._free(values[tensor])
+                values[tensor] = self._hold(array)
 
     def ready(self, tensor: Tensor, waiting: Container[Node]) -> bool:
         """Whether a tensor can be had without running any of the nodes that are to wait."""
@@ -82,7 +93,19 @@ class Stages:
         names = [t.name for t in outputs]
         for values in self.values:
             found = session.run({t.name: values[t] for t in inputs}, names)
-            values.update((t, found[t.name]) for t in outputs)
+            values.update((t, self._hold(found[t.name])) for t in outputs)
+
+    def _hold(self, array: Array) -> Array:
+        """The array itself while memory lasts, else one that is mapped from a file without a name."""
+        if array.nbytes > self._room and array.nbytes and not array.dtype.hasobject:
+            mapped = _mapped(array)
+            if mapped is not None:
+                return mapped
+        self._room -= array.nbytes
+        return array
+
+    def _free(self, array: Array) -> None:
+        self._room += 0 if isinstance(array, np.memmap) else array.nbytes
 
     def _needed(self, tensor: Tensor) -> bool:
         """Whether a node that has not run reads the tensor; one inside a body counts as one that never runs."""
@@ -91,7 +114,18 @@ class Stages:
     def _let_go(self) -> None:
         for values in self.values:
             for tensor in [t for t in values if t not in self.keep and not self._needed(t)]:
-                del values[tensor]
+                self._free(values.pop(tensor))
+
+
+def _mapped(array: Array) -> Array | None:
+    """A copy that lies in a temporary file; None where the disk is full."""
+    with tempfile.TemporaryFile() as file:
+        try:
+            array.tofile(file)  # raises on a full disk, where writing to a mapping would kill the process
+            file.flush()
+        except OSError:
+            return None
+        return np.memmap(file, array.dtype, "r", shape=array.shape)
 
 
 def peak_bytes(graph: Graph, shapes: Shapes) -> float:

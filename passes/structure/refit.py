@@ -24,7 +24,8 @@ from onnxcomp.runtime.gram import GROUP_BYTES, MAX_ROWS, Gram, Target, gram, gra
 from onnxcomp.runtime.stages import Stages, peak_bytes
 
 BATCH = 32
-STAGED_BYTES = 1 << 29  # activations of all samples that may be held, of both graphs
+STAGED_BYTES = 1 << 29  # activations of all samples that are held in memory, of both graphs
+SPOOLED_BYTES = 1 << 32  # and in temporary files besides
 HELD_BYTES = 1 << 28  # rows of the layers that are solved together
 
 
@@ -94,7 +95,8 @@ def refit(
     pending = {one.layer.node for one in cuts}
     shapes = shape_tools.infer(graph)
     measured = _measurer(graph, reference, [one.layer for one in cuts], context, aims, effort)
-    ordered = list(stages(graph, [one.layer for one in cuts], memory=GROUP_BYTES))
+    most = len(cuts) if isinstance(measured, _Staged) else MOST_STAGES
+    ordered = list(stages(graph, [one.layer for one in cuts], most=most, memory=GROUP_BYTES))
     for stage in context.progress.track(ordered, len(ordered), "compensating"):
         plain = {one.node.name: _target(graph, by_layer[one], pending, shapes) for one in stage}
         targets = {n: replace(t, reference=aims.get(t.reference, t.reference)) for n, t in plain.items()}
@@ -106,6 +108,12 @@ def refit(
     return found
 
 
+def side_by_side(graph: Graph, context: PassContext, samples: int) -> bool:
+    """Whether a graph and its cut can be run node by node on all samples, what they give held in memory and on disk."""
+    shapes = shape_tools.infer(graph, shape_tools.one_sample(graph, context.sample_shapes))
+    return 2 * peak_bytes(graph, shapes) * samples <= SPOOLED_BYTES
+
+
 def _measurer(
     graph: Graph,
     reference: Graph,
@@ -114,11 +122,9 @@ def _measurer(
     aims: Mapping[str, str],
     effort: Effort,
 ) -> Callable[[Sequence[Layer], Mapping[str, Target]], dict[str, Gram]]:
-    """How moments are taken: each node of both graphs run once where all samples' activations fit the memory together,
+    """How moments are taken: each node of both graphs run once where all samples' activations fit memory and disk,
     else both run up to the layers anew."""
-    one = shape_tools.infer(reference, shape_tools.one_sample(reference, context.sample_shapes))
-    room = 2 * peak_bytes(reference, one) * len(effort.samples) <= STAGED_BYTES
-    if room and len(layers) <= MOST_STAGES:  # beyond it stages are merged, and layers of one may feed each other
+    if side_by_side(reference, context, len(effort.samples)):
         return _Staged(graph, reference, layers, context, aims, effort)
 
     def streamed(stage: Sequence[Layer], targets: Mapping[str, Target]) -> dict[str, Gram]:
@@ -153,8 +159,10 @@ class _Staged:
         self.graph, self.seed, self.rows = graph, context.seed, effort.rows
         batches = list(effort.samples.batches(BATCH))
         self.names = reference.tensors()
-        self.here = Stages(graph, batches, context.threads)
-        self.there = Stages(reference, batches, context.threads, keep=self._wanted(layers, aims))
+        self.here = Stages(graph, batches, context.threads, memory=STAGED_BYTES // 2)
+        self.there = Stages(
+            reference, batches, context.threads, keep=self._wanted(layers, aims), memory=STAGED_BYTES // 2
+        )
 
     def __call__(self, stage: Sequence[Layer], targets: Mapping[str, Target]) -> dict[str, Gram]:
         uses, own = [layer.use for layer in stage], self.graph.tensors()

@@ -11,10 +11,10 @@ from onnxcomp.graph.coupling import streams
 from onnxcomp.graph.ir import Array, Graph, Node
 from onnxcomp.manager.base import PassContext, WeightUse
 from onnxcomp.passes.pruning.layers import Layer, layer_of
-from onnxcomp.passes.structure.refit import Cut, Effort, Refit, refit
+from onnxcomp.passes.structure.refit import Cut, Effort, Refit, refit, side_by_side
 
-MOST_WORK = 4e12  # multiply-accumulates that running the model once a layer may take
-MOST_REFITS = 40  # layers; of a deeper model only those that lost something are solved again
+MOST_WORK = 4e12  # multiply-accumulates that running the model for all layers may take
+MOST_REFITS = 160  # layers; of a deeper model only those that lost something are solved again
 
 
 def to_solve(graph: Graph, touched: Collection[Node], context: PassContext) -> list[WeightUse]:
@@ -34,7 +34,9 @@ def to_solve(graph: Graph, touched: Collection[Node], context: PassContext) -> l
     assert context.calibration is not None
     shapes = shape_tools.infer(graph, shape_tools.one_sample(graph, context.sample_shapes))
     macs = sum(context.operators.facts(node).macs(node, shapes) for node in graph.nodes)
-    if len(solvable) > MOST_REFITS or macs * len(context.calibration) * len(solvable) > MOST_WORK:
+    samples = len(context.calibration)
+    runs = 2 if side_by_side(graph, context, samples) else len(solvable)
+    if len(solvable) > MOST_REFITS or macs * samples * runs > MOST_WORK:
         return [use for use in solvable if use.node in touched]
     behind = streams.behind(graph, touched)
     return [use for use in solvable if use.node in behind]

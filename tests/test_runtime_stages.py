@@ -1,0 +1,87 @@
+"""A graph run piece by piece: the values of a whole run, wherever they are held, and changed weights ahead are seen."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import builders
+import numpy as np
+import pytest
+
+from onnxcomp.graph import shapes as shape_tools
+from onnxcomp.graph.codec import decode
+from onnxcomp.graph.ir import Constant, Graph
+from onnxcomp.runtime.stages import Stages, peak_bytes
+from onnxcomp.runtime.taps import tapped
+
+COUNT = 3
+
+
+def case() -> tuple[Graph, list[dict[str, np.ndarray]]]:
+    proto = builders.residual_cnn(channels=8)
+    graph = decode(proto, None)
+    return graph, [builders.feeds_of(proto, seed=seed) for seed in range(COUNT)]
+
+
+def expected(graph: Graph, names: list[str], batches: list[dict[str, np.ndarray]]) -> list[list[np.ndarray]]:
+    session = tapped(graph, names, 1)
+    return [[session.run(feeds)[name] for name in names] for feeds in batches]
+
+
+@pytest.mark.parametrize("memory", [None, 0, 5000])
+def test_values_are_those_of_a_whole_run_wherever_they_lie(memory: int | None) -> None:
+    graph, batches = case()
+    tensors = [node.outputs[0] for node in graph.nodes]
+    stages = Stages(graph, batches, 1, memory=memory)
+    for tensor in tensors:
+        found = stages.get([tensor])
+        for one, wanted in zip(found, expected(graph, [tensor.name], batches), strict=True):
+            np.testing.assert_allclose(one[0], wanted[0], rtol=1e-5, atol=1e-5)
+        if memory != 5000:  # holds a part
+            assert isinstance(found[0][0], np.memmap) == (memory == 0)
+
+
+def test_a_full_disk_leaves_values_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def __enter__(self) -> Full:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", Full)
+    graph, batches = case()
+    last = graph.nodes[-1].outputs[0]
+    (one,), *_ = Stages(graph, batches, 1, memory=0).get([last])
+    assert not isinstance(one, np.memmap)
+    np.testing.assert_allclose(one, expected(graph, [last.name], batches)[0][0], rtol=1e-5, atol=1e-5)
+
+
+def test_memory_comes_back_when_values_are_let_go() -> None:
+    graph, batches = case()
+    room = 2 * COUNT * int(peak_bytes(graph, _shapes(graph, batches)))
+    stages = Stages(graph, batches, 1, memory=room)
+    for node in graph.nodes:
+        assert not isinstance(stages.get([node.outputs[0]])[0][0], np.memmap)
+
+
+def test_nodes_ahead_read_weights_as_they_are_then() -> None:
+    graph, batches = case()
+    convs = [node for node in graph.nodes if node.op == "Conv"]
+    stages = Stages(graph, batches, 1, memory=0)
+    before = stages.get([convs[0].outputs[0]])[0][0].copy()
+    weight = convs[1].inputs[1]
+    assert isinstance(weight, Constant)
+    weight.values = np.zeros_like(np.asarray(weight.values))
+    behind = convs[1].outputs[0]
+    found = stages.get([behind])[0][0]
+    np.testing.assert_allclose(found, expected(graph, [behind.name], batches)[0][0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(before, expected(graph, [convs[0].outputs[0].name], batches)[0][0])
+
+
+def _shapes(graph: Graph, batches: list[dict[str, np.ndarray]]) -> Any:
+    return shape_tools.infer(graph, {name: array.shape for name, array in batches[0].items()})
