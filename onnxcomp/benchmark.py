@@ -107,7 +107,7 @@ def bench(
     Args:
         models: files, whoever made them; a single one is measured against itself.
         data: samples; made-up ones without.
-        shapes: sizes for free dimensions, by input.
+        shapes: sizes for free dimensions, by input; a batch asked for takes the place of a free first one.
         preprocess: how raw pictures become the input.
         providers: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full names.
         batches, threads: every combination is measured; more threads than one only where the CPU computes.
@@ -132,8 +132,13 @@ def bench(
         require(provider)
     _check_inputs(models)
     settings = [(batch, count) for batch in dict.fromkeys(batches) for count in dict.fromkeys(threads)]
-    dataset = _dataset(models[0], data, preprocess, shapes, seed, max(batches))
-    feeds = {batch: _feed(dataset, batch) for batch in dict.fromkeys(batches)}
+    sized = {batch: _sized(models[0], shapes, batch, several=len(batches) > 1) for batch in dict.fromkeys(batches)}
+    datasets: dict[int, Dataset] = {}
+    for batch, sizes in sized.items():
+        same = next((datasets[other] for other in datasets if sized[other] == sizes), None)
+        datasets[batch] = same or _dataset(models[0], data, preprocess, sizes, seed, max(batches))
+    dataset = datasets[batches[0]]
+    feeds = {batch: _feed(datasets[batch], batch) for batch in sized}
     rows = []
     with ExitStack() as stack:
         for provider in chosen:
@@ -208,6 +213,19 @@ def _footprints(
                 variant.model, feed, provider=provider, threads=threads, acceleration=variant.acceleration
             )
     return [done[variant.model, variant.acceleration] for variant in variants]
+
+
+def _sized(
+    model: Path, shapes: Mapping[str, tuple[int, ...]] | None, batch: int, *, several: bool
+) -> Mapping[str, tuple[int, ...]] | None:
+    """The sizes given, with the batch first where the model leaves that free.
+
+    A single batch of 1, which is the default, leaves them as they were given.
+    """
+    if not shapes or (batch == 1 and not several):
+        return shapes
+    free = {spec.name for spec in inputs_of(model)[0] if spec.fixed(0) is None}
+    return {name: (batch, *shape[1:]) if name in free else shape for name, shape in shapes.items()}
 
 
 def _dataset(

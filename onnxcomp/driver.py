@@ -97,7 +97,7 @@ def run(
         OnnxcompError: as `optimize`.
     """
     start = time.perf_counter()
-    _check_options(job)
+    check_options(job)
     graph = load(job.model, keep_initializer_inputs=job.keep_initializer_inputs)
     _check_places(job)
     if job.verify or job.bench:
@@ -214,7 +214,13 @@ class Material:
     notes: tuple[str, ...]
 
 
-def _check_options(job: Job) -> None:
+def check_options(job: Job) -> None:
+    """Find contradictions and unknown names in what was asked, without a look at any file.
+
+    Raises:
+        UsageError: options exclude each other, or a pass, option or recipe does not exist.
+        DataError: a budget needs data, and there is none.
+    """
     if job.passes is not None and job.recipe is not None:
         raise UsageError("--passes and --recipe exclude each other", where="the options", do="give one of them")
     if not job.verify and (job.budget.max_drop is not None or job.budget.min_sqnr is not None):

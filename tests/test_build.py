@@ -146,6 +146,27 @@ def test_an_output_that_is_gone_or_changed_is_built_again(built: Path) -> None:
     assert statuses(run(built)) == {"dist/a": "built", "dist/b": "built"}
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words", "code"),
+    [
+        ('passes = "', 'passes = "quantise-qdq,', "did you mean quantize-qdq?", 2),
+        ('path = "a.onnx"', 'path = "absent.onnx"', "there is no such file", 3),
+        ('path = "a.onnx"', 'path = "a.onnx"\ndata = "absent.npz"', "there is no such file", 4),
+    ],
+)
+def test_a_dry_run_finds_what_would_fail_before_any_work(
+    project: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, words: str, code: int
+) -> None:
+    file = project / "onnxcomp.toml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    assert cli("build", file, "--dry-run") == code
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert "would fail" in shown.out
+
+
 def test_force_only_and_dry_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = project / "onnxcomp.toml"
     before = set(project.rglob("*"))

@@ -161,6 +161,17 @@ def test_bench_of_one_model_shows_the_noise(pair: tuple[Path, Path], data: Path,
     assert "the same again" in out and "made-up" not in out and "data.npz" in out
 
 
+def test_bench_takes_batches_beside_sizes(tmp_path: Path):
+    """--shape names every size, the free batch among them: --batch goes first."""
+    path = builders.save(builders.transformer(), tmp_path / "t.onnx")
+    sizes = ("--shape", "input_ids=1x7", "--shape", "attention_mask=1x7")
+    arguments = ("--seconds", "0.1", "--batch", "1,4", "--json", tmp_path / "b.json")
+    assert call("bench", path, *sizes, *arguments) == 0
+    found = json.loads((tmp_path / "b.json").read_text())["benchmarks"]
+    assert [(one["batch"], one["shapes"]["input_ids"]) for one in found] == [(1, [1, 7]), (4, [4, 7])]
+    assert call("bench", path, "--shape", "input_ids=3x7", "--shape", "attention_mask=3x7", *arguments[:2]) == 0
+
+
 def test_bench_of_a_dynamic_model_says_what_it_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = builders.save(builders.transformer(), tmp_path / "t.onnx")
     assert call("bench", path, "--seconds", "0.2") == 0

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnxcomp.build.fingerprint import Parts, dependencies, growing, parts_of
+from onnxcomp.build.fingerprint import ABSENT, Parts, dependencies, growing, parts_of
 from onnxcomp.build.hashes import Hashes
 from onnxcomp.build.state import Record, State, slug
 from onnxcomp.config import Config, ModelEntry
-from onnxcomp.errors import OnnxcompError, UsageError
+from onnxcomp.errors import DataError, ModelError, OnnxcompError, UsageError
 from onnxcomp.lock import file_lock
 from onnxcomp.report.record import read_json
 from onnxcomp.results import BuildReport, BuiltModel, Failure
@@ -120,6 +120,24 @@ def _planned(config: Config, state: State, hashes: Hashes, only: Sequence[str], 
         reasons = state.reasons(entry, parts, hashes)
         found.append(Planned(entry, parts, reasons or (["it was asked for"] if force else [])))
     return found
+
+
+def obstacle(item: Planned) -> OnnxcompError | None:
+    """What would make the build of a model fail before any work, as far as that shows without opening a file."""
+    from onnxcomp.driver import check_options
+
+    job = item.entry.job
+    inputs = {f"file {job.model.as_posix()}": ModelError, f"file {job.data}": DataError}
+    for name, kind in inputs.items():
+        if item.parts.get(name) == ABSENT:
+            return kind(
+                "there is no such file", where=name, do="check the path, which is relative to the configuration"
+            )
+    try:
+        check_options(job)
+    except OnnxcompError as error:
+        return error
+    return None
 
 
 @dataclass

@@ -68,13 +68,19 @@ def command(
 
 
 def _show_plan(config: Config, only: tuple[str, ...], force: bool, quiet: bool) -> int:
-    from onnxcomp.build.step import plan
+    """Say what would be built; the code is that of the first thing that would stop a model before any work."""
+    from onnxcomp.build.step import obstacle, plan
 
+    codes = []
     for item in plan(config, only=only, force=force):
+        error = obstacle(item) if item.reasons else None
         if not quiet:
             words = f"would be built: {'; '.join(item.reasons)}" if item.reasons else "up to date"
-            click.echo(f"{item.entry.name}: {words}")
-    return 0
+            click.echo(f"{item.entry.name}: {'would fail' if error is not None else words}")
+        if error is not None:
+            codes.append(error.exit_code)
+            click.echo(f"error: {item.entry.name}: {error.what}\nwhere: {error.where}\ndo:    {error.do}", err=True)
+    return min(codes, default=0)
 
 
 def _silent(_text: str) -> None:
