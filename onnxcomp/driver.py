@@ -525,7 +525,7 @@ def _fill(
 
 def _layers(before: Graph, after: Graph, operators: Operators, measured: Measurements) -> list[LayerRecord]:
     """Weighted layers by name, before and after; one that is gone has zeros after."""
-    new = {layer.node: layer for layer in cost.layers(after, operators)}
+    new = {layer.node: layer for layer in cost.joined(cost.layers(after, operators))}
     weights = histograms(before, after, operators)
     records = []
     for old in cost.layers(before, operators):

@@ -14,7 +14,7 @@ from onnxcomp.graph.ops.facts import Operators, Weight
 from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import CostModel, Guarantee, Need, Outcome, Pass, PassContext, SampleSource, option
-from onnxcomp.passes.qdq import refine, regions, sharing, weights
+from onnxcomp.passes.qdq import parts, refine, regions, sharing, weights
 from onnxcomp.passes.qdq.choice import Choice, Chooser, Planned
 from onnxcomp.passes.qdq.coarse import Coarsener
 from onnxcomp.passes.qdq.ranges import Grid, Rule
@@ -109,6 +109,8 @@ class _Quantizer:
             self.outcome.notes += choice.notes
             if layers:
                 self._write(shapes, choice, layers)
+                if self.target.separate:
+                    self._separate(layers)
         self._report(layers, refused)
         return self.outcome
 
@@ -210,6 +212,14 @@ class _Quantizer:
                 progress=self.context.progress,
             )
 
+    def _separate(self, layers: dict[Node, Layer]) -> None:
+        if found := parts.separate(self.graph, layers, self._shapes()):
+            names = ", ".join(node.name for node, _ in found[:2]) + (" and others" if len(found) > 2 else "")
+            self.outcome.notes.append(
+                f"{len(found)} products are cut into parts right behind and got a product for each part, or "
+                f"{self.target.name} would multiply in float: {names}"
+            )
+
     def _report(self, layers: dict[Node, Layer], refused: dict[Node, str]) -> None:
         for node, layer in layers.items():
             self.outcome.change(node, f"int8 weights ({layer.own_sqnr_db:.1f} dB)")
@@ -218,8 +228,8 @@ class _Quantizer:
         done = Counter(node.op for node in layers)
         total = done + Counter(node.op for node in refused)
         kept = Counter(why.partition(":")[0] for why in refused.values())
-        parts = [f"{done[op]} of {count} {op}" for op, count in total.items()]
-        text = ", ".join(parts) + " quantized" if parts else "no operator with an integer kernel and a weight"
+        words = [f"{done[op]} of {count} {op}" for op, count in total.items()]
+        text = ", ".join(words) + " quantized" if words else "no operator with an integer kernel and a weight"
         if kept:
             text += f"; {sum(kept.values())} kept float: " + ", ".join(f"{n} {why}" for why, n in kept.most_common())
         self.outcome.summary = text

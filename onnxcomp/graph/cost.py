@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
 from onnxcomp.graph.literals import literal
 from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.results import ModelStats
+
+PART = ".part"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,23 @@ class Parameters:
 
     total: int
     nonzero: int
+
+
+def part_name(node: str, index: int) -> str:
+    """Name of one of the nodes that a weighted node was separated into, by output channels."""
+    return f"{node}{PART}{index}"
+
+
+def joined(found: Iterable[LayerCost]) -> Iterator[LayerCost]:
+    """Layers with the parts of one taken together again, under its name."""
+    wholes: dict[str, LayerCost] = {}
+    for layer in found:
+        name, mark, index = layer.node.rpartition(PART)
+        own = name if mark and index.isdigit() else layer.node
+        old = wholes.get(own)
+        sums = {} if old is None else {k: getattr(old, k) + getattr(layer, k) for k in ("parameters", "bytes", "macs")}
+        wholes[own] = replace(layer, node=own, **sums)
+    yield from wholes.values()
 
 
 def stats(

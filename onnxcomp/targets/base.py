@@ -60,6 +60,7 @@ class Target:
         folds: activation functions that the output's range takes over.
         residual: `both` inputs of an Add are quantized, or the `shortcut` only.
         unified: operators whose inputs must share one scale.
+        separate: a product whose output is cut into parts right behind needs a product for each part, or it is float.
         opset: least opset of the form that is written.
         why_not: why nothing is gained on this target, in words; empty where something is.
     """
@@ -75,5 +76,6 @@ class Target:
     folds: frozenset[str] = frozenset()
     residual: Literal["both", "shortcut"] = "both"
     unified: frozenset[str] = frozenset()
+    separate: bool = False
     opset: int = 13
     why_not: str = ""

@@ -57,4 +57,5 @@ TENSORRT = Target(
     bias="float",
     residual="shortcut",
     unified=frozenset({"Concat"}),
+    separate=True,
 )

@@ -103,7 +103,7 @@ def _reasons(model: Path, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, str
         if kernel is None or not kernel.weighted:
             continue
         weights = [w for w in operators.facts(node).weights(node) if node.constant(w.port) is not None]
-        why = kernel.refuses(node, weights[0], shapes) if weights else "its weight is computed"
+        why = kernel.refuses(node, weights[0], shapes) if weights else "it multiplies two activations"
         if why:
             found[name] = why
     return found
