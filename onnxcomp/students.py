@@ -23,7 +23,7 @@ def narrower(width: float | None) -> tuple[Pass, ...]:
     """
     if width is None or width == 1:
         return ()
-    return (make_pass("prune-channels", {"ratio": 1 - width, "scope": "layer", "streams": True}),)
+    return (make_pass("prune-channels", {"ratio": round(1 - width, 9), "scope": "layer", "streams": True}),)
 
 
 def with_classes(source: Path, classes: int, folder: Path, seed: int = 0) -> Path:

@@ -12,6 +12,7 @@ from onnxcomp.distill import environment
 from onnxcomp.distill.augment import Augment, Way
 from onnxcomp.errors import UsageError
 from onnxcomp.graph.ir import Graph
+from onnxcomp.graph.literals import lift_weights
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
 from onnxcomp.passes.training import gradual, quantized
 from onnxcomp.passes.training.material import gather, samples_of
@@ -42,7 +43,9 @@ class Distill(Pass):
     epochs: float | None = option(None, "times every training sample is seen; 1 where steps is not given", above=0.0)
     steps: int | None = option(None, "batches to train on, in place of epochs", minimum=1)
     batch: int = option(64, "samples a step; fixed by the model where its inputs are", minimum=1)
-    lr: float = option(5e-3, "learning rate after warm-up", above=0.0)
+    lr: float | None = option(
+        None, "learning rate after warm-up; 0.005, and smaller ones where that brings nothing", above=0.0
+    )
     scaled: bool = option(True, "lr is a share of each tensor's own RMS, with adamw; false: the same step for all")
     optimizer: Literal["adamw", "sgd"] = option("adamw", "AdamW, or SGD with momentum")
     momentum: float = option(0.9, "of sgd", minimum=0.0, below=1.0)
@@ -135,6 +138,8 @@ class Distill(Pass):
             DataError: samples, or labels, do not fit.
         """
         outcome = Outcome()
+        if self.bits or self.activation_bits or self.sparsity or self.macs:
+            lift_weights(graph)
         self.selects(graph)
         for globs in (self.freeze, self.train):
             self.matching(graph, globs)

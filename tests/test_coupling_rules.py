@@ -227,6 +227,14 @@ def slices_of_channels() -> ModelProto:
 
 
 @case
+def slices_by_narrow_integers() -> ModelProto:
+    net = Net()
+    x = net.op("Relu", net.conv(net.input("N", 3, 8, 8), 3, 12))
+    given = [net.const(value, np.int32) for value in ([0, -1], [7, -(2**31)], [1, 3], [1, -1])]
+    return net.model(net.conv(net.op("Slice", x, *given), 7, 4))
+
+
+@case
 def slice_by_attribute() -> ModelProto:
     net = Net(opset=9)
     x = net.op("Relu", net.conv(net.input("N", 3, 8, 8), 3, 12))

@@ -175,8 +175,12 @@ def convolutions(kind: str) -> TrainingTask:
     shape = (4, 2 if kind == "split" else 4, 3, 3)
     second = graph.add_constant("second", (rng.standard_normal(shape) * 0.3).astype(np.float32))
     y = graph.add_node("Conv", [y, second], name="late").outputs[0]
-    loss = Variable("loss", F32, ())
-    graph.add_node("ReduceMean", [graph.add_node("Mul", [y, y]).outputs[0]], attrs={"keepdims": 0}, outputs=[loss])
+    loss = graph.add_node("ReduceMean", [graph.add_node("Mul", [y, y]).outputs[0]], attrs={"keepdims": 0}).outputs[0]
+    if kind == "faint":  # as a divergence is whose terms of order 1 cancel
+        one, tiny = (graph.add_constant(name, np.float32(size)) for name, size in (("one", 1.0), ("tiny", 1e-5)))
+        loss = graph.add_node("Add", [graph.add_node("Mul", [loss, tiny]).outputs[0], one]).outputs[0]
+        loss = graph.add_node("Sub", [loss, one]).outputs[0]
+    loss.name, loss.dtype, loss.shape = "loss", F32, ()
     graph.outputs = [loss]
     graph.sort()
     feeding = Feeding(
@@ -197,6 +201,10 @@ def test_wrong_gradient_is_refused_before_training(runtime: environment.Environm
 
 def test_right_gradient_passes(runtime: environment.Environment) -> None:
     assert engine.check_gradients(convolutions("none"), runtime=runtime) < 0.003
+
+
+def test_a_loss_that_is_float_noise_refutes_no_gradient(runtime: environment.Environment) -> None:
+    assert engine.check_gradients(convolutions("faint"), runtime=runtime) < 0.01
 
 
 def test_parameter_without_a_gradient_is_named(runtime: environment.Environment) -> None:

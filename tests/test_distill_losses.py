@@ -7,7 +7,7 @@ import onnxruntime as ort
 import pytest
 from nets import Net
 
-from onnxcomp.distill.losses import LABELS, LOSS, Term, append_loss, fits, logits_of
+from onnxcomp.distill.losses import LABELS, LOSS, Term, append_loss, fits, logits_of, softmax_of
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.ir import Graph
@@ -124,3 +124,16 @@ def test_logits_are_found_before_softmax(opset: int) -> None:
     assert logits_of(graph, graph.outputs[0]) is graph.nodes[0].outputs[0]
     plain = student(6, opset=opset)
     assert logits_of(plain, plain.outputs[0]) is plain.outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("opset", "axis", "size", "found"),
+    [(17, 1, 5, 1), (11, 1, 1, 1), (11, 1, 5, None), (17, 2, 5, None), (17, 3, 5, -1)],
+)
+def test_the_axis_of_classes_is_the_softmaxs_and_identities_pass(opset: int, axis: int, size: int, found) -> None:
+    net = Net(opset=opset)
+    x = net.input("n", 4, size, size)
+    graph = decode(net.model(net.op("Identity", net.op("Softmax", net.op("Relu", x), axis=axis))))
+    graph.outputs[0].shape = ("n", 4, size, size)
+    known = softmax_of(graph, graph.outputs[0])
+    assert (None if known is None else (known[0].producer.op, known[1])) == (found and ("Relu", found))

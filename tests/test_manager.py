@@ -168,6 +168,26 @@ def test_the_graph_given_is_never_changed_and_never_returned() -> None:
     assert PassManager(Pipeline()).run(graph).graph is not graph
 
 
+@pytest.mark.parametrize(
+    "spec", ["prune-weights{ratio=0.5}", "quantize-weights{bits=8}", "clip-weights{method=percentile}"]
+)
+def test_weights_that_constant_nodes_hold_are_weights(spec: str) -> None:
+    model = builders.mlp((64, 48, 32))
+    weights = list(model.graph.initializer)
+    del model.graph.initializer[:]
+    nodes = [helper.make_node("Constant", [], [w.name], f"holds {w.name}", value=w) for w in weights]
+    nodes += list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    graph = decode(model)
+    result = PassManager(Pipeline.parse(spec)).run(graph)
+    (record,) = result.records
+    assert record.changes
+    assert any("Constant nodes held" in note for note in record.notes)
+    assert {w.name for w in weights} & {c.name for c in result.graph.constants()}
+    assert len(graph.constants()) == 0, "the graph given stays"
+
+
 def test_a_pass_that_says_nothing_changed_changes_nothing() -> None:
     """What a pass does and does not tell is dropped; the contract test calls it a defect."""
 

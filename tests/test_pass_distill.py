@@ -155,6 +155,37 @@ def test_training_that_brings_nothing_changes_nothing_and_says_so(runtime) -> No
     assert to_bytes(student) == before
 
 
+def test_a_student_near_its_teacher_is_not_led_away(runtime) -> None:
+    def near() -> Graph:
+        graph = classifier()
+        rng = np.random.default_rng(5)
+        for constant in graph.constants():
+            if len(constant.shape) == 2:
+                constant.values = constant.values + 1e-3 * rng.standard_normal(constant.shape).astype(np.float32)
+        return graph
+
+    given = trained(Distill(steps=20, lr=5e-3), near(), context(classifier(), labelled=False))
+    assert given.trainings[0].best_step <= 2, "the rate that was asked for is the one that is taken"
+    chosen = trained(Distill(steps=20), near(), context(classifier(), labelled=False))
+    (record,) = chosen.trainings
+    assert min(loss for _, loss in record.held_out) < 0.95 * record.held_out[0][1]
+    assert any("led away from the start" in note for note in chosen.notes)
+
+
+def test_a_teacher_that_is_sure_of_everything_can_teach(runtime) -> None:
+    def sure() -> Graph:
+        graph = classifier()
+        for constant in graph.constants():
+            constant.values = constant.values * np.float32(12)
+        return graph
+
+    student = sure()
+    student.constants()[0].values = student.constants()[0].values * np.float32(1.001)
+    record = trained(Distill(steps=4), student, context(sure(), labelled=False)).trainings[0]
+    assert record.held_out[0][1] < 1e-4, "the loss is float noise"
+    assert record.gradient_error is not None and record.gradient_error < 0.01
+
+
 def test_a_model_that_fixes_its_batch_trains_in_its_own_pieces(runtime) -> None:
     def flat(exact: bool) -> Graph:
         graph = classifier(16, exact=exact)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.ir import Constant, Graph, Node, Variable
+from onnxcomp.graph.literals import lift_weights
 from onnxcomp.graph.ops.facts import load_operators
 from onnxcomp.graph.opset import raise_opset
 from onnxcomp.manager.pipeline import PassManager, Pipeline
@@ -69,12 +70,13 @@ PASSES: dict[str, tuple[str, Edit]] = {
 
 
 def oracle(graph: Graph, edit: Edit, *, whole: bool) -> onnx.ModelProto:
-    """The model with operators in front of every weight that is an initializer.
+    """The model with operators in front of every weight that is an initializer, or that a Constant node holds.
 
     Args:
         whole: leave a weight alone that is read as something else too: it cannot change without changing that.
     """
     copy = graph.clone()
+    lift_weights(copy)
     raise_opset(copy, 16)
     operators, owners = load_operators(), copy.owners()
     uses = [(node, w.port, node.constant(w.port)) for node in copy.walk() for w in operators.facts(node).weights(node)]

@@ -101,15 +101,30 @@ def fits(kind: Kind, student: tuple[int, ...], teacher: tuple[int, ...]) -> bool
 
 
 def logits_of(graph: Graph, output: Tensor) -> Tensor:
-    """What enters the Softmax that makes an output along its last axis; the output itself where none does."""
+    """What enters the Softmax that makes an output; the output itself where none does."""
+    found = softmax_of(graph, output)
+    return output if found is None else found[0]
+
+
+def softmax_of(graph: Graph, output: Tensor) -> tuple[Tensor, int] | None:
+    """What enters the Softmax that makes an output, and the axis of its classes: -1 the last, or 1; None without one.
+
+    Nodes that only pass it on may stand between.
+    """
     node = output.producer
-    if node is None or node.domain or node.op not in ("Softmax", "LogSoftmax"):
-        return output
-    source = node.input(0)
-    rank = len(output.shape) if output.shape is not None else 0
+    while node is not None and not node.domain and node.op in ("Identity", "Dropout"):
+        source = node.input(0)
+        node = source.producer if source is not None else None
+    if node is None or node.domain or node.op not in ("Softmax", "LogSoftmax") or (source := node.input(0)) is None:
+        return None
     axis = int(node.attrs.get("axis", -1 if graph.opset >= 13 else 1))
-    last = axis in (-1, rank - 1) if rank else axis == -1
-    return source if source is not None and last else output
+    if output.shape is None:
+        return (source, -1) if axis == -1 else None
+    rank = len(output.shape)
+    if axis % rank == rank - 1:
+        return source, -1
+    alone = graph.opset >= 13 or all(size == 1 for size in output.shape[2:])  # before, all axes behind were one
+    return (source, 1) if axis % rank == 1 and alone else None
 
 
 class _Builder:

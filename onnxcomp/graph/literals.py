@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from onnx import numpy_helper
 
-from onnxcomp.graph.ir import Array, Constant, Node, Stored, Tensor
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Stored, Tensor
 
 _FORMS = (("float", np.float32), ("int", np.int64), ("string", object))
 
@@ -42,3 +43,19 @@ def literal(tensor: Tensor | None) -> Constant | None:
 def is_numeric(value: Array | Stored) -> bool:
     """Whether the value holds numbers or truth values, not strings."""
     return value.dtype != np.dtype(object)
+
+
+def lift_weights(graph: Graph) -> int:
+    """Let what Constant nodes of the main graph hold in floating point, single numbers aside, become initializers.
+
+    They keep their names. Returns how many there were.
+    """
+    gone = []
+    for node in graph.nodes:
+        value = constant_value(node)
+        if value is None or value.dtype.kind != "f" or math.prod(value.shape) < 2 or graph.is_output(node.outputs[0]):
+            continue
+        graph.replace_uses(node.outputs[0], Constant(node.outputs[0].name, value))
+        gone.append(node)
+    graph.remove_nodes(gone)
+    return len(gone)

@@ -9,6 +9,7 @@ from typing import Literal
 from onnxcomp.errors import DataError, GuaranteeError, ModelError
 from onnxcomp.graph.io import total_bytes
 from onnxcomp.graph.ir import Graph
+from onnxcomp.graph.literals import lift_weights
 from onnxcomp.graph.shapes import check_structure
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.manager.guarantee import Probe, interface_of
@@ -115,7 +116,12 @@ class PassManager:
         """Run a pass on a copy, which takes the graph's place if it holds and the pass changed anything."""
         candidate = graph.clone()
         start = time.perf_counter()
+        # what only trains returns values to wherever they came from
+        rewrites = item.promises() is Guarantee.LOSSY and Need.TRAINING not in item.required()
+        lifted = lift_weights(candidate) if rewrites else 0
         outcome = item.run(candidate, context)
+        if lifted and outcome.changes:
+            outcome.notes.append(f"{lifted} weights that Constant nodes held became initializers")
         failure = ""
         try:
             if outcome.changes:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from onnxcomp.distill.losses import Kind, Term, fits, logits_of
+from onnxcomp.distill.losses import Kind, Term, fits, logits_of, softmax_of
 from onnxcomp.distill.teacher import mean_square
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.graph.ir import Array, Graph
@@ -45,12 +45,14 @@ class Pair:
     Attributes:
         output: it is one, and not a feature.
         required: an error where the two do not fit; else left out, and said.
+        classes: the axis of classes that a Softmax behind it names.
     """
 
     student: str
     teacher: str
     output: bool
     required: bool = True
+    classes: int | None = None
 
     @property
     def fed(self) -> str:
@@ -77,10 +79,11 @@ def pairs(student: Graph, teacher: Graph, aim: Aim) -> list[Pair]:
             )
         if output.dtype is not None and output.dtype.kind != "f":
             continue
-        ours, theirs = logits_of(student, output), logits_of(teacher, twin)
-        if (ours is output) != (theirs is twin):
-            ours, theirs = output, twin
-        found.append(Pair(ours.name, theirs.name, True))
+        mine, other = softmax_of(student, output), softmax_of(teacher, twin)
+        if mine is not None and other is not None:
+            found.append(Pair(mine[0].name, other[0].name, True, classes=mine[1]))
+        else:
+            found.append(Pair(output.name, twin.name, True))
     if not found:
         raise ModelError("no output holds floating-point numbers", where="the outputs", do="nothing can be distilled")
     named = [pair for entry in aim.features for pair in _features(entry, student, teacher)]
@@ -115,7 +118,8 @@ def terms(
         if not pair.required and not (ours == theirs or fits("attention", ours, theirs)):
             notes.append(f"{pair.student} is not matched: {list(ours)} against the teacher's {list(theirs)}")
             continue
-        kind = _kind(pair, aim, ours, theirs, answer, axis is not None, len([p for p in found if p.output]))
+        classes = pair.classes if axis is None else axis
+        kind = _kind(pair, aim, ours, theirs, answer, classes is not None, len([p for p in found if p.output]))
         if pair.output and aim.loss == "auto":
             notes.append(f"loss of {pair.student}: {_WORDS[kind]} (loss= says otherwise)")
         weight = 1.0 if pair.output else aim.feature_weight / inside
@@ -126,7 +130,9 @@ def terms(
         use = axis is not None and aim.alpha < 1
         share = aim.alpha if use else 1.0
         if share > 0:
-            result.append(Term("kl", pair.student, pair.fed, share, aim.temperature, axis=-1 if axis is None else axis))
+            result.append(
+                Term("kl", pair.student, pair.fed, share, aim.temperature, axis=-1 if classes is None else classes)
+            )
         if use and axis is not None and labels is not None:
             check_labels(labels, ours[axis])
             result.append(Term("labels", pair.student, weight=1 - share, axis=axis))

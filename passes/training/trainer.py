@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from onnxcomp.passes.distill import Distill
 
 LEAST_PIECE = 16  # rows; below, what a run costs besides its rows weighs more than idle threads
+RATES = (5e-3, 1.25e-3, 3e-4)  # tried in turn where none is given, as shares of each tensor's RMS
 SCALE_UNIT = 0.2  # learned scales move more slowly than weights
 SMALLEST_UNIT = 0.01  # for biases that are all zero
 POINTS = 240  # of a curve in the report
@@ -80,9 +82,7 @@ class Trainer:
             sparsity=self._sparsity(moving),
             check_gradients=quantization is None,
         )
-        result = engine.train(task, progress=self.context.progress, checkpoint=engine.Checkpoint())
-        if result.resumed_from:
-            self.outcome.notes.append(f"training went on from step {result.resumed_from} of a run that was interrupted")
+        result = self._trained(task)
         if proven is not None:
             result = replace(result, gradient_error=proven)
         before = {c.name: c.values for c in self.graph.constants()}
@@ -96,6 +96,28 @@ class Trainer:
             self.outcome.notes.append("training brought nothing: the loss was lowest before the first step")
         self._record(result, losses, prepared, time.perf_counter() - start)
         return {name: result.parameters[name] for name in scales}
+
+    def _trained(self, task: TrainingTask) -> TrainingResult:
+        """Train; where no rate was asked for and the usual one leads away from the start, again with smaller ones.
+
+        A rate is too high where the loss was lowest before it was reached: a student that is near its teacher already
+        does not come back within a short training.
+        """
+        best: TrainingResult | None = None
+        for rate in RATES if self.options.lr is None else (self.options.lr,):
+            given = replace(task, optimizer=replace(task.optimizer, lr=rate))
+            result = engine.train(given, progress=self.context.progress, checkpoint=engine.Checkpoint())
+            if result.resumed_from:
+                words = f"training went on from step {result.resumed_from} of a run that was interrupted"
+                self.outcome.notes.append(words)
+            if best is not None:
+                self.outcome.notes.append(f"lr={RATES[0]:g} led away from the start: trained again with {rate:g}")
+            if best is None or _lowest(result) < _lowest(best):
+                best = result
+            if result.best_step > min(task.optimizer.warmup_steps, len(task.feeding.order) - 1):
+                break
+        assert best is not None
+        return best
 
     def compare(self, rounded: Graph) -> None:
         """Run the written graph beside the one that was trained, and report how far they agree.
@@ -230,7 +252,7 @@ class Trainer:
         vectors = {c.name for c in prepared.graph.constants() if len(c.shape) < 2}
         return Optimizer(
             kind=options.optimizer,
-            lr=options.lr,
+            lr=options.lr or RATES[0],
             lr_scale=self._units(prepared, scales, moving),
             undecayed=frozenset({*scales, *vectors.intersection(moving.values())}),
             weight_decay=options.weight_decay,
@@ -317,6 +339,10 @@ class Trainer:
             gradient_error=result.gradient_error,
         )
         self.outcome.trainings.append(record)
+
+
+def _lowest(result: TrainingResult) -> float:
+    return min((loss for _, loss in result.held_out), default=math.inf)
 
 
 def _thinned(values: Sequence[float]) -> tuple[tuple[float, float], ...]:

@@ -26,7 +26,9 @@ LONGEST = 0.05  # of a parameter's own length, that it may move
 SIZES = (1.0, 0.25, 4.0)  # of the aimed step, tried until one agrees
 LEAST = 1e-4  # of the loss: changes below count as this large, for float32 is noisy there
 NAMED = 6  # nodes that an error names
-JITTER = 3e-2  # off the optimum: a student that starts as its teacher has no slope, and noise would decide
+JITTERS = (3e-2, 0.1, 0.3)  # off the optimum, until the loss is visible: at the teacher there is no slope, but noise
+VISIBLE = 1e-2  # all losses are of order 1 for a student that knows nothing
+NOISE = 3e-7  # of a loss in float32, however small it is: sums of terms of order 1 that cancel
 
 Wrong: TypeAlias = tuple[str, float, float]  # parameter, claimed change of the loss, measured change
 
@@ -43,8 +45,13 @@ def check(made: Trainable, arrays: Mapping[str, Array], rows: Array, seed: int) 
     before = made.values.vector.copy()
     statistics = {name: array.copy() for name, array in made.statistics.items()}
     try:
-        _jitter(made.values, seed)
-        base, loss = made.values.vector.copy(), made.gradient(arrays, rows)
+        for jitter in JITTERS:
+            made.values.vector[...] = before
+            _jitter(made.values, seed, jitter)
+            loss = made.gradient(arrays, rows)
+            if not loss < VISIBLE:
+                break
+        base = made.values.vector.copy()
         if not math.isfinite(loss) or not np.isfinite(made.grads.vector).all():
             raise RefusedError(
                 "diverged",
@@ -85,7 +92,7 @@ class _Probe:
         best = (math.inf, 0.0, 0.0)
         for size in SIZES:
             claimed, measured = self._change(names, size)
-            scale = max(abs(claimed), abs(measured), LEAST * self._loss)
+            scale = max(abs(claimed), abs(measured), LEAST * self._loss, NOISE / TOLERANCE)
             error = abs(claimed - measured) / scale
             best = min(best, (error, claimed, measured))
             if error <= TOLERANCE / 2:
@@ -129,11 +136,11 @@ class _Probe:
         return found
 
 
-def _jitter(values: Flat, seed: int) -> None:
+def _jitter(values: Flat, seed: int, share: float) -> None:
     generator = np.random.default_rng(seed)
     for view in values.views.values():
         size = float(np.sqrt(np.mean(np.square(view, dtype=np.float64)))) or 1e-2
-        np.add(view, JITTER * size * generator.standard_normal(view.shape), out=view, casting="same_kind")
+        np.add(view, share * size * generator.standard_normal(view.shape), out=view, casting="same_kind")
 
 
 def refusal(model: onnx.ModelProto, trainable: Sequence[str], median: float, wrong: list[Wrong]) -> RefusedError:

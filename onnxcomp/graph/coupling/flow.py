@@ -248,11 +248,18 @@ def positive(axis: int, rank: int) -> int:
 
 
 def set_ints(kept: Kept, node: Node, name: str, port: int, values: Sequence[int]) -> None:
-    """Write integers where the node has them: in an attribute, or as a new constant at the port."""
+    """Write integers where the node has them: in an attribute, or as a new constant at the port.
+
+    All ports of a Slice take one type, so that a new one follows those that are there.
+    """
     if name in node.attrs:
         node.attrs[name] = [int(v) for v in values]
-    else:
-        node.set_input(port, kept.graph.add_constant(f"{node.name}_{name}", np.asarray(values, np.int64)))
+        return
+    there = [t.dtype for t in (node.input(port), *node.inputs[1:]) if t is not None and t.name]
+    narrow = node.op == "Slice" and np.dtype(np.int32) in there
+    ends = np.iinfo(np.int32 if narrow else np.int64)
+    array = np.clip(np.asarray(values, np.int64), ends.min, ends.max).astype(ends.dtype)
+    node.set_input(port, kept.graph.add_constant(f"{node.name}_{name}", array))
 
 
 def private_input(kept: Kept, node: Node, port: int, op: str, extra: Sequence[Tensor], **attrs: Any) -> Variable:
