@@ -18,6 +18,8 @@ from onnxcomp.graph.cost import LayerCost
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.passes.qdq import parts
+from onnxcomp.passes.training import quantized as trained
+from onnxcomp.passes.training.quantized import Precision
 from onnxcomp.runtime import tensorrt
 from onnxcomp.verify.acceptance import ask_tensorrt
 
@@ -118,6 +120,25 @@ def test_each_part_gets_a_product_with_the_same_values(form: str, op: str, monke
     whole, _ = quantized(before)
     assert products(whole) == ["product"]
     for one, other in zip(run(after), run(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_trained_integers_are_separated_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = net(FORMS["split after heads"])
+    context = PassContext(
+        calibration=Feeds({"x": samples(before, 8)}), sample_shapes={"x": (1, 8, DEEP)}, target="tensorrt"
+    )
+    precision = Precision(8, 8, 8, "adamw", "portable")
+
+    def written() -> ModelProto:
+        plan = trained.plan(decode(before), precision, lambda node: True, context)
+        plan.write({})
+        return encode(plan.graph)
+
+    after = written()
+    assert products(after) == [f"product.part{index}" for index in range(3)]
+    monkeypatch.setattr(parts, "separate", lambda *_: [])
+    for one, other in zip(run(after), run(written()), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 

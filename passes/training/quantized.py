@@ -22,7 +22,7 @@ from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import PassContext
-from onnxcomp.passes.qdq import regions, sharing
+from onnxcomp.passes.qdq import parts, regions, sharing
 from onnxcomp.passes.qdq.forms import curve_of
 from onnxcomp.passes.qdq.ranges import Grid, Rule, unusable
 from onnxcomp.passes.qdq.trials import write
@@ -63,6 +63,7 @@ class Quantization:
         bits: of each weight, by the same name; `read_bits` of what a node multiplies it with, by the node's name.
         refused: nodes that stay float, with the reason.
         notes: what the user should know.
+        shapes: of one sample's tensors, where activations are rounded.
     """
 
     graph: Graph
@@ -74,6 +75,7 @@ class Quantization:
     plan: regions.Plan | None = None
     refused: dict[Node, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    shapes: Shapes | None = None
 
     def insert(self, training: Graph) -> Inserted:
         """Round in a copy of the graph."""
@@ -123,6 +125,8 @@ class Quantization:
         for node, stored in written.weights.items():
             if bits[node] <= PACKED_BITS and self.target.name == "cpu":
                 writer.write(stored, packed(stored.values, bits[node]))
+        if self.target.separate and self.shapes is not None:
+            parts.separate(self.graph, layers, self.shapes)
         self.graph.sort()
         return {
             node.name: f"{_words(bits[node])} weights, {self.read_bits[node.name]}-bit activations" for node in layers
@@ -268,7 +272,7 @@ def _plan_activations(
             break
         banned |= bad
     result.refused |= found.refused
-    result.plan = found
+    result.plan, result.shapes = found, shapes
     ports = {n: target.kernels[n.op].ports or () for n in found.weighted} | found.joined
     ports |= dict.fromkeys((*found.moving, *found.rewritten), (0,))
     for own, grid in grids:
