@@ -89,8 +89,9 @@ class TrainingRecord:
     @property
     def words(self) -> str:
         """One line for people."""
-        ends = [loss for _, loss in self.held_out]
-        brought = f"held-out loss {ends[0]:.4g} -> {min(ends):.4g}" if ends else f"loss {self.losses[-1][1]:.4g}"
+        ends = dict(self.held_out)
+        kept = ends.get(self.best_step, next(reversed(ends.values()), 0.0))
+        brought = f"held-out loss {self.held_out[0][1]:.4g} -> {kept:.4g}" if ends else f"loss {self.losses[-1][1]:.4g}"
         best = "" if self.best_step == self.steps or not ends else f", best at {self.best_step}"
         early = {"early": ", ended early", "interrupted": ", interrupted"}.get(self.ended, "")
         return f"{brought} in {self.steps} steps of {self.batch}{best}{early}, {self.seconds:.0f} s; {self.loss}"

@@ -26,22 +26,22 @@ def narrower(width: float | None) -> tuple[Pass, ...]:
     return (make_pass("prune-channels", {"ratio": round(1 - width, 9), "scope": "layer", "streams": True}),)
 
 
-def with_classes(source: Path, classes: int, folder: Path, seed: int = 0) -> Path:
-    """The model with a new last layer for so many classes, under its own name in another folder.
+def with_classes(source: Path, classes: int, folder: Path, seed: int = 0) -> tuple[Path, tuple[str, ...]]:
+    """The model with a new last layer for so many classes, under its own name in another folder, and what is new in it.
 
     Raises:
         ModelError: no last layer is found.
     """
     graph = load(source)
-    new_head(graph, classes, load_operators(), seed)
+    fresh = new_head(graph, classes, load_operators(), seed)
     save(graph, folder / source.name)
-    return folder / source.name
+    return folder / source.name, fresh
 
 
-def new_head(graph: Graph, classes: int, operators: Operators, seed: int = 0) -> None:
+def new_head(graph: Graph, classes: int, operators: Operators, seed: int = 0) -> tuple[str, ...]:
     """Replace the weights of the last layer of a classifier by small random ones, biases by zeros, in place.
 
-    Weights are uniform within 1 / sqrt(inputs), as a fresh linear layer has them.
+    Weights are uniform within 1 / sqrt(inputs), as a fresh linear layer has them. Returns the names of what is new.
 
     Raises:
         ModelError: the first output does not come from a layer with weights of its own.
@@ -53,18 +53,22 @@ def new_head(graph: Graph, classes: int, operators: Operators, seed: int = 0) ->
     axis = weight.out_axis % len(constant.shape)
     shape = tuple(classes if a == axis else size for a, size in enumerate(constant.shape))
     port = next(p for p, t in enumerate(node.inputs) if t is constant)
-    node.inputs[port] = graph.add_constant(constant.name, weight.from_matrix(fresh.astype(constant.dtype), shape))
+    made = [graph.add_constant(constant.name, weight.from_matrix(fresh.astype(constant.dtype), shape))]
+    node.inputs[port] = made[0]
     if weight.bias is not None and (bias := node.constant(weight.bias)) is not None:
-        node.inputs[weight.bias] = graph.add_constant(bias.name, np.zeros(classes, bias.dtype))
+        made.append(graph.add_constant(bias.name, np.zeros(classes, bias.dtype)))
+        node.inputs[weight.bias] = made[-1]
     for other in passed:
         for at, tensor in enumerate(other.inputs):
             if isinstance(tensor, Constant) and tensor.size > 1:
-                other.inputs[at] = graph.add_constant(tensor.name, np.zeros(classes, tensor.dtype))
-    for made in (node, *passed):
-        for tensor in made.outputs:
+                made.append(graph.add_constant(tensor.name, np.zeros(classes, tensor.dtype)))
+                other.inputs[at] = made[-1]
+    for changed in (node, *passed):
+        for tensor in changed.outputs:
             if tensor.shape:
                 at = 1 if len(tensor.shape) > 1 and tensor.shape[1] == matrix.shape[0] else len(tensor.shape) - 1
                 tensor.shape = tuple(classes if a == at else size for a, size in enumerate(tensor.shape))
+    return tuple(constant.name for constant in made)
 
 
 def _last(graph: Graph, operators: Operators) -> tuple[Node, Weight, Constant, list[Node]]:

@@ -92,6 +92,9 @@ class Distill(Pass):
     keep_bounds: bool = option(True, "clipped weights stay within their bounds")
     freeze: tuple[str, ...] = option((), "globs of weights, or of nodes that read them, that do not move")
     train: tuple[str, ...] = option((), "globs of weights, or of nodes that read them: only these move")
+    fresh: tuple[str, ...] = option(
+        (), "globs of weights, or of nodes that read them, that start at random: 16 times the rate"
+    )
     anchor: bool = option(False, "train differences from the weights as they are: decay and l1 pull back to them")
     statistics: Literal["trained", "frozen"] = option(
         "trained", "what BatchNormalization does to its mean and variance"
@@ -141,7 +144,7 @@ class Distill(Pass):
         if self.bits or self.activation_bits or self.sparsity or self.macs:
             lift_weights(graph)
         self.selects(graph)
-        for globs in (self.freeze, self.train):
+        for globs in (self.freeze, self.train, self.fresh):
             self.matching(graph, globs)
         taught = pairs(graph, context.original or graph.clone(), self.aim) if self.teacher == "original" else []
         teacher = (context.original or graph.clone()) if taught else None
@@ -190,7 +193,7 @@ class Distill(Pass):
         for glob in globs:
             hits = {name for name, own in names.items() if any(fnmatch.fnmatchcase(n, glob) for n in own)}
             if not hits:
-                raise self._no_match("freeze or train", glob, {n for own in names.values() for n in own})
+                raise self._no_match("freeze, train or fresh", glob, {n for own in names.values() for n in own})
             found |= hits
         return found
 

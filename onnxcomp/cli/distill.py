@@ -51,16 +51,19 @@ def command(
     from onnxcomp.cli.progress import Bar
     from onnxcomp.driver import run
     from onnxcomp.job import Job
+    from onnxcomp.manager.base import exactly
     from onnxcomp.manager.pipeline import Pipeline
     from onnxcomp.runtime.progress import SILENT
     from onnxcomp.students import narrower, with_classes
 
     if given["teacher"] is None:
         options["teacher"] = "none"
-    trained = registry.find("distill")(**options)
-    passes = Pipeline((*narrower(width), trained))
     with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
-        model = student if classes is None else with_classes(student, classes, Path(folder), given["seed"])
+        model = student
+        if classes is not None:
+            model, new = with_classes(student, classes, Path(folder), given["seed"])
+            options["fresh"] = (*options.get("fresh", ()), *map(exactly, new))
+        passes = Pipeline((*narrower(width), registry.find("distill")(**options)))
         job = Job(model=model, passes=passes, bench=not no_bench, **given)
         report = run(job, SILENT if quiet else Bar())
     if not quiet:

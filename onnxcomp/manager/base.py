@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import re
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -292,3 +293,8 @@ def _hidden_weight(node: Node) -> Node | None:
                 return first
             maker = computed[0].producer if len(computed) == 1 else None
     return None
+
+
+def exactly(name: str) -> str:
+    """A glob that matches this name alone."""
+    return re.sub(r"([*?\[])", r"[\1]", name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from onnxcomp.distill.writeback import put_back
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coupling.analysis import analyse
 from onnxcomp.graph.ir import Array, Constant, Graph, Variable
-from onnxcomp.manager.base import Outcome, PassContext
+from onnxcomp.manager.base import Outcome, PassContext, exactly
 from onnxcomp.passes.training import material as materials
 from onnxcomp.passes.training.keeping import kept
 from onnxcomp.passes.training.material import Material
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
 LEAST_PIECE = 16  # rows; below, what a run costs besides its rows weighs more than idle threads
 RATES = (5e-3, 1.25e-3, 3e-4)  # tried in turn where none is given, as shares of each tensor's RMS
+FRESH = 16.0  # times the rate, for what has to be learned from nothing
 SCALE_UNIT = 0.2  # learned scales move more slowly than weights
 SMALLEST_UNIT = 0.01  # for biases that are all zero
 POINTS = 240  # of a curve in the report
@@ -173,8 +173,8 @@ class Trainer:
             shapes,
             batch,
             statistics=statistics,
-            freeze=[_exactly(name) for name in named if name not in moving and name not in inserted.trainable],
-            also=[_exactly(name) for name in (*moving, *inserted.trainable)],
+            freeze=[exactly(name) for name in named if name not in moving and name not in inserted.trainable],
+            also=[exactly(name) for name in (*moving, *inserted.trainable)],
         )
         prepared.require()
         scales = {name: inserted.constraints[name] for name in inserted.trainable if name in prepared.trainable}
@@ -203,7 +203,7 @@ class Trainer:
         frozen = list(self.options.freeze)
         if self.options.train:
             named = self.options.matching(graph, self.options.train)
-            frozen += [_exactly(c.name) for c in graph.constants() if c.name not in named]
+            frozen += [exactly(c.name) for c in graph.constants() if c.name not in named]
         return frozen
 
     def _loss(self, work: Graph, batch: int) -> list[Term]:
@@ -270,14 +270,16 @@ class Trainer:
         breaks in the first step (compare Adafactor's relative steps, Shazeer and Stern 2018). Learned scales are
         relative already.
         """
+        named = self.options.matching(self.graph, self.options.fresh)
+        faster = {moved: FRESH for name, moved in moving.items() if name in named}
         if not self.options.scaled or self.options.optimizer != "adamw":
-            return {}
+            return faster
         constants = {c.name: np.asarray(c.values) for c in prepared.graph.constants()}
         found = dict.fromkeys(scales, SCALE_UNIT)
         for name, moved in moving.items():
             alive = constants[name][constants[name] != 0]
             rms = float(np.sqrt(np.mean(np.square(alive, dtype=np.float64)))) if alive.size else 0.0
-            found[moved] = max(rms, SMALLEST_UNIT)
+            found[moved] = max(rms, SMALLEST_UNIT) * faster.get(moved, 1.0)
         return found
 
     def _constraints(self, prepared: Prepared, scales: dict[str, Constraint]) -> dict[str, Constraint]:
@@ -399,8 +401,3 @@ def piece_of(batch: int, threads: int) -> int:
     """Rows that the training graph takes, so that threads share a batch evenly; all losses are means over samples."""
     shares = (count for count in range(max(1, threads), 1, -1) if batch % count == 0 and batch // count >= LEAST_PIECE)
     return batch // next(shares, 1)
-
-
-def _exactly(name: str) -> str:
-    """A glob that matches this name alone."""
-    return re.sub(r"([*?\[])", r"[\1]", name)
