@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -26,8 +26,8 @@ from onnxcomp.passes.structure.latency import Planner, holders_of, inside
 from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases, makers
 from onnxcomp.passes.structure.refit import Refit
 from onnxcomp.passes.structure.taylor import taylor_moments
-from onnxcomp.passes.structure.timing import kernel_block
-from onnxcomp.passes.structure.trials import LEAST_SAMPLES, Candidate, Trials, carry_out, search
+from onnxcomp.passes.structure.timing import BLOCKS, kernel_block
+from onnxcomp.passes.structure.trials import LEAST_SAMPLES, Candidate, Trials, carry_out, hardly_worse, search
 from onnxcomp.runtime.blas import limited
 from onnxcomp.runtime.progress import Progress
 
@@ -60,7 +60,7 @@ class PruneChannels(Pass):
     )
     scope: Literal["global", "layer"] = option("global", "share the loss over all layers, or the same share of each")
     multiple_of: int | Literal["auto"] = option(
-        "auto", "widths are multiples of this; auto: 8 for TensorRT, a kernel's block for latency on CPU, else 1"
+        "auto", "widths are multiples of this; auto: 8 for TensorRT, on CPU a kernel's block where it costs little"
     )
     min_keep: int = option(1, "fewest channels that stay in a layer", minimum=1)
     streams: bool = option(False, "also channels that several layers add up (residual streams)")
@@ -218,12 +218,30 @@ class PruneChannels(Pass):
             return 8
         return kernel_block() if context.target == "cpu" and self.latency is not None else 1
 
+    def _can_try(self, choices: Sequence[Choice], context: PassContext) -> bool:
+        """Whether candidates can be carried out and judged."""
+        enough = context.calibration is not None and len(context.calibration) >= LEAST_SAMPLES
+        return enough and self.compensate and any(choice.curve.measured for choice in choices)
+
+    def _in_blocks(self, choices: Sequence[Choice], context: PassContext) -> list[list[Choice]]:
+        """The choices at widths that kernels compute together, the fastest last; none where widths are free anyway."""
+        targets = (self.macs, self.params, self.ratio)
+        free = self.multiple_of == "auto" and context.target == "cpu" and any(target is not None for target in targets)
+        if not free or not self._can_try(choices, context):
+            return []
+        return [
+            [
+                c if len(c.counts) == 1 else replace(c, counts=allowed_counts(c.group, self.min_keep, multiple))
+                for c in choices
+            ]
+            for multiple in BLOCKS
+            if multiple <= kernel_block()
+        ]
+
     def _branches(self, graph: Graph, choices: Sequence[Choice], context: PassContext) -> list[Branch]:
         """Residual branches that may leave besides."""
         targets = (self.macs, self.params, self.latency)
-        few = context.calibration is None or len(context.calibration) < LEAST_SAMPLES
-        measured = any(choice.curve.measured for choice in choices)
-        if not (self.blocks and self.compensate) or few or not measured or all(t is None for t in targets):
+        if not self.blocks or not self._can_try(choices, context) or all(target is None for target in targets):
             return []
         wanted = self.selects(graph)
         found = innermost(branches(graph, context.operators, context.sample_shapes))
@@ -251,10 +269,14 @@ class PruneChannels(Pass):
             saved = {b.name: self._saved(self._costing(coupling, choices, [b], None, context)) for b in found}
         order = [n for n, saving in saved.items() if saving > 0 and errors[n] <= MOST_ERROR]
         order.sort(key=lambda name: errors[name] ** EXPONENT / saved[name])
-        best = None
-        if order:
+        best, in_blocks = None, self._in_blocks(choices, context)
+        if order or in_blocks:
             macs = Costing(coupling, context.operators).macs
-            best = search(order, widths, Trials(graph, choices, context, self.damping, macs).loss)
+            loss = Trials(graph, choices, context, self.damping, macs).loss
+            best = search(order, widths, loss)
+            dropped = best.dropped if best is not None else ()
+            others = [self._widths(coupling, other, found, context, dropped) for other in in_blocks]
+            best = best and hardly_worse([best, *(other for other in others if other is not None)], loss)
         dropped = best.dropped if best is not None else ()
         if planner is None:
             return best or self._widths(coupling, choices, found, context, (), strict=False) or Candidate(())

@@ -17,6 +17,7 @@ from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
 from onnxcomp.passes.prune_channels import PruneChannels
+from onnxcomp.passes.structure.trials import Candidate, hardly_worse
 
 
 class Samples:
@@ -112,6 +113,30 @@ def test_duplicated_channels_leave_without_loss() -> None:
     before, after = builders.run(model, feeds)[0], builders.run(to_bytes(result.graph), feeds)[0]
     assert widths(result.graph)["n1_Gemm"] == 8
     assert builders.sqnr_db(before, after) > 40
+
+
+@pytest.mark.parametrize(("multiple", "blocks"), [("auto", True), ("1", False)])
+def test_on_a_cpu_widths_are_whole_blocks_where_that_costs_nothing(multiple: str, blocks: bool) -> None:
+    """Forty units of which twelve are different: any width from twelve on loses nothing, so the kernels may choose."""
+    generator = builders.rng(0)
+    net = Net()
+    x = net.input("N", 8)
+    copies = np.arange(40) % 12
+    net.weights["w"] = builders.normal(generator, 12, 8)[copies]
+    net.weights["b"] = generator.standard_normal(12).astype(np.float32)[copies]
+    hidden = net.op("Relu", net.op("Gemm", x, "w", "b", transB=1))
+    model = net.model(net.gemm(hidden, 40, 4))
+    samples = Samples({"x0": generator.standard_normal((256, 8)).astype(np.float32)})
+    spec = f"prune-channels{{macs=0.9,multiple_of={multiple},damping=1e-6}}"
+    width = widths(run(graph_of(model), spec, samples).graph)["n1_Gemm"]
+    assert 12 <= width <= 36
+    assert (width % 8 == 0) == blocks
+
+
+def test_of_candidates_the_last_is_taken_that_is_hardly_worse() -> None:
+    candidates = [Candidate((i,)) for i in range(4)]
+    for losses, best in (([1.0, 0.9, 0.91, 1.1], 2), ([1.0, 1.1, 1.2, 1.3], 0), ([1e-9, 1e-7, 2e-6, 1e-4], 2)):
+        assert hardly_worse(candidates, lambda c, losses=losses: losses[c.removed[0]]) == candidates[best]
 
 
 def test_explicit_widths_and_their_errors() -> None:

@@ -8,10 +8,12 @@ from onnxcomp.manager.base import CostModel, PassContext
 from onnxcomp.runtime.costs import MeasuredCosts
 from onnxcomp.runtime.machine import instruction_sets
 
+BLOCKS = (8, 16)  # channels that ONNX Runtime's float convolutions compute together
+
 
 def kernel_block() -> int:
-    """Channels that ONNX Runtime's float convolutions compute together: 16 with AVX-512, else 8."""
-    return 16 if "avx512f" in instruction_sets() else 8
+    """The largest block that kernels have here: 16 with AVX-512, else 8."""
+    return BLOCKS[1] if "avx512f" in instruction_sets() else BLOCKS[0]
 
 
 class Clock:

@@ -30,6 +30,7 @@ ROWS = 8192  # of a layer
 BREADTH, DEPTH = 2, 4  # branches tried for each place, and places
 WORK = 1e11  # multiply-accumulates that running one candidate may take
 LEAST_SAMPLES = 32
+HARDLY, NOTHING = 1.02, 1e-5  # times the loss of the best, and a loss that nobody sees
 
 
 @dataclass(frozen=True)
@@ -181,3 +182,9 @@ def search(
             break
         best, least = candidate, found
     return best
+
+
+def hardly_worse(candidates: Sequence[Candidate], loss: Callable[[Candidate], float]) -> Candidate:
+    """The last of some candidates that loses hardly more than the best of them."""
+    most = max(HARDLY * min(loss(candidate) for candidate in candidates), NOTHING)
+    return next(candidate for candidate in reversed(candidates) if loss(candidate) <= most)
