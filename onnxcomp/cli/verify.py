@@ -159,7 +159,7 @@ def _show_origin(found: Provenance) -> None:
     for key, value in sorted(found.recorded.items()):
         click.echo(f"  {key.removeprefix('onnxcomp.')} {value}")
     if found.report is None:
-        click.echo("  no report beside it")
+        click.echo("  no report beside it: nothing to check the file itself against (--report FILE)")
     else:
         click.echo(f"  report {found.report.name}: this is the model it describes, verdict {found.verdict}")
     if found.source_unchanged is not None:
