@@ -15,7 +15,7 @@ from feeds import Feeds, RuledCosts, on_integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Net
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from test_coupling_rules import CASES
 
 from onnxcomp.errors import DataError, UsageError
@@ -251,6 +251,24 @@ def test_tensorrt_gets_symmetric_activations_float_biases_and_integers_on_the_sh
             assert len(node.input) < 3 or values[node.input[2]].dtype == np.float32
     (add,) = (node for node in after.graph.node if node.op_type == "Add")
     assert sorted(made[name].op_type == DQ for name in add.input) == [False, True]
+
+
+def test_tensorrt_takes_few_channels_of_a_first_convolution_alone() -> None:
+    """Pooled to 4 channels and up again, as in a gate, is no image."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "stem"], ["s"], "stem"),
+        helper.make_node("Conv", ["s", "down"], ["d"], "down"),
+        helper.make_node("Conv", ["d", "up"], ["y"], "up"),
+    ]
+    shapes = {"stem": (32, 3, 1, 1), "down": (4, 32, 1, 1), "up": (32, 4, 1, 1)}
+    weights = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32), n) for n, s in shapes.items()]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", c, 8, 8]) for n, c in (("x", 3), ("y", 32))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    before = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    _, record = quantized(before, "quantize-qdq{min_sqnr=0}", target="tensorrt")
+    assert record.changes == 1
+    assert {skip.node for skip in record.skips} == {"down", "up"}
 
 
 @pytest.mark.parametrize("target", ["cpu", "tensorrt"])

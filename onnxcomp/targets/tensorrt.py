@@ -15,6 +15,7 @@ from onnxcomp.targets.base import Kernel, Target
 
 LEAST_CHANNELS = 16
 IMAGE_CHANNELS = 4  # a first convolution reads so few channels, and gains all the same
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def conv(node: Node, weight: Weight | None, shapes: Shapes) -> str:
@@ -24,9 +25,24 @@ def conv(node: Node, weight: Weight | None, shapes: Shapes) -> str:
         return "its weight is computed"
     kernel = node.inputs[weight.port].shape
     into, out = kernel[1] * weight.group, kernel[0]
-    if out < LEAST_CHANNELS or IMAGE_CHANNELS < into < LEAST_CHANNELS:
+    image = into <= IMAGE_CHANNELS and _first(node)
+    if out < LEAST_CHANNELS or (into < LEAST_CHANNELS and not image):
         return f"{into} to {out} channels are too few for int8 tensor cores"
     return ""
+
+
+def _first(node: Node) -> bool:
+    """Whether no other product stands before a convolution."""
+    waiting, seen = [node.inputs[0].producer], set[Node]()
+    while waiting:
+        maker = waiting.pop()
+        if maker is None or maker in seen:
+            continue
+        if maker.op in PRODUCTS:
+            return False
+        seen.add(maker)
+        waiting += [tensor.producer for tensor in maker.inputs]
+    return True
 
 
 def product(node: Node, weight: Weight | None, shapes: Shapes) -> str:
