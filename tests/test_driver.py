@@ -210,6 +210,27 @@ def test_an_interrupted_run_leaves_no_half_file(
         onnx.checker.check_model(str(path))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
+def test_a_terminated_run_ends_as_an_interrupted_one(digits: Path, digits_data: tuple[Path, Path], tmp_path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onnxcomp", "optimize", str(digits), "--data", str(digits_data[0])],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(scratch)},
+    )
+    deadline = time.monotonic() + 60
+    while not any(scratch.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted" in said
+    assert not any(path.name.startswith("onnxcomp-") for path in scratch.iterdir())
+
+
 def test_several_inputs_and_a_custom_metric(tmp_path: Path) -> None:
     model = builders.save(builders.transformer(), tmp_path / "t.onnx")
     for name, seed in (("a.npz", 1), ("b.npz", 2)):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
+import threading
 import traceback
 
 import click
@@ -56,6 +58,8 @@ def group() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with the documented code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _told_to_end)
     try:
         code = group.main(arguments, prog_name="onnxcomp", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -95,6 +99,12 @@ def _explain(error: OnnxcompError, arguments: list[str]) -> None:
     click.echo(f"error: {error.what}", err=True)
     click.echo(f"where: {error.where or 'the command line'}", err=True)
     click.echo(f"do:    {error.do or 'see onnxcomp --help'}", err=True)
+
+
+def _told_to_end(number: int, frame: object) -> None:
+    """A job scheduler's or container's end is as Ctrl-C: checkpoints are written, scratch folders go."""
+    del number, frame
+    signal.raise_signal(signal.SIGINT)
 
 
 def _interrupted() -> None:

@@ -187,8 +187,9 @@ def plan(graph: Graph, precision: Precision, wanted: Callable[[Node], bool], con
     if not uses:
         raise UsageError(
             "no weight can be trained on integers",
-            where="; ".join(sorted(set(result.refused.values()))) or "the model has no convolution or matrix product",
-            do="leave bits and activation_bits out",
+            where="; ".join(sorted(set(result.refused.values())))
+            or "no convolution or matrix product stores its weight",
+            do="leave bits and activation_bits out; where weights are computed, run fold-constants before",
         )
     if "BatchNormalization" in graph.operators():
         result.notes.append("BatchNormalization stays float between integers: fuse-batchnorm before folds it")

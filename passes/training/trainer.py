@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 LEAST_PIECE = 16  # rows; below, what a run costs besides its rows weighs more than idle threads
 RATES = (5e-3, 1.25e-3, 3e-4)  # tried in turn where none is given, as shares of each tensor's RMS
+PERFECT = 1e-7  # a loss that is float noise: nothing to gain
 FRESH = 16.0  # times the rate, for what has to be learned from nothing
 SCALE_UNIT = 0.2  # learned scales move more slowly than weights
 SMALLEST_UNIT = 0.01  # for biases that are all zero
@@ -114,7 +115,8 @@ class Trainer:
                 self.outcome.notes.append(f"lr={RATES[0]:g} led away from the start: trained again with {rate:g}")
             if best is None or _lowest(result) < _lowest(best):
                 best = result
-            if result.best_step > min(task.optimizer.warmup_steps, len(task.feeding.order) - 1):
+            perfect = _lowest(result) < PERFECT
+            if perfect or result.best_step > min(task.optimizer.warmup_steps, len(task.feeding.order) - 1):
                 break
         assert best is not None
         return best
