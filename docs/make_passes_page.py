@@ -11,7 +11,7 @@ from pathlib import Path
 from onnxcomp.manager import registry
 from onnxcomp.manager.base import Guarantee, Pass
 from onnxcomp.manager.options import OptionInfo, describe
-from onnxcomp.manager.spec import format_value
+from onnxcomp.manager.spelling import format_value
 
 PAGE = Path(__file__).resolve().parent / "passes.md"
 

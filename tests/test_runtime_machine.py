@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from onnxcomp.runtime import machine as module
-from onnxcomp.runtime.machine import instruction_sets, int8_arithmetic, machine, usable_cores
+from onnxcomp.runtime.arithmetic import int8_arithmetic
+from onnxcomp.runtime.machine import instruction_sets, machine, usable_cores
 
 AVX2_ONLY = """processor\t: 0
 model name\t: Some CPU @ 2.30GHz

@@ -50,7 +50,8 @@ def _tell() -> None:
     from rich.table import Table
 
     from onnxcomp.cli.screen import screen
-    from onnxcomp.runtime.machine import int8_arithmetic, machine
+    from onnxcomp.runtime.arithmetic import int8_arithmetic
+    from onnxcomp.runtime.machine import machine
 
     found = machine()
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))

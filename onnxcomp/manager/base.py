@@ -20,6 +20,7 @@ from onnxcomp.errors import EnvironmentLacksError, UsageError
 from onnxcomp.graph.ir import Constant, Graph, Node
 from onnxcomp.graph.ops.facts import Operators, Weight, load_operators, no_weights
 from onnxcomp.manager.options import checked, option
+from onnxcomp.manager.spelling import spelled
 from onnxcomp.results import Change, Skip, TrainingRecord
 from onnxcomp.runtime.progress import SILENT, Progress
 
@@ -213,9 +214,7 @@ class Pass(ABC):
         """Rewrite the graph in place and say what was done."""
 
     def __str__(self) -> str:
-        from onnxcomp.manager.spec import format_pass
-
-        return format_pass(self)
+        return spelled(self.name, self)
 
     # -- choosing nodes ----------------------------------------------------------------------------------------
 

@@ -16,12 +16,11 @@ from typing import Any
 
 from onnxcomp.errors import UsageError
 from onnxcomp.manager.base import Pass
-from onnxcomp.manager.options import NONE, Bare, reject_unknown
+from onnxcomp.manager.options import Bare, reject_unknown
 
 Finder = Callable[[str], type[Pass]]
 
 _TOKEN = re.compile(r'\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<mark>[{}\[\],=])|(?P<word>[^\s{}\[\],="]+))')
-_WORD = re.compile(r"[A-Za-z_][\w.:/*?-]*")
 
 
 def parse_passes(text: str, find: Finder | None = None) -> tuple[Pass, ...]:
@@ -47,31 +46,6 @@ def make_pass(name: str, options: dict[str, Any], find: Finder | None = None) ->
     cls = (find or registry.find)(name)
     reject_unknown(name, [f.name for f in dataclasses.fields(cls)], list(options))
     return cls(**options)
-
-
-def format_pass(item: Pass) -> str:
-    """A pass as a spec string that `parse_passes` turns back into an equal pass; defaults are left out."""
-    given = [
-        f"{f.name}={format_value(getattr(item, f.name))}"
-        for f in dataclasses.fields(item)
-        if getattr(item, f.name) != f.default
-    ]
-    return f"{item.name}{{{','.join(given)}}}" if given else item.name
-
-
-def format_value(value: Any) -> str:
-    """One value as spec strings write it."""
-    if value is None:
-        return NONE
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return f"[{','.join(format_value(v) for v in value)}]"
-    text = str(value)
-    plain = _WORD.fullmatch(text) and text not in ("true", "false", NONE)
-    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 class _Parser:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from onnxcomp.manager.base import Need, Pass
 from onnxcomp.manager.options import OptionInfo, describe
-from onnxcomp.manager.spec import format_value
+from onnxcomp.manager.spelling import format_value
 from onnxcomp.report.tables import table
 
 if TYPE_CHECKING:

@@ -1,121 +1,29 @@
-"""What is known about an operator, in one frozen record, and the one look-up that finds it."""
+"""The one look-up that finds what is known about an operator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from importlib.metadata import entry_points
-from math import prod
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import Any
 
 from onnxcomp.errors import UsageError
-from onnxcomp.graph.ir import Array, Constant, Node
-from onnxcomp.graph.types import Shapes
+from onnxcomp.graph.ir import Constant, Node
+from onnxcomp.graph.ops.record import OpFacts, Role, Weight, no_macs, no_weights, volume
+from onnxcomp.graph.ops.tables import RECORDS
 
-if TYPE_CHECKING:
-    from onnxcomp.graph.coupling.flow import Rule
-    from onnxcomp.graph.rewriting import Rewrite
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "OpFacts",
+    "Operators",
+    "Role",
+    "Weight",
+    "load_operators",
+    "no_macs",
+    "no_weights",
+    "volume",
+]
 
 ENTRY_POINT_GROUP = "onnxcomp.operators"
-
-Role = Literal["kernel", "embedding", "recurrent"]
-
-
-@dataclass(frozen=True)
-class Weight:
-    """Where a node takes a weight, and what its axes mean.
-
-    Attributes:
-        port: input port.
-        role: `kernel` is multiplied with activations, `embedding` is looked up by row, `recurrent` is of an RNN.
-        out_axis: axis of output channels (for an embedding: of rows).
-        in_axes: axes that are summed over, in the order of the kernel's inner loop.
-        group: convolution groups; 1 elsewhere.
-        bias: port of the bias, or None.
-    """
-
-    port: int
-    role: Role = "kernel"
-    out_axis: int = 0
-    in_axes: tuple[int, ...] = (1,)
-    group: int = 1
-    bias: int | None = None
-
-    def to_matrix(self, values: Array) -> Array:
-        """The weight as [out, in]: every row holds what is summed into one output channel."""
-        return np.transpose(values, self._order(values.ndim)).reshape(values.shape[self.out_axis], -1)
-
-    def from_matrix(self, matrix: Array, shape: tuple[int, ...]) -> Array:
-        """Undo `to_matrix` for a weight of the given shape."""
-        order = self._order(len(shape))
-        moved = matrix.reshape([shape[a] for a in order])
-        return np.ascontiguousarray(np.transpose(moved, np.argsort(order)))
-
-    def along_out(self, vector: Array, rank: int) -> Array:
-        """A vector over output channels, shaped to broadcast against the weight."""
-        return vector.reshape([-1 if a == self.out_axis % rank else 1 for a in range(rank)])
-
-    def _order(self, rank: int) -> list[int]:
-        out = self.out_axis % rank
-        inner = [a % rank for a in self.in_axes]
-        return [out, *inner, *(a for a in range(rank) if a != out and a not in inner)]
-
-
-Weights = Callable[[Node], tuple[Weight, ...]]
-Macs = Callable[[Node, Shapes], int]
-
-
-def no_weights(node: Node) -> tuple[Weight, ...]:
-    """For operators without weights."""
-    return ()
-
-
-def no_macs(node: Node, shapes: Shapes) -> int:
-    """For operators whose multiply-accumulates are not counted."""
-    return 0
-
-
-@dataclass(frozen=True)
-class OpFacts:
-    """One operator.
-
-    Attributes:
-        op, domain: as in ONNX.
-        weights: the weights a node takes; empty where they are computed by other nodes is for the caller to see.
-        macs: multiply-accumulates of one run.
-        moves_data: the first output holds values of the first input only, at other places: scales may be shared.
-        elementwise: each output element depends on the input elements at its place, after broadcasting.
-        random: two runs may differ.
-        quantization_ports: ports that hold scales and zero points, which are no parameters.
-        packed: number of weight elements behind a port of packed or integer weights, by port.
-        shape_ports: ports whose values steer shapes and are no parameters either.
-        vector_ports: ports of learned vectors that are no weights or biases of a product: scale and shift of a
-            normalization, slope of a PRelu.
-        statistics_ports: ports of running statistics, which training updates without a gradient.
-        coupling: how indices of the outputs' axes depend on those of the inputs (onnxcomp.graph.coupling); the
-            built-in rules stand in a table there, so that only operators of third parties give one here.
-        gradient: the form with a right gradient (onnxcomp.graph.rewriting); the built-in rules stand in the table of
-            onnxcomp.distill.rewrites, so that only operators of third parties give one here.
-        known: False for the record of an operator that no table holds.
-    """
-
-    op: str
-    domain: str = ""
-    weights: Weights = no_weights
-    macs: Macs = no_macs
-    moves_data: bool = False
-    elementwise: bool = False
-    random: bool = False
-    quantization_ports: tuple[int, ...] = ()
-    packed: Mapping[int, Callable[[Node], int]] = field(default_factory=dict)
-    shape_ports: tuple[int, ...] = ()
-    vector_ports: tuple[int, ...] = ()
-    statistics_ports: tuple[int, ...] = ()
-    coupling: Rule | None = None
-    gradient: Rewrite | None = None
-    known: bool = True
 
 
 class Operators:
@@ -161,16 +69,9 @@ class Operators:
 
 def load_operators() -> Operators:
     """The built-in records and those of installed packages."""
-    from onnxcomp.graph.ops import tables
-
-    operators = Operators(tables.RECORDS)
+    operators = Operators(RECORDS)
     for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
         loaded: Any = entry.load()
         for record in loaded if isinstance(loaded, list | tuple) else [loaded]:
             operators.add(record)
     return operators
-
-
-def volume(shape: tuple[int, ...] | None) -> int:
-    """Number of elements; 0 when the shape is unknown."""
-    return 0 if shape is None else prod(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxcomp.graph.ir import Node
-from onnxcomp.graph.ops.facts import OpFacts, Weight, volume
+from onnxcomp.graph.ops.record import OpFacts, Weight, volume
 from onnxcomp.graph.types import Shapes
 
 
