@@ -25,6 +25,14 @@ def test_top1_finds_the_output_with_classes_and_takes_pooled_shapes() -> None:
     assert parse_metric("top1").score(outputs, np.array([0, 1, 2, 3, 0])) == 1.0
 
 
+@pytest.mark.parametrize("numbers", [[0.1, 0.9, 0.4, 0.7], [-3.0, 2.0, -0.4, 0.7]])
+def test_top1_of_one_number_a_sample_tells_two_classes_apart(numbers: list[float]) -> None:
+    outputs = {"p": np.array(numbers, np.float32)[:, None]}
+    assert parse_metric(None).score(outputs, np.array([0, 1, 1, 1])) == 0.75
+    with pytest.raises(DataError, match="needs an output"):
+        parse_metric(None).score(outputs, np.array([0, 1, 2, 1]))
+
+
 @pytest.mark.parametrize("axis", [1, -1])
 def test_top1_counts_tokens_and_pixels_place_by_place(axis: int) -> None:
     labels = np.array([[0, 1, 2], [3, 3, 0]])

@@ -118,6 +118,14 @@ def test_terms_that_do_not_fit_are_refused(arrays) -> None:
         run(Term("labels", ""), y, None)
 
 
+def test_one_logit_learns_from_labels_by_binary_cross_entropy() -> None:
+    z = np.array([[0.5], [-2.0], [3.0], [0.0]], np.float32)
+    labels = np.array([1, 0, 0, 1])
+    p = 1 / (1 + np.exp(-z[:, 0]))
+    expected = -np.log(np.where(labels == 1, p, 1 - p)).mean()
+    assert run(Term("labels", ""), z, None, labels) == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("opset", [11, 17])
 def test_logits_are_found_before_softmax(opset: int) -> None:
     graph = student(6, softmax=True, opset=opset)

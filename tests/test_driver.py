@@ -258,7 +258,7 @@ def test_a_metric_that_cannot_be_taken_is_told_before_any_work(
     model = builders.save(builders.mlp((6, 5, 1)), tmp_path / "m.onnx")
     name = next(port.name for port in onnx.load(model).graph.input)
     np.savez(tmp_path / "d.npz", **{name: np.random.default_rng(0).random((60, 6), np.float32)})
-    np.save(tmp_path / "y.npy", np.zeros(60, np.int64))
+    np.save(tmp_path / "y.npy", np.full(60, 2))
     (tmp_path / "own.py").write_text("def fails(outputs, labels):\n    raise ValueError('not these')\n")
 
     def work(*given: object) -> None:

@@ -104,7 +104,8 @@ def scores_of(outputs: Outputs) -> npt.NDArray[Any]:
 def top1(outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
     """Share of samples whose highest score is that of their label (the first one among equals).
 
-    Labels of [samples, places...], one for each token or pixel, count place by place.
+    Labels of [samples, places...], one for each token or pixel, count place by place. A model that gives one number a
+    sample tells two classes apart: at 0.5 where all numbers are probabilities, else at 0.
 
     Raises:
         DataError: no output of [samples, classes], or labels that are not such classes, one a sample or place.
@@ -113,7 +114,8 @@ def top1(outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
     if labels.ndim > 1 and labels[:1].size > 1:
         scores, labels = _places_of(outputs, labels.shape), labels.reshape(-1)
     else:
-        scores = scores_of(outputs)
+        scores = _two_classes(outputs, labels)
+        scores = scores_of(outputs) if scores is None else scores
     if len(labels) != len(scores):
         raise DataError(
             f"{len(labels)} labels for {len(scores)} outputs", where="the labels", do="give one label for each sample"
@@ -141,3 +143,15 @@ def _places_of(outputs: Outputs, wanted: tuple[int, ...]) -> npt.NDArray[Any]:
         where=f"the model's outputs: {shapes}",
         do="give the task's own metric with --metric module.py:function",
     )
+
+
+def _two_classes(outputs: Outputs, labels: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    """Scores of two classes from the only output, one number a sample; None where that or the labels are not so."""
+    arrays = list(outputs.values())
+    if len(arrays) != 1 or arrays[0].size != len(labels) or arrays[0].dtype.kind != "f":
+        return None
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() > 1:
+        return None
+    number = arrays[0].reshape(-1)
+    probable = number.min() >= 0 and number.max() <= 1
+    return np.stack([np.full_like(number, 0.5 if probable else 0.0), number], axis=1)

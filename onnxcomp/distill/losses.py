@@ -28,7 +28,7 @@ class Term:
 
     kl: T^2 times the Kullback-Leibler divergence of the softened class probabilities, teacher from student (Hinton,
         Vinyals and Dean 2015).
-    labels: cross-entropy with integer labels.
+    labels: cross-entropy with integer labels; of one logit, and labels 0 and 1, the binary one.
     mse: mean squared difference over the teacher's mean square.
     cosine: 1 - cosine of the angle between the last axes.
     attention: mean squared difference of the normalised maps of channel energy, for feature maps that agree in all but
@@ -106,6 +106,13 @@ def logits_of(graph: Graph, output: Tensor) -> Tensor:
     return output if found is None else found[0]
 
 
+def logit_of(graph: Graph, output: Tensor) -> Tensor:
+    """What enters the Sigmoid that makes an output; the output itself where none does."""
+    node = output.producer
+    source = node.input(0) if node is not None and node.op == "Sigmoid" and not node.domain else None
+    return output if source is None else source
+
+
 def softmax_of(graph: Graph, output: Tensor) -> tuple[Tensor, int] | None:
     """What enters the Softmax that makes an output, and the axis of its classes: -1 the last, or 1; None without one.
 
@@ -167,6 +174,9 @@ class _Builder:
     def _cross_entropy(self, student: Tensor, shape: tuple[int, ...], axis: int) -> Variable:
         if self.labels is None:
             raise ValueError("there are no labels")
+        if shape[axis] == 1:  # one logit tells two classes apart: that of the other is 0
+            student = self.op("Concat", self.number(np.zeros(shape, np.float32)), student, axis=axis)
+            shape = (*shape[:-1], 2)
         labels = self._input(LABELS, np.dtype(np.int64), self.labels)
         ends = self.number(np.asarray([0.0, 1.0], np.float32))
         # [rows] -> [rows, classes], in the order that _log_softmax leaves behind

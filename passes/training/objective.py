@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from onnxcomp.distill.losses import Kind, Term, fits, logits_of, softmax_of
+from onnxcomp.distill.losses import Kind, Term, fits, logit_of, logits_of, softmax_of
 from onnxcomp.distill.teacher import mean_square
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.graph.ir import Array, Graph
@@ -151,14 +151,16 @@ def label_terms(student: Graph, shapes: Mapping[str, tuple[int, ...]], labels: A
     for output in student.outputs:
         logits = logits_of(student, output).name
         axis = class_axis(shapes[logits], labels)
-        if axis is not None:
+        if axis is None and labels.ndim == 1 and shapes[logits][1:] == (1,) and set(np.unique(labels)) <= {0, 1}:
+            result.append(Term("labels", logit_of(student, output).name, axis=-1))
+        elif axis is not None:
             check_labels(labels, shapes[logits][axis])
             result.append(Term("labels", logits, axis=axis))
     if not result:
         raise DataError(
             f"labels {list(labels.shape)} of {labels.dtype} are classes of no output",
             where=", ".join(f"{t.name} {list(shapes[t.name])}" for t in student.outputs),
-            do="give one whole number a sample",
+            do="give one whole number a sample, and a model of [samples, classes], or of one number for two classes",
         )
     return result
 
