@@ -94,3 +94,16 @@ def test_constant_and_removed_layers(tmp_path: Path) -> None:
     other = load(builders.save(builders.mlp(), tmp_path / "o.onnx"))
     found = histograms(before, other, OPERATORS)["layer"]
     assert (found.low, found.high, found.before[0], found.after, found.zeros) == (0.0, 0.0, 1.0, None, (1.0, None))
+
+
+def test_the_parts_of_a_weight_are_shown_together(tmp_path: Path) -> None:
+    parts = {"layer.part0": WEIGHT[:, :3], "layer.part1": WEIGHT[:, 3:] / 2}
+    nodes = [helper.make_node("MatMul", ["x", f"w{i}"], [f"p{i}"], name=name) for i, name in enumerate(parts)]
+    nodes.append(helper.make_node("Concat", ["p0", "p1"], ["y"], "join", axis=-1))
+    inputs, outputs = [builders.value("x", FLOAT, (2, 16))], [builders.value("y", FLOAT, (2, 8))]
+    held = [numpy_helper.from_array(values.copy(), f"w{i}") for i, values in enumerate(parts.values())]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, held)
+    found = shown(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path)
+    whole = np.concatenate([values.reshape(-1) for values in parts.values()])
+    assert found.range[1] == (pytest.approx(float(whole.min())), pytest.approx(float(whole.max())))
+    assert found.after is not None and sum(found.after) == pytest.approx(1, abs=1e-3)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import count, takewhile
+
 import numpy as np
 
+from onnxcomp.graph.cost import part_name
 from onnxcomp.graph.evaluate import evaluate
 from onnxcomp.graph.ir import Array, Graph, Node
 from onnxcomp.graph.ops.facts import Operators
@@ -31,10 +34,17 @@ def histograms(before: Graph, after: Graph, operators: Operators) -> dict[str, W
             values = np.asarray(constant.values).reshape(-1)
             if not np.isfinite(values).all():
                 continue
-            same = new.get(node.name)
-            later = _decoded(same, weight.port, after.opset) if same is not None and same.op == node.op else None
-            found[node.name] = _histogram(values, later)
+            found[node.name] = _histogram(values, _later(node, weight.port, new, after.opset))
     return found
+
+
+def _later(node: Node, port: int, new: dict[str, Node], opset: int) -> Array | None:
+    """The weight that a node has afterwards, or that of its parts one after the other; None where it is not known."""
+    parts = takewhile(new.__contains__, (part_name(node.name, index) for index in count()))
+    heirs = [new[name] for name in ([node.name] if node.name in new else parts)]
+    values = [_decoded(heir, port, opset) if heir.op == node.op else None for heir in heirs]
+    known = [value.reshape(-1) for value in values if value is not None]
+    return np.concatenate(known) if known and len(known) == len(values) else None
 
 
 def _histogram(values: Array, later: Array | None) -> WeightHistogram:
