@@ -114,8 +114,8 @@ def top1(outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
     if labels.ndim > 1 and labels[:1].size > 1:
         scores, labels = _places_of(outputs, labels.shape), labels.reshape(-1)
     else:
-        scores = _two_classes(outputs, labels)
-        scores = scores_of(outputs) if scores is None else scores
+        pair = _two_classes(outputs, labels)
+        scores = scores_of(outputs) if pair is None else pair
     if len(labels) != len(scores):
         raise DataError(
             f"{len(labels)} labels for {len(scores)} outputs", where="the labels", do="give one label for each sample"
