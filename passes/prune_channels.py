@@ -224,10 +224,11 @@ class PruneChannels(Pass):
         return enough and self.compensate and any(choice.curve.measured for choice in choices)
 
     def _in_blocks(self, choices: Sequence[Choice], context: PassContext) -> list[list[Choice]]:
-        """The choices at widths that kernels compute together, the fastest last; none where widths are free anyway."""
+        """The choices at widths that convolutions compute together, the largest last; none where widths are not free."""
         targets = (self.macs, self.params, self.ratio)
         free = self.multiple_of == "auto" and context.target == "cpu" and any(target is not None for target in targets)
-        if not free or not self._can_try(choices, context):
+        convolved = any(c.group.kind == "channels" and len(c.counts) > 1 for c in choices)
+        if not (free and convolved and self._can_try(choices, context)):
             return []
         return [
             [

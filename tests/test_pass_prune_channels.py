@@ -117,18 +117,18 @@ def test_duplicated_channels_leave_without_loss() -> None:
 
 @pytest.mark.parametrize(("multiple", "blocks"), [("auto", True), ("1", False)])
 def test_on_a_cpu_widths_are_whole_blocks_where_that_costs_nothing(multiple: str, blocks: bool) -> None:
-    """Forty units of which twelve are different: any width from twelve on loses nothing, so the kernels may choose."""
+    """Forty channels, twelve of them different: any width from twelve on loses nothing, so the kernels may choose."""
     generator = builders.rng(0)
     net = Net()
-    x = net.input("N", 8)
+    x = net.input("N", 8, 3, 3)
     copies = np.arange(40) % 12
-    net.weights["w"] = builders.normal(generator, 12, 8)[copies]
+    net.weights["w"] = builders.normal(generator, 12, 8, 1, 1)[copies]
     net.weights["b"] = generator.standard_normal(12).astype(np.float32)[copies]
-    hidden = net.op("Relu", net.op("Gemm", x, "w", "b", transB=1))
-    model = net.model(net.gemm(hidden, 40, 4))
-    samples = Samples({"x0": generator.standard_normal((256, 8)).astype(np.float32)})
+    net.weights["last"] = builders.normal(generator, 4, 40, 1, 1)
+    model = net.model(net.op("Conv", net.op("Relu", net.op("Conv", x, "w", "b")), "last"))
+    samples = Samples({"x0": generator.standard_normal((64, 8, 3, 3)).astype(np.float32)})
     spec = f"prune-channels{{macs=0.9,multiple_of={multiple},damping=1e-6}}"
-    width = widths(run(graph_of(model), spec, samples).graph)["n1_Gemm"]
+    width = widths(run(graph_of(model), spec, samples).graph)["n1_Conv"]
     assert 12 <= width <= 36
     assert (width % 8 == 0) == blocks
 
