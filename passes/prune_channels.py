@@ -224,7 +224,7 @@ class PruneChannels(Pass):
         return enough and self.compensate and any(choice.curve.measured for choice in choices)
 
     def _in_blocks(self, choices: Sequence[Choice], context: PassContext) -> list[list[Choice]]:
-        """The choices at widths that convolutions compute together, the largest last; none where widths are not free."""
+        """The choices at widths that convolutions compute together, largest last; none where they are not free."""
         targets = (self.macs, self.params, self.ratio)
         free = self.multiple_of == "auto" and context.target == "cpu" and any(target is not None for target in targets)
         convolved = any(c.group.kind == "channels" and len(c.counts) > 1 for c in choices)
