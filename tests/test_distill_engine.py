@@ -78,6 +78,27 @@ def test_training_lowers_the_held_out_loss(runtime: environment.Environment) -> 
     }
 
 
+@pytest.mark.parametrize("steepness", [30.0, 300.0])
+def test_right_gradient_of_a_saturated_softmax_is_not_refused(
+    runtime: environment.Environment, steepness: float
+) -> None:
+    """Its slope is next to nothing, and a step that is not small makes it jump to another class."""
+    graph = classifier()
+    logits = next(node for node in graph.nodes if node.op == "SoftmaxCrossEntropyLoss").inputs[0]
+    steep = graph.add_node("Mul", [logits, graph.add_constant("steepness", np.float32(steepness))]).outputs[0]
+    shares = graph.add_node("Softmax", [steep], attrs={"axis": -1}).outputs[0]
+    away = graph.add_node("Sub", [shares, graph.add_constant("wanted", np.float32(0.4))]).outputs[0]
+    flat = graph.add_node("Flatten", [graph.add_node("Mul", [away, away]).outputs[0]], attrs={"axis": 0}).outputs[0]
+    loss = Variable("loss", F32, ())
+    graph.add_node("ReduceMean", [flat], attrs={"keepdims": 0}, outputs=[loss])
+    graph.remove_nodes([node for node in graph.nodes if node.op == "SoftmaxCrossEntropyLoss"])
+    graph.outputs, graph.inputs = [loss], graph.inputs[:1]
+    graph.sort()
+    asked = task(graph, steps=1)
+    feeding = replace(asked.feeding, arrays={"x": asked.feeding.arrays["x"]})
+    assert engine.check_gradients(replace(asked, feeding=feeding), runtime=runtime) < 0.01
+
+
 def test_two_runs_give_the_same_bytes(runtime: environment.Environment) -> None:
     one, two = (engine.train(task(steps=20), runtime=runtime) for _ in range(2))
     assert all(np.array_equal(one.parameters[name], two.parameters[name]) for name in one.parameters)

@@ -23,7 +23,10 @@ TOLERANCE = 0.01  # of the median
 FAILED = 0.05  # of one parameter alone
 CHANGE = 2e-3  # of the loss, that a step aims at: far above float32's noise, far below curvature
 LONGEST = 0.05  # of a parameter's own length, that it may move
-SIZES = (1.0, 0.25, 4.0)  # of the aimed step, tried until one agrees
+SIZES = (1.0, 4.0, 0.25)  # of the aimed step, tried until one agrees; then ever smaller ones
+SHRINK = 0.25  # from one size to the next, while the loss changes visibly or bends
+BENDS = 0.05  # of a change, that it is off the one of a longer step, shortened
+SMALLEST = 1e-5  # of the aimed step; below, float32 rounds the weights' own move away
 LEAST = 1e-4  # of the loss: changes below count as this large, for float32 is noisy there
 NAMED = 6  # nodes that an error names
 JITTERS = (3e-2, 0.1, 0.3)  # off the optimum, until the loss is visible: at the teacher there is no slope, but noise
@@ -88,25 +91,36 @@ class _Probe:
         self._norms = {name: float(np.linalg.norm(grad.astype(np.float64))) for name, grad in grads.items()}
 
     def error(self, names: Sequence[str]) -> tuple[float, float, float]:
-        """Relative error of the best of a few step sizes, with the change claimed and the change measured."""
+        """Relative error of the best of some step sizes, with the change claimed and the change measured.
+
+        A slope is that of a small step. Where the loss bends within the longest one (a saturated Softmax that jumps to
+        another class, activations of random weights that grow from layer to layer) the step is shortened as long as
+        the change can be measured or the loss still bends: a wrong slope is as wrong at every size.
+        """
         best = (math.inf, 0.0, 0.0)
-        for size in SIZES:
+        floor = max(LEAST * self._loss, NOISE / TOLERANCE)
+        changes: dict[float, float] = {}
+        sizes = list(SIZES)
+        for size in sizes:
             claimed, measured = self._change(names, size)
-            scale = max(abs(claimed), abs(measured), LEAST * self._loss, NOISE / TOLERANCE)
-            error = abs(claimed - measured) / scale
+            changes[size] = measured
+            error = abs(claimed - measured) / max(abs(claimed), abs(measured), floor)
             best = min(best, (error, claimed, measured))
             if error <= TOLERANCE / 2:
                 break
+            visible = abs(measured) * SHRINK > floor
+            bends = abs(changes.get(size / SHRINK, measured) * SHRINK - measured) > BENDS * abs(measured)
+            if size == sizes[-1] and (visible or bends) and size * SHRINK > SMALLEST:
+                sizes.append(size * SHRINK)
         return best
 
     def blame(self, names: Sequence[str]) -> list[Wrong]:
-        """The parameters of a failing group that fail alone."""
-        found = []
-        for name in names:
-            error, claimed, measured = self.error([name])
-            if error > FAILED:
-                found.append((name, claimed, measured))
-        return found
+        """The parameters of a failing group that fail alone, found by halves."""
+        if len(names) > 1:
+            halves = (names[: len(names) // 2], names[len(names) // 2 :])
+            return [wrong for half in halves if self.error(half)[0] > TOLERANCE for wrong in self.blame(half)]
+        error, claimed, measured = self.error(names)
+        return [(names[0], claimed, measured)] if error > FAILED else []
 
     def _change(self, names: Sequence[str], size: float) -> tuple[float, float]:
         """What the gradient claims the loss changes by, and what it does change by."""
