@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+from types import FrameType
 
 import click
 
@@ -77,6 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()  # the reader of a pipe went away: nothing left to tell
         sys.exit(1)
     except Exception as error:
+        if _from_interrupt(error):
+            _interrupted()
         unexpected = OnnxcompError(
             f"internal error: {type(error).__name__}: {error}",
             where="this is a defect of onnxcomp, not of your model",
@@ -101,10 +104,20 @@ def _explain(error: OnnxcompError, arguments: list[str]) -> None:
     click.echo(f"do:    {error.do or 'see onnxcomp --help'}", err=True)
 
 
-def _told_to_end(number: int, frame: object) -> None:
+def _from_interrupt(error: BaseException | None) -> bool:
+    """Whether an interrupt lies beneath: an extension module that is just being imported makes an ImportError of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _told_to_end(number: int, frame: FrameType | None) -> None:
     """A job scheduler's or container's end is as Ctrl-C: checkpoints are written, scratch folders go."""
-    del number, frame
-    signal.raise_signal(signal.SIGINT)
+    interrupt = signal.getsignal(signal.SIGINT)
+    if callable(interrupt):
+        interrupt(number, frame)  # raises, or asks the worker of a training to finish its step
+    else:
+        raise KeyboardInterrupt  # Ctrl-C is ignored in what a shell started in the background
 
 
 def _interrupted() -> None:
