@@ -208,6 +208,10 @@ class _Shown:
             if passed >= 1 and event["step"] > step:
                 self._speed = f", {(event['step'] - step) / passed:.3g} steps/s"
                 self._at = (event["step"], time.monotonic())
+        elif event["event"] == "checking":
+            self._speed = ", proving the gradient"
+        elif event["event"] == "check":
+            self._speed = ""
         elif event["event"] == "held_out":
             self._held_out = f", held-out {event['loss']:.4g}"
 

@@ -184,7 +184,9 @@ class Job:
         from . import gradient, selfcheck
 
         probe = self._made(smooth=True) if gradient.rounds(self.model) else made
-        median, wrong = selfcheck.check(probe, self.arrays, self.order[0], self.job["seed"])
+        median, wrong = selfcheck.check(
+            probe, self.arrays, self.order[0], self.job["seed"], alive=lambda: self.channel.send("checking")
+        )
         self.channel.send("check", error=median, wrong=[name for name, _, _ in wrong])
         if wrong or median > selfcheck.TOLERANCE:
             raise selfcheck.refusal(self.model, self.job["trainable"], median, wrong)

@@ -36,7 +36,9 @@ NOISE = 3e-7  # of a loss in float32, however small it is: sums of terms of orde
 Wrong: TypeAlias = tuple[str, float, float]  # parameter, claimed change of the loss, measured change
 
 
-def check(made: Trainable, arrays: Mapping[str, Array], rows: Array, seed: int) -> tuple[float, list[Wrong]]:
+def check(
+    made: Trainable, arrays: Mapping[str, Array], rows: Array, seed: int, alive: Callable[[], None] = lambda: None
+) -> tuple[float, list[Wrong]]:
     """Median relative error over the groups, and what is wrong.
 
     Parameters and statistics are as before when it returns. Weights are moved a little first, because at exact zeros
@@ -44,6 +46,7 @@ def check(made: Trainable, arrays: Mapping[str, Array], rows: Array, seed: int) 
 
     Args:
         arrays, rows: the batch that the loss is taken of.
+        alive: called before every difference of the loss; there may be many on a large model.
     """
     before = made.values.vector.copy()
     statistics = {name: array.copy() for name, array in made.statistics.items()}
@@ -62,7 +65,12 @@ def check(made: Trainable, arrays: Mapping[str, Array], rows: Array, seed: int) 
                 do="check the data and the labels' range",
             )
         grads = {name: view.copy() for name, view in made.grads.views.items()}
-        probe = _Probe(lambda: made.forward(arrays, rows), made.values, base, loss, grads)
+
+        def forward() -> float:
+            alive()
+            return made.forward(arrays, rows)
+
+        probe = _Probe(forward, made.values, base, loss, grads)
         names = list(grads)
         groups = [names[i::GROUPS] for i in range(min(GROUPS, len(names)))]
         errors = [probe.error(group)[0] for group in groups]
