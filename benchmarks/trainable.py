@@ -2,8 +2,9 @@
 
     python benchmarks/trainable.py [NAME]...
 
-Models: those of ONNXCOMP_TEST_ASSETS (trained), onnx's own light set and models/architectures (random weights). A model
-is asked for other outputs than its own (noise of their size is added) and trained for a few steps.
+Models: those of ONNXCOMP_TEST_ASSETS (trained), onnx's own light set and models/architectures (random weights). Noise
+is put on a model's weights, and the pass `distill` with its own defaults trains it a few steps on one batch of random
+samples, the model as it was being the teacher. The loss is that of this batch.
 """
 
 from __future__ import annotations
@@ -14,21 +15,24 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from common import ASSETS, ROOT, keep, table, write_page
 from pruning import filled
 
-from onnxcomp.distill import engine
-from onnxcomp.distill.task import Feeding, Optimizer, TrainingTask
-from onnxcomp.distill.trainable import Prepared, prepare
+from onnxcomp.data.inputs import InputSpec
+from onnxcomp.data.open import random_data
+from onnxcomp.distill.trainable import prepare
 from onnxcomp.errors import OnnxcompError
 from onnxcomp.graph.codec import decode
-from onnxcomp.graph.io import load, to_bytes
-from onnxcomp.graph.ir import Graph, Variable
+from onnxcomp.graph.io import load
+from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.ops.facts import load_operators
+from onnxcomp.manager.base import PassContext, SampleSource
+from onnxcomp.passes.distill import Distill
+from onnxcomp.runtime.taps import tapped
 
 PAGE = ROOT / "docs" / "trainable.md"
-BATCH, STEPS, SEQUENCE, LARGE = 4, 5, 16, 20_000_000
+BATCH, STEPS, LARGE = 4, 5, 20_000_000
+NOISE = 0.2  # of the RMS of a weight
 OPERATORS = load_operators()
 
 
@@ -39,65 +43,51 @@ def models() -> Iterator[tuple[str, str, Graph]]:
     for path in sorted((ASSETS / "models").glob("*.onnx")):
         yield path.stem, "trained", load(path)
     for path in sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx")):
-        yield path.stem.removeprefix("light_"), "onnx's light set", decode(filled(path), None)
+        yield path.stem.removeprefix("light_"), "onnx's light set", settled(decode(filled(path), None))
 
 
-def feeds_of(graph: Graph, prepared: Prepared) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(0)
-    feeds = {}
-    for tensor in graph.inputs:
-        shape, kind = prepared.shapes[tensor.name], tensor.dtype
-        integers = kind is not None and kind.kind in "iu"
-        feeds[tensor.name] = (generator.integers(1, 2, shape) if integers else generator.standard_normal(shape)).astype(
-            kind
-        )
-    return feeds
+def settled(graph: Graph) -> Graph:
+    """Give BatchNormalization the statistics of a sample, in place: with random ones activations explode."""
+    work = graph.clone()
+    found = {}
+    for node in [node for node in work.nodes if node.op == "BatchNormalization"]:
+        x, axes = node.inputs[0], [0, 2, 3]
+        away = work.add_node("Sub", [x, work.add_node("ReduceMean", [x], attrs={"axes": axes}).outputs[0]]).outputs[0]
+        square = work.add_node("Mul", [away, away]).outputs[0]
+        for port, tensor in ((3, x), (4, square)):
+            mean = work.add_node("ReduceMean", [tensor], attrs={"axes": axes, "keepdims": 0}).outputs[0]
+            found[node.inputs[port].name] = mean.name
+            node.set_input(port, mean)
+    if found:
+        work.sort()
+        seen = tapped(work, list(found.values()), 2).run(next(iter(samples(graph, 1).batches(1))))
+        for constant in graph.constants():
+            if constant.name in found:
+                constant.values = seen[found[constant.name]]
+    return graph
 
 
-def task(graph: Graph, prepared: Prepared) -> TrainingTask:
-    """Move every float output towards itself plus noise."""
-    feeds = feeds_of(graph, prepared)
-    work, generator, terms = prepared.graph.clone(), np.random.default_rng(1), []
-    each = prepared.batch if len(set(_batch(graph))) == 1 and _batch(graph)[0] == 1 else 0
-    outputs = _run(graph, feeds, each)
-    for tensor, values in zip(work.outputs, outputs, strict=True):
-        wanted = values + generator.standard_normal(values.shape) * values.std()
-        share = np.float32(1 / max(float(np.square(values.std())), 1e-30))
-        away = work.add_node("Sub", [tensor, work.add_constant("wanted", wanted.astype(np.float32))]).outputs[0]
-        flat = work.add_node("Flatten", [work.add_node("Mul", [away, away]).outputs[0]], attrs={"axis": 0}).outputs[0]
-        mean = work.add_node("ReduceMean", [flat], attrs={"keepdims": 0}).outputs[0]
-        terms.append(work.add_node("Mul", [mean, work.add_constant("share", share)]).outputs[0])
-    loss = Variable("loss", np.dtype(np.float32), ())
-    work.add_node("Identity", terms[:1], outputs=[loss])
-    work.outputs = [loss]
-    rows = np.arange(prepared.batch)
-    return TrainingTask(
-        work,
-        Feeding(feeds, np.tile(rows, (STEPS, 1)), rows[None]),
-        prepared.trainable,
-        statistics=prepared.statistics,
-        optimizer=Optimizer(lr=2e-4, schedule="constant"),
-        evaluate_every=1,
-    )
+def samples(graph: Graph, count: int) -> SampleSource:
+    return random_data([InputSpec(t.name, t.dtype, t.shape) for t in graph.inputs], count).samples()
 
 
-def _batch(graph: Graph) -> list[object]:
-    return [t.shape[0] for t in graph.inputs if t.shape]
-
-
-def _run(graph: Graph, feeds: dict[str, np.ndarray], each: int) -> list[np.ndarray]:
-    """Outputs of the model itself, sample by sample where it takes one a call."""
-    session = ort.InferenceSession(to_bytes(graph), providers=["CPUExecutionProvider"])
-    if not each:
-        return list(session.run(None, feeds))
-    parts = [session.run(None, {name: v[i : i + 1] for name, v in feeds.items()}) for i in range(each)]
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+def damaged(graph: Graph) -> Graph:
+    """A copy whose weights have noise on them, a share of their own size."""
+    work, generator = graph.clone(), np.random.default_rng(1)
+    for constant in work.constants():
+        if constant.dtype == np.float32 and len(constant.shape) > 1:
+            values = np.asarray(constant.values)
+            noise = generator.standard_normal(values.shape, np.float32) * (NOISE * np.sqrt(np.mean(np.square(values))))
+            constant.values = values + noise.astype(np.float32)
+    return work
 
 
 def row(name: str, origin: str, graph: Graph) -> dict[str, object]:
     weights = sum(c.size for c in graph.constants() if c.dtype == np.float32)
-    samples = {t.name: (1, *(d if isinstance(d, int) else SEQUENCE for d in (t.shape or ())[1:])) for t in graph.inputs}
-    prepared = prepare(graph, OPERATORS, samples, 1 if weights > LARGE else BATCH)
+    batch = 1 if weights > LARGE else BATCH
+    rows = samples(graph, batch)
+    shapes = {key: (1, *array.shape[1:]) for key, array in next(iter(rows.batches(1))).items()}
+    prepared = prepare(graph, OPERATORS, shapes, batch)
     sizes = {c.name: c.size for c in prepared.graph.constants()}
     found: dict[str, object] = {
         "name": name,
@@ -107,15 +97,21 @@ def row(name: str, origin: str, graph: Graph) -> dict[str, object]:
         "refused": sorted({f"{r.op}: {r.why}" for r in prepared.refused}),
         "batch": prepared.batch,
     }
+    context = PassContext(training=rows, held_out=rows, original=graph, sample_shapes=shapes)
     try:
-        result = engine.train(task(graph, prepared))
+        outcome = Distill(steps=STEPS, batch=batch).run(damaged(graph), context)
     except OnnxcompError as error:
         return found | {"error": str(error).replace("\n", "; ")}
+    record = outcome.trainings[-1]
     return found | {
-        "gradient_error": result.gradient_error,
-        "before": result.held_out[0][1],
-        "after": result.held_out[-1][1],
-        "memory": result.peak_memory_bytes,
+        "gradient_error": record.gradient_error,
+        "rate": max(rate for _, rate in record.rates),
+        "before": record.held_out[0][1],
+        "after": min(loss for _, loss in record.held_out[1:]),
+        "batches": [loss for _, loss in record.losses],
+        "seconds": record.seconds,
+        "step_seconds": record.step_seconds,
+        "memory": record.peak_memory_bytes,
     }
 
 
@@ -135,12 +131,16 @@ def main() -> None:
         "batch",
         "refused",
         "gradient off by",
-        f"loss after {STEPS} steps",
+        f"loss, and least in {STEPS} steps",
+        "lr",
+        "a step",
     )
     lines = [
         (r["name"], r["origin"], r["nodes"], f"{r['share']:.1%}", r["batch"], "; ".join(r["refused"]) or "-",
          f"{r['gradient_error']:.2%}" if "gradient_error" in r else "-",
-         f"{r['before']:.3f} -> {r['after']:.3f}" if "before" in r else r["error"])
+         f"{r['before']:.3g} -> {r['after']:.3g}" if "before" in r else r["error"],
+         f"{r['rate']:g}" if "rate" in r else "-",
+         f"{r['step_seconds'] * 1e3:.3g} ms" if "step_seconds" in r else "-")
         for r in kept
     ]  # fmt: skip
     write_page(PAGE, "architectures", table(head, lines))
