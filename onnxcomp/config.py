@@ -145,7 +145,7 @@ def entry_of(table: Mapping[str, Any]) -> ModelEntry:
         raise UsageError("the model has no path", where="path", do='say which file it is: path = "model.onnx"')
     budget = Budget(**given[Budget])
     job = Job(**given[Job], budget=budget)
-    job = dataclasses.replace(job, output=job.out, report=job.report or job.out.with_suffix(".json"))
+    job = dataclasses.replace(job, output=job.out, report=job.report_path)
     extra = BuildKeys(**given[BuildKeys])
     name = extra.name or job.out.as_posix().removesuffix(".onnx").removesuffix(".opt")
     return ModelEntry(name, job, extra.depends, dict(table))

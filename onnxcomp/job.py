@@ -76,7 +76,7 @@ class Job:
     objective: Objective = field(default="latency", metadata=_about("What should get better."))
     budget: Budget = field(default_factory=Budget, metadata=_about("What the result must keep."))
     report: Path | None = field(
-        default=None, metadata=_about("The report as JSON; NAME.opt.json if not given.", "output")
+        default=None, metadata=_about("The report as JSON; NAME.opt.json beside the model if not given.", "output")
     )
     html: Path | None = field(default=None, metadata=_about("The report as a page for people.", "output"))
     seed: int = field(default=0, metadata=_about("For the split and everything drawn at random."))
@@ -111,8 +111,8 @@ class Job:
 
     @property
     def report_path(self) -> Path:
-        """Where report.json goes."""
-        return self.report or Path(f"{self.out.name.removesuffix('.onnx')}.json")
+        """Where report.json goes: beside the result where nothing else is asked for."""
+        return self.report or self.out.with_name(f"{self.out.name.removesuffix('.onnx')}.json")
 
     def options(self) -> dict[str, Any]:
         """JSON-ready: every option that may decide how the result looks; no files and places, those have hashes."""
