@@ -26,7 +26,7 @@ TARGETS = ("cpu", "cuda", "tensorrt")
 @shared.preprocess_options
 @click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True, help="Where it will run.")
 @shared.budget_options
-@click.option("--report", type=click.Path(path_type=Path), help="The report as JSON [default: NAME.opt.json beside the model].")
+@click.option("--report", type=click.Path(path_type=Path), help="The report as JSON [default: beside the model].")
 @click.option("--html", type=click.Path(path_type=Path), help="The report as a page for people, with the loss curves.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For the split, the order of samples and views.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0: every core.")

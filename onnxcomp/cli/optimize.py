@@ -27,7 +27,7 @@ TARGETS = ("cpu", "cuda", "tensorrt")
     "--objective", type=click.Choice(OBJECTIVES), default="latency", show_default=True, help="What should get better."
 )
 @options.budget_options
-@click.option("--report", type=click.Path(path_type=Path), help="The report as JSON [default: NAME.opt.json beside the model].")
+@click.option("--report", type=click.Path(path_type=Path), help="The report as JSON [default: beside the model].")
 @click.option("--html", type=click.Path(path_type=Path), help="The report as a page for people, a file of its own.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For the split and everything drawn at random.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads for calibration; 0: every core.")
