@@ -191,7 +191,7 @@ class _Quantizer:
 
     def _write(self, shapes: Shapes, choice: Choice, layers: dict[Node, Layer]) -> None:
         options, exact = self.options, self.graph.clone()
-        wanted = refine.aims(layers, shapes)
+        wanted = refine.aims(self.graph, layers, shapes)
         if options.bias_correction:
             for layer in layers.values():
                 layer.give_bias()

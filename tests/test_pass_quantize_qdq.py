@@ -15,7 +15,7 @@ from feeds import Feeds, RuledCosts, on_integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Net
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 from test_coupling_rules import CASES
 
 from onnxcomp.errors import DataError, UsageError
@@ -226,6 +226,52 @@ def test_data_movement_and_concat_keep_kernels_on_integers() -> None:
 def test_relu_and_clip_become_ranges() -> None:
     after, _ = quantized(builders.depthwise_cnn())
     assert not {"Relu", "Clip"} & set(builders.ops(after))
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Clip", "Sigmoid", "HardSwish", "LeakyRelu"])
+def test_what_an_activation_function_reads_may_be_an_output_too(activation: str) -> None:
+    """No range takes the function over, and none is chosen as if nothing but the function read the tensor."""
+    net = Net()
+    features = net.conv(net.input("N", 3, 8, 8), 3, 16, pads=[1, 1, 1, 1])
+    limits = [net.const(0.0, np.float32), net.const(6.0, np.float32)] if activation == "Clip" else []
+    proto = shape_inference.infer_shapes(net.model(features, net.conv(net.op(activation, features, *limits), 16, 8)))
+    after, _ = quantized(proto, "quantize-qdq{placement=table,min_sqnr=0}")
+    assert [o.name for o in after.graph.output] == [o.name for o in proto.graph.output]
+    assert stored(after)
+    assert fidelity(proto, after, literal=True) > 25
+
+
+@pytest.mark.parametrize("reader", ["Relu", "Silu", "Add"])
+def test_what_only_a_body_reads_is_taken_over_by_nothing_outside_of_it(reader: str) -> None:
+    """The body may not run, and its tensors have no values outside of it."""
+    net = Net()
+    x = net.input("N", 3, 8, 8)
+    features = net.conv(x, 3, 16, pads=[1, 1, 1, 1])
+    inner = {
+        "Relu": [helper.make_node("Relu", [features], ["then"])],
+        "Silu": [
+            helper.make_node("Sigmoid", [features], ["gate"]),
+            helper.make_node("Mul", [features, "gate"], ["then"]),
+        ],
+        "Add": [
+            helper.make_node("Conv", [x, net.weight(16, 3, 3, 3)], ["other"], pads=[1, 1, 1, 1]),
+            helper.make_node("Add", [features, "other"], ["then"]),
+        ],
+    }[reader]
+    other = helper.make_node("Conv", [x, net.weight(16, 3, 3, 3)], ["else"], pads=[1, 1, 1, 1])
+    branches = {
+        "then_branch": helper.make_graph(
+            inner, "then", [], [builders.value("then", TensorProto.FLOAT, ["N", 16, 8, 8])]
+        ),
+        "else_branch": helper.make_graph(
+            [other], "else", [], [builders.value("else", TensorProto.FLOAT, ["N", 16, 8, 8])]
+        ),
+    }
+    some = net.op("Greater", net.op("ReduceMean", x, keepdims=0), net.const(0.0, np.float32))
+    proto = shape_inference.infer_shapes(net.model(net.conv(net.op("If", some, **branches), 16, 8)))
+    after, _ = quantized(proto, "quantize-qdq{placement=table,min_sqnr=0}")
+    assert stored(after)
+    assert fidelity(proto, after, literal=True) > 25
 
 
 def test_silu_runs_in_float_as_one_kernel(tmp_path: Path) -> None:

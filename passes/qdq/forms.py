@@ -32,9 +32,10 @@ def fuse_silu(graph: Graph, tensors: Iterable[Variable], shapes: Shapes) -> int:
     ONNX Runtime's own fusion is blocked there: every reader of a DequantizeLinear gets one of its own.
     """
     gone: list[Node] = []
+    top = set(graph.nodes)
     for tensor in tensors:
         found = silu_of(tensor)
-        if found is None or graph.is_output(found[0].outputs[0]):
+        if found is None or not top.issuperset(found) or graph.is_output(found[0].outputs[0]):
             continue
         product = found[1]
         output = product.outputs[0]

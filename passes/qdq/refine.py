@@ -48,20 +48,23 @@ class Aim:
     add: tuple[Node, int, str] | None = None
 
 
-def aims(layers: Iterable[Node], shapes: Shapes) -> dict[Node, Aim]:
+def aims(graph: Graph, layers: Iterable[Node], shapes: Shapes) -> dict[Node, Aim]:
     """One aim a layer; to be called before Q and DQ are written."""
     found = {}
+    top = set(graph.nodes)
     for node in layers:
         output: Variable = node.outputs[0]
         axis = 1 if node.op == "Conv" else -1
-        found[node] = Aim(output.name, axis, _residual(output, shapes))
+        found[node] = Aim(output.name, axis, None if graph.is_output(output) else _residual(output, shapes, top))
     return found
 
 
-def _residual(output: Variable, shapes: Shapes) -> tuple[Node, int, str] | None:
+def _residual(output: Variable, shapes: Shapes, top: set[Node]) -> tuple[Node, int, str] | None:
     if len(output.outputs) != 1 or output.outputs[0].op != "Add" or output.outputs[0].domain:
         return None
     add: Node = output.outputs[0]
+    if add not in top:
+        return None  # what a body adds cannot be asked for outside of it
     port = 1 if add.inputs[0] is output else 0
     other = add.inputs[port]
     if isinstance(other, Constant) or other is output or shapes.shape(other) != shapes.shape(output):

@@ -29,6 +29,8 @@ class Plan:
         joined: operators without weights that run on integers, with the ports that take them; graph order.
         moving: nodes that only move data, between equal scales.
         rewritten: nodes that are moved between Q and DQ and work on the integers themselves.
+        exposed: what leaves the graph or a body, so that its every value counts, whoever reads it beside.
+        folds: the activation functions that a range could take over, by the tensor they read.
         folded: the activation function that a node's output range takes over, by the node.
         made: tensors that integer nodes write as integers.
         read: tensors that integer nodes read as integers.
@@ -39,6 +41,8 @@ class Plan:
     joined: dict[Node, tuple[int, ...]] = field(default_factory=dict)
     moving: list[Node] = field(default_factory=list)
     rewritten: list[Node] = field(default_factory=list)
+    exposed: set[Variable] = field(default_factory=set)
+    folds: dict[Variable, Node] = field(default_factory=dict)
     folded: dict[Node, Node] = field(default_factory=dict)
     made: dict[Variable, Node] = field(default_factory=dict)
     read: dict[Variable, None] = field(default_factory=dict)
@@ -114,9 +118,10 @@ def plan(
         float_tensors: tensors that must not be quantized; what reads or writes one stays float.
     """
     banned = set(float_tensors)
-    result = Plan()
+    result = Plan(exposed={tensor for scope in graph.scopes() for tensor in scope.outputs})
+    result.folds = _folds(graph, target, result.exposed)
     for node in graph.nodes:
-        if node in weighted and not _touches(node, target, banned):
+        if node in weighted and not _touches(node, target, banned, result):
             result.weighted[node] = weighted[node]
         elif node in weighted:
             result.refused[node] = "a tensor it reads or writes has no usable range"
@@ -138,18 +143,19 @@ def plan(
     return result
 
 
-def foldable(tensor: Variable, target: Target) -> Node | None:
-    """The activation function that is the only reader of a tensor and whose effect a range can have."""
-    if len(tensor.outputs) != 1:
-        return None
-    reader: Node = tensor.outputs[0]
-    if reader.domain or reader.op not in target.folds or reader.inputs[0] is not tensor or not reader.outputs:
-        return None
-    if reader.op == "Clip":
-        limits = clip_limits(reader)
-        if limits is None or limits[0] > 0 or limits[1] < 0:
-            return None
-    return reader
+def _folds(graph: Graph, target: Target, exposed: set[Variable]) -> dict[Variable, Node]:
+    """By tensor, the activation function whose effect its range can have: it alone reads the tensor, beside no output.
+
+    Nodes in bodies are none: whether they run at all is not known here.
+    """
+    found = {}
+    for node in graph.nodes:
+        if node.domain or node.op not in target.folds or len(node.inputs[0].outputs) != 1:
+            continue
+        limits = clip_limits(node) if node.op == "Clip" else (0.0, 0.0)
+        if limits is not None and limits[0] <= 0 <= limits[1] and node.inputs[0] not in exposed:
+            found[node.inputs[0]] = node
+    return found
 
 
 def clip_limits(node: Node) -> tuple[float, float] | None:
@@ -200,19 +206,18 @@ def _refusal(node: Node, weight: Weight | None, shapes: Shapes) -> str:
     return "" if constant.size else "its weight is empty"
 
 
-def _touches(node: Node, target: Target, banned: set[Variable]) -> bool:
+def _touches(node: Node, target: Target, banned: set[Variable], result: Plan) -> bool:
     kernel = target.kernels[node.op]
     ports = kernel.ports if kernel.ports is not None else tuple(range(len(node.inputs)))
     if any(node.inputs[port] in banned for port in ports):
         return True
     writes = target.outputs and not kernel.float_output
-    return writes and _written(node, target) in banned
+    return writes and _written(node, result) in banned
 
 
-def _written(node: Node, target: Target) -> Variable:
+def _written(node: Node, result: Plan) -> Variable:
     tensor: Variable = node.outputs[0]
-    reader = foldable(tensor, target)
-    return tensor if reader is None else reader.outputs[0]
+    return result.folds[tensor].outputs[0] if tensor in result.folds else tensor
 
 
 def _joinable(
@@ -232,8 +237,9 @@ def _joinable(
     for node in graph.nodes:
         gates.update(silu_of(node.outputs[0]) or () if node.outputs else ())
         if node in result.weighted:
-            available.add(_written(node, target))
-            folded |= {r for r in (foldable(node.outputs[0], target),) if r is not None}
+            available.add(_written(node, result))
+            if node.outputs[0] in result.folds:
+                folded.add(result.folds[node.outputs[0]])
             continue
         if node in folded or node in gates:
             continue
@@ -242,7 +248,7 @@ def _joinable(
             continue
         writes = [t for t in node.outputs if t.name]
         if node.op in target.kernels:
-            reader = foldable(node.outputs[0], target)
+            reader = result.folds.get(node.outputs[0])
             if reader is not None:
                 folded.add(reader)
                 writes = [reader.outputs[0]]
@@ -310,7 +316,7 @@ def _pruned(
         ports = candidates.get(node)
         if ports is None:
             continue
-        written = [_written(node, target)] if node.op in target.kernels else [t for t in node.outputs if t.name]
+        written = [_written(node, result)] if node.op in target.kernels else [t for t in node.outputs if t.name]
         if any(t in reads for t in written) or (_shrinks(node, ports, shapes) and not graph.is_output(written[0])):
             kept[node] = ports
             reads.update(node.inputs[port] for port in ports)
@@ -332,7 +338,7 @@ def _place(node: Node, result: Plan, target: Target) -> None:
     if kernel is not None:
         ports = tuple(range(len(node.inputs))) if kernel.ports is None else kernel.ports or ()
         result.joined[node] = ports
-        reader = foldable(node.outputs[0], target)
+        reader = result.folds.get(node.outputs[0])
         if reader is not None:
             result.folded[node] = reader
         result.made[result.output(node)] = node
@@ -347,9 +353,9 @@ def _place(node: Node, result: Plan, target: Target) -> None:
 
 def _finish(node: Node, result: Plan, target: Target) -> None:
     """Enter what a node with a weight writes, where the kernel wants integers or an integer node reads them."""
-    written = _written(node, target)
+    written = _written(node, result)
     if not target.kernels[node.op].float_output or written in result.read:
-        reader = foldable(node.outputs[0], target)
+        reader = result.folds.get(node.outputs[0])
         if reader is not None:
             result.folded[node] = reader
         result.made[written] = node

@@ -34,7 +34,8 @@ def grids(
         own = [t for t in group if t in new]
         for tensor in own:
             if tensor not in chosen:
-                chosen[tensor] = rule.choose(seen[tensor.name], curve_of(tensor))
+                curve = None if tensor in plan.exposed else curve_of(tensor)
+                chosen[tensor] = rule.choose(seen[tensor.name], curve)
         grid = chosen[own[0]]
         if len(own) > 1:
             grid = rule.grid(min(chosen[t].low for t in own), max(chosen[t].high for t in own))
