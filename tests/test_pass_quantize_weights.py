@@ -382,13 +382,17 @@ def test_weights_in_bodies_and_behind_other_nodes_are_handled(build: Callable[[]
             np.testing.assert_array_equal(a, b)
 
 
-def large_bodies() -> ModelProto:
-    """An If with a product in either branch whose weights pay."""
+def large_bodies(weight_name: str = "{}_w") -> ModelProto:
+    """An If with a product in either branch whose weights pay.
+
+    Args:
+        weight_name: where {} stands for the branch; without it both weights bear one name, as from one Python module.
+    """
     random = builders.rng(0)
     branches = []
     for name in ("then", "else"):
-        node = onnx.helper.make_node("MatMul", ["h", f"{name}_w"], [f"{name}_y"], f"{name}_mm")
-        weight = numpy_helper.from_array(builders.normal(random, 64, 64), f"{name}_w")
+        node = onnx.helper.make_node("MatMul", ["h", weight_name.format(name)], [f"{name}_y"], f"{name}_mm")
+        weight = numpy_helper.from_array(builders.normal(random, 64, 64), weight_name.format(name))
         info = builders.value(f"{name}_y", TensorProto.FLOAT, ["N", 64])
         branches.append(onnx.helper.make_graph([node], name, [], [info], [weight]))
     nodes = [
@@ -400,8 +404,9 @@ def large_bodies() -> ModelProto:
 
 
 @pytest.mark.parametrize("options", ["bits=8", "bits=4,block=32", "bits=2,block=64", "form=ternary", "form=codebook"])
-def test_weights_in_branches_are_decoded_there(options: str) -> None:
-    before = large_bodies()
+@pytest.mark.parametrize("names", ["{}_w", "w"])
+def test_weights_in_branches_are_decoded_there(options: str, names: str) -> None:
+    before = large_bodies(names)
     after, record = quantized(before, options)
     assert record.changes == 2
     random = np.random.default_rng(0)

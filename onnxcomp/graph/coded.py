@@ -159,8 +159,16 @@ class CodedWriter:
 
 
 def take_over(graph: Graph, constant: Constant, node: Node) -> Variable:
-    """Everything that read `constant` now reads the output of a node, which gets its name, shape and dtype."""
-    result = Variable(constant.name, constant.dtype, constant.shape)
+    """Everything that read `constant` now reads the output of a node, which gets its name, shape and dtype.
+
+    Bodies of sibling branches may hold different weights under one name; the node stands where all of them see it, so
+    the name goes to the last of them and the others get one of their own.
+    """
+    shared = constant.scope is not None and any(
+        c is not constant and c.name == constant.name for c in graph.root.constants()
+    )
+    name = graph.unique_name(constant.name) if shared else constant.name
+    result = Variable(name, constant.dtype, constant.shape)
     node.outputs = [result]
     graph.replace_uses(constant, result)
     return result
