@@ -24,7 +24,7 @@ from onnxcomp.cli.main import main
 from onnxcomp.files import atomic_write
 from onnxcomp.results import Report
 
-MODEL, DATA, OUTPUT = 3, 4, 6
+MODEL, DATA, LACKS, OUTPUT = 3, 4, 5, 6
 FLOAT = TensorProto.FLOAT
 Case = Callable[[Path], list[str | Path]]
 
@@ -155,6 +155,57 @@ def operator_that_does_not_exist(folder: Path) -> list[str | Path]:
     return [builders.save(builders.model(nodes, *ends, check=False), folder / "model.onnx")]
 
 
+def edited_weight(**fields: object) -> Case:
+    """The MLP, with fields of its first weight set anew."""
+
+    def case(folder: Path) -> list[str | Path]:
+        proto = builders.mlp()
+        for name, value in fields.items():
+            setattr(proto.graph.initializer[0], name, value)
+        return [builders.save(proto, folder / "model.onnx")]
+
+    return case
+
+
+def data_name_with_a_zero_byte(folder: Path) -> list[str | Path]:
+    path = builders.save_external(builders.mlp(), folder / "model.onnx")
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "weights\0.bin"
+    return [builders.save(proto, path)]
+
+
+def input_of_no_type(folder: Path) -> list[str | Path]:
+    proto = builders.mlp()
+    proto.graph.input[0].type.tensor_type.elem_type = 99
+    return [builders.save(proto, folder / "model.onnx")]
+
+
+def text_that_is_none(folder: Path) -> list[str | Path]:
+    text = onnx.TensorProto(name="words", data_type=onnx.TensorProto.STRING, dims=[1], string_data=[b"\xff"])
+    node = helper.make_node("Constant", [], ["text"], "constant", value=text)
+    ends = [builders.value("x", FLOAT, [1])], [builders.value("text", onnx.TensorProto.STRING, [1])]
+    return [builders.save(builders.model([node], *ends, check=False), folder / "model.onnx")]
+
+
+def constant_cut_short(folder: Path) -> list[str | Path]:
+    value = onnx.TensorProto(name="part", data_type=FLOAT, dims=[4], raw_data=bytes(10))
+    nodes = [
+        helper.make_node("Constant", [], ["c"], "constant", value=value),
+        helper.make_node("Add", ["x", "c"], ["y"]),
+    ]
+    ends = [builders.value("x", FLOAT, [4])], [builders.value("y", FLOAT, [4])]
+    return [builders.save(builders.model(nodes, *ends, check=False), folder / "model.onnx")]
+
+
+def larger_than_any_memory(folder: Path) -> list[str | Path]:
+    """An input of 4 PiB; a processor addresses less."""
+    ends = [builders.value("x", FLOAT, ["N", 1 << 50])], [builders.value("y", FLOAT, ["N", 1 << 50])]
+    return [builders.save(builders.model([helper.make_node("Relu", ["x"], ["y"])], *ends), folder / "model.onnx")]
+
+
 MODELS: list[tuple[Case, int, str]] = [
     (truncated, MODEL, "truncated"),
     (zeros, MODEL, "not an ONNX model"),
@@ -171,6 +222,13 @@ MODELS: list[tuple[Case, int, str]] = [
     (sequence_output, MODEL, "y"),
     (shapes_that_clash, MODEL, "refuses the model"),
     (operator_that_does_not_exist, MODEL, "Convv"),
+    (edited_weight(data_type=99), MODEL, "element type 99"),
+    (edited_weight(data_type=0), MODEL, "element type 0"),
+    (input_of_no_type, MODEL, "tensor x"),
+    (text_that_is_none, MODEL, "not UTF-8"),
+    (constant_cut_short, MODEL, "do not fit its shape"),
+    (data_name_with_a_zero_byte, MODEL, "entry is malformed"),
+    (larger_than_any_memory, LACKS, "not enough memory"),
 ]
 
 

@@ -12,7 +12,7 @@ from types import FrameType
 import click
 
 from onnxcomp._version import __version__
-from onnxcomp.errors import OnnxcompError, UsageError
+from onnxcomp.errors import EnvironmentLacksError, OnnxcompError, UsageError
 
 # command -> (module below onnxcomp.cli, one-line help); the modules load on use, so that --help stays instant
 COMMANDS = {
@@ -77,6 +77,14 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe went away: nothing left to tell
         sys.exit(1)
+    except MemoryError as error:
+        lacking = EnvironmentLacksError(
+            f"not enough memory: {error}" if str(error) else "not enough memory",
+            where="this machine, or the limit that this process runs under",
+            do="use smaller samples (--shape), fewer of them, or a machine with more memory",
+        )
+        _explain(lacking, arguments)
+        sys.exit(lacking.exit_code)
     except Exception as error:
         if _from_interrupt(error):
             _interrupted()

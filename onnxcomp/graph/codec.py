@@ -33,6 +33,8 @@ from onnxcomp.graph.ir import (
 
 MIN_IR_FOR_FREE_INITIALIZERS = 4  # before IR 4 every initializer had to be a graph input too
 
+_TYPES = frozenset(helper.get_all_tensor_dtypes())
+
 Reader = Callable[[onnx.TensorProto], Array]
 Encoder = Callable[[Constant], onnx.TensorProto]
 
@@ -128,6 +130,7 @@ class _Decoder:
         for tensor in proto.initializer:
             self._define(local, Constant(tensor.name, self._stored(tensor), scope, _without_data(tensor)))
         for sparse in proto.sparse_initializer:
+            _check_values(sparse.values)
             stored = Stored(sparse, partial(_dense, sparse))
             self._define(local, Constant(sparse.values.name, stored, scope))
         graph.order = [t for t in local.values() if isinstance(t, Constant)]
@@ -203,7 +206,7 @@ class _Decoder:
             return [self.graph(g, graph, visible, None) for g in proto.graphs]
         if kind == AttributeProto.TENSOR:
             stored = self._stored(proto.t)
-            return stored.read() if stored.dtype != np.dtype(object) else proto
+            return _read(stored, proto.t.name or proto.name) if stored.dtype != np.dtype(object) else proto
         if kind in _PLAIN and not proto.ref_attr_name:
             return _PLAIN[kind](proto)
         return proto
@@ -223,10 +226,40 @@ class _Decoder:
         local[tensor.name] = tensor
 
     def _stored(self, proto: onnx.TensorProto) -> Stored:
+        _check_values(proto)
         if proto.data_location == TensorProto.EXTERNAL:
             path, offset, length = external_location(proto, self.folder)
             return Stored(proto, lambda: _mapped(proto, path, offset, length))
         return Stored(proto, lambda: numpy_helper.to_array(proto))
+
+
+def _check_values(proto: onnx.TensorProto) -> None:
+    """Refuse a tensor of no known type, and texts that are not UTF-8, before anything works with them."""
+    where = f"tensor {proto.name or '(no name)'}"
+    _known_type(proto.data_type, where)
+    try:
+        for text in proto.string_data:
+            text.decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"text is not UTF-8: {error.reason} at byte {error.start}", where=where, do="export the model again"
+        ) from error
+
+
+def _known_type(number: int, where: str) -> None:
+    if number not in _TYPES:
+        raise ModelError(
+            f"element type {number} is not one that ONNX has", where=where, do="export the model again, or upgrade onnx"
+        )
+
+
+def _read(stored: Stored, name: str) -> Array:
+    try:
+        return stored.read()
+    except ValueError as error:
+        raise ModelError(
+            f"the data of a tensor do not fit its shape: {error}", where=f"tensor {name}", do="export the model again"
+        ) from error
 
 
 def external_location(proto: onnx.TensorProto, folder: Path | None) -> tuple[Path, int, int]:
@@ -238,6 +271,8 @@ def external_location(proto: onnx.TensorProto, folder: Path | None) -> tuple[Pat
     entries = {entry.key: entry.value for entry in proto.external_data}
     location = entries.get("location", "")
     where = f"tensor {proto.name}, external data {location!r}"
+    if "\0" in location:
+        raise ModelError("external data entry is malformed", where=where, do="export the model again")
     base = (folder or Path()).resolve()
     path = (base / location).resolve()
     if not location or Path(location).is_absolute() or ".." in Path(location).parts:
@@ -325,6 +360,8 @@ def _variable(value: onnx.ValueInfoProto | None, name: str) -> Variable:
     if value is None or not value.type.HasField("tensor_type"):
         return Variable(name, envelope=value)
     kind = value.type.tensor_type
+    if kind.elem_type:
+        _known_type(kind.elem_type, f"tensor {name}")
     dtype = tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else None
     return Variable(name, dtype, shape_of(value), value)
 

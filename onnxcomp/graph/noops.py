@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from onnx.helper import tensor_dtype_to_np_dtype
+from onnx.helper import get_all_tensor_dtypes, tensor_dtype_to_np_dtype
 
 from onnxcomp.graph.ir import Array, Constant, Dim, Graph, Node, Tensor
 from onnxcomp.graph.ops.facts import Operators
@@ -119,9 +119,9 @@ def _cast(node: Node, known: Known) -> Same | None:
     to = node.attrs.get("to")
     if node.op == "CastLike":
         after = known.shapes.dtype(node.input(1))
-    elif isinstance(to, int):
+    elif isinstance(to, int) and to in get_all_tensor_dtypes():
         after = tensor_dtype_to_np_dtype(to)
-    else:  # opset 1 to 5 name the type
+    else:  # opset 1 to 5 name the type; a number may be none that ONNX has
         return None
     if before is None or after is None:
         return None
