@@ -214,7 +214,10 @@ class Measurer:
             benchmark = timed(graph, path, next(iter(samples.batches(1))))
         size = sum(file.stat().st_size for file in files)
         stats = cost.stats(graph, context.operators, file_bytes=size, sample=context.sample_shapes)
-        return Measurements(stats, sha256_of(*files), fidelity, accuracy, benchmark, notes=tuple(notes))
+        found = Measurements(stats, sha256_of(*files), fidelity, accuracy, benchmark)
+        if why := _unsound(found, Budget()):
+            notes.append(f"{why}: this is hardly the original's model any more; --max-drop or --min-sqnr refuse it")
+        return replace(found, notes=tuple(notes))
 
     def _missing(self) -> str:
         """Why latency cannot be measured on the target here; empty where it can."""

@@ -127,6 +127,16 @@ def test_random_calibration_needs_the_flag(digits: Path) -> None:
     assert any("random" in note for note in report.notes)
 
 
+@pytest.mark.parametrize(("form", "said"), [("integer", False), ("binary", True)])
+def test_a_model_that_asked_for_passes_ruined_is_told_so(form: str, said: bool, digits: Path, tmp_path: Path) -> None:
+    """No budget refuses it, and training may mend it: it is written, with a plain word."""
+    report = onnxcomp.optimize(
+        digits, output=tmp_path / "o.onnx", passes=f"quantize-weights{{form={form}}}", bench=False
+    )
+    assert report.verdict == "accepted"
+    assert any("hardly the original's" in note for note in report.notes) is said
+
+
 def test_json_holds_no_nan_or_infinity(digits: Path, digits_data: tuple[Path, Path]) -> None:
     onnxcomp.optimize(digits, data=digits_data[0], passes="cleanup,fold-constants,fuse-batchnorm", **FAST)
 
