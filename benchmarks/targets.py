@@ -143,6 +143,8 @@ def peers(models: list[str], assets: Path) -> Iterator[dict[str, Any]]:
     command = [sys.executable, str(assets / "baseline.py"), *models]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
+            if not line.startswith("{"):  # what the quantizer says of its progress
+                continue
             row = json.loads(line)
             if row["setting"] in PEERS:
                 yield row | {"row": f"{row['model']} peer: {row['setting']}"}
@@ -179,6 +181,12 @@ def baseline_order() -> tuple[str, ...]:
     return tuple(dict.fromkeys(target.model for target in TARGETS.values()))
 
 
+def write(rows: list[dict[str, Any]]) -> None:
+    """Rows into the results and onto the page, beside those that stand there."""
+    everything = common.keep("targets", rows, "row")
+    common.write_page(common.ROOT / "docs" / "measured.md", "targets", page_table(everything))
+
+
 def main() -> None:
     """Measure what is asked for and bring the page up to date."""
     parser = argparse.ArgumentParser(description="Judge onnxcomp against its targets and peers.")
@@ -191,12 +199,12 @@ def main() -> None:
     for name, target in chosen.items():
         rows.append(measure(name, target, assets))
         print(json.dumps(rows[-1]), flush=True)
+    write(rows)
     if not arguments.no_peers:
         for row in peers(list(dict.fromkeys(t.model for t in chosen.values())), assets):
             rows.append(row)
             print(json.dumps(row), flush=True)
-    everything = common.keep("targets", rows, "row")
-    common.write_page(common.ROOT / "docs" / "measured.md", "targets", page_table(everything))
+        write(rows)
     if any(row.get("missed") for row in rows):
         sys.exit("some targets were missed")
 
