@@ -216,7 +216,7 @@ class Measurer:
         stats = cost.stats(graph, context.operators, file_bytes=size, sample=context.sample_shapes)
         found = Measurements(stats, sha256_of(*files), fidelity, accuracy, benchmark)
         if why := _unsound(found, Budget()):
-            notes.append(f"{why}: this is hardly the original's model any more; --max-drop or --min-sqnr refuse it")
+            notes.append(f"{why}: a run without --passes would not take this; --max-drop and --min-sqnr refuse it")
         return replace(found, notes=tuple(notes))
 
     def _missing(self) -> str:
