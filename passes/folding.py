@@ -13,6 +13,7 @@ from onnxcomp.graph.codec import encode_node, shape_of
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, elem_type, stored_bytes, tensor_proto
 
 INSIDE_ELEMENTS = 1024  # larger initializers are fed, so that they are neither copied nor serialized
+SWOLLEN_BYTES = 1 << 28  # a result so large, and twice what it is made from, is not held even for a moment
 FEW_ELEMENTS = 64  # initializers up to this size do not tie nodes into one group
 _PACKED = ("int4", "uint4", "int2", "uint2", "float4_e2m1fn")
 _VIEWS = frozenset({"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
@@ -105,12 +106,21 @@ class Plan:
             unknown = any(t.name and t not in self.bytes for t in node.outputs)
             if not waiting.isdisjoint(node.inputs) or (unknown and not ready):
                 waiting.update(node.outputs)
+            elif (large := self._swollen(node)) is not None:
+                waiting.update(node.outputs)
+                kept[node] = f"computing it ahead would take {large / 1e9:.1f} GB of memory"
             elif unknown and node.op in _EXPANDING:
                 waiting.update(node.outputs)
                 kept[node] = "the size of its result is not known ahead"
             else:
                 nodes.append(node)
         return nodes
+
+    def _swollen(self, node: Node) -> int | None:
+        """Bytes of a node's results where they are far more than its inputs' and than a moment should take."""
+        made = sum(self.bytes.get(t, 0) for t in node.outputs)
+        used = sum(t.nbytes if isinstance(t, Constant) else self.bytes.get(t, 0) for t in node.inputs)
+        return made if made > max(SWOLLEN_BYTES, 2 * used) else None
 
     def _growth(self, group: list[Node]) -> tuple[int, Node]:
         """Bytes by which the file grows when a group is computed ahead, and the node with the heaviest result."""

@@ -357,3 +357,17 @@ def test_weights_stored_as_codes_are_not_decoded(bits: int) -> None:
     small, *later = (record.bytes_after for record in result.records)
     assert small < result.records[0].bytes_before / 2
     assert all(size <= small for size in later)
+
+
+def test_a_value_far_larger_than_what_it_is_made_from_is_never_held() -> None:
+    """A byte that becomes gigabytes and then one number again: the file would hardly grow, the memory would."""
+    nodes = [
+        helper.make_node("Expand", ["one", "size"], ["large"], "grow"),
+        helper.make_node("ReduceMax", ["large"], ["back"], "shrink", keepdims=0),
+        helper.make_node("Add", ["x", "back"], ["y"], "add"),
+    ]
+    weights = {"one": np.float32([1.0]), "size": np.int64([40000, 40000])}
+    graph = decode(model(nodes, weights, [2]))
+    outcome = FoldConstants().run(graph, PassContext())
+    assert [node.op for node in graph.nodes] == ["Expand", "ReduceMax", "Add"]
+    assert any("6.4 GB of memory" in skip.why for skip in outcome.skips)
