@@ -483,6 +483,7 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 from onnxcomp.files import atomic_write
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it, and so would this
 with atomic_write(Path("out.bin")) as file:
     file.write(bytes(1 << 20))
     file.flush()
