@@ -32,9 +32,9 @@ from onnxcomp.graph.coupling.analysis import analyse
 from onnxcomp.graph.coupling.cut import cut
 from onnxcomp.graph.io import load, save, to_bytes
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.ops.facts import load_operators
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
+from onnxcomp.ops.facts import load_operators
 from onnxcomp.runtime.costs import MeasuredCosts
 
 OPERATORS = load_operators()

@@ -25,8 +25,8 @@ from onnxcomp.errors import OnnxcompError
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.io import load
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.ops.facts import load_operators
 from onnxcomp.manager.base import PassContext, SampleSource
+from onnxcomp.ops.facts import load_operators
 from onnxcomp.passes.distill import Distill
 from onnxcomp.runtime.taps import tapped
 

@@ -30,7 +30,7 @@ from onnxcomp.distill.task import Feeding, Optimizer, TrainingTask
 from onnxcomp.distill.trainable import prepare
 from onnxcomp.graph.io import load, save
 from onnxcomp.graph.ir import Variable
-from onnxcomp.graph.ops.facts import load_operators
+from onnxcomp.ops.facts import load_operators
 from onnxcomp.passes.training.trainer import piece_of
 from onnxcomp.runtime.machine import usable_cores
 

@@ -24,11 +24,11 @@ from onnxcomp.graph import cost
 from onnxcomp.graph.health import broken_weights
 from onnxcomp.graph.io import load, model_files, save
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.ops.facts import Operators, load_operators
 from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
 from onnxcomp.measure import WORTH_SHARE, Measurements, Measurer, check_metric, cost_model, table_notes
+from onnxcomp.ops.facts import Operators, load_operators
 from onnxcomp.report.html import write_html
 from onnxcomp.report.record import write_json
 from onnxcomp.results import Calibration, FileRef, LayerRecord, Report

@@ -13,9 +13,9 @@ from onnxcomp.errors import OnnxcompError
 from onnxcomp.graph import cost
 from onnxcomp.graph.io import load, model_files
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.ops.facts import Operators, load_operators
 from onnxcomp.manager import registry
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
+from onnxcomp.ops.facts import Operators, load_operators
 from onnxcomp.results import ModelStats
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.io import load, save
 from onnxcomp.graph.ir import Constant, Graph, Node, Variable
-from onnxcomp.graph.ops.facts import Operators, Weight, load_operators
 from onnxcomp.manager.base import Pass
 from onnxcomp.manager.spec import make_pass
+from onnxcomp.ops.facts import Operators, Weight, load_operators
 
 PASSED = ("Softmax", "LogSoftmax", "Sigmoid", "Identity", "Add")  # between the last layer and the output
 

@@ -10,10 +10,10 @@ from typing import ClassVar, Literal
 from onnxcomp.errors import DataError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Graph, Node, Variable
-from onnxcomp.graph.ops.facts import Operators, Weight
 from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import CostModel, Guarantee, Need, Outcome, Pass, PassContext, SampleSource, option
+from onnxcomp.ops.facts import Operators, Weight
 from onnxcomp.passes.qdq import parts, refine, regions, sharing, weights
 from onnxcomp.passes.qdq.choice import Choice, Chooser, Planned
 from onnxcomp.passes.qdq.coarse import Coarsener

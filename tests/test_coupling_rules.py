@@ -18,8 +18,8 @@ from onnxcomp.graph.coupling.cut import cut, emptied_axis, mispredicted
 from onnxcomp.graph.coupling.tables import RULES
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.ir import Constant, Graph
-from onnxcomp.graph.ops.facts import OpFacts, load_operators
 from onnxcomp.graph.shapes import check_structure, infer
+from onnxcomp.ops.facts import OpFacts, load_operators
 
 OPERATORS = load_operators()
 CASES: dict[str, Callable[[], ModelProto]] = {}

@@ -21,7 +21,7 @@ from onnxcomp.errors import EnvironmentLacksError, OutputError
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.ir import Graph, Variable
-from onnxcomp.graph.ops.facts import load_operators
+from onnxcomp.ops.facts import load_operators
 
 OPERATORS = load_operators()
 BATCH = 2

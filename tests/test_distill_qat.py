@@ -16,9 +16,9 @@ from onnxcomp.errors import EnvironmentLacksError, OutputError, UsageError
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.ir import Graph, Variable
-from onnxcomp.graph.ops.facts import Weight
 from onnxcomp.graph.rounding import Levels, symmetric_scales
 from onnxcomp.manager.base import PassContext
+from onnxcomp.ops.facts import Weight
 from onnxcomp.passes.training import quantized
 from onnxcomp.passes.training.fake import FakeWeight, Step, insert
 from onnxcomp.passes.training.quantized import Precision, Quantization, packed

@@ -19,10 +19,10 @@ from onnxcomp.distill.writeback import write_back
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.ir import Node
-from onnxcomp.graph.ops.facts import Operators, OpFacts, load_operators
-from onnxcomp.graph.ops.tables import RECORDS
 from onnxcomp.graph.rewriting import CannotRewriteError, Site, rewrite
 from onnxcomp.graph.shapes import infer
+from onnxcomp.ops.facts import Operators, OpFacts, load_operators
+from onnxcomp.ops.tables import RECORDS
 
 OPERATORS = load_operators()
 small = st.integers(1, 3)

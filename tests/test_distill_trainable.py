@@ -16,7 +16,7 @@ from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.io import load
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.ops.facts import load_operators
+from onnxcomp.ops.facts import load_operators
 
 OPERATORS = load_operators()
 

@@ -16,8 +16,8 @@ from onnx import helper
 
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.ops.facts import load_operators
 from onnxcomp.manager.base import WeightUse
+from onnxcomp.ops.facts import load_operators
 from onnxcomp.runtime import gram as g
 
 OPERATORS = load_operators()

@@ -21,9 +21,9 @@ from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.health import broken_weights
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.ops.facts import load_operators
 from onnxcomp.graph.shapes import infer
 from onnxcomp.manager.pipeline import PassManager, Pipeline
+from onnxcomp.ops.facts import load_operators
 
 FLOAT = builders.FLOAT
 

@@ -20,9 +20,9 @@ from onnxcomp.errors import DataError, EnvironmentLacksError, ModelError, Output
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.io import load, save, to_bytes
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.ops.facts import load_operators
 from onnxcomp.manager.base import Outcome, PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
+from onnxcomp.ops.facts import load_operators
 from onnxcomp.passes.distill import Distill
 from onnxcomp.passes.training import gradual, material
 from onnxcomp.passes.training.keeping import kept

@@ -19,11 +19,11 @@ from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.ops.facts import load_operators
 from onnxcomp.graph.shapes import infer
 from onnxcomp.manager.base import PassContext, WeightUse
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.manager.spec import parse_passes
+from onnxcomp.ops.facts import load_operators
 from onnxcomp.passes.prune_weights import PruneWeights
 from onnxcomp.passes.pruning.allocate import Curve, allocate, magnitude_curve
 from onnxcomp.passes.pruning.layers import Layer, layer_of, stages, target_of

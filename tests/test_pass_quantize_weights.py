@@ -21,9 +21,9 @@ from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph import cost
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.io import load, to_bytes
-from onnxcomp.graph.ops.facts import load_operators
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
+from onnxcomp.ops.facts import load_operators
 from onnxcomp.results import PassRecord
 from onnxcomp.runtime.profile import kernels
 

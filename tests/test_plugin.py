@@ -120,7 +120,7 @@ def test_an_entry_point_that_is_no_pass_is_refused(tmp_path: Path) -> None:
 def test_operators_of_a_plugin_are_known_to_every_pass(plugin: Path, tmp_path: Path) -> None:
     site = fake_distribution(tmp_path, "my-operators", "dense = my_operators:FACTS", "onnxcomp.operators")
     (site / "my_operators.py").write_text(
-        "from onnxcomp.graph.ops.facts import OpFacts, Weight\n"
+        "from onnxcomp.ops.facts import OpFacts, Weight\n"
         "FACTS = OpFacts('Dense', 'my.domain', weights=lambda node: (Weight(port=1, out_axis=1, in_axes=(0,)),))\n"
     )
     source = builders.save(builders.custom_operator(), tmp_path / "custom.onnx")

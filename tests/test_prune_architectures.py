@@ -14,9 +14,9 @@ import pytest
 
 from onnxcomp.graph import cost
 from onnxcomp.graph.io import load, save
-from onnxcomp.graph.ops.facts import load_operators
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
+from onnxcomp.ops.facts import load_operators
 
 OPERATORS = load_operators()
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "architectures"

@@ -14,7 +14,7 @@ from test_pass_quantize_qdq import quantized, ruled, weights_of
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.codec import decode
-from onnxcomp.graph.ops.facts import load_operators
+from onnxcomp.ops.facts import load_operators
 from onnxcomp.passes.qdq import regions, sensitivity, sharing, weights
 from onnxcomp.passes.qdq.cut import Choices
 from onnxcomp.passes.qdq.ranges import Rule

@@ -13,7 +13,7 @@ import onnxcomp
 from onnxcomp import recipes
 from onnxcomp.graph.cost import integer_share, layers, parameters
 from onnxcomp.graph.io import load
-from onnxcomp.graph.ops.facts import load_operators
+from onnxcomp.ops.facts import load_operators
 
 
 def spelled_with_constants(proto: ModelProto) -> ModelProto:

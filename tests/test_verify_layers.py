@@ -12,7 +12,7 @@ from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.open import random_data
 from onnxcomp.graph import io
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.ops.facts import load_operators
+from onnxcomp.ops.facts import load_operators
 from onnxcomp.runtime import session
 from onnxcomp.verify import layers
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.graph.io import load
-from onnxcomp.graph.ops.facts import load_operators
+from onnxcomp.ops.facts import load_operators
 from onnxcomp.results import WeightHistogram
 from onnxcomp.verify.weights import BINS, histograms
 

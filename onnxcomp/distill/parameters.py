@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from onnxcomp.graph.ir import Constant, Graph, Node, Tensor, Variable
-from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.facts import Operators
 
 VIEWS = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 AFFINE = frozenset({"Add", "Div", "Mean", "Mul", "Sub", "Sum"})

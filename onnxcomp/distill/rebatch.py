@@ -14,8 +14,8 @@ import numpy as np
 from onnxcomp.errors import OnnxcompError
 from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Graph, Node, Tensor
-from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.facts import Operators
 from onnxcomp.runtime.session import open_session
 
 TOLERANCE = 1e-4  # of the largest output; a mixed-up batch is off by its whole size

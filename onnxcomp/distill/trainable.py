@@ -17,9 +17,9 @@ from onnxcomp.distill.rewrites.quantization import straighten
 from onnxcomp.distill.rewrites.table import STEPS, rule_of
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.ir import Constant, Graph, Node, Tensor
-from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.rewriting import CannotRewriteError, Pool, Rewrite, rewrite
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.facts import Operators
 
 Statistics = Literal["trained", "frozen"]
 

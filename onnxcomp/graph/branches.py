@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Graph, Node, Tensor, Variable
-from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.facts import Operators
 
 
 @dataclass(frozen=True)

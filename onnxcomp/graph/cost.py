@@ -11,7 +11,7 @@ from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coded import CodedWeight, coded_weights, count_codes, read_coded
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
 from onnxcomp.graph.literals import literal
-from onnxcomp.graph.ops.facts import Operators
+from onnxcomp.ops.facts import Operators
 from onnxcomp.results import ModelStats
 
 PART = ".part"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcomp.graph.ir import Array, Constant, Graph
-from onnxcomp.graph.ops.facts import Operators
+from onnxcomp.ops.facts import Operators
 
 
 def broken_weights(graph: Graph, operators: Operators) -> dict[str, str]:

@@ -10,9 +10,9 @@ import numpy as np
 from onnx.helper import get_all_tensor_dtypes, tensor_dtype_to_np_dtype
 
 from onnxcomp.graph.ir import Array, Constant, Dim, Graph, Node, Tensor
-from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.partial import axes_of, slice_of
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.facts import Operators
 
 TO_THE_END = 2**31 - 1  # exporters write INT32_MAX or INT64_MAX for "all the rest"
 

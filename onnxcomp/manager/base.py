@@ -18,9 +18,9 @@ import numpy as np
 
 from onnxcomp.errors import EnvironmentLacksError, UsageError
 from onnxcomp.graph.ir import Constant, Graph, Node
-from onnxcomp.graph.ops.facts import Operators, Weight, load_operators, no_weights
 from onnxcomp.manager.options import checked, option
 from onnxcomp.manager.spelling import spelled
+from onnxcomp.ops.facts import Operators, Weight, load_operators, no_weights
 from onnxcomp.results import Change, Skip, TrainingRecord
 from onnxcomp.runtime.progress import SILENT, Progress
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from onnxcomp.graph.ir import Array, Node
-from onnxcomp.graph.ops.facts import Weight
+from onnxcomp.ops.facts import Weight
 
 _CONVS = ("Conv", "FusedConv")
 

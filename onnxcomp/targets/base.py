@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onnxcomp.graph.ir import Node
-from onnxcomp.graph.ops.facts import Weight
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.facts import Weight
 
 Refusal = Callable[[Node, Weight | None, Shapes], str]
 

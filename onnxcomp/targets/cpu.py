@@ -7,9 +7,9 @@ x86. A Q and DQ pair around an operator that only moves data vanishes when both 
 from __future__ import annotations
 
 from onnxcomp.graph.ir import Constant, Node
-from onnxcomp.graph.ops.facts import Weight
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.facts import Weight
 from onnxcomp.targets.base import Kernel, Target
 
 

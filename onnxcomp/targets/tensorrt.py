@@ -8,9 +8,9 @@ fuses into their neighbours, no layer too small for tensor cores.
 from __future__ import annotations
 
 from onnxcomp.graph.ir import Node
-from onnxcomp.graph.ops.facts import Weight
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.facts import Weight
 from onnxcomp.targets.base import Kernel, Target
 
 LEAST_CHANNELS = 16

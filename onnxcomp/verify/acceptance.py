@@ -13,7 +13,7 @@ from onnxcomp.data.inputs import inputs_of
 from onnxcomp.data.open import random_data
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.io import load
-from onnxcomp.graph.ops.facts import load_operators
+from onnxcomp.ops.facts import load_operators
 from onnxcomp.runtime.tensorrt import PRODUCTS, Acceptance, acceptance
 from onnxcomp.targets.tensorrt import TENSORRT
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable, elem_type
-from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.facts import Operators
 from onnxcomp.runtime.session import open_graph
 from onnxcomp.runtime.taps import Batches, drop_unneeded, stream
 

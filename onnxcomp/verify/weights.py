@@ -9,7 +9,7 @@ import numpy as np
 from onnxcomp.graph.cost import part_name
 from onnxcomp.graph.evaluate import evaluate
 from onnxcomp.graph.ir import Array, Graph, Node
-from onnxcomp.graph.ops.facts import Operators
+from onnxcomp.ops.facts import Operators
 from onnxcomp.results import WeightHistogram
 
 BINS = 32

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxcomp.graph.ir import Graph, Node, Variable
-from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.manager.base import CostModel
+from onnxcomp.ops.facts import Operators
 from onnxcomp.passes.qdq import placement, sensitivity
 from onnxcomp.passes.qdq.coarse import Coarsener
 from onnxcomp.passes.qdq.ranges import Grid

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph.ir import Graph, Node, Variable
-from onnxcomp.graph.ops.facts import Operators, volume
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.facts import Operators, volume
 from onnxcomp.passes.qdq.cut import Choices
 from onnxcomp.passes.qdq.forms import silu_of
 from onnxcomp.passes.qdq.regions import Plan

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxcomp.graph.ir import Constant, Graph, Node, Variable
-from onnxcomp.graph.ops.facts import Operators, Weight
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.facts import Operators, Weight
 from onnxcomp.passes.qdq.forms import silu_of
 from onnxcomp.targets.base import Kernel, Target
 

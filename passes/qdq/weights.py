@@ -8,7 +8,6 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from onnxcomp.graph.ir import Array, Node
-from onnxcomp.graph.ops.facts import Weight
 from onnxcomp.graph.rounding import (
     Levels,
     Pairs,
@@ -20,6 +19,7 @@ from onnxcomp.graph.rounding import (
     round_pairs,
 )
 from onnxcomp.manager.base import WeightUse
+from onnxcomp.ops.facts import Weight
 from onnxcomp.runtime.patches import LayerInputs
 
 Isa: TypeAlias = Literal["portable", "native"]

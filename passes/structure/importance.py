@@ -8,8 +8,8 @@ import numpy as np
 
 from onnxcomp.graph.coupling.analysis import Group
 from onnxcomp.graph.ir import Array, Graph
-from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.manager.base import PassContext
+from onnxcomp.ops.facts import Operators
 from onnxcomp.passes.pruning.solve import Problem
 from onnxcomp.passes.structure.elimination import Added, Curve, Eliminated, Exchanged, eliminate, exchange, select
 from onnxcomp.passes.structure.readers import MOST_MOMENT_BYTES, Reader, makers, readers, ridge

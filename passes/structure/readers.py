@@ -9,8 +9,8 @@ import numpy as np
 
 from onnxcomp.graph.coupling.analysis import Group, Slot
 from onnxcomp.graph.ir import Array, Constant, Graph, Node
-from onnxcomp.graph.ops.facts import Operators, Weight
 from onnxcomp.manager.base import WeightUse
+from onnxcomp.ops.facts import Operators, Weight
 from onnxcomp.passes.pruning.layers import Layer, layer_of
 from onnxcomp.runtime.gram import Gram, moment_bytes
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from onnxcomp.distill.task import Constraint
 from onnxcomp.graph.ir import Array, Constant, Graph, Tensor, Variable
-from onnxcomp.graph.ops.facts import Weight
 from onnxcomp.graph.rounding import Levels
+from onnxcomp.ops.facts import Weight
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.training.scales import least_squares_scales
 

@@ -17,11 +17,11 @@ from onnxcomp.errors import UsageError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coded import PACKING_OPSET, Coded, CodedWriter
 from onnxcomp.graph.ir import Array, Graph, Node, Variable
-from onnxcomp.graph.ops.facts import Weight
 from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import PassContext
+from onnxcomp.ops.facts import Weight
 from onnxcomp.passes.qdq import parts, regions, sharing
 from onnxcomp.passes.qdq.forms import curve_of
 from onnxcomp.passes.qdq.ranges import Grid, Rule, unusable

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcomp.graph.coded import Coded
 from onnxcomp.graph.ir import Array, Constant
-from onnxcomp.graph.ops.facts import Weight
+from onnxcomp.ops.facts import Weight
 
 PIECE_ELEMENTS = 4 * 2**20  # 16 MiB of float32
 

@@ -8,10 +8,10 @@ from math import prod
 from typing import Literal
 
 from onnxcomp.graph.ir import Constant, Graph, Node
-from onnxcomp.graph.ops.facts import Operators, Weight
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import Outcome, WeightUse
+from onnxcomp.ops.facts import Operators, Weight
 from onnxcomp.passes.weights.coders import BinaryCoder, Coder, Error, IntegerCoder, TernaryCoder
 from onnxcomp.passes.weights.dequantize import dequantize_refusal
 from onnxcomp.passes.weights.kernels import BlockGather, block_matmul_refusal, valid_block

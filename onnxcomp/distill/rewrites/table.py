@@ -16,8 +16,8 @@ from onnxcomp.distill.rewrites import (
     resize,
 )
 from onnxcomp.graph.ir import Node
-from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.rewriting import Rewrite
+from onnxcomp.ops.facts import Operators
 
 MICROSOFT = "com.microsoft"
 STEPS = frozenset({"Ceil", "Floor", "Hardmax", "Sign"})  # their derivative is zero: nothing before them learns by them

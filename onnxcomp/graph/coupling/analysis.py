@@ -20,8 +20,8 @@ from onnxcomp.graph.coupling.tables import rule_of
 from onnxcomp.graph.evaluate import propagate
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.literals import constant_value, is_numeric
-from onnxcomp.graph.ops.facts import Operators
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.facts import Operators
 
 Kind = Literal["channels", "heads", "neurons", "hidden units"]
 _MOST_CHOICES = 4  # how many ways to split an axis are tried at most

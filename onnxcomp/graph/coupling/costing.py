@@ -10,7 +10,7 @@ import numpy as np
 from onnxcomp.graph.cost import parameter_elements
 from onnxcomp.graph.coupling.analysis import Coupling, Group
 from onnxcomp.graph.ir import Array, Constant, Node
-from onnxcomp.graph.ops.facts import Operators
+from onnxcomp.ops.facts import Operators
 
 Saved: TypeAlias = Literal["units", "macs", "params"]
 _Item: TypeAlias = Node | Constant

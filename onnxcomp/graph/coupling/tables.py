@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxcomp.graph.coupling import elementwise, linear, movement, quantization, reshape
 from onnxcomp.graph.coupling.flow import Rule
 from onnxcomp.graph.ir import Node
-from onnxcomp.graph.ops.facts import Operators
+from onnxcomp.ops.facts import Operators
 
 MICROSOFT = "com.microsoft"
 

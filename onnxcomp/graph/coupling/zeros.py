@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcomp.graph.coupling.analysis import Coupling
 from onnxcomp.graph.ir import Array, Constant, Node, Tensor
-from onnxcomp.graph.ops.facts import Operators, Weight
+from onnxcomp.ops.facts import Operators, Weight
 
 _KEPT = (
     "Abs Asin Asinh Atan Atanh AveragePool Cast Ceil Celu Clip DepthToSpace Dropout Elu Erf Expand Flatten "

@@ -8,8 +8,8 @@ from typing import Any
 
 from onnxcomp.errors import UsageError
 from onnxcomp.graph.ir import Constant, Node
-from onnxcomp.graph.ops.record import OpFacts, Role, Weight, no_macs, no_weights, volume
-from onnxcomp.graph.ops.tables import RECORDS
+from onnxcomp.ops.record import OpFacts, Role, Weight, no_macs, no_weights, volume
+from onnxcomp.ops.tables import RECORDS
 
 __all__ = [
     "ENTRY_POINT_GROUP",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxcomp.graph.ir import Node
-from onnxcomp.graph.ops.record import OpFacts, Weight
+from onnxcomp.ops.record import OpFacts, Weight
 
 
 def gather_weights(node: Node) -> tuple[Weight, ...]:

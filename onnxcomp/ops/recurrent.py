@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from onnxcomp.graph.ir import Node
-from onnxcomp.graph.ops.record import OpFacts, Weight, volume
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.record import OpFacts, Weight, volume
 
 
 def recurrent_weights(node: Node) -> tuple[Weight, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxcomp.graph.ops.record import OpFacts
+from onnxcomp.ops.record import OpFacts
 
 RECORDS = (
     OpFacts("QuantizeLinear", quantization_ports=(1, 2)),

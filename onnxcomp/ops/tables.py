@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxcomp.graph.ops import elementwise, linear, movement, quantization, recurrent
+from onnxcomp.ops import elementwise, linear, movement, quantization, recurrent
 
 RECORDS = (
     *linear.RECORDS,
