@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp import config
+from onnxcomp.settings import Setting
 from onnxcomp.verify.budget import Size
 
 FILE = Path(__file__).resolve().parent / "onnxcomp.schema.json"
@@ -55,9 +56,8 @@ def preprocess() -> dict[str, Any]:
     """The table of preprocessing, whose numbers may be written as text: `1/255`."""
     keys = {}
     for key in config.preprocess_keys():
-        choices = key.owner.__dataclass_fields__[key.field].metadata["choices"]
-        if choices:
-            taken: dict[str, Any] = {"enum": list(choices)}
+        if key.choices:
+            taken: dict[str, Any] = {"enum": list(key.choices)}
         elif typing.get_origin(key.hint) is tuple:
             taken = LIST
         else:
@@ -66,7 +66,7 @@ def preprocess() -> dict[str, Any]:
     return {"type": "object", "properties": keys, "additionalProperties": False}
 
 
-def described(key: config.Key) -> dict[str, Any]:
+def described(key: Setting) -> dict[str, Any]:
     """One key: what it takes, its help and its default."""
     found = taken(key) | {"description": key.help}
     if isinstance(key.default, str | int | float) and key.default != "":
@@ -74,7 +74,7 @@ def described(key: config.Key) -> dict[str, Any]:
     return found
 
 
-def taken(key: config.Key) -> dict[str, Any]:
+def taken(key: Setting) -> dict[str, Any]:
     """What a key takes."""
     if key.choices:
         return {"enum": list(key.choices)}
@@ -83,15 +83,21 @@ def taken(key: config.Key) -> dict[str, Any]:
     if key.hint is bool:
         return {"type": "boolean"}
     if key.hint is int:
-        return {"type": "integer"} if key.minimum is None else {"type": "integer", "minimum": key.minimum}
+        return {"type": "integer"} | bounds(key)
     if key.hint is float:
-        return {"type": "number"}
+        return {"type": "number"} | bounds(key)
     if key.hint is Size:
         pattern = r"^\s*[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?\s*(%|[kKmMgGtT]?[iI]?[bB]?)\s*$"
         return {"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string", "pattern": pattern}]}
     if typing.get_origin(key.hint) is tuple:
         return {"type": "array", "items": {"type": "string"}}
     return {"type": "object", "additionalProperties": SIZES}
+
+
+def bounds(key: Setting) -> dict[str, Any]:
+    """The bounds of a number."""
+    given = {"minimum": key.minimum, "exclusiveMinimum": key.above, "maximum": key.maximum}
+    return {name: bound for name, bound in given.items() if bound is not None}
 
 
 def text() -> str:

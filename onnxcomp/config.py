@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import UsageError
 from onnxcomp.job import Job
+from onnxcomp.settings import Setting, setting, settings_of
 from onnxcomp.verify.budget import Budget, Size, parse_size
 
 FILE = "onnxcomp.toml"
@@ -31,10 +33,9 @@ STATE = ".onnxcomp"
 class BuildKeys:
     """Keys of a model that only the build step knows."""
 
-    name: str = field(default="", metadata={"help": "What the build calls this model; its output without .onnx."})
-    depends: tuple[str, ...] = field(
-        default=(),
-        metadata={"help": "Further files and folders that the data or metric functions read: a change rebuilds."},
+    name: str = setting("What the build calls this model; its output without .onnx.", default="")
+    depends: tuple[str, ...] = setting(
+        "Further files and folders that the data or metric functions read: a change rebuilds.", default=()
     )
 
 
@@ -42,40 +43,10 @@ class BuildKeys:
 class FileKeys:
     """Keys of the file as a whole."""
 
-    state: Path = field(
-        default=Path(STATE), metadata={"help": "Folder for what the build remembers; may be deleted at any time."}
+    state: Path = setting("Folder for what the build remembers; may be deleted at any time.", default=Path(STATE))
+    reports: Path | None = setting(
+        "Folder for the reports of the whole build; `reports` in the state folder.", default=None
     )
-    reports: Path | None = field(
-        default=None, metadata={"help": "Folder for the reports of the whole build; `reports` in the state folder."}
-    )
-
-
-@dataclass(frozen=True)
-class Key:
-    """One key of the configuration.
-
-    Attributes:
-        name: as the file writes it.
-        hint: the type of the field it comes from, without None.
-        default: None where the key may be left out.
-        help: one line.
-        minimum: least value of a number.
-        owner: the class it comes from.
-        field: its name there.
-    """
-
-    name: str
-    hint: Any
-    default: Any
-    help: str
-    minimum: int | None
-    owner: type[Any]
-    field: str
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The words it may take; empty where it is no such key."""
-        return typing.get_args(self.hint) if typing.get_origin(self.hint) is typing.Literal else ()
 
 
 @dataclass(frozen=True)
@@ -151,29 +122,29 @@ def entry_of(table: Mapping[str, Any]) -> ModelEntry:
     return ModelEntry(name, job, extra.depends, dict(table))
 
 
-def model_keys() -> tuple[Key, ...]:
+def model_keys() -> tuple[Setting, ...]:
     """The keys of a model's table, in order; those of its `preprocess` table are `preprocess_keys`."""
-    found: list[Key] = []
-    for key in _keys(Job):
+    found: list[Setting] = []
+    for key in settings_of(Job):
         if key.hint is Budget:
-            found += _keys(Budget)
+            found += settings_of(Budget)
         elif key.hint is not Preprocess:
             found.append(key)
-    extra = {key.name: key for key in _keys(BuildKeys)}
+    extra = {key.name: key for key in settings_of(BuildKeys)}
     return (found[0], extra["name"], *found[1:], extra["depends"])
 
 
-def preprocess_keys() -> tuple[Key, ...]:
+def preprocess_keys() -> tuple[Setting, ...]:
     """The keys of a model's `preprocess` table."""
-    return tuple(_keys(Preprocess))
+    return tuple(settings_of(Preprocess))
 
 
-def file_keys() -> tuple[Key, ...]:
+def file_keys() -> tuple[Setting, ...]:
     """The keys of the file as a whole, beside the defaults for its models."""
-    return tuple(_keys(FileKeys))
+    return tuple(settings_of(FileKeys))
 
 
-def default_keys() -> tuple[Key, ...]:
+def default_keys() -> tuple[Setting, ...]:
     """The keys that may stand at the top of the file, for every model: all that do not name one file."""
     return tuple(key for key in model_keys() if key.name not in ("path", "name", "output", "report", "html"))
 
@@ -285,40 +256,30 @@ def _check_files(entries: list[ModelEntry]) -> None:
 # -- one key -------------------------------------------------------------------------------------------------------
 
 
-def _keys(owner: type[Any]) -> Iterator[Key]:
-    hints = typing.get_type_hints(owner, localns={"Pipeline": str})
-    for item in dataclasses.fields(owner):
-        given = item.metadata
-        default = item.default if item.default_factory is dataclasses.MISSING else None
-        yield Key(
-            name=given.get("key") or item.name,
-            hint=_without_none(hints[item.name]),
-            default=None if default is dataclasses.MISSING else default,
-            help=given["help"],
-            minimum=given.get("minimum"),
-            owner=owner,
-            field=item.name,
-        )
-
-
-def _without_none(hint: Any) -> Any:
-    """`X | None` -> X; a Literal stays one."""
-    if typing.get_origin(hint) is typing.Literal or not typing.get_args(hint):
-        return hint
-    parts = [part for part in typing.get_args(hint) if part is not type(None)]
-    return parts[0] if len(parts) < len(typing.get_args(hint)) else hint
-
-
-def _value(key: Key, value: Any) -> Any:
+def _value(key: Setting, value: Any) -> Any:
     """A TOML value turned into what the field takes."""
     with _at(key.name):
         found = _converted(key, value)
-    if key.minimum is not None and found < key.minimum:
-        raise UsageError(f"{key.name} is at least {key.minimum}, not {found}", where=key.name, do=key.help)
+    if isinstance(found, int | float):
+        _check_bounds(key, found)
     return found
 
 
-def _converted(key: Key, value: Any) -> Any:
+def _check_bounds(key: Setting, value: float) -> None:
+    wrong = [
+        f"{word} {bound:g}"
+        for word, bound, holds in (
+            ("at least", key.minimum, operator.ge),
+            ("above", key.above, operator.gt),
+            ("at most", key.maximum, operator.le),
+        )
+        if bound is not None and not holds(value, bound)
+    ]
+    if wrong:
+        raise UsageError(f"{key.name} is {wrong[0]}, not {value}", where=key.name, do=key.help)
+
+
+def _converted(key: Setting, value: Any) -> Any:
     hint, origin = key.hint, typing.get_origin(key.hint)
     if key.choices and value in key.choices:
         return value
@@ -347,7 +308,7 @@ def _sizes(name: str, sizes: Any) -> tuple[int, ...]:
     raise UsageError(f"{sizes!r} is no shape", where=name, do=f"write {name} = [1, 3, 224, 224]")
 
 
-def takes(key: Key) -> str:
+def takes(key: Setting) -> str:
     """What a key takes, in words."""
     if key.choices:
         return "one of " + ", ".join(key.choices)

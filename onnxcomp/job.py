@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnxcomp.data.preprocess import Preprocess
+from onnxcomp.settings import setting
 from onnxcomp.verify.budget import Budget
 
 if TYPE_CHECKING:
@@ -18,12 +19,6 @@ if TYPE_CHECKING:
 
 Objective = Literal["latency", "size", "accuracy", "macs"]
 Target = Literal["cpu", "cuda", "tensorrt"]
-# what a field names: a file or function that is read, a file that is written, or nothing outside of itself
-Place = Literal["input", "data", "function", "output", ""]
-
-
-def _about(help_text: str, place: Place = "", *, key: str = "", minimum: int | None = None) -> dict[str, Any]:
-    return {"help": help_text, "place": place, "key": key, "minimum": minimum}
 
 
 @dataclass(frozen=True)
@@ -34,70 +29,100 @@ class Job:
     field's metadata has its help text, what it names outside of the job, and its key where that is not its name.
     """
 
-    model: Path = field(metadata=_about("The model to compress; never written.", "input", key="path"))
-    output: Path | None = field(default=None, metadata=_about("The result; NAME.opt.onnx if not given.", "output"))
-    passes: str | Pipeline | None = field(
-        default=None, metadata=_about("The passes to run, as a spec: name{option=value,...},name.")
+    model: Path = setting("The model to compress; never written.", place="input", key="path")
+    output: Path | None = setting(
+        "The result; NAME.opt.onnx if not given.", default=None, place="output", flag="-o/--output", group="First"
     )
-    recipe: str | None = field(
-        default=None, metadata=_about("A named pipeline; with neither passes nor recipe several are tried.")
-    )
-    teacher: Path | None = field(
-        default=None, metadata=_about("The model that distill learns from; the model itself if not given.", "input")
-    )
-    data: Any = field(
+    passes: str | Pipeline | None = setting(
+        "The passes to run, as a spec: name{option=value,...},name; `onnxcomp passes` lists them.",
         default=None,
-        metadata=_about(
-            "Samples: .npz, .npy, a folder of images or of test_data_set_N, or module.py:function that yields dicts.",
-            "data",
-        ),
+        metavar="SPEC",
+        group="First",
     )
-    labels: Any = field(default=None, metadata=_about("Labels of data, .npy or .csv, where it carries none.", "input"))
-    eval_data: Any = field(default=None, metadata=_about("Samples that judge; without it a part of data does.", "data"))
-    eval_labels: Any = field(default=None, metadata=_about("Labels of eval_data, .npy or .csv.", "input"))
-    metric: str | None = field(
+    recipe: str | None = setting(
+        "A named pipeline; with neither passes nor recipe several are tried.",
         default=None,
-        metadata=_about("The task's metric, module.py:function[:min]; top-1 where labels are given.", "function"),
+        metavar="NAME",
+        group="First",
     )
-    calib_samples: int = field(
-        default=512, metadata=_about("Samples for calibration; at most half of data.", minimum=1)
-    )
-    eval_samples: int | None = field(
-        default=None, metadata=_about("Judge on at most so many samples; all if not given.", minimum=1)
-    )
-    shapes: Mapping[str, tuple[int, ...]] = field(
-        default_factory=dict, metadata=_about("Sizes for an input's free dimensions, by input.")
-    )
-    preprocess: Preprocess = field(
-        default_factory=Preprocess, metadata=_about("How raw pictures become the model's input.")
-    )
-    allow_random: bool = field(default=False, metadata=_about("Calibrate on made-up samples if there is no data."))
-    target: Target = field(default="cpu", metadata=_about("Where the model will run."))
-    objective: Objective = field(default="latency", metadata=_about("What should get better."))
-    budget: Budget = field(default_factory=Budget, metadata=_about("What the result must keep."))
-    report: Path | None = field(
-        default=None, metadata=_about("The report as JSON; NAME.opt.json beside the model if not given.", "output")
-    )
-    html: Path | None = field(default=None, metadata=_about("The report as a page for people.", "output"))
-    seed: int = field(default=0, metadata=_about("For the split and everything drawn at random."))
-    threads: int = field(
-        default=0,
-        metadata=_about(
-            "Threads for calibration and verification, 0: every core; latency is measured with one.", minimum=0
-        ),
-    )
-    bench: bool = field(default=True, metadata=_about("Measure latency."))
-    cost_table: Path | None = field(
+    teacher: Path | None = setting(
+        "The model that distill learns from; the model itself if not given.",
         default=None,
-        metadata=_about(
-            "Times that decide placements and recipes: replayed, new ones added; the user's cache.", "input"
-        ),
+        place="input",
+        group="Training",
     )
-    bench_seconds: float = field(default=4.0, metadata=_about("How long to measure the final latency, in seconds."))
-    verify: bool = field(default=True, metadata=_about("Run the result against the original."))
-    keep_initializer_inputs: bool = field(
-        default=False, metadata=_about("Leave weights listed as graph inputs among the inputs.")
+    data: Any = setting(
+        "Samples: .npz, .npy, a folder of images or of test_data_set_N, or module.py:function that yields dicts.",
+        default=None,
+        place="data",
+        metavar="D",
+        group="First",
     )
+    labels: Any = setting(
+        "Labels of data, .npy or .csv, where it carries none.", default=None, place="input", metavar="L", group="First"
+    )
+    eval_data: Any = setting(
+        "Samples that judge; without it a part of data does.", default=None, place="data", metavar="D", group="First"
+    )
+    eval_labels: Any = setting(
+        "Labels of eval_data, .npy or .csv.", default=None, place="input", metavar="L", group="Judging"
+    )
+    metric: str | None = setting(
+        "The task's metric, (outputs, labels) -> number, :min where lower is better; top-1 where labels are given.",
+        default=None,
+        place="function",
+        metavar="module.py:function[:min]",
+        group="Judging",
+    )
+    calib_samples: int = setting(
+        "Samples for calibration; at most half of data.", default=512, minimum=1, group="Samples"
+    )
+    eval_samples: int | None = setting(
+        "Judge on at most so many samples; all if not given.", default=None, minimum=1, group="Judging"
+    )
+    shapes: Mapping[str, tuple[int, ...]] = setting(
+        "Sizes for an input's free dimensions, by input.",
+        factory=dict,
+        flag="--shape",
+        metavar="NAME=1x3x224x224",
+        group="Samples",
+    )
+    preprocess: Preprocess = setting("How raw pictures become the model's input.", factory=Preprocess, group="Pictures")
+    allow_random: bool = setting("Calibrate on made-up samples if there is no data.", default=False, group="Samples")
+    target: Target = setting("Where the model will run.", default="cpu", group="First")
+    objective: Objective = setting("What should get better.", default="latency", group="First")
+    budget: Budget = setting("What the result must keep.", factory=Budget, group="First")
+    report: Path | None = setting(
+        "The report as JSON; NAME.opt.json beside the model if not given.",
+        default=None,
+        place="output",
+        group="Output",
+    )
+    html: Path | None = setting(
+        "The report as a page for people, a file of its own.", default=None, place="output", group="Output"
+    )
+    seed: int = setting("For the split and everything drawn at random.", default=0)
+    threads: int = setting(
+        "Threads for calibration and verification, 0: every core; latency is measured with one.", default=0, minimum=0
+    )
+    bench: bool = setting(
+        "Measure latency.", default=True, off="Do not measure latency, but for times that the cost table lacks."
+    )
+    cost_table: Path | None = setting(
+        "Times that decide placements and recipes: replayed, new ones added; the user's cache if not given.",
+        default=None,
+        place="input",
+    )
+    bench_seconds: float = setting(
+        "How long to measure the final latency, in seconds.", default=4.0, above=0, maximum=3600
+    )
+    verify: bool = setting(
+        "Run the result against the original.",
+        default=True,
+        off="Do not run the result against the original.",
+        group="Judging",
+    )
+    keep_initializer_inputs: bool = setting("Leave weights listed as graph inputs among the inputs.", default=False)
 
     @property
     def out(self) -> Path:

@@ -169,10 +169,42 @@ def test_keys_are_the_flags_with_underscores() -> None:
 
     command = group.get_command(click.Context(group), "optimize")
     assert command is not None
-    flags = {p.name for p in command.params} - {"quiet", "verbose", "model", "no_bench", "no_verify"}
+    flags = {p.name for p in command.params} - {"quiet", "verbose", "model"}
     keys = {key.name for key in (*config.model_keys(), *config.preprocess_keys())}
     assert flags <= keys
-    assert keys - flags == {"path", "name", "depends", "bench", "verify", "bench_seconds"}
+    assert keys - flags == {"path", "name", "depends"}
+
+
+def test_a_setting_is_declared_once_and_becomes_flag_key_and_help() -> None:
+    from dataclasses import dataclass
+
+    import click
+    from click.testing import CliRunner
+
+    from onnxcomp.cli import options
+    from onnxcomp.settings import setting, settings_of
+
+    @dataclass(frozen=True)
+    class Own:
+        loud: bool = setting("Play loud.", default=True, off="Play softly.")
+        speed: float = setting("Of the tune.", default=1.0, above=0, maximum=8, key="tempo", group="Samples")
+
+    tempo = list(settings_of(Own))[1]
+    assert (tempo.name, tempo.flag, tempo.hint, tempo.maximum) == ("tempo", "--speed", float, 8)
+
+    seen: dict[str, Any] = {}
+
+    @options.command("play")
+    @options.settings(Own)
+    def play(**given: Any) -> None:
+        seen.update(given)
+
+    assert isinstance(play, click.Command)
+    text = CliRunner().invoke(play, ["--help"]).output
+    assert "Samples and shapes:" in text and "--no-loud" in text and "Play softly." in text
+    assert CliRunner().invoke(play, ["--speed", "0"]).exit_code == 2
+    assert CliRunner().invoke(play, ["--no-loud", "--speed", "2"]).exit_code == 0
+    assert seen == {"loud": False, "speed": 2.0}
 
 
 def test_schema_on_file_is_current() -> None:

@@ -20,6 +20,7 @@ from onnxcomp.data.metric import parse_metric
 from onnxcomp.data.open import open_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import OutputError
+from onnxcomp.job import Job
 from onnxcomp.verify.data_check import DataCheck, check_data
 
 
@@ -180,17 +181,15 @@ def test_shared_options_reach_a_command() -> None:
     seen: dict[str, object] = {}
 
     @click.command()
-    @options.data_options
-    @options.eval_data_options
-    @options.preprocess_options
+    @options.settings(Job, "data", "labels", "shapes", "eval_samples", "bench", "preprocess", "seed")
     def some(**given: object) -> None:
         seen.update(given)
 
     arguments = ["--data", "a.npz", "--shape", "x=1x2", "--shape", "y:0=3", "--mean", "1,2,3", "--eval-samples", "7"]
     assert CliRunner().invoke(some, arguments, catch_exceptions=False).exit_code == 0
     assert seen["shapes"] == {"x": (1, 2), "y:0": (3,)} and seen["preprocess"] == Preprocess(mean=(1, 2, 3))
-    expected = {"data", "labels", "calib_samples", "shapes", "allow_random", "eval_data", "eval_labels", "eval_samples"}
-    assert set(seen) == expected | {"metric", "preprocess"}
+    assert set(seen) == {"data", "labels", "shapes", "eval_samples", "bench", "preprocess", "seed"}
+    assert (seen["bench"], seen["eval_samples"], seen["seed"]) == (True, 7, 0)
 
 
 def test_scores_of_the_assets(assets: Path, tmp_path: Path) -> None:

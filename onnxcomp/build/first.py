@@ -13,6 +13,7 @@ from onnxcomp import config
 from onnxcomp.graph.io import load, model_files
 from onnxcomp.graph.ir import Graph
 from onnxcomp.report.tables import size_text
+from onnxcomp.settings import Setting
 
 WIDTH = 116
 HEAD = """\
@@ -93,7 +94,7 @@ def _bare(name: str) -> str:
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml(name)
 
 
-def _key(key: config.Key, given: dict[str, Any], examples: dict[str, Any]) -> Iterator[str]:
+def _key(key: Setting, given: dict[str, Any], examples: dict[str, Any]) -> Iterator[str]:
     yield from _comment(key.help)
     if key.name in given:
         yield f"{key.name} = {toml(given[key.name])}"

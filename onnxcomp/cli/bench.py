@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxcomp.cli import options
+from onnxcomp.job import Job
+from onnxcomp.runtime.acceleration import Acceleration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,48 +27,49 @@ NUMBERS = {"threads", "batch", "p50 ms", "p90 ms", "p99 ms", *LOADING}
 Cells = tuple[str, ...]
 
 
-@click.command("bench")
+@options.command("bench")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
+@options.option(
     "--provider",
     "providers",
+    group="First",
     metavar="P",
     multiple=True,
     help="cpu, cuda, tensorrt or ONNX Runtime's full name; again for each [default: cpu].",
 )
-@options.data_option
-@options.shape_option
-@options.preprocess_options
-@click.option(
+@options.settings(Job, "data", "shapes", "preprocess", "seed", seed="Of made-up data and of the models' turns.")
+@options.option(
     "--batch",
     "batches",
+    group="First",
     metavar="N,N...",
     callback=options.counts(1),
     default="1",
     show_default=True,
     help="Samples in one call.",
 )
-@click.option(
+@options.option(
     "--threads",
+    group="First",
     metavar="N,N...",
     callback=options.counts(0),
     default="1",
     show_default=True,
     help="Threads inside one operator; 0: every core.",
 )
-@options.acceleration_options
-@click.option(
+@options.assembled("acceleration", Acceleration)
+@options.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=4.0,
     show_default=True,
     help="For each model and setting.",
 )
-@click.option("--no-load", is_flag=True, help="Leave out load time and memory, which take a process for each model.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of made-up data and of the models' turns.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures to this file.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("-v", "--verbose", count=True, help="-vv: a traceback with an error.")
+@options.option("--no-load", is_flag=True, help="Leave out load time and memory, which take a process for each model.")
+@options.option(
+    "--json", "json_file", group="Output", type=click.Path(path_type=Path), help="Write the figures to this file."
+)
+@options.printing()
 def command(
     models: tuple[Path, ...],
     preprocess: Preprocess,

@@ -9,6 +9,7 @@ import click
 
 from onnxcomp.cli import options
 from onnxcomp.cli.progress import Bar
+from onnxcomp.job import Job
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,18 +24,16 @@ def command() -> None:
     """Look at data as the model sees it."""
 
 
-@command.command("check")
+@command.command("check", cls=options.GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
-@options.data_option
-@options.labels_option
-@options.shape_option
-@options.preprocess_options
-@options.metric_option
-@click.option("--samples", type=click.IntRange(min=1), default=10000, show_default=True, help="Look at so many.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The contact sheet [default: NAME.data.png].")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0: every core.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-@click.option("-v", "--verbose", count=True, help="-vv: a traceback with an error.")
+@options.settings(Job, "data", "labels", "shapes", "preprocess", "metric", "threads", threads="Threads; 0: every core.")
+@options.option(
+    "--samples", group="Samples", type=click.IntRange(min=1), default=10000, show_default=True, help="Look at so many."
+)
+@options.option(
+    "-o", "--output", group="First", type=click.Path(path_type=Path), help="The contact sheet [default: NAME.data.png]."
+)
+@options.printing("No progress bar.")
 def check(
     model: Path,
     data: str | None,

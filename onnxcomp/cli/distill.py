@@ -9,36 +9,36 @@ from typing import Any
 import click
 
 from onnxcomp.cli import options as shared
+from onnxcomp.job import Job
 from onnxcomp.manager import registry
 
-TARGETS = ("cpu", "cuda", "tensorrt")
+FIRST = ("epochs", "steps", "lr", "batch", "bits", "sparsity", "macs")
+# what the command itself decides about
+DECIDED = ("model", "passes", "recipe", "objective", "verify", "cost_table", "keep_initializer_inputs")
 
 
-@click.command("distill")
+@shared.command("distill")
 @click.argument("student", type=click.Path(path_type=Path))
-@click.option("--teacher", type=click.Path(path_type=Path), help="The model to learn from; without one, labels teach.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The result [default: NAME.opt.onnx].")
-@click.option("--width", type=click.FloatRange(0, 1, min_open=True), help="First keep this share of all channels only.")
-@click.option("--classes", type=click.IntRange(min=2), help="First give STUDENT a new last layer for so many classes.")
-@shared.pass_options(registry.find("distill"), without=("teacher",))
-@shared.data_options
-@shared.eval_data_options
-@shared.preprocess_options
-@click.option("--target", type=click.Choice(TARGETS), default="cpu", show_default=True, help="Where it will run.")
-@shared.budget_options
-@click.option("--report", type=click.Path(path_type=Path), help="The report as JSON [default: beside the model].")
-@click.option("--html", type=click.Path(path_type=Path), help="The report as a page for people, with the loss curves.")
-@click.option("--seed", type=int, default=0, show_default=True, help="For the split, the order of samples and views.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0: every core.")
-@click.option("--no-bench", is_flag=True, help="Do not measure latency.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("-v", "--verbose", count=True, help="-v: every pass, skip and layer. -vv: a traceback with an error.")
+@shared.option(
+    "--width",
+    group="Training",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="First keep this share of all channels only.",
+)
+@shared.option(
+    "--classes",
+    group="Training",
+    type=click.IntRange(min=2),
+    help="First give STUDENT a new last layer for so many classes.",
+)
+@shared.settings(Job, without=DECIDED, teacher="The model to learn from; without one, labels teach.")
+@shared.pass_options(registry.find("distill"), without=("teacher",), first=FIRST)
+@shared.printing(verbose="-v: every pass, skip and layer. -vv: a traceback with an error.")
 def command(
     student: Path,
     width: float | None,
     classes: int | None,
     options: dict[str, Any],
-    no_bench: bool,
     quiet: bool,
     verbose: int,
     **given: Any,
@@ -50,7 +50,6 @@ def command(
     """
     from onnxcomp.cli.progress import Bar
     from onnxcomp.driver import run
-    from onnxcomp.job import Job
     from onnxcomp.manager.base import exactly
     from onnxcomp.manager.pipeline import Pipeline
     from onnxcomp.runtime.progress import SILENT
@@ -64,7 +63,7 @@ def command(
             model, new = with_classes(student, classes, Path(folder), given["seed"])
             options["fresh"] = (*options.get("fresh", ()), *map(exactly, new))
         passes = Pipeline((*narrower(width), registry.find("distill")(**options)))
-        job = Job(model=model, passes=passes, bench=not no_bench, **given)
+        job = Job(model=model, passes=passes, **given)
         report = run(job, SILENT if quiet else Bar())
     if not quiet:
         from onnxcomp.cli.screen import screen

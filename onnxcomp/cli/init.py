@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from onnxcomp.cli.options import data_option
+from onnxcomp.cli import options
+from onnxcomp.job import Job
 
 
-@click.command("init")
+@options.command("init")
 @click.argument("model", type=click.Path(path_type=Path))
-@data_option
-@click.option(
+@options.settings(Job, "data")
+@options.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -20,7 +21,7 @@ from onnxcomp.cli.options import data_option
     show_default=True,
     help="The configuration to write.",
 )
-@click.option("--force", is_flag=True, help="Replace a configuration that is there.")
+@options.option("--force", is_flag=True, help="Replace a configuration that is there.")
 def command(model: Path, data: str | None, output: Path, force: bool) -> None:
     """Write a commented configuration for MODEL, with every key and its default, for `onnxcomp build`."""
     from onnxcomp.build.first import first_config

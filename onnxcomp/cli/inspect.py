@@ -6,15 +6,16 @@ from pathlib import Path
 
 import click
 
-from onnxcomp.cli.options import shape_option
+from onnxcomp.cli import options
+from onnxcomp.job import Job
 
 
-@click.command("inspect")
+@options.command("inspect")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything as JSON to this file.")
-@click.option("--all", "everything", is_flag=True, help="Every layer, not the 20 with most MACs.")
-@click.option("--groups", is_flag=True, help="Channels, heads and neurons that leave together, and what must stay.")
-@shape_option
+@options.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything as JSON to this file.")
+@options.option("--all", "everything", is_flag=True, help="Every layer, not the 20 with most MACs.")
+@options.option("--groups", is_flag=True, help="Channels, heads and neurons that leave together, and what must stay.")
+@options.settings(Job, "shapes")
 def command(
     model: Path, json_file: Path | None, everything: bool, groups: bool, shapes: dict[str, tuple[int, ...]]
 ) -> None:

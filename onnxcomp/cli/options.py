@@ -1,31 +1,165 @@
-"""Which options do several commands share? Each is declared here, once."""
+"""How do declared settings become flags? One adapter for every dataclass, and --help under headings."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxcomp.settings import GROUPS, Setting, settings_of
+
 if TYPE_CHECKING:
     from onnxcomp.manager.base import Pass
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+HEADINGS = {
+    "First": "What matters first",
+    "Samples": "Samples and shapes",
+    "Pictures": "Raw pictures",
+    "Judging": "Judging the result",
+    "Training": "Training",
+    "GPU": "GPU providers",
+    "Run": "How it runs",
+    "Output": "What is written and printed",
+}
 
 
-def together(*decorators: Decorator) -> Decorator:
-    """One decorator of several; the options keep their order in --help."""
+class GroupedOption(click.Option):
+    """An option that knows the heading it stands under."""
 
-    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            function = decorator(function)
+    def __init__(self, *args: Any, group: str = "Output", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class GroupedCommand(click.Command):
+    """A command whose --help lists options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One section for each group that has options; a command with few has one alone."""
+        listed: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                listed[getattr(parameter, "group", "Output")].append(record)
+        for group, records in listed.items():
+            if records:
+                with formatter.section(HEADINGS[group]):
+                    formatter.write_dl(records)
+
+
+def command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A click command whose --help has headings."""
+    return click.command(name, cls=GroupedCommand)
+
+
+def option(*names: str, group: str = "Run", **kwargs: Any) -> Callable[[Command], Command]:
+    """A flag that only the command line knows."""
+    return click.option(*names, cls=GroupedOption, group=group, **kwargs)
+
+
+def printing(quiet: str = "Print nothing but errors.", verbose: str = "-vv: a traceback with an error.") -> Decorator:
+    """`-q` and `-v`, which every command has; kwargs: quiet, verbose."""
+
+    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+        function = option("-v", "--verbose", group="Output", count=True, help=verbose)(function)
+        return option("-q", "--quiet", group="Output", is_flag=True, help=quiet)(function)
+
+    return decorated
+
+
+def settings(
+    owner: type[Any], *names: str, without: tuple[str, ...] = (), **helps: str
+) -> Callable[[Command], Command]:
+    """Flags for the settings of a dataclass; the command gets keywords named as its fields.
+
+    A setting that is a dataclass of settings itself has a flag for each of these, and is one keyword.
+
+    Args:
+        names: the fields; all by default.
+        without: fields that the command decides about.
+        helps: other words for --help, where a setting means something of its own in this command.
+    """
+    chosen = [item for item in settings_of(owner) if (not names or item.field in names) and item.field not in without]
+    unknown = {*names, *without, *helps} - {item.field for item in settings_of(owner)}
+    assert not unknown, f"{owner.__name__} has no settings {unknown}"
+
+    def decorated(function: Command) -> Command:
+        for item in reversed(chosen):
+            if item.holds_settings:
+                function = assembled(item.field, item.hint)(function)
+            else:
+                function = _flag(item, helps.get(item.field, item.help))(function)
         return function
 
-    return apply
+    return decorated
+
+
+def assembled(keyword: str, owner: type[Any]) -> Callable[[Command], Command]:
+    """Flags for the settings of a dataclass; the command gets one keyword, an instance."""
+    found = list(settings_of(owner))
+
+    def decorated(function: Command) -> Command:
+        @functools.wraps(function)
+        def made(*args: Any, **kwargs: Any) -> Any:
+            given = {item.field: kwargs.pop(item.field) for item in found}
+            return function(*args, **{keyword: owner(**given)}, **kwargs)
+
+        for item in reversed(found):
+            made = _flag(item, item.help)(made)
+        return made  # type: ignore[return-value]
+
+    return decorated
+
+
+def _flag(item: Setting, text: str) -> Callable[[Command], Command]:
+    """One setting as a flag, of the type that its field has."""
+    names = (*item.flag.split("/"), item.field)
+    common: dict[str, Any] = {"group": item.group, "help": text, "metavar": item.metavar or None}
+    if item.negated:
+        common["help"] = item.off
+        return option(*names, is_flag=True, default=False, callback=_turned_off, **common)
+    if item.hint is bool:
+        return option(*names, is_flag=True, **common)
+    if typing.get_origin(item.hint) is tuple and not item.reads_itself:
+        return option(*names, multiple=True, **common)
+    if _is_shapes(item.hint):
+        common["help"] = text.removesuffix(".") + "; again for each input."
+        return option(*names, multiple=True, callback=parse_shapes, **common)
+    default = item.default if isinstance(item.default, int | float | str) and item.default != "" else None
+    return option(*names, type=_type(item), default=default, show_default=default is not None, **common)
+
+
+def _type(item: Setting) -> Any:
+    from onnxcomp.verify.budget import Size, parse_size
+
+    if item.choices:
+        return click.Choice(item.choices)
+    if item.hint is Path or (item.hint is Any and item.place == "input"):
+        return click.Path(path_type=Path)
+    if item.hint is Size:
+        return parse_size
+    if item.hint not in (int, float) or item.reads_itself:
+        return str
+    least = item.above if item.above is not None else item.minimum
+    if least is None and item.maximum is None:
+        return item.hint
+    kind = click.IntRange if item.hint is int else click.FloatRange
+    return kind(least, item.maximum, min_open=item.above is not None)  # type: ignore[arg-type]
+
+
+def _turned_off(_context: click.Context, _parameter: click.Parameter, given: bool) -> bool:
+    return not given
+
+
+def _is_shapes(hint: Any) -> bool:
+    """Whether a setting holds sizes by name: `Mapping[str, tuple[int, ...]]`."""
+    return typing.get_args(hint)[:1] == (str,) and typing.get_origin(hint) is not tuple
 
 
 def parse_shapes(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
@@ -54,110 +188,14 @@ def counts(least: int) -> Callable[[click.Context, click.Parameter, str], tuple[
     return parse
 
 
-_path = functools.partial(click.Path, path_type=Path)
-
-teacher_option = click.option(
-    "--teacher", type=_path(), help="The model that distill learns from; the model itself if not given."
-)
-data_option = click.option(
-    "--data",
-    metavar="D",
-    help="Samples: .npz, .npy, a folder of images or of test_data_set_N, or module.py:function that yields dicts.",
-)
-labels_option = click.option(
-    "--labels", metavar="L", type=_path(), help="Labels of --data, .npy or .csv, where it carries none."
-)
-shape_option = click.option(
-    "--shape",
-    "shapes",
-    metavar="NAME=1x3x224x224",
-    multiple=True,
-    callback=parse_shapes,
-    help="Sizes for an input's free dimensions; again for each input.",
-)
-metric_option = click.option(
-    "--metric",
-    metavar="module.py:function[:min]",
-    help="The task's metric, (outputs, labels) -> number; top-1 by default. :min where lower is better.",
-)
-
-# kwargs: data, labels, calib_samples, shapes, allow_random
-data_options = together(
-    data_option,
-    labels_option,
-    click.option(
-        "--calib-samples",
-        type=click.IntRange(min=1),
-        default=512,
-        show_default=True,
-        help="Samples for calibration; at most half of --data.",
-    ),
-    shape_option,
-    click.option("--allow-random", is_flag=True, help="Calibrate on made-up samples if there is no --data."),
-)
-
-# kwargs: eval_data, eval_labels, eval_samples, metric
-eval_data_options = together(
-    click.option("--eval-data", metavar="D", help="Samples that judge; without it a part of --data does."),
-    click.option("--eval-labels", metavar="L", type=_path(), help="Labels of --eval-data, .npy or .csv."),
-    click.option("--eval-samples", type=click.IntRange(min=1), help="Judge on so many samples; all by default."),
-    metric_option,
-)
-
-
-def preprocess_options(function: Command) -> Command:
-    """The flags of `Preprocess`, from its fields; the command gets one keyword, `preprocess`."""
-    from onnxcomp.data.preprocess import Preprocess
-
-    fields = dataclasses.fields(Preprocess)
-
-    @functools.wraps(function)
-    def assembled(*args: Any, **kwargs: Any) -> Any:
-        given = {field.name: kwargs.pop(field.name) for field in fields}
-        return function(*args, preprocess=Preprocess(**given), **kwargs)
-
-    for field in reversed(fields):
-        choices = field.metadata["choices"]
-        click.option(
-            "--" + field.name.replace("_", "-"),
-            field.name,
-            type=click.Choice(choices) if choices else str,
-            metavar=field.metadata["metavar"] or None,
-            help=field.metadata["help"],
-        )(assembled)
-    return assembled  # type: ignore[return-value]
-
-
-def acceleration_options(function: Command) -> Command:
-    """The flags of `Acceleration`, from its fields; the command gets one keyword, `acceleration`."""
-    from onnxcomp.runtime.acceleration import Acceleration
-
-    fields = dataclasses.fields(Acceleration)
-
-    @functools.wraps(function)
-    def assembled(*args: Any, **kwargs: Any) -> Any:
-        given = {field.name: kwargs.pop(field.name) for field in fields}
-        return function(*args, acceleration=Acceleration(**given), **kwargs)
-
-    for field in reversed(fields):
-        kinds: dict[str, Any] = {"bool": bool, "int | None": int, "Path | None": _path()}
-        click.option(
-            "--" + field.name.replace("_", "-"),
-            field.name,
-            is_flag=field.type == "bool",
-            multiple=str(field.type).startswith("tuple"),
-            type=kinds.get(str(field.type), str),
-            metavar=field.metadata["metavar"] or None,
-            help=field.metadata["help"],
-        )(assembled)
-    return assembled  # type: ignore[return-value]
-
-
-def pass_options(cls: type[Pass], without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+def pass_options(
+    cls: type[Pass], without: tuple[str, ...] = (), first: tuple[str, ...] = ()
+) -> Callable[[Command], Command]:
     """The options of a pass as flags, from its fields; the command gets one keyword, `options`, of those given.
 
     Args:
         without: fields that the command decides about.
+        first: those that stand under the first heading.
     """
     from onnxcomp.manager.options import Bare, describe
     from onnxcomp.report.passes import default_text
@@ -166,7 +204,7 @@ def pass_options(cls: type[Pass], without: tuple[str, ...] = ()) -> Callable[[Co
 
     def decorated(function: Command) -> Command:
         @functools.wraps(function)
-        def assembled(*args: Any, **kwargs: Any) -> Any:
+        def made(*args: Any, **kwargs: Any) -> Any:
             values = {item.name: kwargs.pop(f"pass_{item.name}") for item in fields}
             given = {
                 name: tuple(map(Bare, value)) if isinstance(value, tuple) else Bare(value)
@@ -178,37 +216,14 @@ def pass_options(cls: type[Pass], without: tuple[str, ...] = ()) -> Callable[[Co
         for item in reversed(fields):
             several = item.type.startswith("list of ")
             default = f" [default: {shown}]" if (shown := default_text(item)) else ""
-            click.option(
+            option(
                 "--" + item.name.replace("_", "-"),
                 f"pass_{item.name}",
+                group="First" if item.name in first else "Training",
                 metavar=item.type.removeprefix("list of ").removeprefix("one of ").replace(", ", "|"),
                 multiple=several,
                 help=item.doc[0].upper() + item.doc[1:] + (", repeatable" if several else "") + "." + default,
-            )(assembled)
-        return assembled  # type: ignore[return-value]
+            )(made)
+        return made  # type: ignore[return-value]
 
     return decorated
-
-
-def budget_options(function: Command) -> Command:
-    """The flags of `Budget`, from its fields; the command gets one keyword, `budget`."""
-    from onnxcomp.verify.budget import Budget, parse_size
-
-    fields = dataclasses.fields(Budget)
-
-    @functools.wraps(function)
-    def assembled(*args: Any, **kwargs: Any) -> Any:
-        given = {field.name: kwargs.pop(field.name) for field in fields}
-        size = given.pop("max_size")
-        budget = Budget(max_size=None if size is None else parse_size(size), **given)
-        return function(*args, budget=budget, **kwargs)
-
-    for field in reversed(fields):
-        click.option(
-            "--" + field.name.replace("_", "-"),
-            field.name,
-            type=str if field.name == "max_size" else float,
-            metavar=field.metadata["metavar"],
-            help=field.metadata["help"],
-        )(assembled)
-    return assembled  # type: ignore[return-value]

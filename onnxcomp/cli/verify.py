@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnxcomp.cli import options
+from onnxcomp.job import Job
+from onnxcomp.runtime.acceleration import Acceleration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,31 +20,30 @@ if TYPE_CHECKING:
     from onnxcomp.verify.verdict import PairVerdict
 
 
-@click.command("verify")
+@options.command("verify")
 @click.argument("models", metavar="BEFORE AFTER | ARTIFACT", nargs=-1, required=True, type=click.Path(path_type=Path))
-@options.data_option
-@options.labels_option
-@options.shape_option
-@options.preprocess_options
-@options.metric_option
-@click.option("--eval-samples", type=click.IntRange(min=1), help="Use the first so many samples; all by default.")
-@click.option("--allow-random", is_flag=True, help="Without --data: compare on made-up samples.")
-@options.budget_options
-@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda, tensorrt or ONNX Runtime's full name.")
-@click.option(
+@options.settings(
+    Job,
+    *("data", "labels", "shapes", "preprocess", "metric", "eval_samples", "allow_random", "budget", "seed", "threads"),
+    eval_samples="Use the first so many samples; all by default.",
+    allow_random="Without --data: compare on made-up samples.",
+    seed="Of made-up samples.",
+    threads="Threads; 0: every core.",
+)
+@options.option("--provider", default="cpu", show_default=True, help="cpu, cuda, tensorrt or ONNX Runtime's full name.")
+@options.option(
     "--target",
     type=click.Choice(("tensorrt",)),
     help="Ask this target's own compiler, too, whether it takes the model, and what becomes int8; needs no GPU.",
 )
-@options.acceleration_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Of made-up samples.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0: every core.")
-@click.option(
+@options.assembled("acceleration", Acceleration)
+@options.option(
     "--report", type=click.Path(path_type=Path), help="The ARTIFACT's report; beside it under its name if not given."
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the findings to this file.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("-v", "--verbose", count=True, help="-vv: a traceback with an error.")
+@options.option(
+    "--json", "json_file", group="Output", type=click.Path(path_type=Path), help="Write the findings to this file."
+)
+@options.printing()
 def command(
     models: tuple[Path, ...],
     data: str | None,

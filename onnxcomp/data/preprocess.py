@@ -6,10 +6,11 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from onnxcomp.errors import UsageError
+from onnxcomp.settings import setting
 
 
 def number(value: object) -> float:
@@ -41,7 +42,7 @@ def numbers(value: object) -> tuple[float, ...]:
 
 
 def _option(help_text: str, read: Callable[[Any], Any], metavar: str = "", choices: tuple[str, ...] = ()) -> Any:
-    return field(default=None, metadata={"help": help_text, "read": read, "metavar": metavar, "choices": choices})
+    return setting(help_text, default=None, read=read, metavar=metavar, choices=choices, group="Pictures")
 
 
 def _level(value: object) -> int:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxcomp.errors import UsageError
 from onnxcomp.runtime.providers import CUDA, TENSORRT, short_name
+from onnxcomp.settings import setting
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -25,8 +26,8 @@ BUILDER_LEVELS = range(6)  # of TensorRT: 5 tries most and builds slowest, 3 is 
 QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
-def _about(help_text: str, *providers: str, metavar: str = "") -> dict[str, Any]:
-    return {"help": help_text, "providers": providers, "metavar": metavar}
+def _option(default: Any, help_text: str, *providers: str, metavar: str = "") -> Any:
+    return setting(help_text, default=default, metavar=metavar, group="GPU", providers=providers)
 
 
 @dataclass(frozen=True)
@@ -37,39 +38,24 @@ class Acceleration:
         UsageError: a value that its option cannot take.
     """
 
-    fp16: bool = field(default=False, metadata=_about("TensorRT may compute in half precision.", TENSORRT))
-    sparsity: bool = field(
-        default=False, metadata=_about("TensorRT may use 2:4 sparse kernels where weights allow them.", TENSORRT)
+    fp16: bool = _option(False, "TensorRT may compute in half precision.", TENSORRT)
+    sparsity: bool = _option(False, "TensorRT may use 2:4 sparse kernels where weights allow them.", TENSORRT)
+    cuda_graph: bool = _option(False, "Record the kernels of a run once and replay them.", CUDA, TENSORRT)
+    exact_float32: bool = _option(False, "CUDA: float products without TF32, which keeps 10 bits of 23.", CUDA)
+    builder_level: int | None = _option(
+        None, "TensorRT: how long the builder searches, 0 to 5; its own default is 3.", TENSORRT, metavar="N"
     )
-    cuda_graph: bool = field(
-        default=False, metadata=_about("Record the kernels of a run once and replay them.", CUDA, TENSORRT)
+    engine_cache: Path | None = _option(
+        None, "TensorRT: folder where engines and kernel timings are kept.", TENSORRT, metavar="DIR"
     )
-    exact_float32: bool = field(
-        default=False, metadata=_about("CUDA: float products without TF32, which keeps 10 bits of 23.", CUDA)
+    profile: tuple[str, ...] = _option(
+        (),
+        "TensorRT: sizes of an input with free dimensions, each like 1x3x224x224; again for each input.",
+        TENSORRT,
+        metavar="NAME=MIN:OPT:MAX",
     )
-    builder_level: int | None = field(
-        default=None,
-        metadata=_about(
-            "TensorRT: how long the builder searches, 0 to 5; its own default is 3.", TENSORRT, metavar="N"
-        ),
-    )
-    engine_cache: Path | None = field(
-        default=None,
-        metadata=_about("TensorRT: folder where engines and kernel timings are kept.", TENSORRT, metavar="DIR"),
-    )
-    profile: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(
-            "TensorRT: sizes of an input with free dimensions, each like 1x3x224x224; again for each input.",
-            TENSORRT,
-            metavar="NAME=MIN:OPT:MAX",
-        ),
-    )
-    provider_option: tuple[str, ...] = field(
-        default=(),
-        metadata=_about(
-            "Any further option of the provider, by ONNX Runtime's name.", CUDA, TENSORRT, metavar="KEY=VALUE"
-        ),
+    provider_option: tuple[str, ...] = _option(
+        (), "Any further option of the provider, by ONNX Runtime's name.", CUDA, TENSORRT, metavar="KEY=VALUE"
     )
 
     def __post_init__(self) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity
+from onnxcomp.settings import setting
 
 # of several missed budgets the lowest code wins
 EXIT_CODES = {"max_drop": 10, "max_size": 11, "min_speedup": 12, "min_sqnr": 14}
@@ -36,10 +37,6 @@ class Size:
         return self.share * original_bytes if self.share is not None else float(self.bytes or 0)
 
 
-def _about(help_text: str, metavar: str) -> dict[str, str]:
-    return {"help": help_text, "metavar": metavar}
-
-
 @dataclass(frozen=True)
 class Budget:
     """What the result must keep; None means that nothing is asked.
@@ -47,14 +44,14 @@ class Budget:
     From these fields come the command line's flags and the keys of the configuration.
     """
 
-    max_drop: float | None = field(
-        default=None, metadata=_about("Most the metric may lose, absolute: 0.01 is one point.", "X")
+    max_drop: float | None = setting(
+        "Most the metric may lose, absolute: 0.01 is one point.", default=None, metavar="X", group="First"
     )
-    min_sqnr: float | None = field(default=None, metadata=_about("Least SQNR of an output, in dB.", "DB"))
-    max_size: Size | None = field(
-        default=None, metadata=_about("Largest result: bytes, 4MB, or a share such as 30%.", "S")
+    min_sqnr: float | None = setting("Least SQNR of an output, in dB.", default=None, metavar="DB", group="Judging")
+    max_size: Size | None = setting(
+        "Largest result: bytes, 4MB, or a share such as 30%.", default=None, metavar="S", group="First"
     )
-    min_speedup: float | None = field(default=None, metadata=_about("Least speed-up, before/after.", "R"))
+    min_speedup: float | None = setting("Least speed-up, before/after.", default=None, metavar="R", group="First")
 
     def __post_init__(self) -> None:
         for name, value in (
