@@ -1,4 +1,4 @@
-"""Int8 matrix products whose activations are quantized while the model runs: what transformers on CPU need."""
+"""Int8 products and cells whose activations are quantized while the model runs: for transformers and LSTMs on CPU."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import numpy as np
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable, elem_type
 from onnxcomp.graph.opset import raise_opset
-from onnxcomp.graph.rounding import Levels, Pairs, pair_scales, round_nearest, round_pairs, symmetric_scales
-from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, WeightUse, option
+from onnxcomp.manager.base import CostModel, Guarantee, Outcome, Pass, PassContext, WeightUse, option
+from onnxcomp.passes.weights import recurrent
 from onnxcomp.passes.weights.coders import IntegerCoder
 from onnxcomp.passes.weights.kernels import BlockCodes, BlockMatMul, RowGather, block_matmul_refusal, state_type
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
+from onnxcomp.passes.weights.rounding import LEVELS, int8_rows
 from onnxcomp.passes.weights.smoothing import Group, Verdict, measure
 
 DYNAMIC_OPSET = 11  # DynamicQuantizeLinear
 PROTECTED_BLOCK = 32
-LEVELS = Levels.signed(8)
 FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True)
 class QuantizeDynamic(Pass):
-    """MatMul and Gemm multiply 8-bit integers; each activation gets its scale from its own values at run time.
+    """MatMul, Gemm and LSTM multiply 8-bit integers; each activation gets its scale from its own values at run time.
 
-    Written with standard operators (DynamicQuantizeLinear, MatMulInteger, Cast, Mul), which ONNX Runtime fuses into
-    DynamicQuantizeMatMul and MatMulIntegerToFloat. Weights have one scale an output channel; an activation that
-    several products read is quantized once. Embedding tables are stored in rows of int8.
+    Products are written with standard operators (DynamicQuantizeLinear, MatMulInteger, Cast, Mul), which ONNX Runtime
+    fuses into DynamicQuantizeMatMul and MatMulIntegerToFloat. Weights have one scale an output channel; an activation
+    that several products read is quantized once. LSTM becomes DynamicQuantizeLSTM where that is measured to be faster,
+    or, where nothing is measured, if it is large. Embedding tables are stored in rows of int8.
 
     With calibration data the input channels of a product are evened out where that makes its error smaller on samples
     not used to find it: x / s times s W, with s = max|x|^smooth / max|W|^(1 - smooth) (SmoothQuant, arXiv 2211.10438).
@@ -64,6 +65,7 @@ class QuantizeDynamic(Pass):
         work = _Work(self, graph, outcome)
         products = [use for use in uses if work.takes_product(use)]
         tables = [use for use in uses if use.weight.role == "embedding" and work.takes_table(use)]
+        cells = work.takes_cells(list(dict.fromkeys(use.node for use in uses if use.weight.role == "recurrent")))
         if products and graph.opset < DYNAMIC_OPSET:
             outcome.notes.extend(raise_opset(graph, DYNAMIC_OPSET))
             work = _Work(self, graph, outcome)
@@ -73,6 +75,7 @@ class QuantizeDynamic(Pass):
         for group in groups:
             work.quantize(group, verdicts.get(group.key), protected)
         work.tables(tables)
+        work.cells(cells, context.costs)
         work.summarize(len(uses))
         return outcome
 
@@ -128,11 +131,11 @@ class _Work:
 
     def _refusal(self, use: WeightUse) -> str:
         node, constant = use.node, use.constant
-        if use.weight.role == "embedding":
+        if use.weight.role != "kernel":
             return ""
         if "Conv" in node.op:
             return "a convolution with activations quantized at run time is slower than float"
-        if node.op not in ("MatMul", "Gemm") or use.weight.role != "kernel":
+        if node.op not in ("MatMul", "Gemm"):
             return f"no kernel multiplies 8-bit integers for {node.op}"
         if use.weight.port != 1:
             return "its weight is on the left, where the integer kernels want the activations"
@@ -265,6 +268,39 @@ class _Work:
         self.outcome.change(use.node, f"int8 in blocks of {PROTECTED_BLOCK}: sensitive")
         self.changed += 1
 
+    # -- recurrent cells ---------------------------------------------------------------------------------------
+
+    def takes_cells(self, nodes: list[Node]) -> list[Node]:
+        """The recurrent nodes with an integer kernel that may be faster; reasons are recorded for the others."""
+        found = []
+        for node in nodes:
+            why = recurrent.refusal(node, self.graph) or recurrent.too_small(node, max(self.options.least, 1))
+            if why:
+                self.outcome.skip(node, why)
+            else:
+                found.append(node)
+        return found
+
+    def cells(self, nodes: list[Node], costs: CostModel | None) -> None:
+        """LSTM nodes get their integer kernel where that is measured to be faster; where nothing is, if large."""
+        portable = self.options.isa == "portable"
+        times = recurrent.faster(self.graph, nodes, costs, portable=portable) if nodes and costs is not None else {}
+        writer = recurrent.LstmWriter(self.graph, self.shapes, portable=portable)
+        for node in nodes:
+            exact, integer = times.get(node.name, (1.0, 0.0))
+            if integer >= exact:
+                why = f"measured: {integer:.0f} us with 8-bit integers, {exact:.0f} us in float"
+            elif not times and (why := recurrent.too_small(node, recurrent.LEAST_ELEMENTS)):
+                pass
+            else:
+                why = "" if writer.replace(node) else "its weights hold NaN or infinity"
+            if why:
+                self.outcome.skip(node, why)
+                continue
+            faster = f", {integer / exact:.2f} of its time" if node.name in times else ""
+            self.outcome.change(node, f"int8, input and state quantized at run time{faster}")
+            self.changed += len(recurrent.WEIGHT_PORTS)
+
     # -- tables ------------------------------------------------------------------------------------------------
 
     def tables(self, uses: list[WeightUse]) -> None:
@@ -291,27 +327,3 @@ class _Work:
         """One line for the report."""
         if self.changed:
             self.outcome.summary = f"{self.changed} of {found} weights in int8"
-
-
-def int8_rows(rows: Array, *, portable: bool) -> tuple[Array, Array]:
-    """int8 [out, in] and float32 scales [out] of a weight as float32 [out, in].
-
-    Args:
-        portable: no two neighbours along a row can saturate the 16-bit sums of x86 without VNNI. Each row takes what
-            costs it less: a larger scale, or single elements that give way.
-    """
-    scales = symmetric_scales(rows, LEVELS)
-    if not portable:
-        return round_nearest(rows, scales, LEVELS), scales
-    pairs = Pairs()
-    chosen, wide = round_pairs(rows, scales, LEVELS, pairs), pair_scales(rows, LEVELS, pairs)
-    other = round_pairs(rows, wide, LEVELS, pairs)
-    better = _noise(rows, other, wide) < _noise(rows, chosen, scales)
-    chosen[better], scales[better] = other[better], wide[better]
-    return chosen, scales
-
-
-def _noise(rows: Array, codes: Array, scales: Array) -> Array:
-    """Squared error of each row."""
-    noise: Array = np.square(rows - codes * scales[:, None]).sum(axis=1)
-    return noise

@@ -243,3 +243,72 @@ def test_the_sentence_encoder_keeps_its_quality(assets: Path) -> None:
     judged = {key: values[:8] for key, values in np.load(assets / "data" / "packages-test.npz").items()}
     after = builders.run(to_bytes(result.graph), judged)[0]
     assert builders.sqnr_db(builders.run(path, judged)[0], after) > 19
+
+
+def lstm(size: int = 48, hidden: int = 64, *, direction: str = "forward", full: bool = False, **attrs: object):
+    """LSTM over [10, 2, size], alone or with sequence lengths, initial states and peepholes; Y, Y_h and Y_c go out."""
+    net = Net(opset=17)
+    directions = 2 if direction == "bidirectional" else 1
+    x = net.input(10, 2, size)
+    scale = hidden**-0.5
+    weights = [net.weight(directions, 4 * hidden, n, scale=scale) for n in (size, hidden)]
+    more = [net.weight(directions, 8 * hidden, scale=scale)]
+    if full:
+        states = [net.weight(directions, 2, hidden) for _ in range(2)]
+        more += [net.const([10, 7], np.int32), *states, net.weight(directions, 3 * hidden, scale=scale)]
+    outputs = net.op("LSTM", x, *weights, *more, outputs=3, hidden_size=hidden, direction=direction, **attrs)
+    return net.model(*outputs)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_lstm_runs_in_integers_with_states_lengths_and_peepholes(full: bool, direction: str, tmp_path: Path) -> None:
+    proto = lstm(direction=direction, full=full, **({"clip": 3.0} if full else {}))
+    after, record = quantized(proto)
+    assert [node.op_type for node in after.graph.node] == ["DynamicQuantizeLSTM"]
+    assert kernels(builders.save(after, tmp_path / "l.onnx"))["DynamicQuantizeLSTM"] == 1
+    assert record.changes == 1
+    feeds = builders.feeds_of(proto)
+    for a, b in zip(builders.run(proto, feeds), builders.run(after, feeds), strict=True):
+        assert builders.sqnr_db(a, b) > 30
+
+
+def test_large_lstm_weights_are_a_quarter_and_do_not_saturate() -> None:
+    proto = lstm(128, 128)
+    after, _ = quantized(proto)
+    assert after.ByteSize() < 0.28 * proto.ByteSize()
+    codes = [numpy_helper.to_array(t) for t in after.graph.initializer if t.name.endswith("_q8")]
+    for direction in (array[0] for array in codes):  # [in, gates * hidden]
+        pairs = direction[::2].astype(np.int16)[: len(direction) // 2] + direction[1::2]
+        assert np.abs(pairs).max() <= 128
+
+
+class Times:
+    """Kernel times that a test decides about."""
+
+    def __init__(self, exact: float, integer: float) -> None:
+        self.exact, self.integer = exact, integer
+
+    def latency_ms(self, graph: onnxcomp.Graph) -> float:
+        raise NotImplementedError
+
+    def node_times_us(self, graph: onnxcomp.Graph) -> dict[str, float]:
+        return {n.name: self.integer if n.op == "DynamicQuantizeLSTM" else self.exact for n in graph.walk()}
+
+
+@pytest.mark.parametrize(("integer", "op"), [(5.0, "DynamicQuantizeLSTM"), (20.0, "LSTM")])
+def test_measured_times_decide_about_an_lstm(integer: float, op: str) -> None:
+    graph = decode(lstm())
+    context = PassContext(costs=Times(10.0, integer))
+    result = PassManager(Pipeline.parse("quantize-dynamic")).run(graph, context)
+    assert [node.op for node in result.graph.nodes] == [op]
+    assert op != "LSTM" or "measured: 20 us with 8-bit integers, 10 us in float" in result.records[0].skips[0].why
+
+
+def test_cells_without_an_integer_kernel_are_named() -> None:
+    net = Net(opset=17)
+    hidden = net.op("GRU", net.input(6, 2, 64), net.weight(1, 192, 64), net.weight(1, 192, 64), hidden_size=64)
+    _, record = quantized(net.model(hidden))
+    assert [skip.why for skip in record.skips] == ["ONNX Runtime has no kernel for GRU with 8-bit integers"]
+    small = quantized(lstm(4, 4), "quantize-dynamic")[1]
+    assert "too small" in small.skips[0].why

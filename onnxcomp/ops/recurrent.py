@@ -23,4 +23,13 @@ def recurrent_macs(node: Node, shapes: Shapes) -> int:
     return data[0] * data[1] * (volume(shapes.static(node.inputs[1])) + volume(shapes.static(node.inputs[2])))
 
 
-RECORDS = tuple(OpFacts(op, weights=recurrent_weights, macs=recurrent_macs) for op in ("LSTM", "GRU", "RNN"))
+RECORDS = (
+    *(OpFacts(op, weights=recurrent_weights, macs=recurrent_macs) for op in ("LSTM", "GRU", "RNN")),
+    OpFacts(
+        "DynamicQuantizeLSTM",
+        "com.microsoft",
+        macs=recurrent_macs,
+        quantization_ports=(8, 9, 10, 11),
+        packed={1: lambda node: int(node.inputs[1].size), 2: lambda node: int(node.inputs[2].size)},
+    ),
+)
