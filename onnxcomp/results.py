@@ -159,11 +159,35 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class PartFidelity:
+    """How close one part of an output stayed: slices of one quantity, such as the scores beside boxes in pixels.
+
+    Attributes:
+        name: where its elements lie, `axis 1: 4-11`, or which they are.
+        elements: their number, over all samples.
+        rms: root mean square of the original's.
+        sqnr_db: of the part alone.
+        judged_by: what the error is held against: the energy, what varies about a mean that would hide it, or a floor.
+    """
+
+    name: str
+    elements: int
+    rms: float
+    sqnr_db: float
+    max_abs_error: float
+    judged_by: str = "energy"
+
+
+@dataclass(frozen=True)
 class OutputFidelity:
     """How close one output stayed to the original's. SQNR is null when the outputs are equal.
 
     It is null, too, for outputs that are no floating-point numbers: `equal_share` tells how many elements agree.
     `finite_share` tells how many of the original's elements are neither NaN nor infinite.
+
+    Where an output holds quantities of unlike scale, `parts` has each, `worst_part` names the worst, and `sqnr_db`, the
+    number that counts, is that part's; `total_sqnr_db` is over all elements. `comparable` is false where the number of
+    rows depends on the values and differs, so that no element has a counterpart.
     """
 
     identical: bool
@@ -172,6 +196,10 @@ class OutputFidelity:
     top1_agreement: float | None = None
     equal_share: float | None = None
     finite_share: float = 1.0
+    total_sqnr_db: float | None = None
+    parts: tuple[PartFidelity, ...] = ()
+    worst_part: str | None = None
+    comparable: bool = True
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from onnx import TensorProto, helper
 from onnxcomp.data.metric import parse_metric
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.results import OutputFidelity
+from onnxcomp.runtime.closeness import WORST_DB, Tally
 from onnxcomp.verify import pair
-from onnxcomp.verify.fidelity import WORST_DB, Tally, fidelity
+from onnxcomp.verify.fidelity import fidelity
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.pair import Runner
 

@@ -42,8 +42,8 @@ def judge(
         DataError: there are no samples, or they do not fit, or the metric refuses them.
         EnvironmentLacksError: the provider does not run on this machine.
     """
-    closeness, collected = Closeness(), Collected()
     runner = Runner(before, after, provider=provider, threads=threads, acceleration=acceleration)
+    closeness, collected = Closeness(runner.varying), Collected()
     for answer in runner.answers(samples, progress=progress):
         closeness.add(answer)
         if metric is not None:

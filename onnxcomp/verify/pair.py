@@ -18,6 +18,7 @@ import numpy as np
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.graph.io import model_files
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration, reference
+from onnxcomp.runtime.closeness import is_float
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.providers import full_name
 from onnxcomp.runtime.session import Array, Port, Session, open_session
@@ -110,6 +111,16 @@ class Runner:
         for interface in self.interfaces[1:]:
             _check_same(self.interfaces[0], interface)
 
+    @property
+    def varying(self) -> frozenset[str]:
+        """Outputs of which the first axis is free and no input's: their number of rows may depend on the values."""
+        rows = {port.shape[0] for port in self.interfaces[0].inputs if port.shape}
+        return frozenset(
+            port.name
+            for port in self.interfaces[0].outputs
+            if not port.shape or not (isinstance(port.shape[0], int) or port.shape[0] in rows - {None})
+        )
+
     def answers(self, samples: Samples, *, progress: Progress = SILENT, text: str = "verifying") -> Iterator[Answer]:
         """Run every sample once through each model.
 
@@ -182,11 +193,6 @@ class Runner:
     def _run(self, index: int, feed: dict[str, Array]) -> dict[str, Array]:
         dtypes = {port.name: port.dtype for port in self.interfaces[index].inputs}
         return self._session(index).run({name: _cast(array, dtypes.get(name)) for name, array in feed.items()})
-
-
-def is_float(dtype: np.dtype[np.generic]) -> bool:
-    """Whether the dtype is a floating-point one, those of ml_dtypes included."""
-    return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))
 
 
 def _check_outputs(interface: Interface) -> None:

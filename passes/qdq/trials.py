@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Graph, Node, Variable
@@ -15,10 +13,9 @@ from onnxcomp.passes.qdq import emit, forms
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.runtime.closeness import rows_of, worst_sqnr_db
 from onnxcomp.runtime.session import open_session
 from onnxcomp.targets.base import Target
-
-EXACT_DB = 999.0
 
 
 class Trials:
@@ -43,20 +40,10 @@ class Trials:
         return copy
 
     def sqnr_db(self, graph: Graph) -> float:
-        """Signal to noise ratio of the worst float output against the float graph, in dB."""
+        """Signal to noise ratio of the worst part of the outputs against the float graph, in dB."""
         if self._expected is None:
             self._expected = self._outputs(self.graph)
-        found = self._outputs(graph)
-        power: dict[str, float] = {}
-        noise: dict[str, float] = {}
-        for wanted, got in zip(self._expected, found, strict=True):
-            for name, exact in wanted.items():
-                if exact.dtype.kind == "f":
-                    power[name] = power.get(name, 0.0) + float(np.square(exact, dtype=np.float64).sum())
-                    noise[name] = noise.get(name, 0.0) + float(np.square(got[name] - exact, dtype=np.float64).sum())
-        shares = [noise[name] / power[name] for name in power if power[name] > 0]
-        worst = max(shares, default=0.0)
-        return float(-10 * np.log10(worst)) if worst > 0 else EXACT_DB
+        return worst_sqnr_db(self._expected, self._outputs(graph), map(rows_of, self.feeds))
 
     def _outputs(self, graph: Graph) -> list[dict[str, Array]]:
         with runnable(graph) as model:

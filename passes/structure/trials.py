@@ -23,6 +23,7 @@ from onnxcomp.passes.structure.blocks import drop_all
 from onnxcomp.passes.structure.readers import readers
 from onnxcomp.passes.structure.refit import BATCH, Effort, Refit
 from onnxcomp.passes.structure.solving import solve_again, to_solve, whole
+from onnxcomp.runtime.closeness import rows_of, worst_sqnr_db
 from onnxcomp.runtime.session import open_session
 
 SOLVED, JUDGED = 128, 128  # samples
@@ -121,33 +122,23 @@ class Trials:
         solved = min(SOLVED, most, count - judged)
         self.effort = Effort(Portion(context.calibration, 0, solved), ROWS)
         self.judge = Portion(context.calibration, count - judged, judged)
-        self.expected = [list(outputs) for outputs in self._run(graph)]
+        self.rows = [rows_of(feeds) for feeds in self.judge.batches(BATCH)]
+        self.expected = list(self._run(graph))
         self.known: dict[Candidate, float] = {}
 
     def loss(self, candidate: Candidate) -> float:
-        """Squared error of the outputs as a share of their variance, the mean over the outputs."""
+        """Squared error of the worst part of the outputs, as a share of its signal."""
         if candidate not in self.known:
             copy = self.graph.clone()
             carry_out(copy, self.choices, candidate, self.context, self.damping, self.effort)
-            self.known[candidate] = self._loss(copy)
+            self.known[candidate] = float(10 ** (-worst_sqnr_db(self.expected, self._run(copy), self.rows) / 10))
         return self.known[candidate]
 
-    def _loss(self, graph: Graph) -> float:
-        shares = []
-        for expected, given in zip(zip(*self.expected, strict=True), zip(*self._run(graph), strict=True), strict=True):
-            wanted = np.concatenate([a.reshape(-1) for a in expected]).astype(np.float64)
-            found = np.concatenate([a.reshape(-1) for a in given]).astype(np.float64)
-            spread = float(np.square(wanted - wanted.mean()).sum())
-            shares.append(float(np.square(wanted - found).sum()) / max(spread, 1e-30))
-        return float(np.mean(shares)) if shares else 0.0
-
-    def _run(self, graph: Graph) -> Iterator[list[Array]]:
-        names = [tensor.name for tensor in self.graph.outputs]
+    def _run(self, graph: Graph) -> Iterator[dict[str, Array]]:
         with runnable(graph) as model:
             session = open_session(model, threads=self.context.threads)
             for feeds in self.judge.batches(BATCH):
-                found = session.run(feeds)
-                yield [found[name] for name in names]
+                yield session.run(feeds)
 
 
 def search(

@@ -13,6 +13,7 @@ from onnxcomp.graph.ir import Array, Graph, Variable
 from onnxcomp.graph.rounding import Levels, round_nearest, symmetric_scales
 from onnxcomp.manager.base import PassContext, SampleSource, WeightUse
 from onnxcomp.passes.weights.layout import Layout
+from onnxcomp.runtime.closeness import sqnr_db
 from onnxcomp.runtime.taps import stream
 
 MOST_SAMPLES = 128
@@ -93,10 +94,7 @@ class _Trial:
             and 10 * np.log10(max(before, 1e-30) / max(after, 1e-30)) > WORTH_DB
         )
         noise = self.smoothed if pays else self.plain
-        sqnr = {
-            use.node.name: float(10 * np.log10(max(s, 1e-30) / max(n, 1e-30)))
-            for use, s, n in zip(self.group.uses, self.signal, noise, strict=True)
-        }
+        sqnr = {use.node.name: sqnr_db(s, n) for use, s, n in zip(self.group.uses, self.signal, noise, strict=True)}
         return Verdict(self.factors if pays else None, sqnr)
 
     def _prepare(self) -> None:
