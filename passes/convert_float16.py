@@ -13,10 +13,10 @@ import onnx
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
-from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.port_types import HALF, Port, made_from_attributes, ports
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, option
+from onnxcomp.manager.raising import raise_opset
 from onnxcomp.runtime.activations import Activation, collect
 
 SINGLE, HALF_DTYPE = np.dtype(np.float32), np.dtype(np.float16)
@@ -95,7 +95,7 @@ class _Converter:
             self._saturate()
         plan = self._plan()
         if plan.half and any(node.op in QUANTIZING for node in self.graph.nodes):
-            raised = raise_opset(self.graph, HALF_SCALES_OPSET)
+            raised = raise_opset(self.graph, HALF_SCALES_OPSET, self.context)
             for line in raised:
                 self.outcome.change("opset", line)
             if raised:

@@ -9,8 +9,8 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable, elem_type
-from onnxcomp.graph.opset import raise_opset
 from onnxcomp.manager.base import CostModel, Guarantee, Outcome, Pass, PassContext, WeightUse, option
+from onnxcomp.manager.raising import raise_opset
 from onnxcomp.passes.weights import recurrent
 from onnxcomp.passes.weights.coders import IntegerCoder
 from onnxcomp.passes.weights.kernels import BlockCodes, BlockMatMul, RowGather, block_matmul_refusal, state_type
@@ -67,7 +67,7 @@ class QuantizeDynamic(Pass):
         tables = [use for use in uses if use.weight.role == "embedding" and work.takes_table(use)]
         cells = work.takes_cells(list(dict.fromkeys(use.node for use in uses if use.weight.role == "recurrent")))
         if products and graph.opset < DYNAMIC_OPSET:
-            outcome.notes.extend(raise_opset(graph, DYNAMIC_OPSET))
+            outcome.notes.extend(raise_opset(graph, DYNAMIC_OPSET, context))
             work = _Work(self, graph, outcome)
         groups = work.groups(products)
         verdicts = self._look(graph, groups, context)

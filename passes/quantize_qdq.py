@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 from onnxcomp.errors import DataError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Graph, Node, Variable
-from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import CostModel, Guarantee, Need, Outcome, Pass, PassContext, SampleSource, option
+from onnxcomp.manager.raising import raise_opset
 from onnxcomp.ops.facts import Operators, Weight
 from onnxcomp.passes.qdq import parts, refine, regions, sharing, weights
 from onnxcomp.passes.qdq.choice import Choice, Chooser, Planned
@@ -99,7 +99,7 @@ class _Quantizer:
         accepted, refused = regions.eligible(self.graph, shapes, self.target, self.context.operators, wanted)
         layers: dict[Node, Layer] = {}
         if accepted:
-            self.outcome.notes += raise_opset(self.graph, self.target.opset)
+            self.outcome.notes += raise_opset(self.graph, self.target.opset, self.context)
             study = self._study(shapes, accepted)
             full = study.planned()
             layers = {node: self._layer(node, weight, full[1]) for node, weight in full[0].weighted.items()}

@@ -12,9 +12,9 @@ from onnxcomp.errors import UsageError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coded import PACKING_OPSET, Coded, CodedWriter
 from onnxcomp.graph.ir import Array, Graph
-from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
+from onnxcomp.manager.raising import raise_opset
 from onnxcomp.passes.weights.codebook import learn_levels, nearest_level
 from onnxcomp.passes.weights.coders import Coder, Error
 from onnxcomp.passes.weights.dequantize import DEQUANTIZE_OPSET, write_dequantize
@@ -118,7 +118,7 @@ class QuantizeWeights(Pass):
         plans = planner.plans(uses, outcome)
         for plan in plans:
             plan.error = self._error(plan, graph, context, outcome)
-        _prepare_opset(graph, plans, outcome)
+        _prepare_opset(graph, plans, context, outcome)
         work = _Work(self, graph, outcome)
         measured = [plan for plan in plans if plan.error == "gptq"]
         for moments in layer_moments(graph, [plan.uses[0] for plan in measured], context):
@@ -154,7 +154,7 @@ class QuantizeWeights(Pass):
         return UsageError(f"{self.name}: {what}", where=f"pass {self.name}", do=do)
 
 
-def _prepare_opset(graph: Graph, plans: list[Plan], outcome: Outcome) -> None:
+def _prepare_opset(graph: Graph, plans: list[Plan], context: PassContext, outcome: Outcome) -> None:
     """Raise the opset where the forms that were chosen need it."""
     needed = 0
     for plan in plans:
@@ -163,7 +163,7 @@ def _prepare_opset(graph: Graph, plans: list[Plan], outcome: Outcome) -> None:
         elif plan.store == "folded" and plan.recipe.bits < 8:
             needed = max(needed, PACKING_OPSET)
     if graph.opset < needed:
-        outcome.notes.extend(raise_opset(graph, needed))
+        outcome.notes.extend(raise_opset(graph, needed, context))
 
 
 class _NotFiniteError(Exception):

@@ -22,8 +22,8 @@ from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.ir import Constant, Graph, Node, Variable
 from onnxcomp.graph.literals import lift_weights
-from onnxcomp.graph.opset import raise_opset
 from onnxcomp.manager.pipeline import PassManager, Pipeline
+from onnxcomp.manager.raising import raise_opset
 from onnxcomp.ops.facts import load_operators
 from onnxcomp.testing import hostile_models
 

@@ -25,7 +25,7 @@ from onnxcomp.errors import ModelError, OutputError, UsageError
 from onnxcomp.files import user_cache
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.ir import Array, Graph
-from onnxcomp.graph.opset import raise_opset
+from onnxcomp.manager.raising import raise_opset
 from onnxcomp.runtime.machine import usable_cores
 from onnxcomp.runtime.progress import SILENT, Progress
 

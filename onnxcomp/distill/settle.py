@@ -6,17 +6,16 @@ from collections.abc import Mapping
 
 import numpy as np
 from onnx import TensorProto
-from onnx.inliner import inline_local_functions
 
 from onnxcomp.errors import ModelError, OnnxcompError
-from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.evaluate import propagate
+from onnxcomp.graph.functions import inline_functions
 from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, elem_type
 from onnxcomp.graph.literals import constant_value, is_numeric
-from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.shapes import infer
 from onnxcomp.graph.types import Shapes
+from onnxcomp.manager.raising import raise_opset
 from onnxcomp.runtime.session import open_session
 
 HALVES = ("float16", "bfloat16")
@@ -28,10 +27,9 @@ LEAST_OPSET, MOST_OPSET, MOST_IR = 17, 21, 10  # what rewrites are written for; 
 def modern(graph: Graph) -> tuple[Graph, list[str]]:
     """A graph of an opset that rewrites are written for, without local functions; notes on what was done."""
     copy = graph.clone()
-    if copy.functions:
-        copy = decode(inline_local_functions(encode(copy)))
+    notes = inline_functions(copy)
     copy.kept_inputs = {}
-    return copy, list(raise_opset(copy, LEAST_OPSET))
+    return copy, [*notes, *raise_opset(copy, LEAST_OPSET)]
 
 
 def single_precision(graph: Graph) -> list[str]:

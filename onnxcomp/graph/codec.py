@@ -407,7 +407,8 @@ def _without_data(proto: onnx.TensorProto) -> onnx.TensorProto | None:
     return rest
 
 
-def _bodies(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
+def bodies_of(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
+    """The subgraphs that a node holds."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
@@ -418,7 +419,7 @@ def _bodies(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
 def _all_nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
     for node in graph.node:
         yield node
-        for body in _bodies(node):
+        for body in bodies_of(node):
             yield from _all_nodes(body)
 
 
@@ -427,7 +428,7 @@ def all_tensors(graph: onnx.GraphProto) -> Iterable[onnx.TensorProto]:
     yield from graph.initializer
     for node in graph.node:
         yield from (a.t for a in node.attribute if a.type == AttributeProto.TENSOR)
-        for body in _bodies(node):
+        for body in bodies_of(node):
             yield from all_tensors(body)
 
 

@@ -14,6 +14,8 @@ from onnxcomp.graph.evaluate import propagate
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.types import Shapes, TensorType
 
+GROUP_NORM_OPSETS = range(18, 21)
+
 
 def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None, *, declared: bool = True) -> Shapes:
     """Infer shapes and types of all tensors, bodies included.
@@ -25,7 +27,7 @@ def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None, *, de
         declared: believe what the file says of tensors inside; False uses only what follows from the inputs, which
             the runtime enforces, and so is certain. Inputs of bodies then have types but no shapes of their own.
     """
-    model = encode_light(graph)
+    model = _readable(encode_light(graph))
     if not declared:
         _forget(model.graph)
     if bind:
@@ -110,7 +112,7 @@ def check_structure(graph: Graph, *, strict: bool = True) -> None:
     Raises:
         ModelError: names what is wrong.
     """
-    model = encode_light(graph)
+    model = _readable(encode_light(graph))
     try:
         shapeless = list(_shapeless(model.graph))
         for kind in shapeless:  # the checker wants a shape; runtimes and real models do without
@@ -124,6 +126,20 @@ def check_structure(graph: Graph, *, strict: bool = True) -> None:
         raise ModelError(
             f"the graph is not valid ONNX: {line[:300]}", where="onnx.checker", do="export the model again"
         ) from error
+
+
+def _readable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Let onnx read what it calls deprecated although runtimes run it: GroupNormalization of opset 18 to 20.
+
+    In checks and for inference an Identity stands in its place, which has the same type and shape.
+    """
+    if next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0) in GROUP_NORM_OPSETS:
+        for body in _graphs(model.graph):
+            for node in body.node:
+                if node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx"):
+                    node.op_type = "Identity"
+                    del node.input[1:], node.attribute[:]
+    return model
 
 
 def _shapeless(graph: onnx.GraphProto) -> Iterator[onnx.TypeProto.Tensor]:

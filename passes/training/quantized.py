@@ -17,10 +17,10 @@ from onnxcomp.errors import UsageError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coded import PACKING_OPSET, Coded, CodedWriter
 from onnxcomp.graph.ir import Array, Graph, Node, Variable
-from onnxcomp.graph.opset import raise_opset
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import PassContext
+from onnxcomp.manager.raising import raise_opset
 from onnxcomp.ops.facts import Weight
 from onnxcomp.passes.qdq import parts, regions, sharing
 from onnxcomp.passes.qdq.forms import curve_of
@@ -178,11 +178,11 @@ def plan(graph: Graph, precision: Precision, wanted: Callable[[Node], bool], con
     result = Quantization(graph, target)
     if precision.activation_bits:
         _check_target(target, precision)
-        result.notes += raise_opset(graph, max(target.opset, PACKING_OPSET))
+        result.notes += raise_opset(graph, max(target.opset, PACKING_OPSET), context)
         _plan_activations(result, precision, wanted, context)
         uses = dict(result.plan.weighted) if result.plan is not None else {}
     else:
-        result.notes += raise_opset(graph, PACKING_OPSET)
+        result.notes += raise_opset(graph, PACKING_OPSET, context)
         uses = _float_weights(graph, wanted, context, result)
     if not uses:
         raise UsageError(
