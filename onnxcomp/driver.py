@@ -436,7 +436,7 @@ def _compress(job: Job, graph: Graph, context: PassContext, measurer: Measurer, 
         if result.changes:
             return Chosen(pipeline, result, True)
         useless = "training brought nothing, the weights stay as they were: " if result.trainings else ""
-        _unchanged(report, f"{useless}the passes changed nothing")
+        _unchanged(report, f"{useless}{_missed(report) or 'the passes changed nothing'}")
         return None
     if job.recipe is not None:
         pipeline = recipes.find(job.recipe).pipeline
@@ -558,8 +558,13 @@ def _decide(report: Report, job: Job, chosen: Chosen, measured: Measurements) ->
         report.verdict, report.exit_code, report.reason = "over-budget", code, f"missed: {missed}"
     elif not chosen.explicit and not measured.better(report.before, job.objective):
         _unchanged(report, "the result is neither smaller nor faster than the original")
-    elif why := _only_worse(report):
-        report.reason = why
+    else:
+        report.reason = _only_worse(report) or _missed(report)
+
+
+def _missed(report: Report) -> str:
+    """What was asked of passes and not reached."""
+    return "; ".join(record.missed for record in report.passes if record.missed)
 
 
 def _only_worse(report: Report) -> str:

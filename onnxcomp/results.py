@@ -99,7 +99,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did, as the manager saw it."""
+    """What one pass did, as the manager saw it. `missed`: what was asked of it and not reached, in words."""
 
     name: str
     spec: str
@@ -116,6 +116,7 @@ class PassRecord:
     operators_before: dict[str, int] = field(default_factory=dict)
     operators_after: dict[str, int] = field(default_factory=dict)
     rolled_back: str = ""
+    missed: str = ""
 
 
 @dataclass(frozen=True)

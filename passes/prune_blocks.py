@@ -118,8 +118,15 @@ class PruneBlocks(Pass):
             if clock is not None:  # node times only say which; whether it is enough is measured
                 left = clock.share(without(graph, [b.name for b in chosen], context)) * cost(graph.nodes)
         if left > most:
-            outcome.notes.append(f"{left / cost(graph.nodes):.2f} of it is the least that is reached")
+            share = f"{left / cost(graph.nodes):.2f}" if chosen else ""
+            outcome.missed = f"{self._target_words()} was not reached: {share or 'the model'} " + (
+                "is the least without branches that cost too much" if chosen else "stays as it is"
+            )
         return chosen
+
+    def _target_words(self) -> str:
+        name = next(name for name in ("macs", "params", "latency") if getattr(self, name) is not None)
+        return f"{name}={getattr(self, name):g}"
 
     def _costs(self, graph: Graph, context: PassContext, clock: Clock | None) -> Callable[[Sequence[Node]], float]:
         """What some nodes cost, in the unit of the target."""

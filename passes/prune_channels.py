@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -15,23 +15,24 @@ from onnxcomp.errors import UsageError
 from onnxcomp.graph.branches import Branch, branches, innermost
 from onnxcomp.graph.coupling import streams
 from onnxcomp.graph.coupling.analysis import Coupling, Group, analyse, release
-from onnxcomp.graph.coupling.costing import Costing, Saved
+from onnxcomp.graph.coupling.costing import Costing
 from onnxcomp.graph.ir import Graph, Node
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
-from onnxcomp.passes.structure.allocate import EXPONENT, Choice, allocate, allowed_counts, channels_each, even
+from onnxcomp.passes.structure.allocate import EXPONENT, Choice, allowed_counts, channels_each
 from onnxcomp.passes.structure.blocks import branch_errors
 from onnxcomp.passes.structure.elimination import Curve
 from onnxcomp.passes.structure.importance import measured_curves, weight_curve
-from onnxcomp.passes.structure.latency import Planner, holders_of, inside
+from onnxcomp.passes.structure.latency import HARDLY_MORE, Planner
 from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases, makers
 from onnxcomp.passes.structure.refit import Refit
 from onnxcomp.passes.structure.taylor import taylor_moments
 from onnxcomp.passes.structure.timing import BLOCKS, kernel_block
 from onnxcomp.passes.structure.trials import LEAST_SAMPLES, Candidate, Trials, carry_out, hardly_worse, search
+from onnxcomp.passes.structure.widths import MOST_ERROR, WORTH, Goal, Widths, nearest, within_sense
 from onnxcomp.runtime.blas import limited
 from onnxcomp.runtime.progress import Progress
 
-MOST_ERROR = 0.5  # of its sum; a branch that gives more is never tried
+FEWEST_SAMPLES = 8  # on which a candidate is carried out and judged
 _MEASURED = ("activation", "reconstruction")
 
 
@@ -115,12 +116,13 @@ class PruneChannels(Pass):
         choices = self._choices(graph, groups, fixed, context, outcome)
         found = self._branches(graph, choices, context)
         errors = branch_errors(graph, found, context, self.damping) if found else {}
-        best = self._decide(graph, coupling, choices, found, errors, context, outcome)
-        costing = self._costing(coupling, choices, found, best, context)
+        widths = Widths(coupling, choices, found, context.operators, self.scope)
+        best = self._decide(graph, widths, errors, context, outcome)
+        costing = widths.costing(best)
         if not any(best.removed) and not best.dropped:
             drop_zero_biases(added)
             release(coupling)
-            outcome.summary = "nothing leaves: no group is open, or the target is met already"
+            outcome.summary = outcome.missed or "nothing leaves: no group is open, or the target is met already"
             return outcome
         refitted = carry_out(graph, choices, best, context, self.damping if compensate else None)
         drop_zero_biases(added)
@@ -232,7 +234,9 @@ class PruneChannels(Pass):
             return []
         return [
             [
-                c if len(c.counts) == 1 else replace(c, counts=allowed_counts(c.group, self.min_keep, multiple))
+                c
+                if len(c.counts) == 1
+                else within_sense(replace(c, counts=allowed_counts(c.group, self.min_keep, multiple)))
                 for c in choices
             ]
             for multiple in BLOCKS
@@ -248,119 +252,96 @@ class PruneChannels(Pass):
         found = innermost(branches(graph, context.operators, context.sample_shapes))
         return [branch for branch in found if all(wanted(n) for n in branch.nodes if context.operators.weights(n))]
 
+    def _goal(self) -> Goal | None:
+        if self.ratio is not None:
+            return Goal("units", 1 - self.ratio)
+        if self.macs is not None:
+            return Goal("macs", self.macs)
+        if self.params is not None:
+            return Goal("params", self.params)
+        return Goal("time", self.latency) if self.latency is not None else None
+
     def _decide(
+        self, graph: Graph, widths: Widths, errors: dict[str, float], context: PassContext, outcome: Outcome
+    ) -> Candidate:
+        """How many units leave each group, and which branches besides."""
+        goal = self._goal()
+        if goal is None:
+            return widths.given()
+        sensible = widths.of([within_sense(choice) for choice in widths.choices])
+        trials = self._trials(graph, widths, context)
+        planner = None
+        if goal.kind == "time":
+            planner = Planner(graph, widths.coupling, sensible.choices, widths.branches, context, goal.kept)
+            planner.settle(())  # puts the scale of the model right
+        best = self._with_branches(sensible, goal, planner, errors, trials, context)
+        if planner is not None:
+            best, share = planner.settle(best.dropped if best is not None else ())
+            outcome.metrics["time_share"] = share
+            if goal.kept < share <= goal.kept * HARDLY_MORE:
+                outcome.missed = f"{goal.words} was not reached: {share:.3g} was"
+            elif share > goal.kept:
+                best = None
+        return best or self._as_near(sensible, widths, goal, planner, errors, trials, context, outcome)
+
+    def _trials(self, graph: Graph, widths: Widths, context: PassContext) -> Trials | None:
+        """Carries out candidates and judges them, where there are samples to do so."""
+        if context.calibration is None or len(context.calibration) < FEWEST_SAMPLES:
+            return None
+        macs = Costing(widths.coupling, context.operators).macs
+        return Trials(graph, widths.choices, context, self.damping if self.compensate else None, macs)
+
+    def _with_branches(
         self,
-        graph: Graph,
-        coupling: Coupling,
-        choices: Sequence[Choice],
-        found: Sequence[Branch],
+        widths: Widths,
+        goal: Goal,
+        planner: Planner | None,
         errors: dict[str, float],
+        trials: Trials | None,
+        context: PassContext,
+    ) -> Candidate | None:
+        """The best candidate that meets the target, at widths that kernels like where that is free; None: none does."""
+        meeting = functools.partial(widths.meeting, goal) if planner is None else planner.widths
+        saved = planner.gone if planner is not None else {b.name: widths.saved_by(b, goal) for b in widths.branches}
+        order = [n for n, saving in saved.items() if saving > 0 and errors[n] <= MOST_ERROR]
+        order.sort(key=lambda name: errors[name] ** EXPONENT / saved[name])
+        in_blocks = self._in_blocks(widths.choices, context)
+        if trials is None or not (order or in_blocks):
+            return meeting(())
+        best = search(order, meeting, trials.loss)
+        if best is None:
+            return None
+        others = [widths.of(other).meeting(goal, best.dropped) for other in in_blocks]
+        return hardly_worse([best, *(other for other in others if other is not None)], trials.loss)
+
+    def _as_near(
+        self,
+        sensible: Widths,
+        widths: Widths,
+        goal: Goal,
+        planner: Planner | None,
+        errors: dict[str, float],
+        trials: Trials | None,
         context: PassContext,
         outcome: Outcome,
     ) -> Candidate:
-        """How many units leave each group, and which branches besides."""
-        planner = None
-        widths: Callable[[tuple[str, ...]], Candidate | None]
-        if self.latency is not None:
-            planner = Planner(graph, coupling, choices, found, context, self.latency)
-            planner.settle(())  # puts the scale of the model right
-            widths, saved = planner.widths, planner.gone
-        else:
-            widths = functools.partial(self._widths, coupling, choices, found, context)
-            saved = {b.name: self._saved(self._costing(coupling, choices, [b], None, context)) for b in found}
-        order = [n for n, saving in saved.items() if saving > 0 and errors[n] <= MOST_ERROR]
-        order.sort(key=lambda name: errors[name] ** EXPONENT / saved[name])
-        best, in_blocks = None, self._in_blocks(choices, context)
-        if order or in_blocks:
-            macs = Costing(coupling, context.operators).macs
-            loss = Trials(graph, choices, context, self.damping, macs).loss
-            best = search(order, widths, loss)
-            dropped = best.dropped if best is not None else ()
-            others = [self._widths(coupling, other, found, context, dropped) for other in in_blocks]
-            best = best and hardly_worse([best, *(other for other in others if other is not None)], loss)
-        dropped = best.dropped if best is not None else ()
-        if planner is None:
-            return best or self._widths(coupling, choices, found, context, (), strict=False) or Candidate(())
-        best, share = planner.settle(dropped)
-        outcome.metrics["time_share"] = share
-        if share > (self.latency or 1.0):
-            outcome.notes.append(
-                f"{share:.2f} of the time is the least that was reached; {self.latency:g} was asked for"
-            )
-        return best
+        """For a target out of reach: the nearest whose outputs are still right; nothing leaves where there is none."""
+        least = sensible.least(goal) if planner is None else planner.least()
+        found = None
+        if trials is not None and least < 1 - WORTH:
 
-    def _costing(
-        self,
-        coupling: Coupling,
-        choices: Sequence[Choice],
-        found: Sequence[Branch],
-        candidate: Candidate | None,
-        context: PassContext,
-    ) -> Costing:
-        """What is left of the costs without given branches (all of them without a candidate), and what it removes."""
-        costing = Costing(coupling, context.operators)
-        for branch in found:
-            if candidate is None or branch.name in candidate.dropped:
-                costing.drop([branch.add, *branch.nodes])
-        for choice, count in zip(choices, candidate.removed if candidate else (), strict=candidate is not None):
-            if count:
-                costing.remove(choice.group.units[choice.curve.order[:count]])
-        return costing
+            def meeting(near: Goal) -> Candidate | None:
+                if planner is not None:
+                    return planner.measured(near.kept)
+                return self._with_branches(sensible, near, None, errors, trials, context)
 
-    def _saved(self, costing: Costing) -> float:
-        """In the unit of the target."""
-        if self.params is not None:
-            return costing.params_at_first - costing.params
-        return costing.macs_at_first - costing.macs
-
-    def _widths(
-        self,
-        coupling: Coupling,
-        choices: Sequence[Choice],
-        found: Sequence[Branch],
-        context: PassContext,
-        dropped: tuple[str, ...],
-        strict: bool = True,
-    ) -> Candidate | None:
-        """Units that leave by choice so that the target is met beside given branches; None where it cannot be."""
-        gone = [branch for branch in found if branch.name in dropped]
-        costing = self._costing(coupling, [], gone, Candidate((), dropped), context)
-        at = [0] * len(choices)
-        lost = {index for branch in gone for index in inside(branch, holders_of(coupling, choices))}
-        for index, choice in enumerate(choices):
-            if len(choice.counts) == 1 and index not in lost:
-                at[index] = choice.counts[0]
-                costing.remove(choice.group.units[choice.curve.order[: at[index]]])
-        done = self._target(choices, costing)
-        if done is None:
-            return Candidate(tuple(at))
-        rest = [i for i, choice in enumerate(choices) if len(choice.counts) > 1 and i not in lost]
-        open_choices = [choices[i] for i in rest]
-        saved: Saved = "units"
-        if any(choice.curve.measured for choice in open_choices):
-            saved = "macs" if self.macs is not None else "params" if self.params is not None else "units"
-        chosen = (
-            even(open_choices, costing, done) if self.scope == "layer" else allocate(open_choices, costing, saved, done)
+            found = nearest(goal, max(least, goal.kept), meeting, trials.loss)
+        instead = (
+            f"{replace(found[0], kept=round(found[0].kept, 2)).words} was" if found else "the model stays as it is"
         )
-        for index, count in zip(rest, chosen, strict=True):
-            at[index] = count
-        return Candidate(tuple(at), dropped) if done() or not strict else None
-
-    def _target(self, choices: Sequence[Choice], costing: Costing) -> Callable[[], bool] | None:
-        if self.macs is not None:
-            most = self.macs * costing.macs_at_first
-            return lambda: costing.macs <= most
-        if self.params is not None:
-            most = self.params * costing.params_at_first
-            return lambda: costing.params <= most
-        if self.ratio is not None:
-            total = sum(choice.group.size * channels_each(choice.group) for choice in choices)
-            each = np.zeros(len(costing.removed))
-            for choice in choices:
-                each[choice.group.units] = channels_each(choice.group)
-            wanted = self.ratio * total - 0.5
-            return lambda: float(each[costing.removed].sum()) >= wanted
-        return None
+        outcome.missed = f"{goal.words} was not reached: {instead}"
+        outcome.notes += _out_of_reach(goal, least, widths, planner, found is not None)
+        return found[1] if found is not None else Candidate((0,) * len(widths.choices))
 
     # -- saying it ---------------------------------------------------------------------------------------------
 
@@ -369,7 +350,10 @@ class PruneChannels(Pass):
     ) -> None:
         outcome.metrics["macs_share"] = _share(costing.macs, before[0])
         outcome.metrics["params_share"] = _share(costing.params, before[1])
-        words = [f"{len(outcome.changes)} of {len(coupling.groups)} groups cut"]
+        cut = sum(any(change.node == group.name for change in outcome.changes) for group in coupling.groups)
+        words = [f"{cut} of {len(coupling.groups)} groups cut"]
+        if left := len(outcome.changes) - cut:
+            words.append(f"{left} branch{'es' * (left > 1)} left")
         words.append(f"{outcome.metrics['macs_share']:.1%} of the MACs")
         words.append(f"{outcome.metrics['params_share']:.1%} of the parameters")
         outcome.summary = ", ".join(words)
@@ -399,6 +383,24 @@ def _matches(entry: str, group: Group, made: Sequence[Node]) -> bool:
     glob = entry.rpartition(":")[0]
     weights = [slot.constant.name for slot in group.slots[:1]]
     return any(fnmatch.fnmatchcase(name, glob) for name in (group.name, *(n.name for n in made), *weights))
+
+
+def _out_of_reach(goal: Goal, least: float, widths: Widths, planner: Planner | None, taken: bool) -> list[str]:
+    """What can be reached, and at which price."""
+    open_, all_ = len(widths.choices), len(widths.coupling.groups) + len(widths.coupling.kept)
+    lines = [
+        f"{goal.words} is out of reach: {open_} of {all_} groups and closed layers are open, and "
+        f"{least:.2f} of the {goal.unit} is left once half of what their readers get is gone"
+    ]
+    if planner is None and (bare := widths.least(goal)) < least - WORTH:
+        lines.append(
+            f"cut down to the last unit, {bare:.2f} of the {goal.unit} would be left, and nothing of what they do"
+        )
+    if taken:
+        lines.append("taken is the nearest share that leaves 10 dB on calibration samples set aside")
+    else:
+        lines.append("nothing that was tried leaves 10 dB; a training afterwards (distill) bears more, by keep=[...]")
+    return lines
 
 
 def _share(part: int, whole: int) -> float:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import builders
 import numpy as np
+import onnx
 import pytest
 from nets import Net
 from test_coupling_rules import OPERATORS, graph_of
 
+import onnxcomp
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph import cost
 from onnxcomp.graph.io import load, to_bytes
@@ -202,3 +204,48 @@ def test_resnet20_at_two_thirds_of_its_macs(assets: Path) -> None:
     assert macs(result.graph) <= 0.6667 * macs(graph)
     scores = builders.run(to_bytes(result.graph), {"input": ready(test)})[0]
     assert float((scores.argmax(1) == labels).mean()) > 0.80
+
+
+def nearly_closed(*, depth: int = 3, width: int = 48, hidden: int = 64) -> onnx.ModelProto:
+    """Layers added to the input, so that their widths are given, and one open hidden layer behind them."""
+    generator = builders.rng(0)
+    net = Net()
+    source = h = net.input("N", width)
+    for index in range(depth):
+        net.weights[f"w{index}"] = builders.normal(generator, width, width)
+        h = net.op("Add", net.op("Tanh", net.op("MatMul", h, f"w{index}")), source)
+    net.weights["up"], net.weights["down"] = (
+        builders.normal(generator, *s) for s in ((width, hidden), (hidden, width))
+    )
+    return net.model(net.op("MatMul", net.op("Relu", net.op("MatMul", h, "up")), "down"))
+
+
+def vectors(count: int, width: int = 48) -> Samples:
+    return Samples({"x0": builders.rng(3).standard_normal((count, width)).astype(np.float32)})
+
+
+@pytest.mark.parametrize("target", ["macs=0.3", "params=0.3", "ratio=0.97"])
+def test_a_target_out_of_reach_is_said_and_the_model_stays_usable(target: str) -> None:
+    model = nearly_closed()
+    result = run(graph_of(model), f"prune-channels{{{target}}}", vectors(256))
+    feeds = vectors(64).feeds
+    assert builders.sqnr_db(builders.run(model, feeds)[0], builders.run(to_bytes(result.graph), feeds)[0]) > 8
+    (record,) = result.records
+    assert record.missed.startswith(f"{target} was not reached: {target.split('=', maxsplit=1)[0]}=0.")
+    assert any("is out of reach" in note and "half of what their readers get" in note for note in record.notes)
+
+
+@pytest.mark.parametrize("samples", [None, vectors(4)])
+def test_without_samples_to_judge_on_a_target_out_of_reach_changes_nothing(samples: Samples | None) -> None:
+    result = run(graph_of(nearly_closed()), "prune-channels{macs=0.3}", samples)
+    (record,) = result.records
+    assert record.changes == 0
+    assert record.missed == "macs=0.3 was not reached: the model stays as it is"
+
+
+def test_the_first_line_says_that_a_target_was_not_reached(tmp_path: Path) -> None:
+    path = builders.save(nearly_closed(), tmp_path / "m.onnx")
+    out = tmp_path / "o.onnx"
+    report = onnxcomp.optimize(path, output=str(out), passes="prune-channels{macs=0.3}", bench=False)
+    assert (report.exit_code, report.reason) == (13, "macs=0.3 was not reached: the model stays as it is")
+    assert not out.exists()

@@ -11,6 +11,8 @@ import pytest
 from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.open import random_data
 from onnxcomp.graph import io
+from onnxcomp.graph.coupling.analysis import analyse
+from onnxcomp.graph.coupling.cut import cut
 from onnxcomp.graph.ir import Graph
 from onnxcomp.ops.facts import load_operators
 from onnxcomp.runtime import session
@@ -38,6 +40,19 @@ def test_an_error_counts_in_its_own_layer_only(tmp_path: Path) -> None:
     found = layers.own_sqnr_db(graph, noisy(graph, {"fc2.weight": 0.1}), samples(graph), load_operators())
     assert set(found) == {"fc2"}
     assert found["fc2"] == pytest.approx(20, abs=2)
+
+
+def test_layers_whose_width_changed_do_not_hide_the_errors_of_others(tmp_path: Path) -> None:
+    """Channels left between the first two layers; the third has an error of its own."""
+    graph = io.load(builders.save(builders.mlp((16, 32, 32, 32, 10)), tmp_path / "m.onnx"))
+    after = noisy(graph, {"fc3.weight": 0.1})
+    operators = load_operators()
+    coupling = analyse(after, operators)
+    group = next(group for group in coupling.groups if group.name == "fc1")
+    cut(coupling, group.units[:8])
+    found = layers.own_sqnr_db(graph, after, samples(graph), operators)
+    assert set(found) == {"fc3"}
+    assert found["fc3"] == pytest.approx(20, abs=2)
 
 
 def test_layers_are_measured_in_groups_that_fit_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,13 @@ class Shapes:
             return None
         return tuple(int(d) for d in shape if isinstance(d, int))
 
+    def known(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor by name, when every dimension is a number; None for weights too."""
+        kind = self.types.get(name)
+        dims = () if kind is None or kind.shape is None else kind.shape
+        numbers = tuple(d for d in dims if isinstance(d, int))
+        return numbers if kind is not None and kind.shape is not None and len(numbers) == len(dims) else None
+
     def rank(self, tensor: Tensor | None) -> int | None:
         """Number of dimensions; None when unknown."""
         shape = self.shape(tensor)

@@ -121,6 +121,7 @@ class Outcome:
     Attributes:
         changes, skips: one entry a node or tensor.
         summary: one line, e.g. "104 of 113 Conv quantized".
+        missed: what was asked for and not reached, in words for the first line that a person reads; else empty.
         notes: things the user should know, e.g. that the opset was raised.
         metrics: figures with their unit in the name, e.g. `clipped_share`.
         trainings: how each training of the pass went.
@@ -129,6 +130,7 @@ class Outcome:
     changes: list[Change] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     summary: str = ""
+    missed: str = ""
     notes: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     trainings: list[TrainingRecord] = field(default_factory=list)

@@ -152,6 +152,7 @@ class PassManager:
             operators_before=operators_before,
             operators_after=operators_before if same else candidate.operators(),
             rolled_back=failure,
+            missed=outcome.missed,
         )
         return candidate, record, outcome.trainings
 

@@ -38,7 +38,8 @@ def own_sqnr_db(
 ) -> dict[str, float]:
     """SQNR of each weighted layer alone, in dB, by the name of its node in `before`.
 
-    A layer is left out where it has no counterpart, or its output is equal.
+    A layer is left out where it has no counterpart, its output is equal, or what enters or leaves it has another shape
+    now: no error can be told from a change of width.
 
     Raises:
         ModelError: a graph does not run.
@@ -47,8 +48,10 @@ def own_sqnr_db(
     first = next(iter(samples.batches(1)), None)
     if first is None:
         return found
-    shapes = shape_tools.infer(before, {name: array.shape for name, array in first.items()})
-    for group in _groups(segments(before, after, operators), before, shapes):
+    given = {name: array.shape for name, array in first.items()}
+    shapes, now = (shape_tools.infer(graph, given) for graph in (before, after))
+    found_in_both = [s for s in segments(before, after, operators) if _as_wide(s, shapes, now)]
+    for group in _groups(found_in_both, before, shapes):
         found.update(_measure(group, before, after, shapes, samples, threads))
     return found
 
@@ -66,6 +69,12 @@ def segments(before: Graph, after: Graph, operators: Operators) -> list[Segment]
         if isinstance(entry, Variable) and entry.name in kept and exit_ is not None:
             found.append(Segment(node.name, entry.name, exit_))
     return found
+
+
+def _as_wide(segment: Segment, before: Shapes, after: Shapes) -> bool:
+    """Whether the tensors around a layer have one shape in both graphs, as far as it is known."""
+    pairs = [(before.known(name), after.known(name)) for name in (segment.entry, segment.exit)]
+    return all(old == new or old is None or new is None for old, new in pairs)
 
 
 def _first_kept(node: Node, kept: set[str]) -> str | None:
@@ -115,6 +124,9 @@ def _measure(
         outputs = session.run({name: held[name] for name in wanted})
         for s in group:
             original = np.asarray(held[s.exit], np.float64)
+            if outputs[exits[s.exit]].shape != original.shape:  # inference did not know that it changed
+                noise[s.node] = np.inf
+                continue
             signal[s.node] += float((original**2).sum())
             noise[s.node] += float(((original - outputs[exits[s.exit]]) ** 2).sum())
         held = {}

@@ -33,11 +33,13 @@ class Curve:
         errors: [units + 1], the error once so many have left, as a share of the readers' output energy; the last
             entries are infinite where the elimination stopped.
         measured: whether errors are relative errors; else they are sums of scores.
+        whole: the error with all of them gone: what readers give about its mean, as a share of the energy.
     """
 
     order: Array
     errors: Array
     measured: bool = True
+    whole: float = 1.0
 
 
 class Eliminated:

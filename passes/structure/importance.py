@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -89,11 +90,19 @@ def measured_curves(
             elif unusable is not None:
                 yield group, None, f"{unusable.use.node}: its inputs overflow or hold NaN on the calibration data"
             else:
-                yield (
-                    group,
-                    _measured(group, found, moments, method, damping, least[group.name], group.name in fixed),
-                    "",
-                )
+                curve = _measured(group, found, moments, method, damping, least[group.name], group.name in fixed)
+                yield group, replace(curve, whole=_varying(found, moments)), ""
+
+
+def _varying(found: Sequence[Reader], moments: Mapping[str, Gram]) -> float:
+    """What readers give about its mean, as a share of its energy, summed over the readers."""
+    total = 0.0
+    for reader in found:
+        at = moments[reader.layer.node.name] if reader.layer is not None else None
+        if at is not None and at.power is not None and at.cross is not None:
+            energy = float(at.power.sum())
+            total += (energy - float(np.square(at.cross[:, -1]).sum())) / max(energy, 1e-30)
+    return total
 
 
 def _measured(

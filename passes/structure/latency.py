@@ -28,6 +28,7 @@ PARTS = 1000  # of the whole time: the grid on which savings are added up
 TRIES = 5  # candidates measured as a whole
 MARGIN = 0.005  # of the time, for the spread of the measurement
 SLACK = 0.01  # of the time, for rounding to parts
+HARDLY_MORE = 1.03  # times the target: within what measuring it twice differs by
 NEAR = 0.015  # a candidate so close below the target is good enough
 
 
@@ -70,28 +71,41 @@ class Planner:
         self.gone = {b.name: sum(times.get(n.name, 0.0) for n in (b.add, *b.nodes)) / total for b in branches}
         self.scale = 1.0
 
+    def least(self) -> float:
+        """The share of the time that is left when all leaves that may, by the model of times."""
+        return max(1.0 - self.scale * sum(max(option.saving for option in site) for site in self.sites), 0.0)
+
+    def measured(self, latency: float) -> Candidate | None:
+        """Widths that were measured to take hardly more than a share of the time; None where none did."""
+        candidate, share = self.settle((), latency)
+        return candidate if share <= latency * HARDLY_MORE else None
+
     def widths(self, dropped: tuple[str, ...]) -> Candidate | None:
         """The cheapest widths beside given branches by the model of times; None where it says that is not enough."""
         wanted = (1.0 - self.latency + MARGIN) / self.scale
         candidate, saving = self._cheapest(dropped, wanted)
         return candidate if saving >= wanted - SLACK else None
 
-    def settle(self, dropped: tuple[str, ...]) -> tuple[Candidate, float]:
+    def settle(self, dropped: tuple[str, ...], latency: float | None = None) -> tuple[Candidate, float]:
         """The same, measured as a whole and corrected until it meets the target; with its share of the time.
 
         Where nothing meets it, the fastest that was measured.
+
+        Args:
+            latency: another target.
         """
+        most = self.latency if latency is None else latency
         found: dict[Candidate, tuple[float, float]] = {}
         for _ in range(TRIES):
-            candidate, saving = self._cheapest(dropped, (1.0 - self.latency + MARGIN) / self.scale)
+            candidate, saving = self._cheapest(dropped, (1.0 - most + MARGIN) / self.scale)
             if candidate in found:
                 break
             share = self.clock.share(_candidate(self.graph, self.choices, candidate.removed, dropped, self.context))
             found[candidate] = share, saving
-            if self.latency - MARGIN - NEAR <= share <= self.latency - MARGIN:
+            if most - MARGIN - NEAR <= share <= most - MARGIN:
                 break
             self.scale = max((1.0 - share) / saving, 0.1) if saving > 0 else self.scale
-        met = {c: (share, saving) for c, (share, saving) in found.items() if share <= self.latency - MARGIN}
+        met = {c: (share, saving) for c, (share, saving) in found.items() if share <= most - MARGIN}
         best = min(met, key=lambda c: met[c][1]) if met else min(found, key=lambda c: found[c][0])
         return best, found[best][0]
 

@@ -108,11 +108,12 @@ class Trials:
 
     Args:
         graph: stays as it is.
+        damping: of the refit; None where nothing is solved again.
         macs: of one sample; a larger model is tried on fewer samples.
     """
 
     def __init__(
-        self, graph: Graph, choices: Sequence[Choice], context: PassContext, damping: float, macs: int
+        self, graph: Graph, choices: Sequence[Choice], context: PassContext, damping: float | None, macs: int
     ) -> None:
         assert context.calibration is not None
         self.graph, self.choices, self.context, self.damping = graph, choices, context, damping
@@ -123,7 +124,7 @@ class Trials:
         self.effort = Effort(Portion(context.calibration, 0, solved), ROWS)
         self.judge = Portion(context.calibration, count - judged, judged)
         self.rows = [rows_of(feeds) for feeds in self.judge.batches(BATCH)]
-        self.expected = list(self._run(graph))
+        self.expected: list[dict[str, Array]] = []
         self.known: dict[Candidate, float] = {}
 
     def loss(self, candidate: Candidate) -> float:
@@ -131,6 +132,7 @@ class Trials:
         if candidate not in self.known:
             copy = self.graph.clone()
             carry_out(copy, self.choices, candidate, self.context, self.damping, self.effort)
+            self.expected = self.expected or list(self._run(self.graph))
             self.known[candidate] = float(10 ** (-worst_sqnr_db(self.expected, self._run(copy), self.rows) / 10))
         return self.known[candidate]
 
