@@ -14,7 +14,7 @@ from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import CostModel, Guarantee, Need, Outcome, Pass, PassContext, SampleSource, option
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.ops.facts import Operators, Weight
-from onnxcomp.passes.qdq import parts, refine, regions, sharing, weights
+from onnxcomp.passes.qdq import dense, parts, proof, refine, regions, sharing, weights
 from onnxcomp.passes.qdq.choice import Choice, Chooser, Planned
 from onnxcomp.passes.qdq.coarse import Coarsener
 from onnxcomp.passes.qdq.ranges import Grid, Rule
@@ -89,6 +89,7 @@ class _Quantizer:
     ) -> None:
         self.options, self.graph, self.context, self.samples, self.target = options, graph, context, samples, target
         self.outcome = Outcome()
+        self.ops: dict[Node, str] = {}
         self.rule = Rule(options.activations, target.levels, target.symmetric, options.percentile)
 
     def run(self) -> Outcome:
@@ -98,21 +99,30 @@ class _Quantizer:
         shapes = self._shapes()
         accepted, refused = regions.eligible(self.graph, shapes, self.target, self.context.operators, wanted)
         layers: dict[Node, Layer] = {}
+        self.ops = {node: node.op for node in (*accepted, *refused)}
         if accepted:
             self.outcome.notes += raise_opset(self.graph, self.target.opset, self.context)
+            shapes, joined = self._joined(shapes, accepted)
             study = self._study(shapes, accepted)
-            full = study.planned()
-            layers = {node: self._layer(node, weight, full[1]) for node, weight in full[0].weighted.items()}
-            choice = self._choose(study, full, layers)
-            refused |= full[0].refused | choice.refused
+            choice = self._choose(study)
+            refused |= choice.refused | study.barred
             layers = choice.layers
             self.outcome.notes += choice.notes
             if layers:
                 self._write(shapes, choice, layers)
+                self._tell_fences(choice.plan)
                 if self.target.separate:
                     self._separate(layers)
+            dense.undo(self.graph, [item for item in joined if item.node not in layers])
         self._report(layers, refused)
         return self.outcome
+
+    def _joined(self, shapes: Shapes, accepted: dict[Node, Weight]) -> tuple[Shapes, list[dense.Joined]]:
+        """Products in the form that ONNX Runtime gives them before it looks for integer kernels."""
+        joined = dense.join(self.graph, list(accepted)) if self.target.joins_bias else []
+        for item in joined:
+            accepted[item.node] = next(iter(self.context.operators.facts(item.node).weights(item.node)))
+        return self._shapes() if joined else shapes, joined
 
     def _pointless(self) -> bool:
         """Whether there is nothing to do from the start; says why."""
@@ -146,29 +156,60 @@ class _Quantizer:
     def _costs(self) -> CostModel | None:
         return self.context.costs if self.options.placement == "measured" and self.target.name == "cpu" else None
 
-    def _choose(self, study: _Study, full: Planned, layers: dict[Node, Layer]) -> Choice:
-        if not layers:
-            return Choice(*full)
+    def _choose(self, study: _Study) -> Choice:
+        """A placement that ONNX Runtime runs as it says; what it would run otherwise is barred, and chosen anew."""
         threads = self.context.threads
         feeds = refine.few(self.graph, self.samples, study.shapes)[:TRIAL_BATCHES]
-        trials = Trials(self.graph, self.target, study.shapes, feeds, threads)
-        return Chooser(
-            trials,
-            self.context.operators,
-            full,
-            layers,
-            study.planned,
-            coarsener=Coarsener(
-                self.graph,
-                self.target,
-                lambda node, grids, shared: self._layer(node, full[0].weighted[node], grids, shared=shared),
-                lambda plan, moved: self._again(study, plan, moved),
-            ),
-            costs=self._costs(),
-            least_db=self.options.min_sqnr,
-            threads=threads,
-            progress=self.context.progress,
-        ).choose()
+        native = self.options.isa == "native"
+        trials = Trials(self.graph, self.target, study.shapes, feeds, threads, native=native)
+        while True:
+            full, layers = self._proven(study, trials)
+            if not layers:
+                return Choice(*full, refused=dict(full[0].refused))
+            choice = Chooser(
+                trials,
+                self.context.operators,
+                full,
+                layers,
+                study.planned,
+                coarsener=Coarsener(
+                    self.graph,
+                    self.target,
+                    lambda node, grids, shared: self._layer(node, study.accepted[node], grids, shared=shared),
+                    lambda plan, moved: self._again(study, plan, moved),
+                ),
+                costs=self._costs(),
+                least_db=self.options.min_sqnr,
+                threads=threads,
+                progress=self.context.progress,
+            ).choose()
+            if not self._barred(study, trials, choice.plan, choice.grids, choice.layers):
+                choice.refused = full[0].refused | choice.refused
+                return choice
+
+    def _proven(self, study: _Study, trials: Trials) -> tuple[Planned, dict[Node, Layer]]:
+        """Everything that can run on integers and really does, and its layers."""
+        while True:
+            plan, grids = study.planned()
+            layers = {node: self._layer(node, weight, grids) for node, weight in plan.weighted.items()}
+            if not layers or not self._barred(study, trials, plan, grids, layers):
+                return (plan, grids), layers
+
+    def _barred(
+        self, study: _Study, trials: Trials, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Layer]
+    ) -> bool:
+        """Whether parts of a plan do not run as it says; the study knows of them from now on."""
+        if not self.target.runs_here or not plan.weighted:
+            return False
+        found = proof.faults(
+            trials.written(plan, grids, layers),
+            plan,
+            self.target,
+            trials.feeds[0],
+            saturates=self.options.isa == "native",
+            threads=self.context.threads,
+        )
+        return study.learn(found)
 
     def _again(
         self, study: _Study, plan: Plan, moved: Sequence[Variable]
@@ -220,13 +261,22 @@ class _Quantizer:
                 f"{self.target.name} would multiply in float: {names}"
             )
 
+    def _tell_fences(self, plan: Plan) -> None:
+        kept = sorted(t.producer.name for t in plan.read if t.name in plan.fenced and t.producer is not None)
+        if kept:
+            names = ", ".join(kept[:2]) + (" and others" if len(kept) > 2 else "")
+            self.outcome.notes.append(
+                f"{len(kept)} float nodes have a Sum of one behind them, or ONNX Runtime would run them on integers "
+                f"unasked, with other results: {names}"
+            )
+
     def _report(self, layers: dict[Node, Layer], refused: dict[Node, str]) -> None:
         for node, layer in layers.items():
             self.outcome.change(node, f"int8 weights ({layer.own_sqnr_db:.1f} dB)")
         for node, why in refused.items():
             self.outcome.skip(node, why)
-        done = Counter(node.op for node in layers)
-        total = done + Counter(node.op for node in refused)
+        done = Counter(self.ops[node] for node in layers)
+        total = done + Counter(self.ops.get(node) or node.op for node in refused)
         kept = Counter(why.partition(":")[0] for why in refused.values())
         words = [f"{done[op]} of {count} {op}" for op, count in total.items()]
         text = ", ".join(words) + " quantized" if words else "no operator with an integer kernel and a weight"
@@ -244,6 +294,8 @@ class _Study:
         seen: statistics by tensor name.
         chosen: the grid of each tensor by itself.
         banned: tensors without a usable range.
+        barred: nodes that ONNX Runtime does not run as a plan says, with the reason.
+        fenced: names of tensors that no Q may read directly.
     """
 
     def __init__(
@@ -261,6 +313,16 @@ class _Study:
         self.seen: dict[str, Activation] = {}
         self.chosen: dict[Variable, Grid] = {}
         self.banned: dict[Variable, str] = {}
+        self.barred: dict[Node, str] = {}
+        self.fenced: set[str] = set()
+
+    def learn(self, found: proof.Faults) -> bool:
+        """Leave nodes in float from now on, and keep them apart from integers; False where nothing of it is new."""
+        new = any(node not in self.barred for node in found.barred) or not found.fenced <= self.fenced
+        self.barred |= found.barred
+        self.fenced |= found.fenced
+        self.accepted = {node: weight for node, weight in self.accepted.items() if node not in found.barred}
+        return new
 
     def plan(self, chosen: Iterable[Node] | None = None) -> Plan:
         """The plan with some of the nodes; with all that can be when None."""
@@ -276,6 +338,8 @@ class _Study:
             chosen=others,
             wide=self.wide,
             float_tensors=self.banned,
+            barred=self.barred,
+            fenced=self.fenced,
         )
 
     def planned(self, chosen: Iterable[Node] | None = None) -> Planned:

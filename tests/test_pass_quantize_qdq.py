@@ -384,7 +384,7 @@ def ruled(integer: Callable[[Node], float], conversion: float = 0.1) -> RuledCos
             readers = node.outputs[0].outputs
             inside = node.constant(0) is not None or (readers and all(map(on_integers, readers)))
             return 0.0 if inside else conversion
-        if node.op in ("Relu", "Clip", "Tanh"):
+        if node.op in ("Relu", "Clip", "Tanh", "Sum"):
             return 0.0
         return integer(node) if on_integers(node) else 10.0
 

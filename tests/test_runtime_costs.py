@@ -51,7 +51,7 @@ def test_a_replayed_table_answers_without_measuring(monkeypatch: pytest.MonkeyPa
         raise AssertionError("measured although the table knows")
 
     monkeypatch.setattr(costs, "compare", never)
-    monkeypatch.setattr(costs, "node_times", never)
+    monkeypatch.setattr(costs, "named_times", never)
     again = MeasuredCosts(feed, table=CostTable.at(tmp_path / "t.json"))
     assert (again.latency_ms(graph), again.node_times_us(graph)) == answers
     assert again.table.measured == 0
@@ -148,7 +148,7 @@ def test_a_replayed_table_gives_a_byte_identical_model(
     assert any("were measured here and added" in note for note in first.notes)
     known = table.read_bytes()
     monkeypatch.setattr(costs, "compare", None)
-    monkeypatch.setattr(costs, "node_times", None)
+    monkeypatch.setattr(costs, "named_times", None)
     second = onnxcomp.optimize(digits, output=tmp_path / "b.onnx", **options)
     assert not any("measured here" in note for note in second.notes)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -20,18 +19,15 @@ from onnxcomp.graph.codec import encode_node
 from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Constant, Graph, Node
 from onnxcomp.results import Benchmark
+from onnxcomp.runtime.kernels import named_times
 from onnxcomp.runtime.latency import compare
 from onnxcomp.runtime.machine import machine
-from onnxcomp.runtime.profile import node_times
 from onnxcomp.runtime.session import Feeds
 
 SCHEMA = 1
 RUNS = 20
 SECONDS = 1.0
 ADDED = ""  # in node times: the kernels that the runtime put in by itself, such as layout changes
-
-# what ONNX Runtime appends to the name of a node that it replaces
-_SUFFIX = re.compile(r"(_token_\d+|/MatMulAddFusion|_nchwc|/DuplicateDQ|_fused)+$")
 
 
 def _here() -> dict[str, Any]:
@@ -190,7 +186,7 @@ class MeasuredCosts:
         Raises:
             ModelError: ONNX Runtime cannot run the graph.
         """
-        found = self._known(self._key("node_times_us", graph), lambda: _rounded(self._profile(graph)))
+        found = self._known(self._key("kernel_times_us", graph), lambda: _rounded(self._profile(graph)))
         return {name: float(time) for name, time in found.items()}
 
     def comparison(self, before: Graph, after: Graph, measure: Callable[[], Benchmark]) -> Benchmark:
@@ -216,18 +212,9 @@ class MeasuredCosts:
         return round(found.before_ms["p50"] if first_ms is None else first_ms / found.speedup, 6)
 
     def _profile(self, graph: Graph) -> dict[str, float]:
-        copy = graph.clone()
-        for node in copy.walk():
-            node.unnamed = ""  # names that were made up on load are written, so that the profile can tell nodes apart
-        with runnable(copy) as model:
-            times = node_times(model, self.feed, threads=self.threads, runs=RUNS)
-        names = {node.name for node in copy.walk()}
-        makers = {t.name: node.name for node in copy.walk() for t in node.outputs if t.name}
         found: dict[str, float] = {}
-        for entry in times:
-            bare = _SUFFIX.sub("", entry.name)
-            name = bare if bare in names else makers.get(bare, ADDED)  # layout kernels are named by what they make
-            found[name] = found.get(name, 0.0) + entry.microseconds
+        for name, entry in named_times(graph, self.feed, threads=self.threads, runs=RUNS):
+            found[name or ADDED] = found.get(name or ADDED, 0.0) + entry.microseconds
         return found
 
 

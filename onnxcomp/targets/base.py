@@ -61,6 +61,8 @@ class Target:
         residual: `both` inputs of an Add are quantized, or the `shortcut` only.
         unified: operators whose inputs must share one scale.
         separate: a product whose output is cut into parts right behind needs a product for each part, or it is float.
+        runs_here: its kernels are those of ONNX Runtime's CPU provider: what is written can be opened and tried.
+        joins_bias: MatMul and an Add of one value a column become a Gemm before integer kernels are looked for.
         opset: least opset of the form that is written.
         why_not: why nothing is gained on this target, in words; empty where something is.
     """
@@ -77,5 +79,7 @@ class Target:
     residual: Literal["both", "shortcut"] = "both"
     unified: frozenset[str] = frozenset()
     separate: bool = False
+    runs_here: bool = False
+    joins_bias: bool = False
     opset: int = 13
     why_not: str = ""

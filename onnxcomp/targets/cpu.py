@@ -50,10 +50,12 @@ def two_activations(node: Node, weight: Weight | None, shapes: Shapes) -> str:
 
 
 def average_pool(node: Node, weight: Weight | None, shapes: Shapes) -> str:
-    """QLinearAveragePool: two-dimensional, without dilations."""
+    """QLinearAveragePool: two-dimensional, without dilations, and it divides otherwise at a rounded-up edge."""
     del weight
     if shapes.rank(node.inputs[0]) != 4:
         return "the integer kernel takes four-dimensional input"
+    if node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0):
+        return "the integer kernel computes another mean with ceil_mode and count_include_pad"
     return "the integer kernel has no dilations" if any(d != 1 for d in node.attrs.get("dilations", ())) else ""
 
 
@@ -94,4 +96,6 @@ CPU = Target(
     },
     rewritten=frozenset({"Pad", "Relu", "Clip"}),
     folds=frozenset({"Relu", "Clip"}),
+    runs_here=True,
+    joins_bias=True,
 )

@@ -115,7 +115,7 @@ class Writer:
             self._dequantize(integers, self.grids[tensor], tensor)
         else:
             readers = [node for node in dict.fromkeys(tensor.outputs) if node in self._reads]
-            self._integers[tensor] = integers = self._quantize(tensor, self.grids[tensor])
+            self._integers[tensor] = integers = self._quantize(self._apart(tensor), self.grids[tensor])
             back = Variable(self.graph.unique_name("d"), tensor.dtype)
             self._dequantize(integers, self.grids[tensor], back)
             for node in readers:
@@ -123,6 +123,14 @@ class Writer:
                     if node.inputs[port] is tensor:
                         node.inputs[port] = back
         return self._integers[tensor]
+
+    def _apart(self, tensor: Variable) -> Variable:
+        """A float tensor that a Q may read: a Sum of one stops what would fuse the node before it with that Q."""
+        if tensor.name not in self.plan.fenced:
+            return tensor
+        copy = Variable(self.graph.unique_name("a"), tensor.dtype)
+        self._node("Sum", [tensor], copy)
+        return copy
 
     def _quantize(self, tensor: Tensor, grid: Grid) -> Variable:
         levels = grid.levels

@@ -6,7 +6,7 @@ integers anyway and an integer node reads the result, so that no tensor is conve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,6 +35,7 @@ class Plan:
         made: tensors that integer nodes write as integers.
         read: tensors that integer nodes read as integers.
         refused: nodes that have a kernel but keep float, with the reason.
+        fenced: tensors that a float node gives, to be kept apart from the Q behind them.
     """
 
     weighted: dict[Node, Weight] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class Plan:
     made: dict[Variable, Node] = field(default_factory=dict)
     read: dict[Variable, None] = field(default_factory=dict)
     refused: dict[Node, str] = field(default_factory=dict)
+    fenced: set[str] = field(default_factory=set)
 
     @property
     def tensors(self) -> list[Variable]:
@@ -108,6 +110,8 @@ def plan(
     chosen: Iterable[Node] | None = None,
     wide: bool = False,
     float_tensors: Iterable[Variable] = (),
+    barred: Container[Node] = (),
+    fenced: Iterable[str] = (),
 ) -> Plan:
     """Grow regions of integers around the nodes with weights.
 
@@ -116,9 +120,11 @@ def plan(
         chosen: nodes without weights that join, whatever their neighbours do; None leaves it to the target's table.
         wide: let kernels join that the table leaves out by default.
         float_tensors: tensors that must not be quantized; what reads or writes one stays float.
+        barred: nodes without weights that must not join.
+        fenced: as in `Plan`, by name.
     """
     banned = set(float_tensors)
-    result = Plan(exposed={tensor for scope in graph.scopes() for tensor in scope.outputs})
+    result = Plan(exposed={tensor for scope in graph.scopes() for tensor in scope.outputs}, fenced=set(fenced))
     result.folds = _folds(graph, target, result.exposed)
     for node in graph.nodes:
         if node in weighted and not _touches(node, target, banned, result):
@@ -130,9 +136,11 @@ def plan(
         result.read = dict.fromkeys(v for n in graph.nodes for v in _reads(n, result, target))
         return result
     if chosen is None:
-        kept = _pruned(graph, result, _joinable(graph, target, operators, shapes, result, wide, banned), shapes, target)
+        fit = _joinable(graph, target, operators, shapes, result, wide, banned, barred)
+        kept = _pruned(graph, result, fit, shapes, target)
     else:
-        kept = {node: () for node in chosen if not banned.intersection((*node.inputs, *node.outputs))}
+        fits = (node for node in chosen if node not in barred)
+        kept = {node: () for node in fits if not banned.intersection((*node.inputs, *node.outputs))}
     for node in graph.nodes:
         if node in kept:
             _place(node, result, target)
@@ -228,6 +236,7 @@ def _joinable(
     result: Plan,
     wide: bool,
     banned: set[Variable],
+    barred: Container[Node],
 ) -> dict[Node, tuple[int, ...]]:
     """Nodes whose inputs are all integers, forward through the graph, with the ports that take integers."""
     available: set[Variable] = {n.inputs[p] for n in result.weighted for p in (target.kernels[n.op].ports or ())}
@@ -241,7 +250,7 @@ def _joinable(
             if node.outputs[0] in result.folds:
                 folded.add(result.folds[node.outputs[0]])
             continue
-        if node in folded or node in gates:
+        if node in folded or node in gates or node in barred:
             continue
         ports = _integer_ports(node, target, operators, shapes, graph.opset, wide=wide)
         if not ports or not node.outputs or any(node.inputs[port] not in available for port in ports):

@@ -24,13 +24,22 @@ class Trials:
     Args:
         graph: the float graph, which stays as it is.
         feeds: a few samples.
+        native: weights are for processors with VNNI, and saturate on others: Q and DQ are run as they stand, in float.
     """
 
     def __init__(
-        self, graph: Graph, target: Target, shapes: Shapes, feeds: Sequence[Mapping[str, Array]], threads: int
+        self,
+        graph: Graph,
+        target: Target,
+        shapes: Shapes,
+        feeds: Sequence[Mapping[str, Array]],
+        threads: int,
+        *,
+        native: bool = False,
     ) -> None:
         self.graph, self.target, self.shapes = graph, target, shapes
         self.feeds, self.threads = feeds, threads
+        self.native = native
         self._expected: list[dict[str, Array]] | None = None
 
     def written(self, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Layer]) -> Graph:
@@ -47,7 +56,7 @@ class Trials:
 
     def _outputs(self, graph: Graph) -> list[dict[str, Array]]:
         with runnable(graph) as model:
-            session = open_session(model, threads=self.threads)
+            session = open_session(model, threads=self.threads, optimize=not self.native)
         return [session.run(feed) for feed in self.feeds]
 
 
@@ -87,6 +96,7 @@ def _moved(
         folded={nodes[n.name]: nodes[fold.name] for n, fold in plan.folded.items()},
         made={at(t): nodes[n.name] for t, n in plan.made.items()},
         read={at(t): None for t in plan.read},
+        fenced=set(plan.fenced),
     )
     return (
         moved,
