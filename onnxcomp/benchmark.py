@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from onnxcomp.data.inputs import inputs_of
 from onnxcomp.data.open import Source, open_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError, ModelError, UsageError
+from onnxcomp.files import scratch
 from onnxcomp.results import Benchmark, Footprint, finite
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration, is_quantized
 from onnxcomp.runtime.footprint import footprint
@@ -198,8 +198,8 @@ def _with_cache(acceleration: Acceleration, provider: str, stack: ExitStack) -> 
     if acceleration.engine_cache is not None:
         acceleration.engine_cache.mkdir(parents=True, exist_ok=True)
         return acceleration
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxcomp-engines-"))
-    return replace(acceleration, engine_cache=Path(folder))
+    folder = stack.enter_context(scratch("engines"))
+    return replace(acceleration, engine_cache=folder)
 
 
 def _footprints(

@@ -20,6 +20,7 @@ from typing import Any
 
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import UsageError
+from onnxcomp.files import special
 from onnxcomp.job import Job
 from onnxcomp.settings import Setting, setting, settings_of
 from onnxcomp.verify.budget import Budget, Size, parse_size
@@ -179,9 +180,13 @@ def _parse(file: Path) -> dict[str, Any]:
 
 
 def _toml(file: Path) -> dict[str, Any]:
+    if found := special(file):
+        raise UsageError(f"this is {found}, and no configuration", where=f"file {file}", do="give a file")
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise UsageError("its tables are nested too deep", where=f"file {file}", do="write plain tables") from error
+    except ValueError as error:  # no TOML, no UTF-8, or a number of too many digits
         raise UsageError(f"this is no TOML: {error}", where=f"file {file}", do="mend the line it names") from error
     except OSError as error:
         raise UsageError(f"it cannot be read: {error.strerror}", where=f"file {file}", do="check the path") from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from onnxcomp import recipes
+from onnxcomp import places, recipes
 from onnxcomp._version import __version__
 from onnxcomp.data.dataset import Samples
 from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.metric import Metric, parse_metric
 from onnxcomp.data.open import open_data, random_data
 from onnxcomp.data.split import split
-from onnxcomp.errors import DataError, ModelError, OnnxcompError, OutputError, UsageError
-from onnxcomp.files import sha256_of
+from onnxcomp.errors import DataError, ModelError, OnnxcompError, UsageError
+from onnxcomp.files import remove_abandoned_scratch, scratch, sha256_of
 from onnxcomp.graph import cost
 from onnxcomp.graph.health import broken_weights
 from onnxcomp.graph.io import load, model_files, save
@@ -98,12 +96,14 @@ def run(
     """
     start = time.perf_counter()
     check_options(job)
+    places.check_job(job)
+    remove_abandoned_scratch()
     graph = load(job.model, keep_initializer_inputs=job.keep_initializer_inputs)
-    _check_places(job)
     if job.verify or job.bench:
         check_runs(job.model)
     operators = load_operators()
     material = _prepare(job, graph)
+    places.check(places.loaded_files(), places.writes_of(job))  # now the user's own functions are loaded
     if material.metric is not None and job.verify:
         trains = _asked_for(job).trains
         check_metric(job.model, material.judge, material.metric, whole=trains, threads=job.threads)
@@ -121,12 +121,12 @@ def run(
         progress=progress,
         alone=alone,
     )
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+    with scratch() as folder:
         measurer = Measurer(
             source=job.model,
             original=graph,
             stats=report.before,
-            folder=Path(folder),
+            folder=folder,
             samples=material.judge,
             select=material.select,
             metric=material.metric,
@@ -245,35 +245,6 @@ def _asked_for(job: Job) -> Pipeline:
     if isinstance(job.passes, Pipeline):
         return job.passes
     return Pipeline.parse(job.passes) if job.passes is not None else Pipeline()
-
-
-def _check_places(job: Job) -> None:
-    """Find out before the work whether its results can be written."""
-    places = [job.out, job.report_path, *([job.html] if job.html is not None else [])]
-    for path in places:
-        try:
-            _check_place(path, job.model)
-        except OSError as error:
-            raise OutputError(
-                f"no file can have this name: {error.strerror}", where=f"file {path}", do="choose another -o"
-            ) from error
-    if len({path.resolve() for path in places}) < len(places):
-        names = ", ".join(map(str, places))
-        raise OutputError("model and report have one name", where=f"files {names}", do="choose another --report")
-
-
-def _check_place(path: Path, model: Path) -> None:
-    if path.resolve() == model.resolve():
-        raise OutputError("the output would overwrite the input model", where=f"file {path}", do="choose another -o")
-    if path.is_dir():
-        raise OutputError("the output is a folder", where=f"folder {path}", do="give a file name with -o")
-    parent = path.resolve().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(
-            "the output folder does not exist or cannot be written",
-            where=f"folder {parent}",
-            do="choose another -o",
-        )
 
 
 def _teacher(job: Job, graph: Graph) -> Graph:

@@ -3,40 +3,51 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import secrets
 import shutil
+import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from onnxcomp.errors import OutputError
+from onnxcomp.errors import OnnxcompError, OutputError
+from onnxcomp.lock import try_lock
 
 CHUNK_BYTES = 1 << 20
+SCRATCH = "onnxcomp-"
+SCRATCH_MARK = ".onnxcomp-scratch"
 
 
 @contextmanager
 def atomic_write(path: Path, rename: Callable[[], Path] | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing that takes the name `path` only when the block ends well.
 
-    The bytes go to a file without a name (where the system knows none, to a temporary one) in the same folder, are
-    flushed to disk, and take their name at once. After an error or an interrupt, and where there are nameless files
-    after a kill too, nothing is left and `path` is as it was.
+    The bytes go to a file without a name (where the system knows none, to a temporary one) in the same folder, which is
+    made where it does not exist; they are flushed to disk, and take their name at once. After an error or an interrupt
+    nothing is left and `path` is as it was. What a killed run left lying is removed by the next one that writes there.
 
     Args:
         rename: asked after the last write for the name to take instead of `path`; for names that hold a hash.
 
     Raises:
-        OutputError: the folder is missing, read-only or full.
+        OutputError: the folder is read-only or full, or something that is no regular file has the name.
     """
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_halves(path)
         handle = _nameless(path.parent)
         named = handle is None
         if handle is None:
             handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+        with suppress(OSError):  # a file system without locks keeps what a kill left
+            try_lock(handle)
     except OSError as error:
         raise _refused(path, error) from error
     try:
@@ -46,13 +57,126 @@ def atomic_write(path: Path, rename: Callable[[], Path] | None = None) -> Iterat
             os.fsync(file.fileno())
             if not named:
                 _give_name(file, temporary)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(rename() if rename else path)
+            temporary.chmod(0o666 & ~_umask())
+            final = rename() if rename else path
+            check_replaceable(final)
+            if sys.platform != "win32":  # there only a closed file can be renamed
+                temporary.replace(final)
+        if sys.platform == "win32":
+            temporary.replace(final)
     except OSError as error:
         raise _refused(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse a name that something other than a regular file has: only regular files and new names are written.
+
+    Raises:
+        OutputError: it is a folder, a link, a device, a pipe or a socket.
+    """
+    kind = special(path, follow=False)
+    if kind:
+        raise OutputError(
+            f"the output is {kind}, and only regular files are replaced",
+            where=f"file {path}",
+            do="give the name of a file, or a new one",
+        )
+
+
+def special(path: Path, *, follow: bool = True) -> str:
+    """What has this name that is no regular file, in words; empty for a file, and where there is nothing.
+
+    Args:
+        follow: look at what a link leads to, not at the link.
+    """
+    try:
+        mode = (path.stat() if follow else path.lstat()).st_mode
+    except OSError:
+        return ""
+    kinds = (
+        (stat.S_ISLNK, "a link"),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISBLK, "a device"),
+        (stat.S_ISCHR, "a device"),
+    )
+    return next((words for is_kind, words in kinds if is_kind(mode)), "")
+
+
+def remove_halves(path: Path) -> None:
+    """Remove what killed runs left of this file: temporary files under its name that no process holds any more."""
+    pattern = re.compile(re.escape(f".{path.name[:100]}.") + r"[0-9a-f]{8}\.tmp")
+    with suppress(OSError):
+        for entry in os.scandir(path.parent):
+            if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):
+                    _remove_unheld(Path(entry.path))
+
+
+def _remove_unheld(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        if try_lock(handle):
+            path.unlink()
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def scratch(purpose: str = "") -> Iterator[Path]:
+    """A temporary folder that goes away with its block, or, after a kill, at the start of the next run.
+
+    Args:
+        purpose: a word for its name.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{purpose}{'-' if purpose else ''}"))
+    try:
+        with _marked(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _marked(folder: Path) -> Iterator[None]:
+    """Hold a file in the folder that says whose it is."""
+    if sys.platform == "win32":  # which renames no file that is open
+        yield
+        return
+    unseen = folder / f"{SCRATCH_MARK}.new"
+    held = os.open(unseen, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with suppress(OSError):
+            try_lock(held)
+        os.write(held, f"{SCRATCH}\n".encode())
+        unseen.rename(folder / SCRATCH_MARK)  # a mark that can be seen is held
+        yield
+    finally:
+        os.close(held)
+
+
+def remove_abandoned_scratch() -> None:
+    """Remove temporary folders of runs that were killed: those with our mark, of this user, that no process holds."""
+    with suppress(OSError):
+        for entry in os.scandir(tempfile.gettempdir()):
+            if entry.name.startswith(SCRATCH) and entry.is_dir(follow_symlinks=False):
+                with suppress(OSError):
+                    _remove_scratch(Path(entry.path))
+
+
+def _remove_scratch(folder: Path) -> None:
+    if hasattr(os, "getuid") and folder.lstat().st_uid != os.getuid():
+        return
+    handle = os.open(folder / SCRATCH_MARK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        if os.read(handle, 100) == f"{SCRATCH}\n".encode() and try_lock(handle):
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(handle)
 
 
 def _nameless(folder: Path) -> int | None:
@@ -104,11 +228,26 @@ def sha256_of(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+def json_of(path: Path, kind: type[OnnxcompError], do: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OnnxcompError: of this kind, where it cannot be read, is no JSON, or is nested without measure.
+    """
+    if found := special(path):
+        raise kind(f"this is {found}, and no JSON file", where=f"file {path}", do=do)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        what = error.strerror if isinstance(error, OSError) else f"no JSON: {error}"
+        raise kind(f"the file cannot be read: {what}", where=f"file {path}", do=do) from error
+
+
 def _refused(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"cannot write {path.name}: {error.strerror or error}",
         where=f"folder {path.parent}",
-        do="choose a folder that exists, is writable and has space, with -o",
+        do="choose a folder that is writable and has space, with -o",
     )
 
 

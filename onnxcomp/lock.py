@@ -27,7 +27,7 @@ def file_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         told = False
-        while not _taken(descriptor):
+        while not try_lock(descriptor):
             if not told and waiting is not None:
                 waiting()
             told = True
@@ -39,7 +39,8 @@ def file_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator
 
 if sys.platform == "win32":
 
-    def _taken(descriptor: int) -> bool:
+    def try_lock(descriptor: int) -> bool:
+        """Take the lock of an open file if nobody holds it; it is let go when the file is closed."""
         import msvcrt
 
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -50,7 +51,8 @@ if sys.platform == "win32":
         return True
 else:
 
-    def _taken(descriptor: int) -> bool:
+    def try_lock(descriptor: int) -> bool:
+        """Take the lock of an open file if nobody holds it; it is let go when the file is closed."""
         import fcntl
 
         try:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 NEGLIGIBLE = 0.01
 
 SEAL = "seal"
+PAGE_MARK = '<meta name="generator" content="onnxcomp">'  # stands in every page that onnxcomp writes
 # what differs between two runs on the same input: sealed apart or, where it decides nothing, not at all
 TIMES = frozenset({"benchmarks", "seconds", "step_seconds", "peak_memory_bytes"})
 SPEED_BUDGET = "min_speedup"

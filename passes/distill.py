@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from onnxcomp.distill import environment
 from onnxcomp.distill.augment import Augment, Way
 from onnxcomp.errors import UsageError
+from onnxcomp.files import scratch
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.literals import lift_weights
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
@@ -151,9 +150,9 @@ class Distill(Pass):
         batch = min(self.batch, len(samples_of(context)))
         steps = self.steps or max(1, round((self.epochs or 1.0) * len(samples_of(context)) / batch))
         epochs = steps * batch / len(samples_of(context))
-        with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+        with scratch() as folder:
             way = Augment(self.augment, self.padding)
-            material = gather(context, teacher, taught, Path(folder), epochs=epochs, augment=way)
+            material = gather(context, teacher, taught, folder, epochs=epochs, augment=way)
             outcome.notes += material.notes
             trainer = Trainer(self, graph, context, outcome, material, taught)
             for index, (share, prune) in enumerate(gradual.rounds(self.sparsity, self.macs, self.rounds)):

@@ -26,7 +26,7 @@ from onnxcomp.build import fingerprint
 from onnxcomp.build.hashes import GRAIN_NS, Hashes
 from onnxcomp.build.step import build, depfile_text, plan
 from onnxcomp.cli.main import main
-from onnxcomp.errors import UsageError
+from onnxcomp.errors import OutputError, UsageError
 from onnxcomp.files import sha256_of
 from onnxcomp.job import Job
 from onnxcomp.lock import file_lock
@@ -538,3 +538,66 @@ def test_the_depfile_names_everything_that_is_read(project: Path) -> None:
     assert "weights.bin" in rules[0]
     assert "with\\ space" in rules[1]
     assert all("onnxcomp.toml" in rule for rule in rules)
+
+
+# -- what a build may remove -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", [".", "notes", "{outside}"])
+def test_a_state_folder_that_holds_other_things_keeps_them(project: Path, tmp_path_factory: Any, state: str) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    place = state.format(outside=outside)
+    folder = project / place
+    (folder / "scratch").mkdir(parents=True)
+    (folder / "scratch" / "thesis.txt").write_text("mine")
+    toml = project / "onnxcomp.toml"
+    toml.write_text(f'state = "{place}"\n{toml.read_text()}')
+    with pytest.raises(OutputError, match="scratch"):
+        run(project)
+    assert (folder / "scratch" / "thesis.txt").read_text() == "mine"
+    shutil.rmtree(folder / "scratch")
+    assert run(project).exit_code == 0
+    assert not (folder / ".gitignore").exists()  # git is to see what else lies there
+    assert not (folder / "scratch").exists()
+
+
+def test_a_damaged_state_removes_nothing_that_no_build_made(built: Path, tmp_path_factory: Any) -> None:
+    elsewhere = builders.save(builders.mlp(), tmp_path_factory.mktemp("elsewhere") / "stamped.onnx")
+    shutil.copy(built / "dist" / "a.onnx", elsewhere)  # ours, but not in this folder
+    own = built / "labels.csv"
+    own.write_text("1,2,3")
+    (state,) = (built / ".onnxcomp" / "models").glob("dist_a-*.json")
+    record = json.loads(state.read_text())
+    record["outputs"] |= {str(elsewhere): sha256_of(elsewhere), "labels.csv": sha256_of(own), "\0": "", "..": ""}
+    state.write_text(json.dumps(record))
+    touch_weights(built)
+    assert run(built, only=("a",)).exit_code == 0
+    assert elsewhere.exists() and own.read_text() == "1,2,3"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        '{"schema": 1, "parts": [], "outputs": {}}',
+        '{"schema": 1, "parts": {}, "outputs": {"a": 3}}',
+    ],
+)
+def test_damaged_files_of_the_state_are_as_if_there_were_none(built: Path, content: str) -> None:
+    for path in (*(built / ".onnxcomp" / "models").glob("*.json"), built / ".onnxcomp" / "hashes.json"):
+        path.write_text(content)
+    assert [item.reasons for item in plan(config.load(built))] == [["there is no accepted build of it yet"]] * 2
+
+
+def test_damaged_hashes_are_taken_anew(built: Path) -> None:
+    (built / ".onnxcomp" / "hashes.json").write_text(
+        '{"files": {"x": 5, "y": [[1], "z"]}, "derived": {"q": "no list"}}'
+    )
+    assert [item.reasons for item in plan(config.load(built))] == [[], []]
+
+
+def touch_weights(folder: Path) -> None:
+    """Another model under the name of the first."""
+    builders.save(builders.residual_cnn(seed=7), folder / "a.onnx")

@@ -115,7 +115,7 @@ def test_sheet_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None
             lambda p: open_data(pictures()[0], inputs, preprocess=p),
             Preprocess(),
             parse_metric(None),
-            sheet=tmp_path / "none" / "s.png",
+            sheet=path / "s.png",
         )
 
 

@@ -160,7 +160,7 @@ def test_max_drop_without_labels_is_refused_before_any_work(digits: Path, tmp_pa
         ({"recipe": "int7"}, UsageError),
         ({"verify": False, "max_drop": 0.1}, UsageError),
         ({"bench": False, "min_speedup": 1.1}, UsageError),
-        ({"output": "no/such/folder/x.onnx"}, OutputError),
+        ({"output": "/dev/null/x.onnx"}, OutputError),
         ({"colour": "rgb"}, UsageError),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -304,10 +305,29 @@ def test_the_input_file_is_never_overwritten(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_saving_into_no_folder_leaves_nothing(tmp_path: Path) -> None:
+def test_a_folder_is_made_where_that_can_be_done(tmp_path: Path) -> None:
+    io.save(decode(builders.mlp()), tmp_path / "new" / "deep" / "m.onnx")
+    assert [p.name for p in (tmp_path / "new" / "deep").iterdir()] == ["m.onnx"]
     with pytest.raises(OutputError):
-        io.save(decode(builders.mlp()), tmp_path / "none" / "m.onnx")
-    assert list(tmp_path.iterdir()) == []
+        io.save(decode(builders.mlp()), tmp_path / "new" / "deep" / "m.onnx" / "n.onnx")
+
+
+def test_weights_of_earlier_runs_go_and_those_that_a_model_names_stay(tmp_path: Path) -> None:
+    def saved(seed: int, name: str = "out.onnx") -> Path:
+        graph = io.load(builders.save_external(builders.mlp((64, 64, 10), seed=seed), tmp_path / f"in{seed}.onnx"))
+        graph.external = True
+        return io.save(graph, tmp_path / name)[1]
+
+    first = saved(1)
+    shutil.copy(tmp_path / "out.onnx", tmp_path / "kept.onnx")  # names the same weights
+    second = saved(2)
+    assert first.exists() and second.exists() and first != second
+    (tmp_path / "kept.onnx").unlink()
+    foreign = tmp_path / "out.0123456789ab.data"
+    foreign.write_bytes(b"not what its name says")
+    third = saved(3)
+    assert not first.exists() and not second.exists() and third.exists()
+    assert foreign.exists()
 
 
 # -- nothing is lost -------------------------------------------------------------------------------------------

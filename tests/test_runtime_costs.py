@@ -118,7 +118,8 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_table_that_cannot_be_written_is_an_error_before_the_work_goes_on(tmp_path: Path) -> None:
     graph, feed = graph_and_feed()
-    model = MeasuredCosts(feed, table=CostTable.at(tmp_path / "missing" / "t.json"))
+    (tmp_path / "file").touch()
+    model = MeasuredCosts(feed, table=CostTable.at(tmp_path / "file" / "t.json"))
     with pytest.raises(OutputError):
         model.latency_ms(graph)
 

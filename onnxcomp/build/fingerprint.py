@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from onnxcomp._version import __version__
 from onnxcomp.build.hashes import Hashes
 from onnxcomp.config import ModelEntry
+from onnxcomp.places import external_files, module_file, reads_of
 from onnxcomp.runtime.machine import instruction_sets, versions
 
 Parts = dict[str, str]
@@ -81,54 +81,32 @@ def _options(entry: ModelEntry) -> dict[str, Any]:
     return {**found, **places, "depends": list(entry.depends)}
 
 
+def needed(entry: ModelEntry, hashes: Hashes) -> list[Path]:
+    """The files and folders that one build reads; of the folders it depends on every file."""
+    found = [Path(text) for text in _files(entry, hashes) if text not in entry.depends]
+    for text in entry.depends:
+        full = hashes.folder / text
+        found += [path for path in full.rglob("*") if path.is_file()] if full.is_dir() else [Path(text)]
+    return found
+
+
 def _files(entry: ModelEntry, hashes: Hashes) -> Iterator[str]:
-    job = entry.job
-    yield job.model.as_posix()
-    yield from _external_files(job.model, hashes)
-    for item in dataclasses.fields(job):
-        value, place = getattr(job, item.name), item.metadata["place"]
-        if value is None or item.name == "model" or place not in ("input", "data", "function"):
-            continue
-        if place == "input" or (place == "data" and (hashes.folder / str(value)).exists()):
-            yield str(value)
-        elif (module := _module_file(str(value), hashes.folder)) is not None:
-            yield module
-        elif place == "data" and ":" not in str(value):
-            yield str(value)
+    read = reads_of(entry.job, hashes.folder, lambda model: map(Path, _external_files(model, hashes)))
+    yield from dict.fromkeys(path.as_posix() for path in read)
     yield from entry.depends
 
 
 def _external_files(model: Path, hashes: Hashes) -> list[str]:
     """The external data files that a model refers to, found anew only when the model's own bytes change."""
     try:
-        names = hashes.derived(model, "external data", lambda: _read_external(hashes.folder / model))
+        names = hashes.derived(model, "external data", lambda: _beside(hashes.folder / model))
     except OSError:
         return []
     return [(model.parent / name).as_posix() for name in names]
 
 
-def _read_external(model: Path) -> list[str]:
-    from onnxcomp.errors import ModelError
-    from onnxcomp.graph.io import model_files
-
-    try:
-        return [os.path.relpath(path, model.parent) for path in model_files(model)[1:]]
-    except ModelError:
-        return []  # the build will say what is wrong with it
-
-
-def _module_file(text: str, folder: Path) -> str | None:
-    """The file of `module.py:function[:min]` or `package.module:function`; None where it cannot be found."""
-    module = text.partition(".py:")[0] + ".py" if ".py:" in text else ""
-    if module:
-        return module if (folder / module).is_file() else None
-    parts = text.partition(":")[0].split(".")
-    for place in sys.path:
-        base = Path(place, *parts)
-        for file in (base.with_suffix(".py"), base / "__init__.py"):
-            if place and ":" in text and file.is_file():
-                return str(file)
-    return None
+def _beside(model: Path) -> list[str]:
+    return [os.path.relpath(path, model.parent) for path in external_files(model)]
 
 
 def _unknown_functions(entry: ModelEntry, folder: Path) -> Iterator[str]:
@@ -139,7 +117,7 @@ def _unknown_functions(entry: ModelEntry, folder: Path) -> Iterator[str]:
     for text in (job.data, job.eval_data, job.metric):
         if text is None or ":" not in text or (folder / text).exists():
             continue
-        if _module_file(text, folder) is None:
+        if module_file(text, folder) is None:
             yield text
 
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxcomp.errors import OnnxcompError
-from onnxcomp.files import atomic_write, sha256_of
+from onnxcomp.errors import DataError, OnnxcompError
+from onnxcomp.files import atomic_write, json_of, sha256_of
 
 GRAIN_NS = 2_000_000_000  # FAT keeps mtimes to two seconds, the coarsest of the file systems in use
 
@@ -44,9 +44,12 @@ class Hashes:
     _changed: bool = False
 
     def __post_init__(self) -> None:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            content = json.loads(self.file.read_text(encoding="utf-8"))
-            self._known, self._derived = dict(content["files"]), dict(content["derived"])
+        with suppress(DataError):
+            content = json_of(self.file, DataError, "build again")
+            files, derived = (content.get(key) if isinstance(content, dict) else None for key in ("files", "derived"))
+            if isinstance(files, dict) and isinstance(derived, dict):
+                self._known = {name: marks for name, marks in files.items() if _sound(marks)}
+                self._derived = {key: names for key, names in derived.items() if _names(names)}
 
     def of(self, path: Path) -> str:
         """SHA-256 of a file's bytes; of a folder's: of its files' names and hashes, in order of the names.
@@ -97,6 +100,17 @@ class Hashes:
         elif self._known.pop(name, None) is not None:
             self._changed = True
         return digest
+
+
+def _sound(value: Any) -> bool:
+    """Whether an entry of the file is [[size, mtime, ctime, inode], SHA-256]."""
+    if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], list) and isinstance(value[1], str)):
+        return False
+    return len(value[0]) == 4 and all(isinstance(part, int) for part in value[0])
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _marks(path: Path) -> list[int]:

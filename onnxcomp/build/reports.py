@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onnxcomp.build.state import slug
+from onnxcomp.build.state import REPORTS, slug
 from onnxcomp.config import Config
 from onnxcomp.errors import OutputError
 from onnxcomp.files import atomic_write
@@ -35,7 +35,7 @@ def write_reports(config: Config, build: BuildReport) -> list[Path]:
     _write(folder / "build.md", markdown.page(build).encode())
     _write(folder / "junit.xml", junit.document(build))
     _write(folder / "index.html", html_index.document(build, _pages(config, build)).encode("utf-8", "replace"))
-    return [config.reports / name for name in ("build.json", "build.md", "junit.xml", "index.html")]
+    return [config.reports / name for name in REPORTS]
 
 
 def _pages(config: Config, build: BuildReport) -> dict[str, str]:

@@ -8,17 +8,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from glob import escape
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from onnxcomp.build.fingerprint import Parts, changes
 from onnxcomp.build.hashes import Hashes
 from onnxcomp.config import Config, ModelEntry
-from onnxcomp.errors import OutputError
-from onnxcomp.files import atomic_write
+from onnxcomp.errors import DataError, OutputError
+from onnxcomp.files import SCRATCH_MARK, atomic_write, json_of, remove_halves
 
 SCHEMA = 1
+MARK = "scratch files of onnxcomp build\n"
+REPORTS = ("build.json", "build.md", "junit.xml", "index.html")
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,16 @@ class State:
             OutputError: it cannot be made.
         """
         try:
-            (self.folder / "models").mkdir(parents=True, exist_ok=True)
-            ignore = self.folder / ".gitignore"
-            if not ignore.exists():
-                ignore.write_text("*\n")
+            if self.new:  # a folder that was there before may hold other things, which git is to see
+                self.folder.mkdir(parents=True)
+                (self.folder / ".gitignore").write_text("*\n")
+            (self.folder / "models").mkdir(exist_ok=True)
+            if self.scratch.is_symlink() or (self.scratch.exists() and not self._ours(self.scratch)):
+                raise OutputError(
+                    "the state folder holds a `scratch` that onnxcomp did not make",
+                    where=f"{self.scratch}",
+                    do="give the build a folder of its own with state in the configuration",
+                )
         except OSError as error:
             raise OutputError(
                 f"the state folder cannot be made: {error.strerror}",
@@ -74,17 +82,33 @@ class State:
 
     def clean(self) -> None:
         """Remove what a build that was killed left lying: scratch files, and halves of this configuration's outputs."""
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        for path in self._halves():
-            with suppress(OSError):
-                path.unlink()
+        if self._ours(self.scratch):
+            shutil.rmtree(self.scratch, ignore_errors=True)
+        for path in self._written():
+            remove_halves(path)
+
+    def scratch_of(self, entry: ModelEntry) -> Path:
+        """A folder for the build of one model; what stands above it carries the mark that it may be removed."""
+        self.scratch.mkdir(exist_ok=True)
+        (self.scratch / SCRATCH_MARK).write_text(MARK)
+        return self.scratch / slug(entry)
+
+    @staticmethod
+    def _ours(folder: Path) -> bool:
+        """Whether a build made this folder for its scratch files."""
+        mark = folder / SCRATCH_MARK
+        with suppress(OSError, ValueError):
+            return not folder.is_symlink() and not mark.is_symlink() and mark.read_text(encoding="utf-8") == MARK
+        return False
 
     def read(self, entry: ModelEntry) -> Record | None:
         """The last accepted build; None where there is none, or nothing that can be read."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            content = json.loads(self._file(entry).read_text(encoding="utf-8"))
-            if content["schema"] == SCHEMA:
-                return Record(dict(content["parts"]), dict(content["outputs"]))
+        with suppress(DataError):
+            content = json_of(self._file(entry), DataError, "build again")
+            if isinstance(content, dict) and content.get("schema") == SCHEMA:
+                parts, outputs = content.get("parts"), content.get("outputs")
+                if _texts(parts) and _texts(outputs):
+                    return Record(parts, outputs)
         return None
 
     def write(self, entry: ModelEntry, record: Record) -> None:
@@ -107,14 +131,17 @@ class State:
     def _file(self, entry: ModelEntry) -> Path:
         return self.folder / "models" / f"{slug(entry)}.json"
 
-    def _halves(self) -> Iterator[Path]:
+    def _written(self) -> Iterator[Path]:
+        """Every file that a build of this configuration writes."""
         for entry in self.config.models:
             job = entry.job
             for path in (job.out, job.rejected, job.report_path, *([job.html] if job.html is not None else [])):
-                for name in {path.name, f"{path.stem}.data"}:
-                    yield from (self.config.folder / path.parent).glob(f".{escape(name[:100])}.*.tmp")
-        for folder in (self.folder, self.folder / "models", self.config.folder / self.config.reports):
-            yield from folder.glob(".*.tmp")
+                yield self.config.folder / path
+                yield self.config.folder / path.with_name(f"{path.stem}.data")
+            yield self._file(entry)
+            yield self.config.folder / self.config.reports / f"{slug(entry)}.html"
+        yield self.hashes_file
+        yield from (self.config.folder / self.config.reports / name for name in REPORTS)
 
 
 def slug(entry: ModelEntry) -> str:
@@ -129,5 +156,10 @@ def _damaged(record: Record, hashes: Hashes) -> Iterator[str]:
         try:
             if hashes.of(Path(path)) != digest:
                 yield f"{path} was changed by something else"
-        except OSError:
+        except (OSError, ValueError):
             yield f"{path} is gone"
+
+
+def _texts(value: Any) -> TypeGuard[dict[str, str]]:
+    """Whether a damaged file holds texts by name all the same."""
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnxcomp.build.fingerprint import ABSENT, Parts, dependencies, growing, parts_of
+from onnxcomp import places
+from onnxcomp.build.fingerprint import ABSENT, Parts, dependencies, growing, needed, parts_of
 from onnxcomp.build.hashes import Hashes
-from onnxcomp.build.state import Record, State, slug
+from onnxcomp.build.state import REPORTS, Record, State
 from onnxcomp.config import Config, ModelEntry
 from onnxcomp.errors import DataError, ModelError, OnnxcompError, UsageError
 from onnxcomp.lock import file_lock
@@ -66,6 +67,7 @@ def build(
         OutputError: the state folder cannot be made.
     """
     start = time.perf_counter()
+    check_places(config)
     state = State(config)
     state.prepare()
     with file_lock(
@@ -80,6 +82,24 @@ def build(
             state.clean()
             hashes.save()
     return BuildReport(config.file.name, built, round(time.perf_counter() - start, 3))
+
+
+def check_places(config: Config, depfile: Path | None = None) -> None:
+    """Refuse a configuration in which a build would write over what one reads, before any work.
+
+    Raises:
+        OutputError: it does, or a place cannot be written.
+    """
+    folder = config.folder
+    hashes = Hashes(folder, State(config).hashes_file)
+    writes: dict[str, Path | None] = {"--depfile": depfile}
+    reads = [config.file]
+    for entry in config.models:
+        for name, path in places.writes_of(entry.job).items():
+            writes[f"{entry.name}: {name}"] = None if path is None or path == entry.job.cost_table else folder / path
+        reads += [folder / path for path in needed(entry, hashes)]
+    reports = {f"reports: {name}": folder / config.reports / name for name in REPORTS}
+    places.check(reads, writes | reports)
 
 
 def depfile_text(config: Config, only: Sequence[str] = ()) -> str:
@@ -187,7 +207,7 @@ class _Run:
         """Run the worker; its answer, and how long it took in seconds."""
         order = {
             "table": item.entry.table,
-            "scratch": str((self.state.scratch / slug(item.entry)).resolve()),
+            "scratch": str(self.state.scratch_of(item.entry).resolve()),
             "timing_lock": str((self.state.folder / "timing.lock").resolve()),
         }
         start = time.perf_counter()
@@ -254,7 +274,7 @@ class _Run:
         record = Record(item.parts, {path.as_posix(): self.hashes.of(path) for path in files})
         for path in before.outputs if before else ():
             if path not in record.outputs:
-                (self.config.folder / path).unlink(missing_ok=True)
+                self._remove(path, before.outputs[path] if before else "")
         now = parts_of(item.entry, self.hashes)
         own = growing(item.entry)
         if {**now, own: ""} != {**item.parts, own: ""}:
@@ -278,11 +298,24 @@ class _Run:
         self.state.forget(entry)
         notes = []
         for path, digest in record.outputs.items() if record else ():
-            with suppress(OSError):
-                if Path(path) != entry.job.report_path and self.hashes.of(Path(path)) == digest:
-                    (self.config.folder / path).unlink()
-                    notes.append(f"removed {path}, which an earlier state of the configuration had made")
+            if Path(path) != entry.job.report_path and self._remove(path, digest):
+                notes.append(f"removed {path}, which an earlier state of the configuration had made")
         return notes
+
+    def _remove(self, path: str, digest: str) -> bool:
+        """Remove a file of an earlier build if it lies in the configuration's folder, is as it was left, and is ours.
+
+        What the state says is not enough: its file may be damaged.
+        """
+        from onnxcomp.verify.provenance import written_by_us
+
+        with suppress(OSError, ValueError, OnnxcompError):
+            full, folder = self.config.folder / path, self.config.folder.resolve()
+            inside = full.resolve().is_relative_to(folder) and not full.is_symlink()
+            if inside and full.is_file() and self.hashes.of(Path(path)) == digest and written_by_us(full):
+                full.unlink()
+                return True
+        return False
 
 
 def _outcome(made: BuiltModel) -> str:

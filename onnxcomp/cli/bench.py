@@ -86,10 +86,14 @@ def command(
     here is an error; it is never replaced by the CPU. Load time and memory are measured in a process of its own for
     each model.
     """
+    from onnxcomp import places
     from onnxcomp.benchmark import bench
     from onnxcomp.cli.progress import Bar
     from onnxcomp.runtime.progress import SILENT
 
+    places.check_command(
+        models=models, samples=(given["data"],), functions=(given["data"],), writes={"--json": json_file}
+    )
     given["providers"] = given["providers"] or ("cpu",)
     progress = SILENT if quiet else Bar()
     found = bench(models, preprocess=preprocess, footprints=not no_load, progress=progress, **given)

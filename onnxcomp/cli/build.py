@@ -37,9 +37,11 @@ def command(
     A model is built again when its file, its data, its options, a version or the processor changed, or an output is not
     as it was left. The exit code is 0 when every model is accepted, else the lowest of the failing ones.
     """
+    from onnxcomp.build.step import check_places
     from onnxcomp.config import load
 
     found = load(config)
+    check_places(found, depfile)
     if dry_run:
         return _show_plan(found, only, force, quiet)
     from onnxcomp.build.reports import write_reports

@@ -51,6 +51,7 @@ def check(
 
     So that wrong preprocessing shows before compression is blamed for it.
     """
+    from onnxcomp import places
     from onnxcomp.data.inputs import inputs_of
     from onnxcomp.data.metric import parse_metric
     from onnxcomp.data.open import open_data
@@ -59,6 +60,8 @@ def check(
 
     if data is None:
         raise click.UsageError("--data is missing: the samples to look at")
+    sheet = output or Path(f"{model.stem}.data.png")
+    places.check_command(models=(model,), samples=(data, labels), functions=(data, metric), writes={"-o": sheet})
     inputs, metadata = inputs_of(model)
     given: dict[str, Any] = {"labels": labels, "metadata": metadata, "shapes": shapes}
     found = check_data(
@@ -67,7 +70,7 @@ def check(
         preprocess,
         parse_metric(metric),
         samples=samples,
-        sheet=output or Path(f"{model.stem}.data.png"),
+        sheet=sheet,
         threads=threads,
         progress=SILENT if quiet else Bar(),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ def command(
     """
     from onnxcomp.cli.progress import Bar
     from onnxcomp.driver import run
+    from onnxcomp.files import scratch
     from onnxcomp.manager.base import exactly
     from onnxcomp.manager.pipeline import Pipeline
     from onnxcomp.runtime.progress import SILENT
@@ -57,10 +57,10 @@ def command(
 
     if given["teacher"] is None:
         options["teacher"] = "none"
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+    with scratch() as folder:
         model = student
         if classes is not None:
-            model, new = with_classes(student, classes, Path(folder), given["seed"])
+            model, new = with_classes(student, classes, folder, given["seed"])
             options["fresh"] = (*options.get("fresh", ()), *map(exactly, new))
         passes = Pipeline((*narrower(width), registry.find("distill")(**options)))
         job = Job(model=model, passes=passes, **given)

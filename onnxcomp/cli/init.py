@@ -24,6 +24,7 @@ from onnxcomp.job import Job
 @options.option("--force", is_flag=True, help="Replace a configuration that is there.")
 def command(model: Path, data: str | None, output: Path, force: bool) -> None:
     """Write a commented configuration for MODEL, with every key and its default, for `onnxcomp build`."""
+    from onnxcomp import places
     from onnxcomp.build.first import first_config
     from onnxcomp.errors import OutputError
     from onnxcomp.files import atomic_write
@@ -32,6 +33,7 @@ def command(model: Path, data: str | None, output: Path, force: bool) -> None:
         raise OutputError(
             f"{output} is there already", where=f"file {output}", do="add a [[model]] to it, or replace it with --force"
         )
+    places.check_command(models=(model,), samples=(data,), functions=(data,), writes={"-o": output})
     text = first_config(model, output.parent, data)
     with atomic_write(output) as file:
         file.write(text.encode())

@@ -20,11 +20,13 @@ def command(
     model: Path, json_file: Path | None, everything: bool, groups: bool, shapes: dict[str, tuple[int, ...]]
 ) -> None:
     """Show what MODEL holds and costs, layer by layer, and what each pass could do with it."""
+    from onnxcomp import places
     from onnxcomp.cli.screen import screen
     from onnxcomp.inspection import inspect
     from onnxcomp.report.inspection import show, show_groups
     from onnxcomp.report.record import write_data
 
+    places.check_command(models=(model,), writes={"--json": json_file})
     found = inspect(model, shapes, groups=groups)
     if groups:
         show_groups(found, screen())

@@ -62,6 +62,7 @@ def command(
     is not what was recorded. With --target the last model may come from anywhere and stand alone; 3 where
     the target refuses it.
     """
+    from onnxcomp import places
     from onnxcomp.errors import ModelError
     from onnxcomp.verify.provenance import is_stamped, provenance
 
@@ -70,6 +71,12 @@ def command(
     if len(models) == 2 and report is not None:
         raise click.UsageError("--report belongs to one ARTIFACT")
     before, after = models[0], models[-1]
+    places.check_command(
+        models=models,
+        samples=(data, given["labels"], report),
+        functions=(data, given["metric"]),
+        writes={"--json": json_file},
+    )
     compiled = _compiled(after, given["shapes"], quiet) if target is not None else None
     extra = {} if compiled is None else {"tensorrt": compiled.to_json()}
     refused = 0 if compiled is None or compiled.acceptance.accepted else ModelError.exit_code

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from onnxcomp.distill import environment
 from onnxcomp.distill.process import Work
 from onnxcomp.distill.task import Constraint, GradientMoments, TrainingResult, TrainingTask
 from onnxcomp.errors import ModelError, OutputError, UsageError
-from onnxcomp.files import user_cache
+from onnxcomp.files import scratch, user_cache
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.manager.raising import raise_opset
@@ -74,12 +73,12 @@ def train(
         KeyboardInterrupt: Ctrl-C; the checkpoint is written before.
     """
     _check(task)
-    with _scratch() as folder:
+    with scratch("train") as folder:
         kept = _checkpoint(task, checkpoint)
-        job = _job(task, Path(folder)) | {"command": "train", "checkpoint": kept}
-        work = Work(runtime or environment.provide(), Path(folder), job)
+        job = _job(task, folder) | {"command": "train", "checkpoint": kept}
+        work = Work(runtime or environment.provide(), folder, job)
         done = work.run(progress, "training", total=len(task.feeding.order), keep_on_interrupt=keep_on_interrupt)
-        tensors, histories = _results(Path(folder))
+        tensors, histories = _results(folder)
     if kept["path"] and done["ended"] != "interrupted":
         Path(kept["path"]).unlink(missing_ok=True)
     return TrainingResult(
@@ -104,9 +103,9 @@ def check_gradients(task: TrainingTask, *, runtime: environment.Environment | No
         DataError, EnvironmentLacksError, TrainingError: as `train`.
     """
     _check(task)
-    with _scratch() as folder:
-        job = _job(task, Path(folder)) | {"command": "check"}
-        done = Work(runtime or environment.provide(), Path(folder), job).run(SILENT, "checking gradients", total=0)
+    with scratch("train") as folder:
+        job = _job(task, folder) | {"command": "check"}
+        done = Work(runtime or environment.provide(), folder, job).run(SILENT, "checking gradients", total=0)
     error: float = done["gradient_error"]
     return error
 
@@ -125,12 +124,10 @@ def gradient_moments(
     """
     task = replace(task, feeding=replace(task.feeding, order=task.feeding.order[:batches]))
     _check(task)
-    with _scratch() as folder:
-        job = _job(task, Path(folder)) | {"command": "moments"}
-        Work(runtime or environment.provide(), Path(folder), job).run(
-            progress, "gradients", total=len(task.feeding.order)
-        )
-        tensors, _ = _results(Path(folder))
+    with scratch("train") as folder:
+        job = _job(task, folder) | {"command": "moments"}
+        Work(runtime or environment.provide(), folder, job).run(progress, "gradients", total=len(task.feeding.order))
+        tensors, _ = _results(folder)
     kinds: dict[str, dict[str, Array]] = {"mean": {}, "square": {}, "taylor": {}}
     for key, array in tensors.items():
         kind, _, name = key.partition(".")
@@ -185,10 +182,6 @@ def _only_types_grew(op: str, since: int) -> bool:
         return form(since) == form(NEWEST_OPSET)
     except onnx.defs.SchemaError:
         return False
-
-
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="onnxcomp-train-")
 
 
 def _check(task: TrainingTask) -> None:

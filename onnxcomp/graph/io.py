@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import tempfile
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import TensorProto
 
 from onnxcomp.errors import ModelError, OutputError
-from onnxcomp.files import atomic_write
+from onnxcomp.files import atomic_write, scratch, sha256_of
 from onnxcomp.graph.codec import all_tensors, decode, encode, external_location
 from onnxcomp.graph.ir import Constant, Graph, elem_type, tensor_proto
+from onnxcomp.lock import try_lock
 
 EXTERNAL_ABOVE_BYTES = 1_800_000_000  # protobuf messages end at 2 GiB
 EXTERNAL_TENSOR_BYTES = 1024  # smaller tensors stay in the .onnx file, where shape inference can read them
@@ -88,13 +89,59 @@ def save(graph: Graph, path: str | Path) -> list[Path]:
     if graph.source is not None and path.resolve() == graph.source:
         raise OutputError("the output would overwrite the input model", where=f"file {path}", do="choose another -o")
     written: list[Path] = []
-    if graph.external or total_bytes(graph) > EXTERNAL_ABOVE_BYTES:
-        model = _with_external_data(graph, path, written)
-    else:
-        model = encode(graph)
-    with atomic_write(path) as file:
-        file.write(_serialized(model))
+    with ExitStack() as stack:
+        if graph.external or total_bytes(graph) > EXTERNAL_ABOVE_BYTES:
+            model = _with_external_data(graph, path, written)
+            stack.enter_context(_held(written[0]))
+        else:
+            model = encode(graph)
+        with atomic_write(path) as file:
+            file.write(_serialized(model))
+    _remove_stale_data(path, graph.source)
     return [path, *written]
+
+
+@contextmanager
+def _held(data: Path) -> Iterator[None]:
+    """Keep a data file from being taken for an abandoned one until the model that names it stands."""
+    with data.open("rb") as file:
+        with suppress(OSError):
+            try_lock(file.fileno())
+        if not data.exists():
+            raise OutputError("another run writes here", where=f"file {data}", do="give each run an output of its own")
+        yield
+
+
+def _remove_stale_data(path: Path, source: Path | None) -> None:
+    """Remove data files that earlier runs wrote for this output and that no model of the folder names any more.
+
+    Only what is provably such a file goes: its name holds the hash of its bytes, it has that one name, no run is just
+    writing its model, and it is not the source's.
+    """
+    pattern = re.compile(re.escape(f"{path.stem}.") + r"([0-9a-f]{12})\.data")
+    found = {file: made.group(1) for file in path.parent.iterdir() if (made := pattern.fullmatch(file.name))}
+    if not found:
+        return
+    kept = {file.resolve() for file in model_files(source)} if source is not None and source.exists() else set()
+    for file, digest in found.items():
+        if file.is_symlink() or file.resolve() in kept or file.stat().st_nlink > 1:
+            continue
+        with file.open("rb") as held, suppress(OSError):
+            if try_lock(held.fileno()) and not _named(file) and sha256_of(file).startswith(digest):
+                file.unlink()
+
+
+def _named(data: Path) -> bool:
+    """Whether a model in the same folder names a data file."""
+    for model in data.parent.glob("*.onnx"):
+        with (
+            model.open("rb") as file,
+            suppress(ValueError),
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as raw,
+        ):
+            if raw.find(data.name.encode()) >= 0:
+                return True
+    return False
 
 
 def to_bytes(graph: Graph) -> bytes:
@@ -112,10 +159,10 @@ def runnable(graph: Graph) -> Iterator[bytes | Path]:
     if total_bytes(graph) <= EXTERNAL_ABOVE_BYTES // 2:
         yield to_bytes(graph)
         return
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
+    with scratch() as folder:
         copy = graph.clone()
         copy.external = True
-        path = Path(folder) / "model.onnx"
+        path = folder / "model.onnx"
         save(copy, path)
         yield path
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onnxcomp.files import scratch
 from onnxcomp.results import Footprint
 from onnxcomp.runtime import child
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration
@@ -43,13 +43,13 @@ def footprint(
     Raises:
         OnnxcompError: as `open_session` and `Session.run`; ModelError, too, when the process dies.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-load-") as folder:
+    with scratch("load") as folder:
         if isinstance(model, bytes):
-            path = Path(folder) / "model.onnx"
+            path = folder / "model.onnx"
             path.write_bytes(model)
         else:
             path = Path(model)
-        feeds = [_stored(array, Path(folder) / f"{index}.npy") for index, array in enumerate(feed.values())]
+        feeds = [_stored(array, folder / f"{index}.npy") for index, array in enumerate(feed.values())]
         order = {
             "model": str(path.resolve()),
             "feed": dict(zip(feed, feeds, strict=True)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxcomp.files import scratch
 from onnxcomp.runtime.session import Feeds, open_session
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def node_times(
     Raises:
         ModelError, DataError, EnvironmentLacksError: as `open_session` and `Session.run` do.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-profile-") as folder:
-        prefix = Path(folder) / "run"
+    with scratch("profile") as folder:
+        prefix = folder / "run"
         session = open_session(model, provider=provider, threads=threads, profile_prefix=prefix)
         for _ in range(warm_up + runs):
             session.run(feed)
@@ -113,8 +113,8 @@ def kernels(model: Model, *, provider: str = "cpu", threads: int = 1) -> Counter
     """
     import onnx
 
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-kernels-") as folder:
-        path = Path(folder) / "optimised.onnx"
+    with scratch("kernels") as folder:
+        path = folder / "optimised.onnx"
         config = {
             "session.optimized_model_external_initializers_file_name": "weights.bin",
             "session.optimized_model_external_initializers_min_size_in_bytes": str(EXTERNAL_BYTES),

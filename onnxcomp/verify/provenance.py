@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from onnxcomp.errors import ModelError
 from onnxcomp.files import sha256_of
 from onnxcomp.graph.io import model_files, read_proto
-from onnxcomp.results import broken_seal
+from onnxcomp.results import PAGE_MARK, broken_seal
 
 PREFIX = "onnxcomp."
 VERSION = "onnxcomp.version"
@@ -73,6 +74,23 @@ def is_stamped(model: Path) -> bool:
         ModelError: the file is no model.
     """
     return any(entry.key.startswith(PREFIX) for entry in read_proto(model).metadata_props)
+
+
+def written_by_us(path: Path) -> bool:
+    """Whether a file proves by itself that onnxcomp wrote it: a stamped model, its weights, a report or its page.
+
+    Raises:
+        ModelError: it is named as a model and is none.
+        OSError: it cannot be read.
+    """
+    if path.suffix == ".onnx":
+        return is_stamped(path)
+    if made := re.fullmatch(r".+\.([0-9a-f]{12})\.data", path.name):
+        return sha256_of(path).startswith(made.group(1))
+    if path.suffix == ".json":
+        content = _read_report(path)
+        return content is not None and not broken_seal(content)
+    return path.suffix == ".html" and PAGE_MARK.encode() in path.read_bytes()[:4096]
 
 
 def provenance(artifact: Path, report: Path | None = None) -> Provenance:

@@ -6,15 +6,14 @@ sum over its weights, which estimates a change of the loss and so compares acros
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 from onnxcomp.distill import engine
 from onnxcomp.distill.augment import Augment
 from onnxcomp.distill.losses import append_loss
 from onnxcomp.distill.task import Feeding, TrainingTask
 from onnxcomp.distill.trainable import prepare
+from onnxcomp.files import scratch
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.manager.base import PassContext
@@ -33,8 +32,8 @@ def taylor_moments(graph: Graph, context: PassContext) -> Mapping[str, Array]:
         EnvironmentLacksError: no training runtime.
     """
     batch = min(BATCH, len(samples_of(context)))
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-") as folder:
-        material = gather(context, None, [], Path(folder), epochs=1, augment=Augment((), 0))
+    with scratch() as folder:
+        material = gather(context, None, [], folder, epochs=1, augment=Augment((), 0))
         rows, labels = material.rows, material.labels
         shapes = {name: (1, *shape) for name, shape in rows.sample_shapes.items()}
         prepared = prepare(graph, context.operators, shapes, batch, statistics="frozen")
