@@ -157,7 +157,7 @@ class _Sweeper:
 
     def _skipped_over(self, node: Node, here: set[Node]) -> bool:
         """Let the readers of a node that changes nothing read what it reads."""
-        same = unchanged(node, self.known)
+        same = unchanged(node, self.known, self.operators)
         return same is not None and self._pass_on(node, same.tensor, here, f"removed: {same.why}")
 
     def _pass_on(self, node: Node, source: Tensor, here: set[Node], what: str) -> bool:

@@ -12,14 +12,14 @@ from nets import Net
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxcomp.graph.codec import decode
-from onnxcomp.graph.coupling import movement
 from onnxcomp.graph.coupling.analysis import Coupling, Group, analyse
 from onnxcomp.graph.coupling.cut import cut, emptied_axis, mispredicted
-from onnxcomp.graph.coupling.tables import RULES
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.ir import Constant, Graph
 from onnxcomp.graph.shapes import check_structure, infer
+from onnxcomp.ops import lookup, sizes
 from onnxcomp.ops.facts import OpFacts, load_operators
+from onnxcomp.ops.tables import RECORDS
 
 OPERATORS = load_operators()
 CASES: dict[str, Callable[[], ModelProto]] = {}
@@ -571,9 +571,9 @@ def test_cut_is_exact_for_zeroed_units_and_runs_for_others(name: str) -> None:
 def test_every_rule_has_a_net() -> None:
     """Operators that share a rule share a test."""
     used = {node.op_type for build in CASES.values() for node in build().graph.node}
-    tested = {rule for (domain, op), rule in RULES.items() if op in used}
-    untested = {rule for (domain, _), rule in RULES.items() if not domain} - tested
-    assert untested == {movement.one_axis_passes_not, movement.fixed}
+    tested = {record.coupling for record in RECORDS if record.op in used}
+    untested = {record.coupling for record in RECORDS if not record.domain and record.coupling} - tested
+    assert untested == {lookup.one_axis_passes_not, sizes.fixed}
 
 
 def groups_of(model: ModelProto) -> Coupling:
@@ -600,7 +600,7 @@ def test_operator_without_rule_closes_and_is_reported() -> None:
 
 
 def test_third_party_gives_a_rule_with_its_record() -> None:
-    from onnxcomp.graph.coupling.elementwise import unary
+    from onnxcomp.ops.broadcasting import unary
 
     operators = load_operators()
     operators.add(OpFacts("Foo", "my.domain", coupling=unary))

@@ -1,13 +1,49 @@
-"""Operators of the QDQ form."""
+"""Operators of the QDQ form: scales and zero points of an axis leave with its indices."""
 
 from __future__ import annotations
 
+from onnxcomp.graph.coupling.flow import Step, positive
+from onnxcomp.graph.ir import MICROSOFT_DOMAIN
 from onnxcomp.ops.record import OpFacts
 
+
+def quantize(step: Step) -> None:
+    """Per tensor, per axis, or in blocks (whose axis stays)."""
+    axes = step.axes(0)
+    scales = step.sizes(1)
+    if len(scales) == len(axes) and int(step.attr("block_size", 0)):
+        axis = positive(int(step.attr("axis", 1)), len(axes))
+        step.close(axes[axis], f"{step.node} shares scales in blocks along it")
+        axes[axis] = None
+        for port in (1, 2):
+            if step.has(port):
+                for a, labels in enumerate(step.axes(port)):
+                    if a == axis:
+                        step.close(labels)
+                    elif labels is not None or axes[a] is not None:
+                        axes[a] = step.tie(axes[a], labels)
+    elif len(scales) == 1 and scales[0] != 1:
+        axis = positive(int(step.attr("axis", 1)), len(axes))
+        for port in (1, 2):
+            if step.has(port):
+                axes[axis] = step.tie(axes[axis], step.axes(port)[0])
+    step.emit(axes)
+
+
 RECORDS = (
-    OpFacts("QuantizeLinear", quantization_ports=(1, 2)),
-    OpFacts("DequantizeLinear", quantization_ports=(1, 2), packed={0: lambda n: n.inputs[0].size}),
+    *(
+        OpFacts("QuantizeLinear", domain, quantization_ports=(1, 2), coupling=quantize)
+        for domain in ("", MICROSOFT_DOMAIN)
+    ),
+    *(
+        OpFacts(
+            "DequantizeLinear",
+            domain,
+            quantization_ports=(1, 2),
+            packed={0: lambda n: n.inputs[0].size},
+            coupling=quantize,
+        )
+        for domain in ("", MICROSOFT_DOMAIN)
+    ),
     OpFacts("DynamicQuantizeLinear"),
-    OpFacts("QuantizeLinear", "com.microsoft", quantization_ports=(1, 2)),
-    OpFacts("DequantizeLinear", "com.microsoft", quantization_ports=(1, 2), packed={0: lambda n: n.inputs[0].size}),
 )

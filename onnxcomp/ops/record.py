@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from onnxcomp.graph.ir import Array, Node
-from onnxcomp.graph.types import Shapes
+from onnxcomp.graph.types import Shapes, TensorType
 
 if TYPE_CHECKING:
-    from onnxcomp.graph.coupling.flow import Rule
+    from onnxcomp.graph import noops
+    from onnxcomp.graph.coupling import flow
     from onnxcomp.graph.rewriting import Rewrite
 
 Role = Literal["kernel", "embedding", "recurrent"]
@@ -61,6 +62,28 @@ class Weight:
 
 Weights = Callable[[Node], tuple[Weight, ...]]
 Macs = Callable[[Node, Shapes], int]
+OutputTypes = Callable[[Node, Shapes], "Sequence[TensorType | None]"]
+
+
+class ZeroView(Protocol):
+    """A node as a rule of zeros sees it; units are those of the coupling analysis."""
+
+    @property
+    def node(self) -> Node:
+        """The node itself, for its attributes."""
+
+    @property
+    def ports(self) -> list[int]:
+        """The inputs that are given."""
+
+    def zero(self, port: int) -> set[int]:
+        """Units that are zero throughout an input."""
+
+    def units(self, port: int) -> set[int]:
+        """Units that an input carries."""
+
+
+Zeros = Callable[[ZeroView], set[int]]
 
 
 def no_weights(node: Node) -> tuple[Weight, ...]:
@@ -90,10 +113,14 @@ class OpFacts:
         vector_ports: ports of learned vectors that are no weights or biases of a product: scale and shift of a
             normalization, slope of a PRelu.
         statistics_ports: ports of running statistics, which training updates without a gradient.
-        coupling: how indices of the outputs' axes depend on those of the inputs (onnxcomp.graph.coupling); the
-            built-in rules stand in a table there, so that only operators of third parties give one here.
-        gradient: the form with a right gradient (onnxcomp.graph.rewriting); the built-in rules stand in the table of
-            onnxcomp.distill.rewrites, so that only operators of third parties give one here.
+        shape: types of the outputs where ONNX's own inference knows none; a None among them where this one does not.
+        coupling: how indices of the outputs' axes depend on those of the inputs (onnxcomp.graph.coupling.flow).
+        zeros: which units are zero in the first output, given those that are zero in the inputs; units never are where
+            there is no rule. Products with weights need none.
+        sums: what it adds up, so that a zero brings nothing: `zeros` along axes, `products` of its inputs, or a `norm`
+            that divides all the rest.
+        noop: when it hands on a tensor unchanged (onnxcomp.graph.noops).
+        gradient: the form with a right gradient (onnxcomp.graph.rewriting).
         known: False for the record of an operator that no table holds.
     """
 
@@ -109,7 +136,11 @@ class OpFacts:
     shape_ports: tuple[int, ...] = ()
     vector_ports: tuple[int, ...] = ()
     statistics_ports: tuple[int, ...] = ()
-    coupling: Rule | None = None
+    shape: OutputTypes | None = None
+    coupling: flow.Rule | None = None
+    zeros: Zeros | None = None
+    sums: Literal["", "zeros", "products", "norm"] = ""
+    noop: noops.Rule | None = None
     gradient: Rewrite | None = None
     known: bool = True
 

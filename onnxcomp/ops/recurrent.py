@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from onnxcomp.graph.ir import Node
+from onnxcomp.graph.coupling.flow import Kept, Step
+from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
 from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.broadcasting import close_all
 from onnxcomp.ops.record import OpFacts, Weight, volume
 
 
@@ -23,11 +25,41 @@ def recurrent_macs(node: Node, shapes: Shapes) -> int:
     return data[0] * data[1] * (volume(shapes.static(node.inputs[1])) + volume(shapes.static(node.inputs[2])))
 
 
+def recurrent(step: Step) -> None:
+    """LSTM, GRU, RNN: X [S, B, I]; W [D, gates * H, I]; R [D, gates * H, H]; hidden units leave in both directions."""
+    data, weight, again = step.axes(0), step.axes(1), step.axes(2)
+    step.tie(data[2], weight[2])
+    hidden = again[2]
+    if hidden is None:
+        step.close(weight[1])
+        step.close(again[1])
+    else:
+        size = len(hidden)
+        for port in (1, 2, 3, 7):  # W, R, B, P: blocks of H along their second axis
+            labels = step.axes(port)[1] if step.has(port) else None
+            if labels is not None:
+                step.tie(hidden, step.together(labels.reshape(-1, size).T))
+        for port in (5, 6):
+            if step.has(port):
+                step.tie(hidden, step.axes(port)[2])
+
+        def recount(kept: Kept) -> None:
+            step.node.attrs["hidden_size"] = kept.count(hidden)
+
+        step.edit(recount, hidden)
+    close_all(step, data[:2])
+    for port in (1, 2, 3, 5, 6, 7):
+        if step.has(port):
+            close_all(step, [step.axes(port)[0], *(step.axes(port)[1:2] if port in (5, 6) else [])])
+    for index in range(3):
+        step.emit([None, None, None, hidden] if index == 0 else [None, None, hidden], index)
+
+
 RECORDS = (
-    *(OpFacts(op, weights=recurrent_weights, macs=recurrent_macs) for op in ("LSTM", "GRU", "RNN")),
+    *(OpFacts(op, weights=recurrent_weights, macs=recurrent_macs, coupling=recurrent) for op in ("LSTM", "GRU", "RNN")),
     OpFacts(
         "DynamicQuantizeLSTM",
-        "com.microsoft",
+        MICROSOFT_DOMAIN,
         macs=recurrent_macs,
         quantization_ports=(8, 9, 10, 11),
         packed={1: lambda node: int(node.inputs[1].size), 2: lambda node: int(node.inputs[2].size)},

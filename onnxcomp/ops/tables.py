@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from onnxcomp.ops import elementwise, linear, movement, quantization, recurrent
-
-RECORDS = (
-    *linear.RECORDS,
-    *movement.RECORDS,
-    *elementwise.RECORDS,
-    *recurrent.RECORDS,
-    *quantization.RECORDS,
+from onnxcomp.ops import (
+    activations,
+    arithmetic,
+    convolution,
+    drawing,
+    lookup,
+    movement,
+    normalization,
+    pooling,
+    products,
+    quantization,
+    recurrent,
+    reductions,
+    reshape,
+    sizes,
 )
+
+FAMILIES = (
+    convolution,
+    products,
+    recurrent,
+    normalization,
+    activations,
+    arithmetic,
+    reductions,
+    pooling,
+    movement,
+    reshape,
+    lookup,
+    sizes,
+    drawing,
+    quantization,
+)
+RECORDS = tuple(record for family in FAMILIES for record in family.RECORDS)

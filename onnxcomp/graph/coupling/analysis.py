@@ -16,7 +16,6 @@ import numpy as np
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coupling.flow import Edit, Flow, Labels, Rule, Step, UnknownShapeError
 from onnxcomp.graph.coupling.sharing import Copy, join_vectors, split_vectors
-from onnxcomp.graph.coupling.tables import rule_of
 from onnxcomp.graph.evaluate import propagate
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.literals import constant_value, is_numeric
@@ -182,7 +181,7 @@ def _flow(flow: Flow, operators: Operators) -> None:
     for node in graph.nodes:
         if node.bodies:
             _close_captures(flow, node)
-        rule = None if graph.is_function(node) or node.bodies else rule_of(node, operators)
+        rule = None if graph.is_function(node) or node.bodies else operators.facts(node).coupling
         if node.op in ("Shape", "Size") and not node.domain:
             _sizes_read(flow, node)
         elif rule is None:

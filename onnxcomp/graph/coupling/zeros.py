@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,17 +11,6 @@ from onnxcomp.graph.coupling.analysis import Coupling
 from onnxcomp.graph.ir import Array, Constant, Node, Tensor
 from onnxcomp.ops.facts import Operators, Weight
 
-_KEPT = (
-    "Abs Asin Asinh Atan Atanh AveragePool Cast Ceil Celu Clip DepthToSpace Dropout Elu Erf Expand Flatten "
-    "Floor Gather Gelu GlobalAveragePool GlobalMaxPool HardSwish Identity LeakyRelu LpPool MaxPool Mish Neg "
-    "PRelu QuickGelu ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize Round Selu Sign Sin Sinh "
-    "Slice Softsign SpaceToDepth Split Sqrt Squeeze Tan Tanh Tile Transpose Unsqueeze Upsample"
-)
-_KEEP_ZERO = frozenset(_KEPT.split())
-_ALL_ZERO = frozenset(["Add", "Sub", "Sum", "Concat", "Max", "Min", "Mean"])
-_ONE_ZERO = frozenset(["Mul", "And"])
-_SUMS = frozenset(["ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"])
-_NORMS = frozenset(["LpNormalization"])  # every unit enters the norm that divides all
 _READ_SIZES = frozenset(["Shape", "Size"])
 
 
@@ -102,7 +92,7 @@ class _Walk:
 
     def _summed(self, node: Node, port: int, tensor: Tensor, weights: Mapping[int, Weight]) -> set[int]:
         """Units of an input that the node adds up; in a residual stream its output may carry them as well."""
-        if node.op in _NORMS:
+        if self.operators.facts(node).sums == "norm":
             return self.units(tensor)
         found = self.units(tensor) - set().union(*(self.units(t) for t in node.outputs))
         for at, weight in weights.items():
@@ -112,7 +102,7 @@ class _Walk:
                 units = axes[axis] if axes else None
                 found |= set(np.unique(units).tolist()) & self.units(tensor) if units is not None else set()
         axes = self.coupling.axes(tensor)
-        if node.op == "MatMul" and not weights and len(axes) > 1:
+        if self.operators.facts(node).sums == "products" and not weights and len(axes) > 1:
             units = axes[-1 if port == 0 else -2]
             found |= set(np.unique(units).tolist()) if units is not None else set()
         return found
@@ -120,13 +110,14 @@ class _Walk:
     def _need(self, node: Node, tensor: Tensor, ended: set[int], weights: Mapping[int, Weight]) -> None:
         """Units end here: they are needed unless what they bring is zero."""
         brings_none: set[int] = set()
-        if weights or node.op == "MatMul" or node.op in _SUMS or node.op in _NORMS:
+        sums = self.operators.facts(node).sums
+        if weights or sums:
             brings_none |= self.zero(tensor)
         for port, weight in weights.items():
             constant = node.constant(port)
             if constant is not None:
                 brings_none |= self._zero_along(constant, weight.in_axes)
-        if node.op == "MatMul" and not weights:
+        if sums == "products" and not weights:
             brings_none |= set().union(*(self.zero(other) for other in node.inputs))
         for unit in ended - brings_none:
             self.needed[unit] = True
@@ -142,16 +133,25 @@ class _Walk:
             for tensor in inputs[2:]:
                 zero &= self.zero(tensor) if isinstance(tensor, Constant) else set()
             return zero
-        if node.op == "BatchNormalization":
-            return self.zero(node.inputs[1]) & self.zero(node.inputs[2])
-        if node.op in _KEEP_ZERO and inputs:
-            return self.zero(inputs[0])
-        if node.op in _ONE_ZERO:
-            return set().union(*(self.zero(t) for t in inputs))
-        if node.op in _ALL_ZERO:
-            carried = set().union(*(self.units(t) for t in inputs))
-            for tensor in inputs:
-                carrying = self.units(tensor) if node.op == "Concat" else carried
-                carried -= carrying - self.zero(tensor)
-            return carried
-        return set()
+        rule = self.operators.facts(node).zeros
+        return set() if rule is None else rule(_View(node, self))
+
+
+@dataclass(frozen=True)
+class _View:
+    """One node, as its rule sees it."""
+
+    node: Node
+    walk: _Walk
+
+    @property
+    def ports(self) -> list[int]:
+        return [port for port, tensor in enumerate(self.node.inputs) if tensor.name]
+
+    def zero(self, port: int) -> set[int]:
+        tensor = self.node.input(port)
+        return set() if tensor is None else self.walk.zero(tensor)
+
+    def units(self, port: int) -> set[int]:
+        tensor = self.node.input(port)
+        return set() if tensor is None else self.walk.units(tensor)

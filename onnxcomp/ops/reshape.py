@@ -1,4 +1,4 @@
-"""Rules of Reshape, Flatten, Squeeze, Unsqueeze, index by index: what a merged or split axis carries."""
+"""Operators that give the same values another shape: what a merged or split axis carries, index by index."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcomp.graph.coupling.flow import Axes, Kept, Labels, Rule, Step, UnknownShapeError, positive, set_ints
-from onnxcomp.graph.coupling.movement import patch_elements
+from onnxcomp.graph.coupling.flow import Axes, Kept, Labels, Step, UnknownShapeError, positive, set_ints
+from onnxcomp.graph.ir import Dim, Node
+from onnxcomp.graph.noops import Known, Same, first, same_shape
+from onnxcomp.graph.partial import axes_of
+from onnxcomp.ops import zeros
+from onnxcomp.ops.movement import patch_elements
+from onnxcomp.ops.record import OpFacts
 
 
 @dataclass(frozen=True)
@@ -159,4 +164,41 @@ def unsqueeze(step: Step) -> None:
     step.emit([None if a in new else next(rest) for a in range(rank)])
 
 
-RULES: dict[str, Rule] = {"Reshape": reshape, "Flatten": reshape, "Squeeze": squeeze, "Unsqueeze": unsqueeze}
+def _reshape_keeps(node: Node, known: Known) -> bool:
+    shape = known.shapes.shape(node.inputs[0])
+    if same_shape(shape, known.shapes.shape(node.outputs[0])):
+        return True
+    target = known.values(node, 1) if known.opset >= 5 else np.asarray(node.attrs.get("shape", []))
+    if shape is None or target is None or node.attrs.get("allowzero", 0) or len(target) != len(shape):
+        return False
+    wanted: list[Dim] = [d if t == 0 else None if t < 0 else int(t) for t, d in zip(target, shape, strict=True)]
+    free = [i for i, t in enumerate(target) if t != 0 and (not isinstance(shape[i], int) or wanted[i] != shape[i])]
+    return len(free) <= 1 and all(t < 0 for t in target[free]) and 0 not in shape
+
+
+def _reshaped(node: Node, known: Known) -> Same | None:
+    if same_shape(known.shapes.shape(node.inputs[0]), known.shapes.shape(node.outputs[0])):
+        return Same(node.inputs[0], "keeps the shape")
+    opposite = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}.get(node.op)
+    maker = node.inputs[0].producer
+    if maker is None or maker.op != opposite or not known.fixed(maker):
+        return None
+    mine, theirs = axes_of(node, known.opset), axes_of(maker, known.opset)
+    if mine == theirs and mine[0] and mine[1] is not None:
+        return Same(maker.inputs[0], f"undoes {maker}")
+    return None
+
+
+RECORDS = (
+    OpFacts(
+        "Reshape",
+        moves_data=True,
+        shape_ports=(1,),
+        coupling=reshape,
+        zeros=zeros.kept,
+        noop=first("keeps the shape", _reshape_keeps),
+    ),
+    OpFacts("Flatten", moves_data=True, coupling=reshape, zeros=zeros.kept, noop=_reshaped),
+    OpFacts("Squeeze", moves_data=True, shape_ports=(1,), coupling=squeeze, zeros=zeros.kept, noop=_reshaped),
+    OpFacts("Unsqueeze", moves_data=True, shape_ports=(1,), coupling=unsqueeze, zeros=zeros.kept, noop=_reshaped),
+)

@@ -1,0 +1,137 @@
+"""Convolutions: a kernel over channels and places."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxcomp.graph.coupling.flow import Kept, Labels, Step
+from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
+from onnxcomp.graph.types import Shapes
+from onnxcomp.ops.broadcasting import close_all
+from onnxcomp.ops.record import OpFacts, Weight, volume
+
+
+def conv_weights(node: Node) -> tuple[Weight, ...]:
+    """Conv: W [M, C/group, k...]; kernels run over k... first and channels last."""
+    rank = len(node.inputs[1].shape or ()) or 4
+    spatial = tuple(range(2, rank))
+    return (Weight(1, out_axis=0, in_axes=(*spatial, 1), group=int(node.attrs.get("group", 1)), bias=2),)
+
+
+def conv_transpose_weights(node: Node) -> tuple[Weight, ...]:
+    """ConvTranspose: W [C, M/group, k...]."""
+    rank = len(node.inputs[1].shape or ()) or 4
+    spatial = tuple(range(2, rank))
+    return (Weight(1, out_axis=1, in_axes=(*spatial, 0), group=int(node.attrs.get("group", 1)), bias=2),)
+
+
+def conv_macs(node: Node, shapes: Shapes) -> int:
+    """One multiply-accumulate a kernel element and output position."""
+    kernel, out = shapes.static(node.inputs[1]), shapes.static(node.outputs[0])
+    if kernel is None or out is None:
+        return 0
+    return out[0] * volume(kernel) * volume(out[2:])
+
+
+def conv_transpose_macs(node: Node, shapes: Shapes) -> int:
+    """One multiply-accumulate a kernel element and input position."""
+    kernel, data = shapes.static(node.inputs[1]), shapes.static(node.inputs[0])
+    if kernel is None or data is None:
+        return 0
+    return data[0] * volume(kernel) * volume(data[2:])
+
+
+def qlinear_conv_macs(node: Node, shapes: Shapes) -> int:
+    """As Conv, with the weight at port 3."""
+    kernel, out = shapes.static(node.inputs[3]), shapes.static(node.outputs[0])
+    return 0 if kernel is None or out is None else out[0] * volume(kernel) * volume(out[2:])
+
+
+def conv(step: Step) -> None:
+    """Conv: X [N, C, ...], W [M, C / group, k...], B [M]; FusedConv adds Z [N, M, ...]."""
+    group = int(step.attr("group", 1))
+    data, weight = step.axes(0), step.axes(1)
+    sizes = step.sizes(1)
+    channels = data[1]
+    out = weight[0]
+    if group == 1:
+        if sizes[1] != 1 or channels is not None:
+            step.tie(channels, weight[1])
+    elif sizes[1] == 1:
+        out = _depthwise(step, group, channels, out)
+    else:
+        out = _grouped(step, group, channels, weight[1], out)
+    close_all(step, [*data[2:], *weight[2:]])
+    if step.has(2):
+        out = step.tie(out, step.axes(2)[0])
+    if step.has(3):
+        out = step.tie(out, step.axes(3)[1])
+    step.emit([data[0], out, *[None] * (len(data) - 2)])
+
+
+def _depthwise(step: Step, group: int, channels: Labels | None, out: Labels | None) -> Labels | None:
+    """Each input channel makes its own block of outputs: it leaves with them, and `group` counts those that stay."""
+    if out is None or channels is None:
+        step.tie(channels, out)
+        return None
+    blocks = step.together(out.reshape(group, -1))
+    step.tie(channels, blocks)
+    _count_groups(step, channels)
+    return out
+
+
+def _count_groups(step: Step, channels: Labels) -> None:
+    def recount(kept: Kept) -> None:
+        step.node.attrs["group"] = kept.count(channels)
+
+    step.edit(recount, channels)
+
+
+def _grouped(
+    step: Step, group: int, channels: Labels | None, inner: Labels | None, out: Labels | None
+) -> Labels | None:
+    """Every group loses the same places, so that groups stay equal."""
+    if channels is None:
+        step.close(inner, f"it meets a fixed dimension in {step.node}")
+    else:
+        step.tie(step.together(channels.reshape(group, -1).T), inner)
+    if out is not None:
+        step.together(out.reshape(group, -1).T)
+    return out
+
+
+def conv_transpose(step: Step) -> None:
+    """ConvTranspose: X [N, C, ...], W [C, M / group, k...], B [M]."""
+    group = int(step.attr("group", 1))
+    data, weight = step.axes(0), step.axes(1)
+    channels, out = data[1], weight[1]
+    if channels is not None or weight[0] is not None:
+        channels = step.tie(channels, weight[0])
+    if group > 1 and step.sizes(0)[1] == group:  # one input channel a group, which leaves with its outputs
+        step.close(out)
+        block = int(step.sizes(1)[1] or 1)
+        out = None if channels is None else np.repeat(channels, block)
+        if channels is not None:
+            _count_groups(step, channels)
+    elif group > 1:
+        if channels is not None:
+            step.together(channels.reshape(group, -1).T)
+        out = None if out is None else np.tile(out, group)
+    close_all(step, [*data[2:], *weight[2:]])
+    if step.has(2):
+        out = step.tie(out, step.axes(2)[0])
+    step.emit([data[0], out, *[None] * (len(data) - 2)])
+
+
+RECORDS = (
+    OpFacts("Conv", weights=conv_weights, macs=conv_macs, coupling=conv),
+    OpFacts("ConvTranspose", weights=conv_transpose_weights, macs=conv_transpose_macs, coupling=conv_transpose),
+    OpFacts("FusedConv", MICROSOFT_DOMAIN, weights=conv_weights, macs=conv_macs, coupling=conv),
+    OpFacts("ConvInteger", macs=conv_macs, quantization_ports=(2, 3), packed={1: lambda n: n.inputs[1].size}),
+    OpFacts(
+        "QLinearConv",
+        macs=qlinear_conv_macs,
+        quantization_ports=(1, 2, 4, 5, 6, 7),
+        packed={3: lambda n: n.inputs[3].size, 8: lambda n: n.inputs[8].size},
+    ),
+)
