@@ -91,7 +91,8 @@ def taken(key: Setting) -> dict[str, Any]:
         return {"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"type": "string", "pattern": pattern}]}
     if typing.get_origin(key.hint) is tuple:
         return {"type": "array", "items": {"type": "string"}}
-    return {"type": "object", "additionalProperties": SIZES}
+    texts = typing.get_args(key.hint) == (str, str)
+    return {"type": "object", "additionalProperties": {"type": "string", "minLength": 1} if texts else SIZES}
 
 
 def bounds(key: Setting) -> dict[str, Any]:

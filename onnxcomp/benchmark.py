@@ -13,7 +13,7 @@ import numpy as np
 from onnxcomp._version import __version__
 from onnxcomp.data.dataset import Dataset
 from onnxcomp.data.inputs import inputs_of
-from onnxcomp.data.open import Source, open_data
+from onnxcomp.data.open import Source
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.files import scratch
@@ -24,7 +24,7 @@ from onnxcomp.runtime.latency import Entry, bench_many
 from onnxcomp.runtime.machine import machine, versions
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.providers import TENSORRT, full_name, require
-from onnxcomp.verify.made_up import made_up_for
+from onnxcomp.verify.opening import Opener
 
 Feed = dict[str, np.ndarray[Any, Any]]
 
@@ -89,6 +89,7 @@ def bench(
     *,
     data: Source | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    states: Mapping[str, str] | None = None,
     preprocess: Preprocess | None = None,
     providers: Sequence[str] = ("cpu",),
     batches: Sequence[int] = (1,),
@@ -107,7 +108,8 @@ def bench(
     Args:
         models: files, whoever made them; a single one is measured against itself.
         data: samples; made-up ones without.
-        shapes: sizes for free dimensions, by input; a batch asked for takes the place of a free first one.
+        shapes: sizes for free dimensions, by input; a batch asked for takes the place of a free one.
+        states: of a stateful model, which output is which input of the next step; guessed where none is given.
         preprocess: how raw pictures become the input.
         providers: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full names.
         batches, threads: every combination is measured; more threads than one only where the CPU computes.
@@ -136,7 +138,7 @@ def bench(
     datasets: dict[int, Dataset] = {}
     for batch, sizes in sized.items():
         same = next((datasets[other] for other in datasets if sized[other] == sizes), None)
-        datasets[batch] = same or _dataset(models[0], data, preprocess, sizes, seed, max(batches))
+        datasets[batch] = same or _dataset(models[0], data, preprocess, sizes, states, seed, max(batches))
     dataset = datasets[batches[0]]
     feeds = {batch: _feed(datasets[batch], batch) for batch in sized}
     rows = []
@@ -224,8 +226,13 @@ def _sized(
     """
     if not shapes or (batch == 1 and not several):
         return shapes
-    free = {spec.name for spec in inputs_of(model)[0] if spec.fixed(0) is None}
-    return {name: (batch, *shape[1:]) if name in free else shape for name, shape in shapes.items()}
+    free = {spec.name: spec.axis for spec in inputs_of(model)[0] if spec.axis is not None and spec.batch is None}
+
+    def with_batch(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        axis = free.get(name)
+        return shape if axis is None else (*shape[:axis], batch, *shape[axis + 1 :])
+
+    return {name: with_batch(name, shape) for name, shape in shapes.items()}
 
 
 def _dataset(
@@ -233,13 +240,12 @@ def _dataset(
     data: Source | None,
     preprocess: Preprocess | None,
     shapes: Mapping[str, tuple[int, ...]] | None,
+    states: Mapping[str, str] | None,
     seed: int,
     samples: int,
 ) -> Dataset:
-    inputs, metadata = inputs_of(model)
-    if data is None:
-        return made_up_for(model, inputs, samples, seed, shapes)
-    return open_data(data, inputs, preprocess=preprocess, metadata=metadata, shapes=shapes)
+    opener = Opener(model, shapes=shapes, states=states)
+    return opener.made_up(samples, seed) if data is None else opener.open(data, preprocess=preprocess)
 
 
 def _feed(dataset: Dataset, batch: int) -> Feed:

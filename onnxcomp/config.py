@@ -302,7 +302,10 @@ def _converted(key: Setting, value: Any) -> Any:
         return parse_size(str(value))
     if origin is tuple and isinstance(value, list) and all(isinstance(part, str) for part in value):
         return tuple(value)
-    if hint is not None and typing.get_args(hint)[:1] == (str,) and isinstance(value, dict):
+    if typing.get_args(hint) == (str, str):
+        if isinstance(value, dict) and all(isinstance(text, str) and text for text in value.values()):
+            return dict(value)
+    elif hint is not None and typing.get_args(hint)[:1] == (str,) and isinstance(value, dict):
         return {name: _sizes(name, sizes) for name, sizes in value.items()}
     raise UsageError(f"{key.name} cannot be {value!r}", where=key.name, do=f"give {takes(key)}: {key.help}")
 
@@ -322,6 +325,8 @@ def takes(key: Setting) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", Size: 'bytes, "4MB" or "30%"'}
     if key.hint in names:
         return names[key.hint]
+    if typing.get_args(key.hint) == (str, str):
+        return "a table of texts"
     return "a list of texts" if typing.get_origin(key.hint) is tuple else "a table of lists of whole numbers"
 
 

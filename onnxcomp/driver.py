@@ -12,9 +12,8 @@ from typing import Any, Literal
 from onnxcomp import places, recipes
 from onnxcomp._version import __version__
 from onnxcomp.data.dataset import Samples
-from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.metric import Metric, parse_metric
-from onnxcomp.data.open import open_data, random_data
+from onnxcomp.data.open import random_data
 from onnxcomp.data.split import split
 from onnxcomp.errors import DataError, ModelError, OnnxcompError, UsageError
 from onnxcomp.files import remove_abandoned_scratch, scratch, sha256_of
@@ -34,7 +33,7 @@ from onnxcomp.runtime.machine import machine, peak_memory_bytes, usable_cores, v
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, exit_code, parse_size
 from onnxcomp.verify.judge import judge
-from onnxcomp.verify.made_up import made_up_for
+from onnxcomp.verify.opening import Opener
 from onnxcomp.verify.pair import check_runs
 from onnxcomp.verify.provenance import stamp
 from onnxcomp.verify.weights import histograms
@@ -269,18 +268,17 @@ def _teacher(job: Job, graph: Graph) -> Graph:
 
 
 def _prepare(job: Job, graph: Graph) -> Material:
-    inputs = tuple(InputSpec(t.name, t.dtype, t.shape) for t in graph.inputs)
-    metadata = graph.metadata
+    opener = Opener(job.model, graph=graph, shapes=job.shapes, states=job.states, runs=job.verify or job.bench)
     if job.data is None:
-        return _without_data(job, inputs)
+        return _without_data(job, opener)
     opened = [(job.data, job.labels), (job.eval_data, job.eval_labels)]
     dataset, eval_dataset = (
-        None
-        if source is None
-        else open_data(source, inputs, preprocess=job.preprocess, labels=labels, metadata=metadata, shapes=job.shapes)
+        None if source is None else opener.open(source, preprocess=job.preprocess, labels=labels, settled=False)
         for source, labels in opened
     )
     assert dataset is not None
+    opened_sets = [d for d in (dataset, eval_dataset) if d is not None]
+    opener.settle(*opened_sets)
     judged = eval_dataset if eval_dataset is not None else dataset
     metric = parse_metric(job.metric) if job.metric or judged.labels is not None else None
     job.budget.require_metric(metric is not None)
@@ -299,7 +297,6 @@ def _prepare(job: Job, graph: Graph) -> Material:
         train=_asked_for(job).trains,
     )
     first = next(iter(parts.calibrate.batches(1)))
-    opened_sets = [d for d in (dataset, eval_dataset) if d is not None]
     return Material(
         calibrate=parts.calibrate,
         train=parts.train,
@@ -314,16 +311,15 @@ def _prepare(job: Job, graph: Graph) -> Material:
     )
 
 
-def _without_data(job: Job, inputs: tuple[InputSpec, ...]) -> Material:
+def _without_data(job: Job, opener: Opener) -> Material:
     if job.labels is not None or job.eval_data is not None or job.metric is not None:
         raise DataError("labels, a metric or evaluation data need --data", where="the options", do="give --data")
     job.budget.require_metric(False)
     drawn = SYNTHETIC_JUDGED + (job.calib_samples if job.allow_random else 0)
-    runs = job.verify or job.bench
     made_up = (
-        made_up_for(job.model, inputs, drawn, job.seed, job.shapes)
-        if runs
-        else random_data(inputs, drawn, job.seed, job.shapes)
+        opener.made_up(drawn, job.seed)
+        if opener.runs
+        else random_data(opener.interface.inputs, drawn, job.seed, job.shapes)
     )
     samples = made_up.samples()
     judge = samples.head(SYNTHETIC_JUDGED)

@@ -87,6 +87,13 @@ class Job:
         metavar="NAME=1x3x224x224",
         group="Samples",
     )
+    states: Mapping[str, str] = setting(
+        "Of a stateful model: this output is this input of the next step; guessed from names if not given.",
+        factory=dict,
+        flag="--state",
+        metavar="OUT=IN",
+        group="Samples",
+    )
     preprocess: Preprocess = setting("How raw pictures become the model's input.", factory=Preprocess, group="Pictures")
     allow_random: bool = setting("Calibrate on made-up samples if there is no data.", default=False, group="Samples")
     target: Target = setting("Where the model will run.", default="cpu", group="First")

@@ -37,7 +37,9 @@ Cells = tuple[str, ...]
     multiple=True,
     help="cpu, cuda, tensorrt or ONNX Runtime's full name; again for each [default: cpu].",
 )
-@options.settings(Job, "data", "shapes", "preprocess", "seed", seed="Of made-up data and of the models' turns.")
+@options.settings(
+    Job, "data", "shapes", "states", "preprocess", "seed", seed="Of made-up data and of the models' turns."
+)
 @options.option(
     "--batch",
     "batches",

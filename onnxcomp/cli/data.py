@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from onnxcomp.verify.data_check import DataCheck
 
 
+THREADS = "Threads; 0: every core."
+
+
 @click.group("data")
 def command() -> None:
     """Look at data as the model sees it."""
@@ -26,7 +29,7 @@ def command() -> None:
 
 @command.command("check", cls=options.GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
-@options.settings(Job, "data", "labels", "shapes", "preprocess", "metric", "threads", threads="Threads; 0: every core.")
+@options.settings(Job, "data", "labels", "shapes", "states", "preprocess", "metric", "threads", threads=THREADS)
 @options.option(
     "--samples", group="Samples", type=click.IntRange(min=1), default=10000, show_default=True, help="Look at so many."
 )
@@ -39,6 +42,7 @@ def check(
     data: str | None,
     labels: Path | None,
     shapes: dict[str, tuple[int, ...]],
+    states: dict[str, str],
     preprocess: Preprocess,
     metric: str | None,
     samples: int,
@@ -52,21 +56,19 @@ def check(
     So that wrong preprocessing shows before compression is blamed for it.
     """
     from onnxcomp import places
-    from onnxcomp.data.inputs import inputs_of
     from onnxcomp.data.metric import parse_metric
-    from onnxcomp.data.open import open_data
     from onnxcomp.runtime.progress import SILENT
     from onnxcomp.verify.data_check import check_data
+    from onnxcomp.verify.opening import Opener
 
     if data is None:
         raise click.UsageError("--data is missing: the samples to look at")
     sheet = output or Path(f"{model.stem}.data.png")
     places.check_command(models=(model,), samples=(data, labels), functions=(data, metric), writes={"-o": sheet})
-    inputs, metadata = inputs_of(model)
-    given: dict[str, Any] = {"labels": labels, "metadata": metadata, "shapes": shapes}
+    opener = Opener(model, shapes=shapes, states=states)
     found = check_data(
         model,
-        lambda chosen: open_data(data, inputs, preprocess=chosen, **given),
+        lambda chosen: opener.open(data, preprocess=chosen, labels=labels),
         preprocess,
         parse_metric(metric),
         samples=samples,

@@ -128,6 +128,9 @@ def _flag(item: Setting, text: str) -> Callable[[Command], Command]:
         return option(*names, is_flag=True, **common)
     if typing.get_origin(item.hint) is tuple and not item.reads_itself:
         return option(*names, multiple=True, **common)
+    if typing.get_args(item.hint) == (str, str):
+        common["help"] = text.removesuffix(".") + "; again for each."
+        return option(*names, multiple=True, callback=parse_pairs, **common)
     if _is_shapes(item.hint):
         common["help"] = text.removesuffix(".") + "; again for each input."
         return option(*names, multiple=True, callback=parse_shapes, **common)
@@ -174,6 +177,19 @@ def parse_shapes(_context: click.Context, _parameter: click.Parameter, texts: tu
             raise click.BadParameter(f"{name} is given twice")
         shapes[name] = tuple(int(part) for part in parts)
     return shapes
+
+
+def parse_pairs(_context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    """`OUT=IN`, any number of times -> {OUT: IN}; no name twice."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        left, separator, right = text.partition("=")
+        if not separator or not left or not right:
+            raise click.BadParameter(f"{text!r} is not of the form {parameter.metavar}")
+        if left in pairs or right in pairs.values():
+            raise click.BadParameter(f"{text}: a name is given twice")
+        pairs[left] = right
+    return pairs
 
 
 def counts(least: int) -> Callable[[click.Context, click.Parameter, str], tuple[int, ...]]:

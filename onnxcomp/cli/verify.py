@@ -24,7 +24,19 @@ if TYPE_CHECKING:
 @click.argument("models", metavar="BEFORE AFTER | ARTIFACT", nargs=-1, required=True, type=click.Path(path_type=Path))
 @options.settings(
     Job,
-    *("data", "labels", "shapes", "preprocess", "metric", "eval_samples", "allow_random", "budget", "seed", "threads"),
+    *(
+        "data",
+        "labels",
+        "shapes",
+        "states",
+        "preprocess",
+        "metric",
+        "eval_samples",
+        "allow_random",
+        "budget",
+        "seed",
+        "threads",
+    ),
     eval_samples="Use the first so many samples; all by default.",
     allow_random="Without --data: compare on made-up samples.",
     seed="Of made-up samples.",

@@ -43,9 +43,9 @@ class Rows:
     def __len__(self) -> int:
         return self.shape[0] if self.shape else 1
 
-    def read(self, indices: Indices) -> Array:
-        """The rows of these indices, as [len(indices), ...], in native byte order."""
-        return _native(self._open()[indices])
+    def read(self, indices: Indices, axis: int = 0) -> Array:
+        """What stands at these indices of an axis, [len(indices), ...] for axis 0, in native byte order."""
+        return _native(np.take(self._open(), indices, axis))
 
     def whole(self) -> Array:
         """The whole array; for labels and constants.
@@ -76,10 +76,10 @@ class FileRows(Rows):
         self._array = None
         self._lock = threading.Lock()
 
-    def read(self, indices: Indices) -> Array:
-        """The rows of these indices; neighbours are read together."""
-        if self._fortran:
-            return super().read(indices)
+    def read(self, indices: Indices, axis: int = 0) -> Array:
+        """What stands at these indices; neighbours along axis 0 are read together."""
+        if self._fortran or axis:
+            return super().read(indices, axis)
         out = np.empty((len(indices), *self.shape[1:]), self.dtype)
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         if not out.nbytes:
@@ -118,9 +118,9 @@ class PackedRows(Rows):
         self._archive, self._member, self._header = archive, member, header
         self._rows: Rows | None = None
 
-    def read(self, indices: Indices) -> Array:
-        """The rows of these indices."""
-        return self._unpacked().read(indices)
+    def read(self, indices: Indices, axis: int = 0) -> Array:
+        """What stands at these indices of an axis."""
+        return self._unpacked().read(indices, axis)
 
     def _open(self) -> Array:
         return self._unpacked()._open()
@@ -152,6 +152,23 @@ class PackedRows(Rows):
             if file is not None and self._rows is None:
                 file.close()
         return self._rows
+
+
+class Steps(Rows):
+    """[n, steps, ...] read as [n * steps, ...]: every step of every sequence is a row."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.name, self.dtype, self._rows = rows.name, rows.dtype, rows
+        self.shape = (rows.shape[0] * rows.shape[1], *rows.shape[2:])
+
+    def read(self, indices: Indices, axis: int = 0) -> Array:
+        """The steps of these indices."""
+        assert axis == 0
+        sequence, step = np.divmod(indices, self._rows.shape[1])
+        return np.stack([self._rows.read(np.array([i]))[0, j] for i, j in zip(sequence, step, strict=True)])
+
+    def _open(self) -> Array:
+        return self._rows._open().reshape(self.shape)
 
 
 class _Header:

@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.data.arrays import Rows
+from onnxcomp.data.axes import Axes
 from onnxcomp.data.feeds import Array, Feed, Units, check_finite, conform, convert
 from onnxcomp.data.images import ImageFiles, narrow
 from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.pixels import Pixels
+from onnxcomp.data.states import Carry, Run, State, Unrolled
 from onnxcomp.errors import DataError
 
 Indices = npt.NDArray[np.intp]
@@ -33,21 +35,25 @@ class Column(Protocol):
 
 
 class ReadyColumn:
-    """An array that is model-ready but for its exact number type. `single`: each row is the whole input of one feed."""
+    """An array that is model-ready but for its exact number type.
 
-    def __init__(self, rows: Rows, spec: InputSpec, *, single: bool = False) -> None:
-        self._rows, self._spec, self._single = rows, spec, single
+    `axis` counts the samples; `single`: along axis 0, and each row is the whole input of one feed.
+    """
+
+    def __init__(self, rows: Rows, spec: InputSpec, *, axis: int = 0, single: bool = False) -> None:
+        self._rows, self._spec, self._axis, self._single = rows, spec, axis, single
 
     def read(self, indices: Indices) -> Array:
-        """The rows, converted and checked for NaN and infinity."""
-        array = convert(self._rows.read(indices), self._spec, self._rows.name)
-        check_finite(array, self._spec, self._rows.name, indices)
-        return array[0] if self._single else array
+        """The samples, converted and checked for NaN and infinity."""
+        array = convert(self._rows.read(indices, self._axis), self._spec, self._rows.name)
+        check_finite(array, self._spec, self._rows.name, indices, self._axis)
+        return np.asarray(array[0]) if self._single else array
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one sample."""
-        return int(np.prod(self._rows.shape[1:], dtype=np.int64)) * self._spec.dtype.itemsize
+        count = max(self._rows.shape[self._axis], 1)
+        return int(np.prod(self._rows.shape, dtype=np.int64)) // count * self._spec.dtype.itemsize
 
 
 class ConstantColumn:
@@ -162,6 +168,28 @@ class FeedReader:
         return conform(self.units[int(index)], self._inputs, f"{self._where}, feed {index}")
 
 
+class StepReader:
+    """Steps of a stateful model: what the source gives of one, and the state that the float model has before it."""
+
+    batch: int | None = 1
+
+    def __init__(self, inner: Reader, unrolled: Unrolled) -> None:
+        self.inner, self.unrolled = inner, unrolled
+
+    def __len__(self) -> int:
+        return len(self.unrolled.sequence_of)
+
+    def read(self, indices: Indices) -> Feed:
+        """The feed of the one step."""
+        (index,) = indices
+        return {**self.inner.read(indices), **self.unrolled.before(int(index))}
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one step."""
+        return self.inner.sample_bytes
+
+
 class Dataset:
     """Samples of any source, read lazily.
 
@@ -172,6 +200,8 @@ class Dataset:
         labels: [n, ...] for all samples; None if there are none. For whole feeds: one label a feed, or a row.
         pixels: input name -> how pictures become that input; empty for model-ready data.
         synthetic: whether the values are made up.
+        axes: along which axis of each input and output samples lie.
+        states: for a stateful model whose samples are steps: which output is which input of the next step.
     """
 
     def __init__(
@@ -184,21 +214,46 @@ class Dataset:
         guesses: Sequence[str] = (),
         problems: Sequence[str] = (),
         synthetic: bool = False,
+        states: Sequence[State] = (),
     ) -> None:
         self.source = source
         self.inputs = tuple(inputs)
         self.reader = reader
         self.synthetic = synthetic
+        self.states = tuple(states)
+        self.axes = Axes({spec.name: spec.axis for spec in inputs})
         self._labels = labels
         self._guesses = tuple(guesses)
         self._problems = tuple(problems)
-        columns = reader.columns if isinstance(reader, RowReader) else {}
+        inner = reader.inner if isinstance(reader, StepReader) else reader
+        columns = inner.columns if isinstance(inner, RowReader) else {}
         self.pixels = {n: c.pixels for n, c in columns.items() if isinstance(c, PixelColumn | FileColumn)}
         self._files = next((c.files for c in columns.values() if isinstance(c, FileColumn)), None)
 
     def __len__(self) -> int:
         """Samples that the source lists, images that turn out unreadable included."""
         return len(self.reader)
+
+    def settle(self, axes: Axes, batch: int | None, remarks: Sequence[str] = ()) -> None:
+        """Keep what runs of the model have proven.
+
+        Args:
+            axes: where samples lie.
+            batch: how many one run takes; None for any number.
+            remarks: what to say of it, with the guesses.
+        """
+        self.axes, self.reader.batch = axes, batch
+        self._guesses = (*self._guesses, *remarks)
+
+    def give_session(self, run: Run) -> None:
+        """Let the states of a stateful model be found by its float original."""
+        if isinstance(self.reader, StepReader):
+            self.reader.unrolled.run = run
+
+    @property
+    def sequence_of(self) -> Indices | None:
+        """The number of the sequence that each sample is a step of, in order; None where samples stand alone."""
+        return self.reader.unrolled.sequence_of if isinstance(self.reader, StepReader) else None
 
     @property
     def labels(self) -> Array | None:
@@ -281,6 +336,30 @@ class Samples:
     def labels(self) -> Array | None:
         """Labels in the order of the samples, or None."""
         return self.dataset.labels_of(self.indices)
+
+    @property
+    def axes(self) -> Axes:
+        """Along which axis of each input and output samples lie."""
+        return self.dataset.axes
+
+    @property
+    def batch(self) -> int | None:
+        """How many samples one run takes; None for any number."""
+        return self.dataset.reader.batch
+
+    @property
+    def starts(self) -> npt.NDArray[np.bool_] | None:
+        """Which samples begin a sequence of a stateful model; None where samples stand alone."""
+        sequences = self.dataset.sequence_of
+        if sequences is None:
+            return None
+        own = sequences[self.indices]
+        return np.concatenate([[True], own[1:] != own[:-1]])
+
+    def carry(self) -> Carry:
+        """What gives a model its own states back while it is run on these samples one by one, in order."""
+        starts = self.starts
+        return Carry() if starts is None else Carry(self.dataset.states, starts)
 
     def __len__(self) -> int:
         return len(self.indices)

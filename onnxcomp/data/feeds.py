@@ -70,28 +70,35 @@ def types_fit(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
     return source.kind == "f" and (target.kind == "f" or target.name.startswith(("bfloat16", "float8")))
 
 
-def check_shape(shape: Sequence[int], spec: InputSpec, where: str, *, rows: bool = False) -> None:
-    """Check rank and fixed sizes; with `rows`, axis 0 counts samples and may differ.
+def check_shape(shape: Sequence[int], spec: InputSpec, where: str, *, rows: int | None = None) -> None:
+    """Check rank and fixed sizes; the axis `rows` counts samples and may differ.
 
     Raises:
         DataError: they differ.
     """
-    if spec.shape is None:
-        return
-    start = 1 if rows else 0
-    fits = len(shape) == len(spec.shape) and all(
-        not isinstance(own, int) or own == size for own, size in zip(spec.shape[start:], shape[start:], strict=True)
-    )
-    if not fits:
+    if not shape_fits(shape, spec, rows):
         raise DataError(
             f"data of shape {list(shape)} for the input {spec}",
             where=where,
-            do="give the model's rank and the sizes that it fixes" + (", samples along axis 0" if rows else ""),
+            do="give the model's rank and the sizes that it fixes"
+            + (f", samples along axis {rows}" if rows is not None else ""),
         )
 
 
-def check_finite(array: Array, spec: InputSpec, where: str, samples: npt.NDArray[np.intp] | None = None) -> None:
-    """Check that no value is NaN or infinite; `samples` are the indices of the samples in the rows.
+def shape_fits(shape: Sequence[int], spec: InputSpec, rows: int | None = None) -> bool:
+    """Whether rank and fixed sizes are the input's; the axis `rows` may differ."""
+    if spec.shape is None:
+        return True
+    return len(shape) == len(spec.shape) and all(
+        not isinstance(own, int) or own == size or axis == rows
+        for axis, (own, size) in enumerate(zip(spec.shape, shape, strict=True))
+    )
+
+
+def check_finite(
+    array: Array, spec: InputSpec, where: str, samples: npt.NDArray[np.intp] | None = None, axis: int = 0
+) -> None:
+    """Check that no value is NaN or infinite; `samples` are the indices of the samples along the axis.
 
     Raises:
         DataError: one is; it is named by sample and input.
@@ -100,7 +107,7 @@ def check_finite(array: Array, spec: InputSpec, where: str, samples: npt.NDArray
         return
     bad = np.argwhere(~np.isfinite(array))[0]
     value = "NaN" if np.isnan(array[tuple(bad)]) else "infinity"
-    row = f"sample {samples[bad[0]]}, " if samples is not None and len(bad) else ""
+    row = f"sample {samples[bad[axis]]}, " if samples is not None and len(bad) else ""
     raise DataError(f"the data hold {value}", where=f"{where}, {row}input {spec.name}", do="remove or mend the sample")
 
 

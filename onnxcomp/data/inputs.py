@@ -9,21 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
+from onnxcomp.data.axes import axes_of
 from onnxcomp.errors import ModelError, UsageError
-from onnxcomp.graph.io import read_proto
+from onnxcomp.graph.io import load
+from onnxcomp.graph.ir import Graph, Variable
 
 Dim = int | str | None
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One graph input. `shape`: an int is fixed, a str or None is free; None for the whole shape is an unknown rank."""
+    """One graph input. `shape`: an int is fixed, a str or None is free; None for the whole shape is an unknown rank.
+
+    `axis`: along which samples lie; None where the whole array belongs to one sample.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[Dim, ...] | None
+    axis: int | None = 0
 
     @property
     def rank(self) -> int | None:
@@ -36,6 +41,11 @@ class InputSpec:
             return None
         size = self.shape[axis]
         return size if isinstance(size, int) else None
+
+    @property
+    def batch(self) -> int | None:
+        """How many samples the model fixes; None where that is free, or no axis counts samples."""
+        return None if self.axis is None or not self.rank else self.fixed(self.axis)
 
     @property
     def settled(self) -> bool:
@@ -51,17 +61,49 @@ class InputSpec:
         return f"{self.name} {self.dtype if self.dtype != np.dtype(object) else 'string'} {self.dims}"
 
 
-def inputs_of(model: str | Path) -> tuple[tuple[InputSpec, ...], dict[str, str]]:
-    """Inputs that have to be fed (initializers that are listed as inputs left out) and the model's metadata.
+@dataclass(frozen=True)
+class OutputSpec:
+    """One graph output; `axis` as for an input. `dtype`: None for a sequence or map."""
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[Dim, ...] | None
+    axis: int | None = 0
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {list(self.shape or ())}"
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a model takes and gives, and its metadata."""
+
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    metadata: dict[str, str]
+
+
+def interface_of(model: str | Path | Graph) -> Interface:
+    """The interface of a model file or a graph.
 
     Raises:
         ModelError: the file is missing or no ONNX model, or an input is not a tensor.
     """
-    path = Path(model)
-    proto = read_proto(path)
-    held = {t.name for t in proto.graph.initializer} | {t.values.name for t in proto.graph.sparse_initializer}
-    specs = tuple(_spec(value, path) for value in proto.graph.input if value.name not in held)
-    return specs, {entry.key: entry.value for entry in proto.metadata_props}
+    graph = model if isinstance(model, Graph) else load(model)
+    where = str(graph.source or "the model")
+    axes = axes_of(graph)
+    outputs = tuple(OutputSpec(t.name, t.dtype, _dims(t), axes.output(t.name)) for t in graph.outputs)
+    return Interface(tuple(_spec(t, axes.input(t.name), where) for t in graph.inputs), outputs, graph.metadata)
+
+
+def inputs_of(model: str | Path) -> tuple[tuple[InputSpec, ...], dict[str, str]]:
+    """Inputs that have to be fed (initializers that are listed as inputs left out) and the model's metadata.
+
+    Raises:
+        ModelError: as `interface_of`.
+    """
+    found = interface_of(model)
+    return found.inputs, found.metadata
 
 
 def with_shapes(inputs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]] | None) -> tuple[InputSpec, ...]:
@@ -97,20 +139,18 @@ def _with_shape(spec: InputSpec, shape: tuple[int, ...]) -> InputSpec:
     return replace(spec, shape=shape)
 
 
-def _spec(value: onnx.ValueInfoProto, path: Path) -> InputSpec:
-    if value.type.WhichOneof("value") != "tensor_type":
+def _spec(tensor: Variable, axis: int | None, where: str) -> InputSpec:
+    if tensor.dtype is None:
         raise ModelError(
-            f"the input {value.name} is not a tensor but a {value.type.WhichOneof('value') or 'value of no type'}",
-            where=str(path),
+            f"the input {tensor.name} is no tensor of a known element type",
+            where=where,
             do="export the model with tensor inputs",
         )
-    tensor = value.type.tensor_type
-    try:
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"the input {value.name} has no known element type", where=str(path)) from error
-    if not tensor.HasField("shape"):
-        return InputSpec(value.name, dtype, None)
+    return InputSpec(tensor.name, tensor.dtype, _dims(tensor), axis)
+
+
+def _dims(tensor: Variable) -> tuple[Dim, ...] | None:
+    if tensor.shape is None:
+        return None
     # a size of 0 or less stands for "any" in files of several exporters
-    dims = tuple(d.dim_value if d.dim_value > 0 else (d.dim_param or None) for d in tensor.shape.dim)
-    return InputSpec(value.name, dtype, dims)
+    return tuple((d if d > 0 else None) if isinstance(d, int) else d or None for d in tensor.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.data import labels as labelling
-from onnxcomp.data.arrays import Rows, open_npy, open_npz
+from onnxcomp.data.arrays import Rows, Steps, open_npy, open_npz
 from onnxcomp.data.dataset import (
     Column,
     ConstantColumn,
@@ -19,8 +19,10 @@ from onnxcomp.data.dataset import (
     FeedReader,
     FileColumn,
     PixelColumn,
+    Reader,
     ReadyColumn,
     RowReader,
+    StepReader,
 )
 from onnxcomp.data.feeds import (
     LABELS,
@@ -30,6 +32,7 @@ from onnxcomp.data.feeds import (
     check_shape,
     check_type,
     conform,
+    shape_fits,
     test_sets_in,
 )
 from onnxcomp.data.functions import calling, load_function, looks_like_function
@@ -38,12 +41,14 @@ from onnxcomp.data.images import SUFFIXES, ImageFiles, Listing, list_images, loo
 from onnxcomp.data.inputs import InputSpec, with_shapes
 from onnxcomp.data.pixels import Pixels
 from onnxcomp.data.preprocess import Preprocess
+from onnxcomp.data.states import State, Unrolled, windows, zeros_for
 from onnxcomp.data.synthetic import random_data
 from onnxcomp.errors import DataError
 
 __all__ = ["Source", "open_data", "random_data"]
 
 Array = npt.NDArray[Any]
+Indices = npt.NDArray[np.intp]
 Source = str | Path | Callable[[], Any] | Array | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
 IMAGES = "images"  # the key of raw pictures, and of arrays that come without a name
@@ -61,6 +66,7 @@ def open_data(
     labels: str | Path | Array | None = None,
     metadata: Mapping[str, str] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    states: Sequence[State] = (),
 ) -> Dataset:
     """Open data for a model; headers are read and checked, samples only when they are asked for.
 
@@ -71,12 +77,15 @@ def open_data(
         labels: overrides the labels that the data carry.
         metadata: the model's, for what preprocessing does not say.
         shapes: sizes for the model's free dimensions, by input.
+        states: outputs that are inputs of the next step; where the data hold no array for such an input, samples are
+            the steps of sequences, and the float model gives their states (see `Dataset.give_session`).
 
     Raises:
         DataError: there is no such data, it cannot be read, or it does not fit the model.
         UsageError: options that contradict the model.
     """
-    return _Opener(with_shapes(inputs, shapes), preprocess or Preprocess(), labels, metadata or {}).open(source)
+    specs = with_shapes(inputs, shapes)
+    return _Opener(specs, preprocess or Preprocess(), labels, metadata or {}, tuple(states)).open(source)
 
 
 @dataclass
@@ -87,6 +96,7 @@ class _Opener:
     preprocess: Preprocess
     given_labels: str | Path | Array | None
     metadata: Mapping[str, str]
+    states: tuple[State, ...] = ()
     guesses: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -148,10 +158,16 @@ class _Opener:
         if not len(units):
             raise DataError("the data hold no feeds", where=name, do=ACCEPTED)
         first = units[0]
-        conform(first, self.inputs, f"{name}, feed 0")
+        carried = self._carried(first)
+        fed = self._fed(carried)
+        conform(first, fed, f"{name}, feed 0")
         self._unused_flags()
-        reader = FeedReader(units, self.inputs, name)
-        return self._dataset(name, reader, labels=self._unit_labels(units, first, name))
+        labels = self._unit_labels(units, first, name)
+        inner = FeedReader(units, fed, name)
+        if not carried:
+            return self._dataset(name, inner, labels=labels)
+        self.guesses.append(f"feed after feed of {name} is a step of one stream, {self._cut(len(units))}")
+        return self._dataset(name, self._stepped(inner, carried, windows(len(units))), labels=labels)
 
     def _unit_labels(self, units: Units, first: Mapping[str, Any], name: str) -> list[Array] | None:
         own = LABELS in first and all(spec.name != LABELS for spec in self.inputs)
@@ -197,16 +213,18 @@ class _Opener:
     # arrays
 
     def _from_arrays(self, table: dict[str, Rows], name: str) -> Dataset:
-        chosen = self._assign(table, name)
-        raw = {s.name: _is_raw(chosen[s.name], s, own_name=s.name in table) for s in self.inputs}
-        single = any(
-            not raw[spec.name] and spec.rank is not None and len(chosen[spec.name].shape) == spec.rank + 1
-            for spec in self.inputs
-        )
-        lead = self._leading(chosen, raw, single, name)
+        carried = self._carried(table)
+        specs = self._fed(carried)
+        chosen = self._assign(table, name, specs)
+        sequences = self._sequences(chosen, specs, name) if carried else []
+        raw = {s.name: _is_raw(chosen[s.name], s, own_name=s.name in table) for s in specs}
+        single = {s.name for s in specs if not raw[s.name] and _is_single(chosen[s.name], s)}
+        count = max((rows.shape[0] for key, rows in chosen.items() if raw[key] or key in single), default=0)
+        axes = _axes({s: chosen[s.name].shape for s in specs if not raw[s.name] and s.name not in single}, count)
+        lead = self._leading(chosen, specs, axes, name)
         columns: dict[str, Column] = {}
         batches: set[int | None] = {1} if single else set()
-        for spec in self.inputs:
+        for spec in specs:
             rows = chosen[spec.name]
             if raw[spec.name]:
                 columns[spec.name] = column = self._pixel_column(rows, spec)
@@ -214,10 +232,12 @@ class _Opener:
             elif spec.name in lead.constants:
                 columns[spec.name] = self._constant(rows, spec)
             else:
+                axis = axes.get(spec.name) or 0
                 check_type(rows.dtype, spec, rows.name)
-                check_shape(rows.shape[1:] if single else rows.shape, spec, rows.name, rows=not single)
-                columns[spec.name] = ReadyColumn(rows, spec, single=single)
-                batches.add(1 if single else spec.fixed(0))
+                alone = spec.name in single
+                check_shape(rows.shape[1:] if alone else rows.shape, spec, rows.name, rows=None if alone else axis)
+                columns[spec.name] = ReadyColumn(rows, spec, axis=axis, single=alone)
+                batches.add(1 if alone else spec.fixed(axis))
         fixed = {size for size in batches if size}
         if len(fixed) > 1:
             raise DataError(
@@ -225,16 +245,72 @@ class _Opener:
                 where=", ".join(str(spec) for spec in self.inputs),
                 do="give whole feeds: test_data_set_0/input_0.pb, or module.py:function that yields them",
             )
-        if single:
+        if single and not carried:
             self.guesses.append(f"each row of {name} is one whole feed, guessed from its rank")
         if not any(raw.values()):
             self._unused_flags()
+        self._place(axes, lead.constants)
+        labels = self._array_labels(table)
         reader = RowReader(columns, lead.samples, max(fixed, default=None))
-        return self._dataset(name, reader, labels=self._array_labels(table))
+        if not carried:
+            return self._dataset(name, reader, labels=labels)
+        return self._dataset(name, self._stepped(reader, carried, sequences or windows(lead.samples)), labels=labels)
 
-    def _assign(self, table: dict[str, Rows], name: str) -> dict[str, Rows]:
+    def _place(self, axes: Mapping[str, int | None], constants: frozenset[str]) -> None:
+        """Keep along which axis the arrays turned out to have their samples, and say so where that is not axis 0."""
+        placed = {name: None if name in constants else axis for name, axis in axes.items()}
+        self.inputs = tuple(replace(s, axis=placed[s.name]) if s.name in placed else s for s in self.inputs)
+        for name, axis in placed.items():
+            if axis:
+                self.guesses.append(
+                    f"samples of {name} lie along axis {axis}, guessed from the model: give [samples, ...] with one "
+                    "dimension more for whole feeds"
+                )
+
+    # steps of a stateful model
+
+    def _carried(self, given: Mapping[str, Any]) -> tuple[State, ...]:
+        """The states that the data do not hold; all or none, for they go together."""
+        return self.states if self.states and all(state.input not in given for state in self.states) else ()
+
+    def _fed(self, carried: Sequence[State]) -> tuple[InputSpec, ...]:
+        """The inputs that the data have to hold."""
+        own = {state.input for state in carried}
+        return tuple(spec for spec in self.inputs if spec.name not in own)
+
+    def _stepped(self, inner: Reader, carried: Sequence[State], sequences: Sequence[Indices]) -> StepReader:
+        own = {state.input for state in carried}
+        first = {spec.name: zeros_for(spec) for spec in self.inputs if spec.name in own}
+
+        def read(step: int) -> dict[str, Array]:
+            return inner.read(np.array([step]))
+
+        self.guesses += [f"{s.output} is {s.input} of the next step, from 0 on: override with --state" for s in carried]
+        return StepReader(inner, Unrolled(read, carried, first, sequences))
+
+    def _sequences(self, chosen: dict[str, Rows], specs: Sequence[InputSpec], name: str) -> list[Indices]:
+        """The steps of each sequence, where arrays are [sequences, steps, ...], which are then read step by step."""
+        found = {s.name for s in specs if _holds_sequences(chosen[s.name].shape, s)}
+        sizes = {chosen[key].shape[:2] for key in found}
+        if len(sizes) > 1:
+            shapes = ", ".join(f"{key} {list(chosen[key].shape)}" for key in sorted(found))
+            raise DataError("the arrays hold different numbers of steps", where=f"{name}: {shapes}", do=ACCEPTED)
+        if not sizes:
+            steps = max((rows.shape[0] for rows in chosen.values() if rows.shape), default=1)
+            self.guesses.append(f"row after row of {name} is a step of one stream, {self._cut(steps)}")
+            return []
+        ((count, steps),) = sizes
+        chosen.update({key: Steps(chosen[key]) for key in found})
+        self.guesses.append(f"{name} holds {count} sequences of {steps} steps, guessed from its shape")
+        return list(np.arange(count * steps).reshape(count, steps))
+
+    def _cut(self, steps: int) -> str:
+        cut = windows(steps)
+        return f"cut into {len(cut)} sequences of {len(cut[0])} steps: give [sequences, steps, ...] for others"
+
+    def _assign(self, table: dict[str, Rows], name: str, specs: Sequence[InputSpec]) -> dict[str, Rows]:
         """An array for each input: by its name, else `images`, else the only one that is left."""
-        names = [spec.name for spec in self.inputs]
+        names = [spec.name for spec in specs]
         chosen = {key: table[key] for key in names if key in table}
         missing = [key for key in names if key not in chosen]
         spare = [key for key in table if key not in names and key != LABELS]
@@ -253,18 +329,25 @@ class _Opener:
         self.problems += [f"{key} in {name} belongs to no input: left out" for key in spare]
         return chosen
 
-    def _leading(self, chosen: dict[str, Rows], raw: dict[str, bool], single: bool, name: str) -> _Leading:
+    def _leading(
+        self,
+        chosen: dict[str, Rows],
+        specs: Sequence[InputSpec],
+        axes: Mapping[str, int | None],
+        name: str,
+    ) -> _Leading:
         """Number of samples, and the inputs that have no sample axis.
 
         Raises:
             DataError: the arrays have different numbers of samples, or none.
         """
-        scalars = {s.name for s in self.inputs if not raw[s.name] and not chosen[s.name].shape}
-        counted = {s.name: len(chosen[s.name]) for s in self.inputs if s.name not in scalars}
+        scalars = {key for key, axis in axes.items() if axis is None}
+        counted = {s.name: chosen[s.name].shape[axes.get(s.name) or 0] for s in specs if s.name not in scalars}
         # an array of exactly the size that the model fixes may be the same for all samples
-        whole = {s.name for s in self.inputs if s.name in counted and s.fixed(0) == counted[s.name] and not raw[s.name]}
+        whole = {s.name for s in specs if s.name in axes and _may_be_constant(chosen[s.name].shape, s, axes[s.name])}
+        whole &= set(counted)
         varying = {count for key, count in counted.items() if key not in whole}
-        if single or len(set(counted.values())) <= 1:
+        if len(set(counted.values())) <= 1:
             constants = scalars
         elif len(varying) == 1:
             constants = scalars | {key for key in whole if counted[key] not in varying}
@@ -282,6 +365,8 @@ class _Opener:
         return _Leading(samples, frozenset(constants))
 
     def _constant(self, rows: Rows, spec: InputSpec) -> ConstantColumn:
+        if spec.rank == 0 and len(rows.shape) == 1 and rows.shape[0] == 1:
+            return ConstantColumn(rows.whole().reshape(()), spec, rows.name)
         check_type(rows.dtype, spec, rows.name)
         check_shape(rows.shape, spec, rows.name)
         if rows.shape:
@@ -315,10 +400,72 @@ class _Opener:
             flags = ", ".join(self.preprocess.given)
             self.problems.append(f"{flags} not used: the data are model-ready (float arrays of the input's rank)")
 
-    def _dataset(self, name: str, reader: RowReader | FeedReader, labels: Array | list[Array] | None) -> Dataset:
+    def _dataset(
+        self, name: str, reader: RowReader | FeedReader | StepReader, labels: Array | list[Array] | None
+    ) -> Dataset:
         if isinstance(labels, np.ndarray):
             labelling.check_count(labels, len(reader), name)
-        return Dataset(name, self.inputs, reader, labels=labels, guesses=self.guesses, problems=self.problems)
+        stepped = isinstance(reader, StepReader)
+        return Dataset(
+            name,
+            self.inputs,
+            reader,
+            labels=labels,
+            guesses=self.guesses,
+            problems=self.problems,
+            states=self.states if stepped else (),
+        )
+
+
+def _is_single(rows: Rows, spec: InputSpec) -> bool:
+    """Whether each row is the whole input of one feed."""
+    return spec.rank is not None and len(rows.shape) == spec.rank + 1 and not (spec.rank == 0 and rows.shape[0] == 1)
+
+
+def _axes(shapes: Mapping[InputSpec, tuple[int, ...]], count: int) -> dict[str, int | None]:
+    """The axis of each array of its input's rank that counts samples: the model's, or another where only that fits.
+
+    [2, n, 64] for an input [2, 1, 64] of two layers' states has its samples along axis 1, and so has [1, n, 64] for
+    [1, 1, 64] beside an array of n samples.
+
+    Args:
+        count: samples that other arrays hold; 0 where there are none.
+    """
+    found = {
+        spec.name: None if spec.axis is None or not shape else spec.axis if _fits(shape, spec) else _other(shape, spec)
+        for spec, shape in shapes.items()
+    }
+    counts = [shape[axis] for spec, shape in shapes.items() if (axis := found[spec.name]) is not None]
+    most = max((count, *counts))
+    for spec, shape in shapes.items():
+        axis = found[spec.name]
+        if axis is not None and spec.batch == shape[axis] == 1 < most:
+            others = [a for a in range(len(shape)) if shape[a] == most and spec.fixed(a) == 1]
+            found[spec.name] = next((a for a in others if shape_fits(shape, spec, a)), axis)
+    return found
+
+
+def _fits(shape: tuple[int, ...], spec: InputSpec) -> bool:
+    return spec.rank is None or shape_fits(shape, spec, spec.axis) or (spec.batch or 1) == 1
+
+
+def _other(shape: tuple[int, ...], spec: InputSpec) -> int | None:
+    others = [axis for axis in range(len(shape)) if spec.fixed(axis) == 1 and shape_fits(shape, spec, axis)]
+    return others[0] if others else spec.axis
+
+
+def _may_be_constant(shape: tuple[int, ...], spec: InputSpec, axis: int | None) -> bool:
+    return axis is not None and spec.fixed(axis) == shape[axis]
+
+
+def _holds_sequences(shape: tuple[int, ...], spec: InputSpec) -> bool:
+    """Whether an array is [sequences, steps, ...] for a model that takes one step."""
+    if spec.rank is None or spec.axis is None or len(shape) < 3:
+        return False
+    if len(shape) == spec.rank + 2:
+        return True
+    # one dimension more: [n, 1, ...] are whole feeds, and where the batch stands something else are the steps
+    return len(shape) == spec.rank + 1 and shape[1] > 1 and shape_fits((shape[0], *shape[2:]), spec, spec.axis)
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,13 @@ def split(
             where=f"--data and --eval-data are both {dataset.source}",
             do="give other samples to --eval-data, or leave it out: --data is split then",
         )
-    batch = dataset.reader.batch or 1
+    batch = _unit(dataset)
     total = len(dataset) // batch * batch
     parts = 3 if eval_data is None else 2
     if total < parts * batch:
         raise DataError(
             f"{len(dataset)} sample{'s' * (len(dataset) != 1)} cannot be shared out to {parts} parts"
-            + (f" of at least {batch}, the model's batch" if batch > 1 else ""),
+            + (f" of at least {batch}, {_called(dataset)}" if batch > 1 else ""),
             where=dataset.source,
             do="give more samples to --data" + (", or others that judge with --eval-data" if parts == 3 else ""),
         )
@@ -90,7 +90,12 @@ class _Draw:
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self._dataset = dataset
-        self._order: npt.NDArray[np.intp] = np.random.default_rng(seed).permutation(len(dataset))
+        generator, unit = np.random.default_rng(seed), _unit(dataset)
+        if dataset.sequence_of is None:
+            self._order: npt.NDArray[np.intp] = generator.permutation(len(dataset))
+        else:  # the steps of a sequence stay together
+            sequences = generator.permutation(len(dataset) // unit)
+            self._order = (sequences[:, None] * unit + np.arange(unit)).reshape(-1)
         self._at = 0
 
     def take(self, count: int) -> Samples:
@@ -104,6 +109,16 @@ class _Draw:
             missing -= len(taken[-1])
         indices = np.concatenate(taken) if taken else np.empty(0, np.intp)
         return Samples(self._dataset, np.sort(indices))
+
+
+def _unit(dataset: Dataset) -> int:
+    """How many samples go together: a batch that the model fixes, or the steps of a sequence, the same for each."""
+    sequences = dataset.sequence_of
+    return (dataset.reader.batch or 1) if sequences is None else max(1, int((sequences == 0).sum()))
+
+
+def _called(dataset: Dataset) -> str:
+    return "the model's batch" if dataset.sequence_of is None else "the steps of a sequence"
 
 
 def _joined(first: Samples, second: Samples) -> Samples:

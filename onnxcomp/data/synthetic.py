@@ -21,7 +21,7 @@ class RandomReader:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], inputs: Sequence[InputSpec], n: int, seed: int) -> None:
         self._shapes, self._inputs, self._seed = shapes, inputs, seed
-        leading = {spec.fixed(0) if spec.rank else 0 for spec in inputs}
+        leading = {0 if spec.axis is None or not spec.rank else spec.batch for spec in inputs}
         # one leading size for all inputs: a batch; anything else: every sample is a feed of its own
         self.rows = len(leading) == 1 and 0 not in leading
         self.batch: int | None = leading.pop() if self.rows else 1
@@ -35,15 +35,17 @@ class RandomReader:
         feed: Feed = {}
         for place, spec in enumerate(self._inputs):
             shape = self._shapes[spec.name]
-            drawn = [self._draw(spec, shape[1:] if self.rows else shape, place, int(i)) for i in indices]
-            feed[spec.name] = np.stack(drawn) if self.rows else drawn[0]
+            axis = spec.axis or 0
+            one = (*shape[:axis], *shape[axis + 1 :]) if self.rows else shape
+            drawn = [self._draw(spec, one, place, int(i)) for i in indices]
+            feed[spec.name] = np.stack(drawn, axis) if self.rows else drawn[0]
         return feed
 
     @property
     def sample_bytes(self) -> int:
         """Bytes of one sample."""
         sizes = (
-            np.prod(self._shapes[s.name][int(self.rows) :], dtype=np.int64) * s.dtype.itemsize for s in self._inputs
+            np.prod(self._shapes[s.name], dtype=np.int64) * s.dtype.itemsize // (self.batch or 1) for s in self._inputs
         )
         return int(sum(sizes))
 
@@ -89,7 +91,8 @@ def guessed_shapes(
 ) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     """The shape of one sample for every input of known rank, and a line for each size that had to be guessed."""
     # a size is drawn once for each name; what counts the batch is 1 wherever it stands
-    sizes: dict[int | str, int] = {spec.shape[0]: 1 for spec in specs if spec.shape and spec.shape[0]}
+    batches = [spec.shape[spec.axis] for spec in specs if spec.shape and spec.axis is not None]
+    sizes: dict[int | str, int] = dict.fromkeys((size for size in batches if size), 1)
     guesses: list[str] = []
     return {s.name: _concrete(s, s.shape, sizes, guesses, sequence) for s in specs if s.shape is not None}, guesses
 
@@ -99,7 +102,7 @@ def _concrete(
 ) -> tuple[int, ...]:
     result = []
     for axis, dim in enumerate(dims):
-        known = dim if isinstance(dim, int) else 1 if axis == 0 else sizes.get(dim) if dim else None
+        known = dim if isinstance(dim, int) else 1 if axis == spec.axis else sizes.get(dim) if dim else None
         size = _free_size(spec, axis, sequence) if known is None else known
         if known is None:
             sizes[dim or f"{spec.name} {axis}"] = size

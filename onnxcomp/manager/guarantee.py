@@ -110,10 +110,10 @@ class Probe:
             if self.context.calibration is not None:
                 self._feeds = [next(iter(self.context.calibration.batches(2)))]
             else:
-                from onnxcomp.data.inputs import InputSpec
+                from onnxcomp.data.inputs import interface_of as ports_of
                 from onnxcomp.data.open import random_data
 
-                inputs = [InputSpec(t.name, t.dtype, t.shape) for t in graph.inputs]
+                inputs = ports_of(graph).inputs
                 data = random_data(inputs, SYNTHETIC_SAMPLES, self.context.seed, self.context.sample_shapes)
                 self._feeds = list(data.samples().batches(SYNTHETIC_SAMPLES))
         return self._feeds

@@ -11,7 +11,7 @@ import numpy as np
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.runtime.histograms import BINS, Histogram
 from onnxcomp.runtime.progress import SILENT, Progress
-from onnxcomp.runtime.taps import BUDGET_BYTES, Batches, stream
+from onnxcomp.runtime.taps import BUDGET_BYTES, Batches, runs_over, stream
 
 VALUES_A_TENSOR = 2**18  # about so many values of a tensor go into its histogram, over all samples
 LEAST_VALUES_A_RUN = 1024
@@ -106,7 +106,7 @@ def collect(
         DataError: the samples do not fit.
     """
     found = {name: Activation(histogram=Histogram(bins)) for name in names}
-    runs = max(1, -(-len(samples) // _samples_a_run(graph, batch)))
+    runs = max(1, runs_over(graph, samples, batch))
     most = max(LEAST_VALUES_A_RUN, VALUES_A_TENSOR // runs)
     for values in stream(
         graph, list(found), samples, batch=batch, threads=threads, budget_bytes=budget_bytes, progress=progress
@@ -116,10 +116,3 @@ def collect(
     for activation in found.values():
         activation.flush()
     return found
-
-
-def _samples_a_run(graph: Graph, batch: int) -> int:
-    """The batch size that the model's first input prescribes; `batch` where it is free."""
-    shape = graph.inputs[0].shape if graph.inputs else None
-    fixed = shape[0] if shape and isinstance(shape[0], int) else 0
-    return fixed if fixed > 0 else batch

@@ -19,7 +19,7 @@ from onnxcomp.graph.types import Shapes
 from onnxcomp.runtime.patches import LayerInputs, Patches, Use
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Session
-from onnxcomp.runtime.taps import BUDGET_BYTES, Batches, tapped
+from onnxcomp.runtime.taps import BUDGET_BYTES, Batches, runs_over, tapped
 
 MAX_ROWS = 65536
 ROWS_PER_FEATURE = 32  # rows of one picture are alike: beyond this, more samples help and more rows do not
@@ -133,7 +133,7 @@ def gram(
     jobs = _jobs(graph, uses, targets or {})
     if not jobs:
         return {}
-    runs = -(-len(samples) // (_fixed_batch(graph) or batch))
+    runs = runs_over(graph, samples, batch)
     parts: list[_Part] | None = None
     for index, feeds in enumerate(progress.track(samples.batches(batch), runs, text)):
         if parts is None:
@@ -415,12 +415,6 @@ def _bytes(name: str, shapes: Shapes, budget: int) -> int:
     if known is None or known.shape is None or known.dtype is None or not all(isinstance(d, int) for d in known.shape):
         return budget // 4
     return prod(int(d) for d in known.shape if isinstance(d, int)) * known.dtype.itemsize
-
-
-def _fixed_batch(graph: Graph) -> int | None:
-    """The batch size that the model's first input prescribes; None when it is free."""
-    shape = graph.inputs[0].shape if graph.inputs else None
-    return shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
 
 
 def _pick(count: int, quota: int, generator: np.random.Generator) -> Array:

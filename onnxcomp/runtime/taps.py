@@ -25,6 +25,14 @@ class Batches(Protocol):
         """Feeds by input name."""
 
 
+def runs_over(graph: Graph, samples: Batches, batch: int) -> int:
+    """How many feeds `samples.batches(batch)` gives: the samples may know their own batch, or the model fixes it."""
+    shape = graph.inputs[0].shape if graph.inputs else None
+    fixed = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
+    # sources of tests and of third parties need not say how many samples they give at a time
+    return -(-len(samples) // (getattr(samples, "batch", None) or fixed or batch))
+
+
 def stream(
     graph: Graph,
     names: Sequence[str],
@@ -53,7 +61,7 @@ def stream(
     inputs = {t.name for t in graph.inputs}
     computed = [n for n in dict.fromkeys(names) if n not in inputs]
     fed = [n for n in dict.fromkeys(names) if n in inputs]
-    total = -(-len(samples) // batch)
+    total = runs_over(graph, samples, batch)
     sessions: list[tuple[list[str], Session]] | None = None
     for feeds in progress.track(samples.batches(batch), total, text):
         if fed:

@@ -15,6 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
+from onnxcomp.data.axes import Axes
+from onnxcomp.data.dataset import Samples as Stored
+from onnxcomp.data.states import Carry
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.graph.io import model_files
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration, reference
@@ -106,6 +109,7 @@ class Runner:
             for model, asked in zip(models, options, strict=True)
         ]
         self._sessions: list[Session | None] = [None for _ in models]
+        self._axes = Axes()
         self.interfaces = [self._interface(index) for index in range(len(models))]
         _check_outputs(self.interfaces[0])
         for interface in self.interfaces[1:]:
@@ -130,24 +134,29 @@ class Runner:
         """
         if not len(samples):
             raise DataError("there are no samples to verify on", where="--data", do="give at least one sample")
+        self._axes = samples.axes if isinstance(samples, Stored) else Axes()
         size = self._batch_size(samples)
         total = math.ceil(len(samples) / size) if size else None
         size = size or 1
+        carries = [samples.carry() if isinstance(samples, Stored) else Carry() for _ in self._open]
         if not self.large:
             for feed in progress.track(samples.batches(size), total, text):
-                yield Answer(self._rows(feed), tuple(self._run(index, feed) for index in range(len(self._open))))
+                found = tuple(carry.keep(self._run(i, carry.into(feed))) for i, carry in enumerate(carries))
+                yield Answer(self._rows(feed), found)
             return
         last = len(self._open) - 1
         with ExitStack() as stack:
             spools = [stack.enter_context(TemporarySpool(max_size=SPOOL_BYTES)) for _ in range(last)]
             for index, spool in enumerate(spools):
                 for feed in progress.track(samples.batches(size), total, text):
-                    pickle.dump(self._run(index, feed), spool, protocol=pickle.HIGHEST_PROTOCOL)
+                    given = carries[index].keep(self._run(index, carries[index].into(feed)))
+                    pickle.dump(given, spool, protocol=pickle.HIGHEST_PROTOCOL)
                 self._sessions[index] = None
                 spool.seek(0)
             for feed in progress.track(samples.batches(size), total, text):
                 stored = [pickle.load(spool) for spool in spools]
-                yield Answer(self._rows(feed), (*stored, self._run(last, feed)))
+                given = carries[last].keep(self._run(last, carries[last].into(feed)))
+                yield Answer(self._rows(feed), (*stored, given))
 
     def _session(self, index: int) -> Session:
         session = self._sessions[index]
@@ -185,10 +194,11 @@ class Runner:
         return size
 
     def _rows(self, feed: dict[str, Array]) -> int:
-        """Samples in a feed: the first axis of an input whose batch is free, else of the first that has an axis."""
-        ports = [port for port in self.interfaces[0].inputs if port.name in feed and feed[port.name].ndim]
-        free = [port for port in ports if port.shape and not isinstance(port.shape[0], int)]
-        return next((int(feed[port.name].shape[0]) for port in (*free, *ports)), 1)
+        """Samples in a feed: along an input's axis of the batch where that is free, else of the first that has one."""
+        placed = {port: self._axes.input(port.name) for port in self.interfaces[0].inputs if port.name in feed}
+        counted = {port: axis for port, axis in placed.items() if axis is not None and feed[port.name].ndim > axis}
+        free = [p for p, axis in counted.items() if len(p.shape) > axis and not isinstance(p.shape[axis], int)]
+        return next((int(feed[port.name].shape[counted[port]]) for port in (*free, *counted)), 1)
 
     def _run(self, index: int, feed: dict[str, Array]) -> dict[str, Array]:
         dtypes = {port.name: port.dtype for port in self.interfaces[index].inputs}

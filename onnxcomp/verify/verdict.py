@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp.data.dataset import Samples
-from onnxcomp.data.inputs import inputs_of
 from onnxcomp.data.metric import Metric, parse_metric
-from onnxcomp.data.open import Source, open_data
+from onnxcomp.data.open import Source
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError
 from onnxcomp.graph.io import model_files
@@ -20,7 +19,7 @@ from onnxcomp.runtime.latency import Entry, compare
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, exit_code
 from onnxcomp.verify.judge import judge
-from onnxcomp.verify.made_up import made_up_for
+from onnxcomp.verify.opening import Opener
 
 SYNTHETIC_SAMPLES = 64
 
@@ -67,6 +66,7 @@ def verify_pair(
     *,
     labels: Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    states: Mapping[str, str] | None = None,
     preprocess: Preprocess | None = None,
     metric: str | None = None,
     eval_samples: int | None = None,
@@ -85,6 +85,7 @@ def verify_pair(
         data: samples, as `open_data` takes them; None only with `allow_random`.
         labels: labels of the data where it carries none.
         shapes: sizes for free dimensions, by input.
+        states: of a stateful model, which output is which input of the next step; guessed where none is given.
         preprocess: how raw pictures become the input.
         metric: `module.py:function[:min]`; top-1 where there are labels and this is None.
         eval_samples: use the first so many; None for all.
@@ -105,7 +106,7 @@ def verify_pair(
     budget = budget or Budget()
     sizes = (_size(before), _size(after))
     samples, chosen = _open(
-        before, data, labels, shapes or {}, preprocess, metric, eval_samples, allow_random, seed, budget
+        before, data, labels, shapes or {}, states, preprocess, metric, eval_samples, allow_random, seed, budget
     )
     fidelity, accuracy = judge(
         before,
@@ -139,6 +140,7 @@ def _open(
     data: Source | None,
     labels: Path | None,
     shapes: Mapping[str, tuple[int, ...]],
+    states: Mapping[str, str] | None,
     preprocess: Preprocess | None,
     metric: str | None,
     eval_samples: int | None,
@@ -147,11 +149,10 @@ def _open(
     budget: Budget,
 ) -> tuple[Samples, Metric | None]:
     """The samples and what scores them; every error of data and labels comes before any model runs."""
-    inputs, metadata = inputs_of(model)
     if data is None:
         _without_data(labels, metric, allow_random, budget)
-        return made_up_for(model, inputs, eval_samples or SYNTHETIC_SAMPLES, seed, shapes).samples(), None
-    dataset = open_data(data, inputs, preprocess=preprocess, labels=labels, metadata=metadata, shapes=shapes)
+        return Opener(model, shapes=shapes).made_up(eval_samples or SYNTHETIC_SAMPLES, seed).samples(), None
+    dataset = Opener(model, shapes=shapes, states=states).open(data, preprocess=preprocess, labels=labels)
     chosen = parse_metric(metric) if metric is not None or dataset.labels is not None else None
     budget.require_metric(chosen is not None)
     samples = dataset.samples()

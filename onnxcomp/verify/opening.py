@@ -1,0 +1,96 @@
+"""How does data for a model file become samples that the model is known to take?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from onnxcomp.data.dataset import Dataset
+from onnxcomp.data.inputs import Interface, interface_of
+from onnxcomp.data.open import Source, open_data
+from onnxcomp.data.preprocess import Preprocess
+from onnxcomp.data.states import State, states_of
+from onnxcomp.graph.io import load
+from onnxcomp.graph.ir import Graph
+from onnxcomp.verify.batching import settle
+from onnxcomp.verify.made_up import made_up_for
+
+
+class Opener:
+    """Opens data for one model.
+
+    Args:
+        model: the file.
+        graph: what is in it, where that is at hand.
+        shapes: sizes for free dimensions, by input.
+        states: of a stateful model, which output is which input of the next step; guessed where none is given.
+        runs: whether the model may be run, to find out how many samples it takes at a time.
+
+    Raises:
+        ModelError: the file cannot be used.
+        UsageError: `states` or `shapes` do not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        graph: Graph | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        states: Mapping[str, str] | None = None,
+        runs: bool = True,
+    ) -> None:
+        self.model, self.shapes, self.runs = model, shapes, runs
+        self.graph = graph or load(model)
+        self._given = states
+
+    @cached_property
+    def interface(self) -> Interface:
+        """What the model takes and gives."""
+        return interface_of(self.graph)
+
+    @cached_property
+    def states(self) -> tuple[State, ...]:
+        """Which outputs are inputs of the next step."""
+        return states_of(self.interface.inputs, self.interface.outputs, self._given)
+
+    def open(
+        self, data: Source, *, preprocess: Preprocess | None = None, labels: Any = None, settled: bool = True
+    ) -> Dataset:
+        """A data source as samples of this model.
+
+        Args:
+            settled: find out by running how many samples go together; False where `settle` is called with others.
+
+        Raises:
+            DataError: as `open_data`.
+        """
+        found = open_data(
+            data,
+            self.interface.inputs,
+            preprocess=preprocess,
+            labels=labels,
+            metadata=self.interface.metadata,
+            shapes=self.shapes,
+            states=self.states,
+        )
+        if settled:
+            self.settle(found)
+        return found
+
+    def settle(self, *datasets: Dataset) -> None:
+        """Let all data sets keep what running the model on the first one proves."""
+        if self.runs:
+            settle(self.model, *datasets, graph=self.graph)
+
+    def made_up(self, samples: int, seed: int = 0) -> Dataset:
+        """Made-up samples that the model runs on.
+
+        Raises:
+            ModelError, DataError: as `made_up_for`.
+        """
+        found = made_up_for(self.model, self.interface.inputs, samples, seed, self.shapes)
+        self.settle(found)
+        return found
