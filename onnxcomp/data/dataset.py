@@ -201,6 +201,7 @@ class Dataset:
         pixels: input name -> how pictures become that input; empty for model-ready data.
         synthetic: whether the values are made up.
         axes: along which axis of each input and output samples lie.
+        most: samples that one run of the model may hold at a time; None where nothing is known.
         states: for a stateful model whose samples are steps: which output is which input of the next step.
     """
 
@@ -221,6 +222,7 @@ class Dataset:
         self.reader = reader
         self.synthetic = synthetic
         self.states = tuple(states)
+        self.most: int | None = None
         self.axes = Axes({spec.name: spec.axis for spec in inputs})
         self._labels = labels
         self._guesses = tuple(guesses)
@@ -234,15 +236,16 @@ class Dataset:
         """Samples that the source lists, images that turn out unreadable included."""
         return len(self.reader)
 
-    def settle(self, axes: Axes, batch: int | None, remarks: Sequence[str] = ()) -> None:
+    def settle(self, axes: Axes, batch: int | None, remarks: Sequence[str] = (), most: int | None = None) -> None:
         """Keep what runs of the model have proven.
 
         Args:
             axes: where samples lie.
             batch: how many one run takes; None for any number.
             remarks: what to say of it, with the guesses.
+            most: how many one run may hold, for want of memory; None for any number.
         """
-        self.axes, self.reader.batch = axes, batch
+        self.axes, self.reader.batch, self.most = axes, batch, most
         self._guesses = (*self._guesses, *remarks)
 
     def give_session(self, run: Run) -> None:
@@ -364,15 +367,20 @@ class Samples:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def step(self, size: int | None = None) -> int:
+        """How many samples a feed of `batches(size)` holds: the model's fixed batch, or as many as memory allows."""
+        reader = self.dataset.reader
+        fitting = max(1, min(BATCH_SAMPLES, BATCH_BYTES // max(reader.sample_bytes, 1)))
+        return reader.batch or max(1, min(size or fitting, self.dataset.most or size or fitting))
+
     def batches(self, size: int | None = None) -> Iterator[dict[str, Any]]:
-        """Feeds in the model's types and rank, in order; `size` samples each (the model's fixed batch goes first).
+        """Feeds in the model's types and rank, in order; `size` samples each, or as many as `step` says.
 
         Raises:
             DataError: a sample holds NaN or infinity, or does not fit; it is named.
         """
         reader = self.dataset.reader
-        fitting = max(1, min(BATCH_SAMPLES, BATCH_BYTES // max(reader.sample_bytes, 1)))
-        step = reader.batch or size or fitting
+        step = self.step(size)
         for start in range(0, len(self.indices), step):
             yield reader.read(self.indices[start : start + step])
 

@@ -19,7 +19,7 @@ from onnxcomp.graph.types import Shapes
 from onnxcomp.runtime.patches import LayerInputs, Patches, Use
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Session
-from onnxcomp.runtime.taps import BUDGET_BYTES, Batches, runs_over, tapped
+from onnxcomp.runtime.taps import BUDGET_BYTES, Batches, fitting, runs_over, tapped
 
 MAX_ROWS = 65536
 ROWS_PER_FEATURE = 32  # rows of one picture are alike: beyond this, more samples help and more rows do not
@@ -133,6 +133,12 @@ def gram(
     jobs = _jobs(graph, uses, targets or {})
     if not jobs:
         return {}
+    wanted = list(dict.fromkeys(name for job in jobs for name in (*job.here, *job.there)))
+    if shapes is not None:
+        batch = max(1, min(batch, budget_bytes * batch // max(1, sum(_bytes(n, shapes, budget_bytes) for n in wanted))))
+    elif batch > 1:
+        own = graph.tensors()
+        batch = fitting(graph, [name for name in wanted if name in own], samples, batch, budget_bytes)
     runs = runs_over(graph, samples, batch)
     parts: list[_Part] | None = None
     for index, feeds in enumerate(progress.track(samples.batches(batch), runs, text)):

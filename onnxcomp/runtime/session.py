@@ -198,6 +198,7 @@ def open_session(
     threads: int = 1,
     optimize: bool = True,
     lean: bool = False,
+    arena: bool = True,
     config: Mapping[str, str] | None = None,
     acceleration: Acceleration = PLAIN,
     save_optimized: Path | None = None,
@@ -213,6 +214,7 @@ def open_session(
         lean: take little memory rather than time: weights stay mapped from their file and are not repacked, those
             stored in few bits are decoded when they are needed and not all at load, and what a run allocated is given
             back.
+        arena: keep what a run allocated for the next one; without it several sessions never hold it at once.
         config: further session configuration entries, such as `session.x64quantprecision`.
         acceleration: what is asked of a GPU provider beyond its name.
         save_optimized: where ONNX Runtime writes the graph it really runs.
@@ -240,6 +242,7 @@ def open_session(
     entries = {"session.intra_op.allow_spinning": "0", providers.RECORD_ASSIGNMENT: "1", **(config or {})}
     if lean:
         entries["session.disable_prepacking"] = "1"
+    if lean or not arena:
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
     for key, value in entries.items():
@@ -266,7 +269,9 @@ def open_session(
     return session
 
 
-def open_graph(graph: Graph, *, threads: int = 1, optimize: bool = True, lean: bool = False) -> Session:
+def open_graph(
+    graph: Graph, *, threads: int = 1, optimize: bool = True, lean: bool = False, arena: bool = True
+) -> Session:
     """Open a graph for running on the CPU.
 
     A graph above `LARGE_BYTES` is always opened lean, and weights that still lie in the model's own external data are
@@ -276,7 +281,7 @@ def open_graph(graph: Graph, *, threads: int = 1, optimize: bool = True, lean: b
         ModelError: as `open_session`.
     """
     if total_bytes(graph) <= LARGE_BYTES:
-        return open_session(to_bytes(graph), threads=threads, optimize=optimize, lean=lean)
+        return open_session(to_bytes(graph), threads=threads, optimize=optimize, lean=lean, arena=arena)
     apart = [c for c in dict.fromkeys((*graph.constants(), *graph.unused)) if _lies_apart(c)]
     if graph.source is None or total_bytes(graph) - sum(c.nbytes for c in apart) > LARGE_BYTES:
         with runnable(graph) as model:

@@ -89,7 +89,7 @@ class Stages:
         outputs = [t for node in nodes for t in node.outputs if t.name and (t in asked or self._needed(t))]
         inputs = list(dict.fromkeys(t for node in nodes for t in _reads(node) if t in self.values[0]))
         piece = _piece(self.graph, nodes, {t: self.values[0][t] for t in inputs}, outputs)
-        session = open_session(piece, threads=self.threads)
+        session = open_session(piece, threads=self.threads, arena=False)
         names = [t.name for t in outputs]
         for values in self.values:
             found = session.run({t.name: values[t] for t in inputs}, names)

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Graph, Node, Tensor
+from onnxcomp.graph.types import Shapes
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Session, open_graph
 
@@ -30,7 +31,8 @@ def runs_over(graph: Graph, samples: Batches, batch: int) -> int:
     shape = graph.inputs[0].shape if graph.inputs else None
     fixed = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
     # sources of tests and of third parties need not say how many samples they give at a time
-    return -(-len(samples) // (getattr(samples, "batch", None) or fixed or batch))
+    step = getattr(samples, "step", None)
+    return -(-len(samples) // (fixed or batch if step is None else step(batch)))
 
 
 def stream(
@@ -61,6 +63,8 @@ def stream(
     inputs = {t.name for t in graph.inputs}
     computed = [n for n in dict.fromkeys(names) if n not in inputs]
     fed = [n for n in dict.fromkeys(names) if n in inputs]
+    if computed and batch > 1:
+        batch = fitting(graph, computed, samples, batch, budget_bytes)
     total = runs_over(graph, samples, batch)
     sessions: list[tuple[list[str], Session]] | None = None
     for feeds in progress.track(samples.batches(batch), total, text):
@@ -73,13 +77,27 @@ def stream(
             yield session.run(feeds)
 
 
+def fitting(graph: Graph, names: Sequence[str], samples: Batches, batch: int, budget_bytes: int) -> int:
+    """Samples a run, at most `batch`, so that the named tensors fit the budget in one run where one sample's do.
+
+    Fewer samples a run cost less than several runs, each of which computes anew what comes before its tensors.
+    """
+    feeds = next(iter(samples.batches(1)), None)
+    if feeds is None:
+        return batch
+    shapes = shape_tools.infer(graph, {name: value.shape for name, value in feeds.items()})
+    tensors = graph.tensors()
+    one = sum(_size(tensors[name], shapes, budget_bytes) for name in names)
+    return int(min(batch, max(1, budget_bytes // max(one, 1))))
+
+
 def tapped(graph: Graph, names: Sequence[str], threads: int) -> Session:
     """A session whose outputs are the named tensors and nothing else; it holds only the nodes they need."""
     copy = graph.clone()
     tensors = copy.tensors()
     copy.outputs = [tensors[name] for name in names]
     drop_unneeded(copy)
-    return open_graph(copy, threads=threads)
+    return open_graph(copy, threads=threads, arena=False)
 
 
 def drop_unneeded(graph: Graph) -> None:
@@ -98,6 +116,12 @@ def drop_unneeded(graph: Graph) -> None:
     graph.remove_nodes([node for node in graph.nodes if node not in needed])
 
 
+def _size(tensor: Tensor, shapes: Shapes, budget: int) -> int:
+    """Bytes of a tensor; a quarter of the budget where its size is unknown."""
+    shape, dtype = shapes.static(tensor), shapes.dtype(tensor)
+    return budget // 4 if shape is None or dtype is None else prod(shape) * dtype.itemsize
+
+
 def _groups(graph: Graph, names: list[str], feeds: dict[str, Array], budget: int) -> list[list[str]]:
     """Consecutive names whose values on one batch fit the budget; a tensor of unknown size counts as a quarter."""
     shapes = shape_tools.infer(graph, {name: value.shape for name, value in feeds.items()})
@@ -105,8 +129,7 @@ def _groups(graph: Graph, names: list[str], feeds: dict[str, Array], budget: int
     groups: list[list[str]] = []
     used = budget
     for name in names:
-        shape, dtype = shapes.static(tensors[name]), shapes.dtype(tensors[name])
-        size = budget // 4 if shape is None or dtype is None else prod(shape) * dtype.itemsize
+        size = _size(tensors[name], shapes, budget)
         if used + size > budget or not groups:
             groups.append([])
             used = 0

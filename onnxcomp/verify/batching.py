@@ -16,9 +16,12 @@ from onnxcomp.data.axes import Axes
 from onnxcomp.data.dataset import Dataset
 from onnxcomp.data.inputs import interface_of
 from onnxcomp.errors import DataError, ModelError
+from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.io import load
 from onnxcomp.graph.ir import Graph
+from onnxcomp.runtime.memory import Memory
 from onnxcomp.runtime.session import Array, Session, open_session
+from onnxcomp.runtime.stages import peak_bytes
 
 SAME_SHARE = 3e-3  # of an output's energy: what quantization inside a model may differ by when the batch is another
 INSIDE = (2, 4, 8, 16, 32, 64, 128, 3, 5, 6, 10, 12, 20, 24)  # sizes to try where a model takes neither one nor two
@@ -26,8 +29,10 @@ INSIDE = (2, 4, 8, 16, 32, 64, 128, 3, 5, 6, 10, 12, 20, 24)  # sizes to try whe
 Outputs = Mapping[str, Array]
 
 
-def settle(model: Path, *datasets: Dataset, graph: Graph | None = None) -> None:
+def settle(model: Path, *datasets: Dataset, graph: Graph | None = None, memory: Memory = Memory()) -> None:  # noqa: B008
     """Run the model on one and two samples of the first data set, and let all keep what that proves.
+
+    From then on no feed holds more samples than the model can be run on within the memory.
 
     A model that does not run is left as it is: whoever needs it to run says why it does not.
 
@@ -47,9 +52,19 @@ def settle(model: Path, *datasets: Dataset, graph: Graph | None = None) -> None:
     found = _Found(axes, first.reader.batch)
     if first.reader.batch in (None, 1) and len(first) > 1:
         found = _try(session, first, axes, graph)
+    most = _most(graph, first, memory)
     for dataset in datasets:
         own = Axes(dataset.axes.inputs, found.axes.outputs, found.axes.time)
-        dataset.settle(own, dataset.reader.batch or found.batch, found.remarks)
+        dataset.settle(own, dataset.reader.batch or found.batch, found.remarks, most)
+
+
+def _most(graph: Graph, dataset: Dataset, memory: Memory) -> int | None:
+    """Samples whose activations fit the memory while the model runs; None where their sizes are unknown."""
+    samples = dataset.samples().head(1)
+    feed = next(samples.batches(1))
+    shapes = shape_tools.infer(graph, {name: array.shape for name, array in feed.items()})
+    peak = peak_bytes(graph, shapes) / len(samples)
+    return None if not np.isfinite(peak) else max(1, int(memory.inside // max(peak, 1)))
 
 
 @dataclass(frozen=True)

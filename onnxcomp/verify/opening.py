@@ -14,6 +14,7 @@ from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.data.states import State, states_of
 from onnxcomp.graph.io import load
 from onnxcomp.graph.ir import Graph
+from onnxcomp.runtime.memory import Memory
 from onnxcomp.verify.batching import settle
 from onnxcomp.verify.made_up import made_up_for
 
@@ -27,6 +28,7 @@ class Opener:
         shapes: sizes for free dimensions, by input.
         states: of a stateful model, which output is which input of the next step; guessed where none is given.
         runs: whether the model may be run, to find out how many samples it takes at a time.
+        memory: what runs on these samples may take.
 
     Raises:
         ModelError: the file cannot be used.
@@ -41,7 +43,9 @@ class Opener:
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         states: Mapping[str, str] | None = None,
         runs: bool = True,
+        memory: Memory = Memory(),  # noqa: B008 (frozen)
     ) -> None:
+        self.memory = memory
         self.model, self.shapes, self.runs = model, shapes, runs
         self.graph = graph or load(model)
         self._given = states
@@ -83,7 +87,7 @@ class Opener:
     def settle(self, *datasets: Dataset) -> None:
         """Let all data sets keep what running the model on the first one proves."""
         if self.runs:
-            settle(self.model, *datasets, graph=self.graph)
+            settle(self.model, *datasets, graph=self.graph, memory=self.memory)
 
     def made_up(self, samples: int, seed: int = 0) -> Dataset:
         """Made-up samples that the model runs on.
