@@ -21,7 +21,7 @@ from onnxcomp.results import Benchmark, Footprint, finite
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration, is_quantized
 from onnxcomp.runtime.footprint import footprint
 from onnxcomp.runtime.latency import Entry, bench_many
-from onnxcomp.runtime.machine import machine, versions
+from onnxcomp.runtime.machine import check_threads, machine, versions
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.providers import TENSORRT, full_name, require
 from onnxcomp.verify.opening import Opener
@@ -132,6 +132,8 @@ def bench(
             acceleration.check(chosen[0])
     for provider in chosen:
         require(provider)
+    for count in threads:
+        check_threads(count)
     _check_inputs(models)
     settings = [(batch, count) for batch in dict.fromkeys(batches) for count in dict.fromkeys(threads)]
     sized = {batch: _sized(models[0], shapes, batch, several=len(batches) > 1) for batch in dict.fromkeys(batches)}

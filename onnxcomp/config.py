@@ -20,7 +20,7 @@ from typing import Any
 
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import UsageError
-from onnxcomp.files import special
+from onnxcomp.files import STANDARD_OUTPUT, special
 from onnxcomp.job import Job
 from onnxcomp.settings import Setting, setting, settings_of
 from onnxcomp.verify.budget import Budget, Size, parse_size
@@ -98,6 +98,16 @@ def load(path: Path | None = None) -> Config:
         return _config(file, table)
 
 
+def check(text: str, file: Path) -> None:
+    """Check the text of a configuration before it is written to `file`.
+
+    Raises:
+        UsageError: as `load`.
+    """
+    with _at(str(file)):
+        _config(file, _tables(text, file))
+
+
 def entry_of(table: Mapping[str, Any]) -> ModelEntry:
     """A model from its keys.
 
@@ -115,6 +125,9 @@ def entry_of(table: Mapping[str, Any]) -> ModelEntry:
             given[keys[name].owner][keys[name].field] = _value(keys[name], value)
     if "model" not in given[Job]:
         raise UsageError("the model has no path", where="path", do='say which file it is: path = "model.onnx"')
+    for name in ("output", "report", "html"):
+        if given[Job].get(name) == STANDARD_OUTPUT:
+            raise UsageError(f"{name} is a file, not standard output", where=name, do="give a name")
     budget = Budget(**given[Budget])
     job = Job(**given[Job], budget=budget)
     job = dataclasses.replace(job, output=job.out, report=job.report_path)
@@ -183,13 +196,20 @@ def _toml(file: Path) -> dict[str, Any]:
     if found := special(file):
         raise UsageError(f"this is {found}, and no configuration", where=f"file {file}", do="give a file")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise UsageError("its tables are nested too deep", where=f"file {file}", do="write plain tables") from error
-    except ValueError as error:  # no TOML, no UTF-8, or a number of too many digits
-        raise UsageError(f"this is no TOML: {error}", where=f"file {file}", do="mend the line it names") from error
+        return _tables(file.read_text(encoding="utf-8"), file)
     except OSError as error:
         raise UsageError(f"it cannot be read: {error.strerror}", where=f"file {file}", do="check the path") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"this is no TOML: {error}", where=f"file {file}", do="write it in UTF-8") from error
+
+
+def _tables(text: str, file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise UsageError("its tables are nested too deep", where=f"file {file}", do="write plain tables") from error
+    except ValueError as error:  # no TOML, or a number of too many digits
+        raise UsageError(f"this is no TOML: {error}", where=f"file {file}", do="mend the line it names") from error
 
 
 def _config(file: Path, table: dict[str, Any]) -> Config:

@@ -29,7 +29,7 @@ from onnxcomp.ops.facts import Operators, load_operators
 from onnxcomp.report.html import write_html
 from onnxcomp.report.record import write_json
 from onnxcomp.results import Calibration, FileRef, LayerRecord, Report
-from onnxcomp.runtime.machine import machine, peak_memory_bytes, usable_cores, versions
+from onnxcomp.runtime.machine import check_threads, machine, peak_memory_bytes, usable_cores, versions
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, exit_code, parse_size
 from onnxcomp.verify.judge import judge
@@ -228,6 +228,9 @@ def check_options(job: Job) -> None:
         raise UsageError("--min-speedup needs the benchmark", where="--no-bench", do="drop --no-bench")
     if job.calib_samples < 1 or (job.eval_samples is not None and job.eval_samples < 1):
         raise UsageError("sample counts must be 1 or more", where="--calib-samples, --eval-samples", do="raise them")
+    if not 0 <= job.seed < 2**63:
+        raise UsageError(f"a seed is a whole number from 0 on, not {job.seed}", where="--seed", do="give another one")
+    check_threads(job.threads)
     _asked_for(job)
     if job.data is None and not job.allow_random and job.budget.min_sqnr is not None:
         raise DataError("--min-sqnr needs data", where="--min-sqnr", do="give real samples with --data")

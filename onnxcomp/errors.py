@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+# control characters, and those that turn the direction of text: a name that holds them could steer a terminal
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str) -> str:
+    """Text as a terminal may show it: control characters of names as escapes, line breaks and tabs as they are."""
+    return _CONTROLS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 class OnnxcompError(Exception):

@@ -20,6 +20,7 @@ from onnxcomp.errors import OnnxcompError, OutputError
 from onnxcomp.lock import try_lock
 
 CHUNK_BYTES = 1 << 20
+STANDARD_OUTPUT = Path("-")
 SCRATCH = "onnxcomp-"
 SCRATCH_MARK = ".onnxcomp-scratch"
 
@@ -216,6 +217,13 @@ def user_cache() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "onnxcomp"
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; links count as such."""
+    if path.is_dir():
+        return sum(file.lstat().st_size for file in path.rglob("*"))
+    return path.lstat().st_size
 
 
 def sha256_of(*paths: Path) -> str:

@@ -108,7 +108,7 @@ class Job:
     html: Path | None = setting(
         "The report as a page for people, a file of its own.", default=None, place="output", group="Output"
     )
-    seed: int = setting("For the split and everything drawn at random.", default=0)
+    seed: int = setting("For the split and everything drawn at random.", default=0, minimum=0, maximum=2**63 - 1)
     threads: int = setting(
         "Threads for calibration and verification, 0: every core; latency is measured with one.", default=0, minimum=0
     )

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import DataError, ModelError, OnnxcompError, OutputError, UsageError
-from onnxcomp.files import check_replaceable, remove_halves, special
+from onnxcomp.files import STANDARD_OUTPUT, check_replaceable, remove_halves, special
 from onnxcomp.job import Job
 
-STANDARD_OUTPUT = Path("-")
 SAMPLES = frozenset({".pb", ".npz", ".npy", ".csv", ".txt"})  # beside pictures, what a folder of data may hold
 # which error a field of a job ends in where its file cannot be read
 ERRORS: dict[str, type[OnnxcompError]] = {"model": ModelError, "teacher": ModelError, "cost_table": DataError}
@@ -35,7 +34,11 @@ def check(reads: Iterable[Path], writes: Mapping[str, Path | None]) -> None:
     Raises:
         OutputError: one is an input, no regular file, in a folder that cannot be written, or two are one.
     """
-    asked = {name: path for name, path in writes.items() if path is not None and path != STANDARD_OUTPUT}
+    asked = {name: path for name, path in writes.items() if path is not None}
+    for name in [name for name, path in asked.items() if path == STANDARD_OUTPUT]:
+        if name not in ("--json", "--report"):
+            raise OutputError("only JSON goes to standard output", where=f"{name} -", do="give the name of a file")
+        del asked[name]
     for name, path in asked.items():
         try:
             _check_writable(name, path)

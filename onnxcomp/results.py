@@ -469,9 +469,12 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 
 def broken_seal(content: dict[str, Any]) -> str:
     """Which part of a report's JSON is not as it was written; empty where all is."""
+    benchmarks = content.get("benchmarks") or []
+    if not isinstance(benchmarks, list) or not all(isinstance(item, dict) for item in benchmarks):
+        return "its latencies"
     if content.get(SEAL) != _digest(_lasting(_unsealed(content))):
         return "its contents"
-    changed = any(item.get(SEAL) != _digest(_unsealed(item)) for item in content.get("benchmarks") or [])
+    changed = any(item.get(SEAL) != _digest(_unsealed(item)) for item in benchmarks)
     return "its latencies" if changed else ""
 
 

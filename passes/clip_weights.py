@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -14,6 +15,7 @@ from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, WeightU
 
 BLOCK_ELEMENTS = 2**22  # rows are worked on a block of about this many weights at a time
 COARSE, FINE, ZOOMS = 24, 8, 2  # candidates of the first search, of each closer look, and how many of those
+DONE = "onnxcomp.clipped"  # metadata: marks of weights and options, one for each weight that was clipped
 NARROWEST = 0.1  # of the largest magnitude: no narrower clip is tried
 
 
@@ -54,11 +56,16 @@ class ClipWeights(Pass):
             readers.setdefault(use.constant, []).append(use)
         total = clipped = 0
         worst = np.inf
+        done = graph.metadata.get(DONE, "").split()
         for constant, uses in readers.items():
             fed = constant in graph.root.kept_inputs
-            result = (
-                "its weight is listed as an input, so a caller may replace it" if fed else self._clip(constant, uses)
-            )
+            result: _Clipped | str
+            if fed:
+                result = "its weight is listed as an input, so a caller may replace it"
+            elif done and self._mark(constant.values) in done:
+                result = "these options have clipped it already"
+            else:
+                result = self._clip(constant, uses)
             if isinstance(result, str):
                 for use in uses:
                     outcome.skip(use.node, result)
@@ -70,14 +77,23 @@ class ClipWeights(Pass):
                 continue
             worst = min(worst, result.sqnr_db)
             copied = _store(graph, constant, uses, result.values)
+            done.append(self._mark(result.values))
             outcome.change(uses[0].node, self._text(constant, uses, result, copied))
         if outcome.changes:
+            graph.set_metadata(DONE, " ".join(dict.fromkeys(done)))
             outcome.metrics |= {"clipped_share": clipped / total, "worst_sqnr_db": float(worst)}
             verb = "shrunk to zero" if self.method == "soft" else "clipped"
             outcome.summary = (
                 f"{clipped:,} of {total:,} weights {verb} ({clipped / total:.3%}) in {len(outcome.changes)} tensors"
             )
         return outcome
+
+    def _mark(self, values: Array) -> str:
+        """What tells that these options gave these weights: clipping them again would find narrower bounds."""
+        chosen = (self.method, self.threshold, self.percentile, self.sigma, self.bits, self.per_channel)
+        digest = hashlib.sha256(repr((chosen, values.dtype.name, values.shape)).encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()[:16]
 
     def bounds(self, rows: Array) -> tuple[Array, Array]:
         """Lower and upper bounds of weights [rows, n], each [rows, 1] float64, one pair a row."""

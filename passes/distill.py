@@ -39,9 +39,11 @@ class Distill(Pass):
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA, Need.TRAINING})
 
-    epochs: float | None = option(None, "times every training sample is seen; 1 where steps is not given", above=0.0)
-    steps: int | None = option(None, "batches to train on, in place of epochs", minimum=1)
-    batch: int = option(64, "samples a step; fixed by the model where its inputs are", minimum=1)
+    epochs: float | None = option(
+        None, "times every training sample is seen; 1 where steps is not given", above=0.0, maximum=100_000
+    )
+    steps: int | None = option(None, "batches to train on, in place of epochs", minimum=1, maximum=10_000_000)
+    batch: int = option(64, "samples a step; fixed by the model where its inputs are", minimum=1, maximum=1_000_000)
     lr: float | None = option(
         None, "learning rate after warm-up; 0.005, and smaller ones where that brings nothing", above=0.0
     )

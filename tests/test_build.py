@@ -571,7 +571,7 @@ def test_a_damaged_state_removes_nothing_that_no_build_made(built: Path, tmp_pat
     record["outputs"] |= {str(elsewhere): sha256_of(elsewhere), "labels.csv": sha256_of(own), "\0": "", "..": ""}
     state.write_text(json.dumps(record))
     touch_weights(built)
-    assert run(built, only=("a",)).exit_code == 0
+    assert run(built, only=("dist/a",)).exit_code == 0
     assert elsewhere.exists() and own.read_text() == "1,2,3"
 
 

@@ -65,10 +65,43 @@ def test_it_builds_as_it_is(digits: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_configuration_that_is_there_stays(digits: Path, tmp_path: Path) -> None:
     file = tmp_path / "onnxcomp.toml"
     file.write_text("precious")
-    assert command("init", digits, "-o", file) == 6
+    assert command("init", digits, "-o", file) == 2
     assert file.read_text() == "precious"
     assert command("init", digits, "-o", file, "--force") == 0
     assert "[[model]]" in file.read_text()
+
+
+def test_a_model_is_added_to_a_configuration(digits: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.onnx").write_bytes(digits.read_bytes())
+        assert command("init", f"{name}.onnx") == 0
+    text = Path("onnxcomp.toml").read_text()
+    assert text.startswith("# What") and [e.name for e in config.load().models] == ["a", "b"]
+    assert command("init", "a.onnx") == 2  # twice one output
+    assert Path("onnxcomp.toml").read_text() == text
+
+
+def test_a_command_is_saved_as_a_configuration(digits: Path, tmp_path: Path) -> None:
+    given = [
+        "--passes",
+        "prune-weights{ratio=0.5}",
+        "--no-bench",
+        "--max-size",
+        "200%",
+        "--scale",
+        "1/255",
+        "--seed",
+        "3",
+    ]
+    code = command("optimize", digits, *given, "-o", "dist/x.onnx", "--save-config", "conf/onnxcomp.toml", "-q")
+    assert code == 0
+    (entry,) = config.load(Path("conf/onnxcomp.toml")).models
+    job = entry.job
+    assert str(job.passes) == "prune-weights{ratio=0.5}" and (job.bench, job.seed) == (False, 3)
+    assert job.budget.max_size is not None and job.budget.max_size.share == 2.0
+    assert job.preprocess.scale == 1 / 255
+    assert (tmp_path / "conf" / job.out).resolve() == (tmp_path / "dist" / "x.onnx").resolve()
+    assert (tmp_path / "conf" / job.model).resolve() == digits
 
 
 def test_hostile_names_cannot_leave_their_comment(tmp_path: Path) -> None:

@@ -204,3 +204,22 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     model = b.residual_cnn(batch_norm=False)
     first, second = (encode(clip(model, ClipWeights(bits=4))[0]).SerializeToString() for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        ClipWeights(),
+        ClipWeights(method="percentile", percentile=90),
+        ClipWeights(method="sigma", sigma=1.5, per_channel=False),
+        ClipWeights(method="absolute", threshold=0.1),
+    ],
+    ids=lambda item: item.method,
+)
+def test_clipping_what_is_clipped_changes_nothing(item: ClipWeights) -> None:
+    once, first = clip(b.residual_cnn(), item)
+    twice, second = clip(encode(once), item)  # through a file's bytes
+    assert first.changes and not second.changes
+    assert all(np.array_equal(weights(twice)[name], value) for name, value in weights(once).items())
+    _, third = clip(encode(once), ClipWeights(method="absolute", threshold=0.01))
+    assert third.changes  # other options find their own bounds

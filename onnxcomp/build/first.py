@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from onnxcomp import config
+from onnxcomp import config, places
+from onnxcomp.files import STANDARD_OUTPUT, atomic_write
 from onnxcomp.graph.io import load, model_files
 from onnxcomp.graph.ir import Graph
+from onnxcomp.job import Job
 from onnxcomp.report.tables import size_text
 from onnxcomp.settings import Setting
+from onnxcomp.verify.budget import Budget, Size
 
 WIDTH = 116
 HEAD = """\
@@ -54,13 +57,22 @@ def first_config(model: Path, folder: Path, data: str | None = None) -> str:
     Raises:
         ModelError: the model cannot be read.
     """
-    graph = load(model)
-    path = Path(os.path.relpath(model, folder)).as_posix()
-    given = {"path": path} | ({"data": _below(data, folder)} if data is not None else {})
     lines = [HEAD]
     for key in config.file_keys():
         lines += _key(key, {}, {})
-    lines += ["[[model]]", *_about(model, graph), ""]
+    return "\n".join([*lines, first_model(model, folder, data)])
+
+
+def first_model(model: Path, folder: Path, data: str | None = None) -> str:
+    """The table of one model in such a configuration.
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    graph = load(model)
+    path = Path(os.path.relpath(model, folder)).as_posix()
+    given = {"path": path} | ({"data": _below(data, folder)} if data is not None else {})
+    lines = ["[[model]]", *_about(model, graph), ""]
     examples = {
         "output": f"{model.stem}.opt.onnx",
         "report": f"{model.stem}.opt.json",
@@ -74,6 +86,54 @@ def first_config(model: Path, folder: Path, data: str | None = None) -> str:
     for key in config.preprocess_keys():
         lines += _key(key, {}, {})
     return "\n".join(lines).rstrip() + "\n"
+
+
+def extended(file: Path, table: str) -> str:
+    """The text of a configuration with one more model.
+
+    Raises:
+        UsageError: with that model it would be none any more: a file is written twice, or two have one name.
+    """
+    text = f"{file.read_text(encoding='utf-8').rstrip()}\n\n{table.rstrip()}\n"
+    config.check(text, file)
+    return text
+
+
+def save_job(job: Job, file: Path) -> None:
+    """Write what a job is asked to do as a configuration, or add it to the one that is there.
+
+    Raises:
+        OutputError: the file is an input of the job, or cannot be written.
+        UsageError: the configuration that is there cannot take it.
+    """
+    places.check(places.reads_of(job), {"--save-config": file, **places.writes_of(job)})
+    table = job_table(job, file.parent)
+    text = extended(file, table) if file.exists() else f"{HEAD}\n{table}"
+    with atomic_write(file) as out:
+        out.write(text.encode())
+
+
+def job_table(job: Job, folder: Path) -> str:
+    """A job as the table of a model: the keys that are not as by default; its paths relative to `folder`."""
+    lines = ["[[model]]"]
+    for key in config.model_keys():
+        owner = job.budget if key.owner is Budget else job
+        value = getattr(owner, key.field, None)
+        if value not in (None, key.default, STANDARD_OUTPUT) and value != {}:
+            lines.append(f"{key.name} = {toml(_written(key, value, folder))}")
+    given = {key: getattr(job.preprocess, key.field) for key in config.preprocess_keys()}
+    chosen = [f"{key.name} = {toml(value)}" for key, value in given.items() if value is not None]
+    return "\n".join([*lines, *(["[model.preprocess]", *chosen] if chosen else [])]) + "\n"
+
+
+def _written(key: Setting, value: Any, folder: Path) -> Any:
+    if key.hint is Size:
+        return f"{100 * value.share:g}%" if value.share is not None else int(value.bytes)
+    if key.place in ("data", "function"):
+        return _below(str(value), folder)
+    if key.place:
+        return Path(os.path.relpath(value, folder)).as_posix()
+    return str(value) if key.name == "passes" else value
 
 
 def toml(value: Any) -> str:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -27,6 +27,7 @@ from onnxcomp.errors import DataError, ModelError, OnnxcompError, UsageError
 from onnxcomp.lock import file_lock
 from onnxcomp.report.record import read_json
 from onnxcomp.results import BuildReport, BuiltModel, Failure
+from onnxcomp.runtime.progress import SILENT, Progress
 
 Tell = Callable[[str], None]
 JUDGED = range(10, 15)  # exit codes of results that were measured and refused
@@ -52,7 +53,13 @@ def plan(config: Config, *, only: Sequence[str] = (), force: bool = False) -> li
 
 
 def build(
-    config: Config, *, only: Sequence[str] = (), force: bool = False, jobs: int = 1, tell: Tell = lambda text: None
+    config: Config,
+    *,
+    only: Sequence[str] = (),
+    force: bool = False,
+    jobs: int = 1,
+    tell: Tell = lambda text: None,
+    progress: Progress = SILENT,
 ) -> BuildReport:
     """Build the models that changed.
 
@@ -61,6 +68,7 @@ def build(
         force: build them even where nothing changed.
         jobs: so many models at a time; latencies are measured one at a time nevertheless.
         tell: called with a line for a person when something begins or ends.
+        progress: shows how many models are done.
 
     Raises:
         UsageError: a word of `only` matches no model.
@@ -77,7 +85,7 @@ def build(
         hashes = Hashes(config.folder, state.hashes_file)
         try:
             planned = _planned(config, state, hashes, only, force)
-            built = _Run(config, state, hashes, tell, fd).all(planned, jobs)
+            built = _Run(config, state, hashes, tell, fd, progress).all(planned, jobs)
         finally:
             state.clean()
             hashes.save()
@@ -169,6 +177,7 @@ class _Run:
     hashes: Hashes
     tell: Tell
     lock: int
+    progress: Progress = SILENT
     children: set[subprocess.Popen[bytes]] = field(default_factory=set)
     guard: threading.Lock = field(default_factory=threading.Lock)
     stopped: bool = False
@@ -185,11 +194,8 @@ class _Run:
                 else:
                     results[item.entry.name] = self._standing(item)
                     self.tell(f"{item.entry.name}: up to date")
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    item = waiting.pop(future)
-                    results[item.entry.name] = self._finished(item, *future.result())
+            for item, answer in self.progress.track(_as_they_end(waiting), len(waiting), "building"):
+                results[item.entry.name] = self._finished(item, *answer)
         finally:
             self._stop()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -316,6 +322,16 @@ class _Run:
                 full.unlink()
                 return True
         return False
+
+
+def _as_they_end(
+    waiting: dict[Future[tuple[dict[str, Any], float]], Planned],
+) -> Iterator[tuple[Planned, tuple[dict[str, Any], float]]]:
+    """The models whose processes have ended, each with its answer and the seconds that took."""
+    while waiting:
+        done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield waiting.pop(future), future.result()
 
 
 def _outcome(made: BuiltModel) -> str:

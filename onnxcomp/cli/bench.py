@@ -62,14 +62,18 @@ Cells = tuple[str, ...]
 @options.assembled("acceleration", Acceleration)
 @options.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, max=3600, min_open=True),
     default=4.0,
     show_default=True,
     help="For each model and setting.",
 )
 @options.option("--no-load", is_flag=True, help="Leave out load time and memory, which take a process for each model.")
 @options.option(
-    "--json", "json_file", group="Output", type=click.Path(path_type=Path), help="Write the figures to this file."
+    "--json",
+    "json_file",
+    group="Output",
+    type=click.Path(path_type=Path),
+    help="Write the figures to this file; - is standard output.",
 )
 @options.printing()
 def command(
@@ -91,6 +95,7 @@ def command(
     from onnxcomp import places
     from onnxcomp.benchmark import bench
     from onnxcomp.cli.progress import Bar
+    from onnxcomp.files import STANDARD_OUTPUT
     from onnxcomp.runtime.progress import SILENT
 
     places.check_command(
@@ -100,22 +105,20 @@ def command(
     progress = SILENT if quiet else Bar()
     found = bench(models, preprocess=preprocess, footprints=not no_load, progress=progress, **given)
     if not quiet:
-        _show(found)
+        _show(found, json_file == STANDARD_OUTPUT)
     if json_file is not None:
-        import json
+        from onnxcomp.report.record import write_data
 
-        from onnxcomp.files import atomic_write
-
-        with atomic_write(json_file) as file:
-            file.write(json.dumps(found.to_json(), indent=1, allow_nan=False).encode() + b"\n")
+        places.check(places.loaded_files(), {"--json": json_file})  # now a data function and its imports are loaded
+        write_data(found.to_json(), json_file)
 
 
-def _show(found: BenchTable) -> None:
+def _show(found: BenchTable, err: bool) -> None:
     from rich.text import Text
 
     from onnxcomp.cli.screen import screen
 
-    console = screen()
+    console = screen(err=err)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     made_up = "made-up data, no --data was given" if found.synthetic else found.source

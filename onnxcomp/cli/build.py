@@ -7,21 +7,26 @@ from typing import TYPE_CHECKING
 
 import click
 
+from onnxcomp.cli import options
+
 if TYPE_CHECKING:
     from onnxcomp.config import Config
 
 
-@click.command("build")
+@options.command("build")
 @click.argument("config", required=False, type=click.Path(path_type=Path))
-@click.option("--only", metavar="NAME", multiple=True, help="Only this model: a name or output, globs too; repeatable.")
-@click.option("-n", "--dry-run", is_flag=True, help="Say what would be built and why; write nothing.")
-@click.option("--force", is_flag=True, help="Build even where nothing changed.")
-@click.option(
+@options.option(
+    "--only", metavar="NAME", multiple=True, help="Only this model: a name or output, globs too; repeatable."
+)
+@options.option("-n", "--dry-run", is_flag=True, help="Say what would be built and why; write nothing.")
+@options.option("--force", is_flag=True, help="Build even where nothing changed.")
+@options.option(
     "-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Models built at the same time."
 )
-@click.option("--depfile", type=click.Path(path_type=Path), help="Write what the outputs depend on, for Make or CMake.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("-v", "--verbose", count=True, help="-vv: a traceback with an error.")
+@options.option(
+    "--depfile", type=click.Path(path_type=Path), help="Write what the outputs depend on, for Make or CMake."
+)
+@options.printing("Print nothing but errors, and a line for a missed budget.")
 def command(
     config: Path | None,
     only: tuple[str, ...],
@@ -47,10 +52,15 @@ def command(
     from onnxcomp.build.reports import write_reports
     from onnxcomp.build.state import State
     from onnxcomp.build.step import build, depfile_text
+    from onnxcomp.cli.finish import missed
+    from onnxcomp.cli.progress import Bar
+    from onnxcomp.cli.screen import echo
+    from onnxcomp.runtime.progress import SILENT
 
     state = State(found)
-    say = _silent if quiet else click.echo
-    result = build(found, only=only, force=force, jobs=jobs, tell=say)
+    say = _silent if quiet else echo
+    progress = SILENT if quiet else Bar()
+    result = build(found, only=only, force=force, jobs=jobs, tell=say, progress=progress)
     files = write_reports(found, result)
     if depfile is not None:
         from onnxcomp.files import atomic_write
@@ -59,8 +69,11 @@ def command(
             out.write(depfile_text(found, only).encode())
     for model in result.models:
         if model.error is not None:
-            click.echo(f"error: {model.name}: {model.error.what}", err=True)
-            click.echo(f"where: {model.error.where}\ndo:    {model.error.do}", err=True)
+            echo(f"error: {model.name}: {model.error.what}", err=True)
+            echo(f"where: {model.error.where}\ndo:    {model.error.do}", err=True)
+        elif quiet and model.report is not None and model.exit_code:
+            for line in missed(model.report):
+                echo(f"{model.name}: {line}", err=True)
         for note in model.notes:
             say(f"{model.name}: {note}")
     if state.new:
@@ -72,16 +85,17 @@ def command(
 def _show_plan(config: Config, only: tuple[str, ...], force: bool, quiet: bool) -> int:
     """Say what would be built; the code is that of the first thing that would stop a model before any work."""
     from onnxcomp.build.step import obstacle, plan
+    from onnxcomp.cli.screen import echo
 
     codes = []
     for item in plan(config, only=only, force=force):
         error = obstacle(item) if item.reasons else None
         if not quiet:
             words = f"would be built: {'; '.join(item.reasons)}" if item.reasons else "up to date"
-            click.echo(f"{item.entry.name}: {'would fail' if error is not None else words}")
+            echo(f"{item.entry.name}: {'would fail' if error is not None else words}")
         if error is not None:
             codes.append(error.exit_code)
-            click.echo(f"error: {item.entry.name}: {error.what}\nwhere: {error.where}\ndo:    {error.do}", err=True)
+            echo(f"error: {item.entry.name}: {error.what}\nwhere: {error.where}\ndo:    {error.do}", err=True)
     return min(codes, default=0)
 
 

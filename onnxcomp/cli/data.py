@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 THREADS = "Threads; 0: every core."
 
 
-@click.group("data")
-def command() -> None:
+@click.group("data", invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
     """Look at data as the model sees it."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @command.command("check", cls=options.GroupedCommand)
@@ -36,7 +40,14 @@ def command() -> None:
 @options.option(
     "-o", "--output", group="First", type=click.Path(path_type=Path), help="The contact sheet [default: NAME.data.png]."
 )
-@options.printing("No progress bar.")
+@options.option(
+    "--json",
+    "json_file",
+    group="Output",
+    type=click.Path(path_type=Path),
+    help="Write the findings to this file; - is standard output.",
+)
+@options.printing()
 def check(
     model: Path,
     data: str | None,
@@ -47,6 +58,7 @@ def check(
     metric: str | None,
     samples: int,
     output: Path | None,
+    json_file: Path | None,
     threads: int,
     quiet: bool,
     verbose: int,
@@ -57,6 +69,8 @@ def check(
     """
     from onnxcomp import places
     from onnxcomp.data.metric import parse_metric
+    from onnxcomp.files import STANDARD_OUTPUT
+    from onnxcomp.runtime.machine import check_threads
     from onnxcomp.runtime.progress import SILENT
     from onnxcomp.verify.data_check import check_data
     from onnxcomp.verify.opening import Opener
@@ -64,7 +78,10 @@ def check(
     if data is None:
         raise click.UsageError("--data is missing: the samples to look at")
     sheet = output or Path(f"{model.stem}.data.png")
-    places.check_command(models=(model,), samples=(data, labels), functions=(data, metric), writes={"-o": sheet})
+    places.check_command(
+        models=(model,), samples=(data, labels), functions=(data, metric), writes={"-o": sheet, "--json": json_file}
+    )
+    check_threads(threads)
     opener = Opener(model, shapes=shapes, states=states)
     found = check_data(
         model,
@@ -76,13 +93,20 @@ def check(
         threads=threads,
         progress=SILENT if quiet else Bar(),
     )
-    _show(found)
+    if json_file is not None:
+        from onnxcomp.report.record import write_data
+        from onnxcomp.results import finite
+
+        places.check(places.loaded_files(), {"--json": json_file})
+        write_data(finite({"schema": 1, **dataclasses.asdict(found)}), json_file)
+    if not quiet:
+        _show(found, json_file == STANDARD_OUTPUT)
 
 
-def _show(found: DataCheck) -> None:
+def _show(found: DataCheck, err: bool) -> None:
     from onnxcomp.cli.screen import screen
 
-    console = screen()
+    console = screen(err=err)
     part = f"{found.samples:,} of {found.total:,}" if found.samples < found.total else f"{found.samples:,}"
     _line(console, "data", f"{found.source}, {part} samples")
     for text in found.inputs:

@@ -32,7 +32,10 @@ DECIDED = ("model", "passes", "recipe", "objective", "verify", "cost_table", "ke
 )
 @shared.settings(Job, without=DECIDED, teacher="The model to learn from; without one, labels teach.")
 @shared.pass_options(registry.find("distill"), without=("teacher",), first=FIRST)
-@shared.printing(verbose="-v: every pass, skip and layer. -vv: a traceback with an error.")
+@shared.printing(
+    "Print nothing but errors, and a line for a missed budget.",
+    verbose="-v: every pass, skip and layer. -vv: a traceback with an error.",
+)
 def command(
     student: Path,
     width: float | None,
@@ -47,6 +50,7 @@ def command(
     What STUDENT was made to keep stays: zeros, n:m patterns, bounds of clipped weights. The report compares the result
     with STUDENT as it was, and with the teacher.
     """
+    from onnxcomp.cli.finish import finish
     from onnxcomp.cli.progress import Bar
     from onnxcomp.driver import run
     from onnxcomp.files import scratch
@@ -65,10 +69,4 @@ def command(
         passes = Pipeline((*narrower(width), registry.find("distill")(**options)))
         job = Job(model=model, passes=passes, **given)
         report = run(job, SILENT if quiet else Bar())
-    if not quiet:
-        from onnxcomp.cli.screen import screen
-        from onnxcomp.report.screen import show
-
-        files = [str(path) for path in (job.report_path, job.html) if path is not None]
-        show(report, screen(), verbose=bool(verbose), files=files)
-    return report.exit_code
+    return finish(job, report, quiet=quiet, verbose=bool(verbose))

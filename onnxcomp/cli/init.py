@@ -21,20 +21,26 @@ from onnxcomp.job import Job
     show_default=True,
     help="The configuration to write.",
 )
-@options.option("--force", is_flag=True, help="Replace a configuration that is there.")
-def command(model: Path, data: str | None, output: Path, force: bool) -> None:
-    """Write a commented configuration for MODEL, with every key and its default, for `onnxcomp build`."""
+@options.option("--force", is_flag=True, help="Replace a configuration that is there, instead of adding to it.")
+@options.printing()
+def command(model: Path, data: str | None, output: Path, force: bool, quiet: bool, verbose: int) -> None:
+    """Write a commented configuration for MODEL, with every key and its default, for `onnxcomp build`.
+
+    Where there is one already, MODEL is added to it.
+    """
     from onnxcomp import places
-    from onnxcomp.build.first import first_config
-    from onnxcomp.errors import OutputError
+    from onnxcomp.build.first import extended, first_config, first_model
+    from onnxcomp.cli.screen import echo
     from onnxcomp.files import atomic_write
 
-    if output.exists() and not force:
-        raise OutputError(
-            f"{output} is there already", where=f"file {output}", do="add a [[model]] to it, or replace it with --force"
-        )
     places.check_command(models=(model,), samples=(data,), functions=(data,), writes={"-o": output})
-    text = first_config(model, output.parent, data)
+    added = output.exists() and not force
+    if added:
+        text = extended(output, first_model(model, output.parent, data))
+    else:
+        text = first_config(model, output.parent, data)
     with atomic_write(output) as file:
         file.write(text.encode())
-    click.echo(f"wrote {output}; set what the model must keep (max_drop, max_size, ...), then: onnxcomp build")
+    if not quiet:
+        done = f"added {model} to {output}" if added else f"wrote {output}"
+        echo(f"{done}; set what the model must keep (max_drop, max_size, ...), then: onnxcomp build")

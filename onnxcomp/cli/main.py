@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import os
 import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any, TextIO, cast
 
 import click
 
 from onnxcomp._version import __version__
-from onnxcomp.errors import EnvironmentLacksError, OnnxcompError, UsageError
+from onnxcomp.errors import EnvironmentLacksError, OnnxcompError, UsageError, plain
 
 # command -> (module below onnxcomp.cli, one-line help); the modules load on use, so that --help stays instant
 COMMANDS = {
@@ -22,11 +27,15 @@ COMMANDS = {
     "verify": ("verify", "Judge any pair of models, or an artifact's recorded provenance."),
     "bench": ("bench", "Interleaved latency of models, with spread and node placement."),
     "build": ("build", "The build step: build what changed of the models in onnxcomp.toml."),
-    "init": ("init", "Write a first onnxcomp.toml from a model."),
+    "init": ("init", "Write a first onnxcomp.toml from a model, or add a model to it."),
     "data": ("data", "Look at data as the model sees it."),
     "passes": ("passes", "The passes that exist, and the options of one."),
     "doctor": ("doctor", "What this machine can run."),
+    "cache": ("cache", "What onnxcomp keeps in the user's cache, and how to clear it."),
+    "help": ("help", "The help of a command."),
 }
+HEARD_SECONDS = 5.0  # long calls into the runtime cannot be interrupted: after this the process ends all the same
+TOLD_TO_END = 130
 
 
 class LazyGroup(click.Group):
@@ -44,57 +53,70 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of that name.
+
+        Raises:
+            UsageError: there is none; the nearest is named.
+        """
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, 1)
+            do = f"did you mean {near[0]}?" if near else "onnxcomp --help lists the commands"
+            raise UsageError(f"there is no command {name!r}", where="onnxcomp", do=do)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="onnxcomp")
-def group() -> None:
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="onnxcomp")
+@click.pass_context
+def group(context: click.Context) -> None:
     """Compress a trained ONNX model: smaller, faster, still right, with the measurements that prove it."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with the documented code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _told_to_end)
+    with _hearing_the_end(), _forgiving_pipes():
+        sys.exit(_code(arguments))
+
+
+def _code(arguments: list[str]) -> int:
+    """Run the command line; the exit code, with what went wrong told on standard error."""
     try:
         code = group.main(arguments, prog_name="onnxcomp", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
-        _interrupted()
-    except KeyboardInterrupt:
-        _interrupted()
+        return code if isinstance(code, int) else 0
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return _interrupted()
     except click.ClickException as error:
-        _explain(_usage(error), arguments)
-        sys.exit(2)
+        return _explain(_usage(error), arguments)
     except OnnxcompError as error:
-        _explain(error, arguments)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe went away: nothing left to tell
-        sys.exit(1)
+        return _explain(error, arguments)
     except MemoryError as error:
         lacking = EnvironmentLacksError(
             f"not enough memory: {error}" if str(error) else "not enough memory",
             where="this machine, or the limit that this process runs under",
             do="use smaller samples (--shape), fewer of them, or a machine with more memory",
         )
-        _explain(lacking, arguments)
-        sys.exit(lacking.exit_code)
+        return _explain(lacking, arguments)
     except Exception as error:
         if _from_interrupt(error):
-            _interrupted()
+            return _interrupted()
         unexpected = OnnxcompError(
             f"internal error: {type(error).__name__}: {error}",
             where="this is a defect of onnxcomp, not of your model",
             do="run again with -vv for the traceback and report it",
         )
-        _explain(unexpected, arguments)
-        sys.exit(1)
+        return _explain(unexpected, arguments)
 
 
 def _usage(error: click.ClickException) -> UsageError:
@@ -104,12 +126,13 @@ def _usage(error: click.ClickException) -> UsageError:
     return UsageError(" ".join(error.format_message().split()), where=path, do=f"see {path} --help")
 
 
-def _explain(error: OnnxcompError, arguments: list[str]) -> None:
+def _explain(error: OnnxcompError, arguments: list[str]) -> int:
     if "-vv" in arguments:
         traceback.print_exc()
-    click.echo(f"error: {error.what}", err=True)
-    click.echo(f"where: {error.where or 'the command line'}", err=True)
-    click.echo(f"do:    {error.do or 'see onnxcomp --help'}", err=True)
+    lines = (error.what, error.where or "the command line", error.do or "see onnxcomp --help")
+    for word, line in zip(("error: ", "where: ", "do:    "), lines, strict=True):
+        click.echo(word + plain(line), err=True)
+    return error.exit_code
 
 
 def _from_interrupt(error: BaseException | None) -> bool:
@@ -119,15 +142,93 @@ def _from_interrupt(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _told_to_end(number: int, frame: FrameType | None) -> None:
-    """A job scheduler's or container's end is as Ctrl-C: checkpoints are written, scratch folders go."""
-    interrupt = signal.getsignal(signal.SIGINT)
-    if callable(interrupt):
-        interrupt(number, frame)  # raises, or asks the worker of a training to finish its step
-    else:
-        raise KeyboardInterrupt  # Ctrl-C is ignored in what a shell started in the background
-
-
-def _interrupted() -> None:
+def _interrupted() -> int:
     click.echo("interrupted: nothing was written", err=True)
-    sys.exit(130)
+    return TOLD_TO_END
+
+
+# -- the end, from outside ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _hearing_the_end() -> Iterator[None]:
+    """A job scheduler's or container's SIGTERM is as Ctrl-C: checkpoints are written, scratch folders go.
+
+    Python hears a signal only between two steps of its own. Where one is not heard in time, since a call into the
+    runtime goes on, the process ends without more; what that leaves lying goes at the start of the next run.
+    """
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not ours or os.name == "nt":
+        yield
+        return
+    heard = threading.Event()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def told(number: int, frame: FrameType | None) -> None:
+        heard.set()
+        interrupt = signal.getsignal(signal.SIGINT)
+        if callable(interrupt):
+            interrupt(number, frame)  # raises, or asks the worker of a training to finish its step
+        else:
+            raise KeyboardInterrupt  # Ctrl-C is ignored in what a shell started in the background
+
+    def watch() -> None:
+        while numbers := os.read(reading, 64):
+            if signal.SIGTERM in numbers and not heard.wait(HEARD_SECONDS):
+                os.write(2, b"interrupted: nothing was written\n")
+                os._exit(TOLD_TO_END)
+
+    signal.signal(signal.SIGTERM, told)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.close(writing)
+
+
+# -- readers that go away ----------------------------------------------------------------------------------------------
+
+
+class _Forgiving:
+    """A text stream whose reader may go away (`| head`): the rest is dropped, and no exit code changes by it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextmanager
+def _forgiving_pipes() -> Iterator[None]:
+    whole = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _Forgiving(stream)) for stream in whole)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(ValueError, OSError):  # closed already
+                stream.flush()
+        sys.stdout, sys.stderr = whole

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from onnxcomp.errors import plain
 from onnxcomp.runtime.progress import Text
 
 if TYPE_CHECKING:
@@ -40,14 +41,14 @@ class Bar:
 
 
 def _words(text: Text) -> str:
-    return text if isinstance(text, str) else text()
+    return plain(text if isinstance(text, str) else text())
 
 
 def _start() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     drawn = Progress(*columns, console=Console(stderr=True), transient=True)
     drawn.start()
     return drawn

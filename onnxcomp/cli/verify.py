@@ -53,7 +53,11 @@ if TYPE_CHECKING:
     "--report", type=click.Path(path_type=Path), help="The ARTIFACT's report; beside it under its name if not given."
 )
 @options.option(
-    "--json", "json_file", group="Output", type=click.Path(path_type=Path), help="Write the findings to this file."
+    "--json",
+    "json_file",
+    group="Output",
+    type=click.Path(path_type=Path),
+    help="Write the findings to this file; - is standard output.",
 )
 @options.printing()
 def command(
@@ -76,6 +80,8 @@ def command(
     """
     from onnxcomp import places
     from onnxcomp.errors import ModelError
+    from onnxcomp.files import STANDARD_OUTPUT
+    from onnxcomp.runtime.machine import check_threads
     from onnxcomp.verify.provenance import is_stamped, provenance
 
     if len(models) > 2:
@@ -83,13 +89,15 @@ def command(
     if len(models) == 2 and report is not None:
         raise click.UsageError("--report belongs to one ARTIFACT")
     before, after = models[0], models[-1]
+    check_threads(given["threads"])
+    err = json_file == STANDARD_OUTPUT
     places.check_command(
         models=models,
         samples=(data, given["labels"], report),
         functions=(data, given["metric"]),
         writes={"--json": json_file},
     )
-    compiled = _compiled(after, given["shapes"], quiet) if target is not None else None
+    compiled = _compiled(after, given["shapes"], quiet, err) if target is not None else None
     extra = {} if compiled is None else {"tensorrt": compiled.to_json()}
     refused = 0 if compiled is None or compiled.acceptance.accepted else ModelError.exit_code
     code, origin = refused, None
@@ -98,7 +106,7 @@ def command(
             origin = provenance(before, report)
             extra |= origin.to_json()
             if not quiet:
-                _show_origin(origin)
+                _show_origin(origin, err)
     else:
         from onnxcomp.cli.progress import Bar
         from onnxcomp.runtime.progress import SILENT
@@ -106,11 +114,14 @@ def command(
 
         found = verify_pair(before, after, data, progress=SILENT if quiet else Bar(), **given)
         if not quiet:
-            _show(found)
+            _show(found, err)
         code = refused or found.exit_code
         extra |= found.to_json() | {"exit_code": code}
     if json_file is not None:
-        _write(json_file, extra)
+        from onnxcomp.report.record import write_data
+
+        places.check(places.loaded_files(), {"--json": json_file})  # now the metric and what it imports are loaded
+        write_data(extra, json_file)
     return code or (0 if origin is None else _standing(origin))
 
 
@@ -124,23 +135,24 @@ def _standing(origin: Provenance) -> int:
     return origin.exit_code
 
 
-def _compiled(model: Path, shapes: dict[str, tuple[int, ...]], quiet: bool) -> TensorrtVerdict:
+def _compiled(model: Path, shapes: dict[str, tuple[int, ...]], quiet: bool, err: bool) -> TensorrtVerdict:
+    from onnxcomp.cli.screen import echo
     from onnxcomp.verify.acceptance import ask_tensorrt
 
     found = ask_tensorrt(model, shapes)
     if not quiet:
         for line in found.lines():
-            click.echo(line)
+            echo(line, err=err)
     return found
 
 
-def _show(found: PairVerdict) -> None:
+def _show(found: PairVerdict, err: bool) -> None:
     from rich.text import Text
 
     from onnxcomp.cli.screen import screen
     from onnxcomp.report.tables import size_text, table
 
-    console = screen()
+    console = screen(err=err)
     before, after = found.sizes
     rows = [("size", size_text(before), size_text(after), f"{after / max(1, before):.1%}")]
     if found.accuracy is not None:
@@ -174,22 +186,15 @@ def _show_outputs(console: Console, fidelity: Fidelity) -> None:
     console.print(table(titles, rows, right=(1, 2)))
 
 
-def _show_origin(found: Provenance) -> None:
-    click.echo(f"{found.path}\n  sha256 {found.sha256}")
+def _show_origin(found: Provenance, err: bool) -> None:
+    from onnxcomp.cli.screen import echo
+
+    echo(f"{found.path}\n  sha256 {found.sha256}", err=err)
     for key, value in sorted(found.recorded.items()):
-        click.echo(f"  {key.removeprefix('onnxcomp.')} {value}")
+        echo(f"  {key.removeprefix('onnxcomp.')} {value}", err=err)
     if found.report is None:
-        click.echo("  no report beside it: nothing to check the file itself against (--report FILE)")
+        echo("  no report beside it: nothing to check the file itself against (--report FILE)", err=err)
     else:
-        click.echo(f"  report {found.report.name}: this is the model it describes, verdict {found.verdict}")
+        echo(f"  report {found.report.name}: this is the model it describes, verdict {found.verdict}", err=err)
     if found.source_unchanged is not None:
-        click.echo(f"  source {found.source}: {'unchanged' if found.source_unchanged else 'has changed since'}")
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    import json
-
-    from onnxcomp.files import atomic_write
-
-    with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+        echo(f"  source {found.source}: {'unchanged' if found.source_unchanged else 'has changed since'}", err=err)

@@ -49,7 +49,8 @@ class Metric:
             )
         with calling(f"the metric {self.name}", "it is called with (outputs: dict of arrays, labels or None)"):
             result = self.function(dict(outputs), labels)
-        if not isinstance(result, int | float | np.number | np.ndarray) or np.size(result) != 1:
+        plain = isinstance(result, int | float | np.number | np.ndarray) and np.asarray(result).dtype.kind in "biuf"
+        if not plain or np.size(result) != 1:
             raise DataError(
                 f"the metric gave a {type(result).__name__}, not a number", where=self.name, do="return a float"
             )

@@ -244,7 +244,8 @@ def clean_environment() -> dict[str, str]:
     dropped = {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__"}
     dropped |= {f"PIP_{name}" for name in ("TARGET", "PREFIX", "ROOT", "NO_BINARY", "PLATFORM", "PYTHON_VERSION")}
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
-    return kept | {"PIP_CONSTRAINT": os.devnull, "PIP_USER": "0"}
+    quiet = {"ORT_DISABLE_TELEMETRY": os.environ.get("ORT_DISABLE_TELEMETRY", "1")}
+    return kept | quiet | {"PIP_CONSTRAINT": os.devnull, "PIP_USER": "0"}
 
 
 def _run(command: list[str], what: str, do: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxcomp.manager.base import Need, Pass
 from onnxcomp.manager.options import OptionInfo, describe
@@ -32,6 +32,20 @@ def show_one(cls: type[Pass], console: Console) -> None:
     rows = [(item.name, item.type, default_text(item), item.doc) for item in describe(cls)]
     console.print(table(("option", "takes", "default", "meaning"), rows, prose=(1, 3)))
     console.print(Text(f"\nexample: --passes '{_example(cls)}'", style="dim"))
+
+
+def described(cls: type[Pass]) -> dict[str, Any]:
+    """JSON-ready: what a pass does, promises and needs, and its options."""
+    options = [
+        {"name": item.name, "type": item.type, "default": item.default, "help": item.doc} for item in describe(cls)
+    ]
+    return {
+        "name": cls.name,
+        "guarantee": cls.guarantee.value,
+        "needs": sorted(need.value for need in cls.needs),
+        "help": inspect.getdoc(cls) or "",
+        "options": options,
+    }
 
 
 def first_line(cls: type[Pass]) -> str:

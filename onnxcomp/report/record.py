@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 import types
 import typing
 from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import DataError
-from onnxcomp.files import atomic_write
+from onnxcomp.files import STANDARD_OUTPUT, atomic_write, json_of
 from onnxcomp.results import Report, sealed
 
 
@@ -25,12 +26,15 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def write_data(data: dict[str, Any], path: Path) -> None:
-    """Write JSON-ready data atomically.
+    """Write JSON-ready data atomically; `-` is standard output.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    if path == STANDARD_OUTPUT:
+        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+        return
     with atomic_write(path) as file:
         # a path that is no UTF-8 holds halves of surrogate pairs; written as JSON's own escapes they come back
         file.write(text.encode("utf-8", "backslashreplace") + b"\n")
@@ -43,15 +47,12 @@ def read_json(path: Path) -> Report:
         DataError: the file is missing, or holds no report of schema 1.
     """
     where = f"file {path}"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"the report cannot be read: {error}", where=where, do="run again to write it") from error
+    content = json_of(path, DataError, "run again to write it")
     if not isinstance(content, dict) or content.get("schema") != 1:
         raise DataError("this is no report of schema 1", where=where, do="give a report that onnxcomp wrote")
     try:
         report: Report = _made(Report, content)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise DataError(f"the report is damaged: {error}", where=where, do="run again to write it") from error
     return report
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import Any
 import onnx
 
 from onnxcomp.errors import DataError, OutputError
-from onnxcomp.files import atomic_write, user_cache
+from onnxcomp.files import atomic_write, json_of, user_cache
 from onnxcomp.graph.codec import encode_node
 from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Constant, Graph, Node
@@ -91,15 +92,17 @@ class CostTable:
             DataError: the file is missing or no cost table.
         """
         path = Path(path)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError("the cost table cannot be read", where=f"file {path}", do="check --cost-table") from error
+        data = json_of(path, DataError, "check --cost-table")
         if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("entries"), dict):
             raise DataError(
                 f"this is no cost table of schema {SCHEMA}", where=f"file {path}", do="let a run write it anew"
             )
-        return cls(dict(data["entries"]), dict(data.get("origin", {})))
+        wrong = next((key for key, value in data["entries"].items() if not _sound(key, value)), None)
+        origin = data.get("origin", {})
+        if wrong is not None or not isinstance(origin, dict):
+            what = "its origin" if wrong is None else f"the entry {wrong[:60]}"
+            raise DataError(f"the cost table is damaged: {what}", where=f"file {path}", do="let a run write it anew")
+        return cls(dict(data["entries"]), dict(origin))
 
     @property
     def foreign(self) -> bool:
@@ -216,6 +219,26 @@ class MeasuredCosts:
         for name, entry in named_times(graph, self.feed, threads=self.threads, runs=RUNS):
             found[name or ADDED] = found.get(name or ADDED, 0.0) + entry.microseconds
         return found
+
+
+def _sound(key: str, value: Any) -> bool:
+    """Whether an entry of a file is an answer to its question."""
+    if key.startswith("latency_ms:"):
+        return _time(value)
+    if key.startswith("node_times_us:"):
+        return isinstance(value, dict) and all(map(_time, value.values()))
+    if not key.startswith("comparison with "):
+        return True  # nobody asks for it
+    try:
+        found = Benchmark(**{**value, "speedup_interval": tuple(value["speedup_interval"])})
+    except (TypeError, KeyError):
+        return False
+    times = [*found.before_ms.values(), *found.after_ms.values()] if isinstance(found.before_ms, dict) else []
+    return bool(times) and len(found.speedup_interval) == 2 and all(map(_time, (found.speedup, *times)))
+
+
+def _time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _rounded(times: dict[str, float]) -> dict[str, float]:

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from onnxcomp.errors import UsageError
+
 # our name -> the names under which Linux's /proc/cpuinfo or macOS's sysctl lists it; ordered from old to new
 _ISA = {
     "sse4_2": ("sse4_2", "sse4.2"),
@@ -108,6 +110,36 @@ def usable_cores() -> int:
     if quota.isdigit() and period.isdigit():
         affinity = min(affinity, max(1, round(int(quota) / int(period))))
     return affinity
+
+
+def check_threads(threads: int, flag: str = "--threads") -> None:
+    """Refuse more threads than this machine can have a use for: each takes memory, and is started before any work.
+
+    Raises:
+        UsageError: they are, or fewer than none.
+    """
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not 0 <= threads <= most:
+        raise UsageError(
+            f"{threads} threads are asked for, and this machine has {usable_cores()} cores",
+            where=f"{flag} {threads}",
+            do=f"give 0 for every core, or at most {most}",
+        )
+
+
+def check_room(samples: int, sample_bytes: int, flag: str) -> None:
+    """Refuse a count of made-up samples that would not fit into half of this machine's memory.
+
+    Raises:
+        UsageError: it would not.
+    """
+    room = (_memory_bytes() or 0) // 2
+    if room and samples * sample_bytes > room:
+        raise UsageError(
+            f"{samples:,} samples of {sample_bytes:,} bytes do not fit into half of this machine's memory",
+            where=f"{flag} {samples}",
+            do=f"give at most {max(1, room // max(1, sample_bytes)):,}",
+        )
 
 
 def peak_memory_bytes() -> int:

@@ -9,6 +9,7 @@ from onnxcomp.data.dataset import Dataset
 from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.synthetic import LONGER, SEQUENCE, random_data
 from onnxcomp.errors import DataError, ModelError
+from onnxcomp.runtime.machine import check_room
 from onnxcomp.runtime.session import open_session
 
 
@@ -24,9 +25,12 @@ def made_up_for(
     A model whose sizes are all known is not run here: it says itself what it thinks of its data.
 
     Raises:
+        UsageError: so many do not fit into half of the machine's memory.
         ModelError: the model does not load.
         DataError: it runs with none of the guessed sizes, or no data can be made up for an input.
     """
+    one = next(random_data(inputs, 1, seed, shapes).samples().batches(1))
+    check_room(samples, sum(array.nbytes for array in one.values()), "--calib-samples, --batch")
     first = random_data(inputs, samples, seed, shapes)
     if not first.guesses:
         return first

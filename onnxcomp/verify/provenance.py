@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import ModelError
-from onnxcomp.files import sha256_of
+from onnxcomp.files import json_of, sha256_of
 from onnxcomp.graph.io import model_files, read_proto
 from onnxcomp.results import PAGE_MARK, broken_seal
 
@@ -121,7 +121,7 @@ def provenance(artifact: Path, report: Path | None = None) -> Provenance:
             where=str(report),
             do="build the model again; a report is measured, never edited",
         )
-    described = (content.get("output") or {}).get("sha256")
+    described = _table(content, "output", report).get("sha256")
     if described != sha256:
         raise ModelError(
             f"the model is not the one that its report describes: SHA-256 {sha256[:16]}…, in the report "
@@ -129,7 +129,7 @@ def provenance(artifact: Path, report: Path | None = None) -> Provenance:
             where=f"{artifact}, {report}",
             do="the file was changed after it was written, or the report is of another run: build it again",
         )
-    origin = content.get("source") or {}
+    origin = _table(content, "source", report)
     if origin.get("sha256") != recorded[SOURCE_SHA256]:
         raise ModelError(
             "the model and its report name different sources",
@@ -138,15 +138,31 @@ def provenance(artifact: Path, report: Path | None = None) -> Provenance:
         )
     found = _source(Path(str(origin.get("path"))), artifact)
     unchanged = sha256_of(*model_files(found)) == recorded[SOURCE_SHA256] if found else None
-    code = int(content.get("exit_code", 0))
+    code = content.get("exit_code", 0)
+    if not isinstance(code, int) or not 0 <= code <= 255 or not isinstance(content.get("verdict", ""), str):
+        raise _damaged(report, "exit_code or verdict")
     return Provenance(artifact, sha256, recorded, report, content.get("verdict"), code, found, unchanged)
+
+
+def _table(content: dict[str, Any], key: str, report: Path) -> dict[str, Any]:
+    """A part of a report that is a table, or is left out."""
+    found = content.get(key) or {}
+    if not isinstance(found, dict):
+        raise _damaged(report, key)
+    return found
+
+
+def _damaged(report: Path, part: str) -> ModelError:
+    return ModelError(f"the report is damaged: {part}", where=str(report), do="build the model again")
 
 
 def _source(named: Path, artifact: Path) -> Path | None:
     """The file that a report names, from here or from the artifact's folder or those above it, where builds start."""
     own = artifact.resolve()
     places = [named, *(folder / named for folder in list(own.parents)[:MOST_FOLDERS])]
-    return next((path for path in places if path.is_file() and path.resolve() != own), None)
+    with suppress(ValueError):  # a name that no file can have
+        return next((path for path in places if path.is_file() and path.resolve() != own), None)
+    return None
 
 
 def _report_of(artifact: Path) -> tuple[Path, dict[str, Any] | None]:
@@ -171,11 +187,6 @@ def _given(path: Path) -> dict[str, Any]:
 
 def _read_report(path: Path) -> dict[str, Any] | None:
     """A report; None for a file of somebody else that happens to have its name."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the report cannot be read: {error}", where=str(path), do="give the right one, or build again"
-        ) from error
+    content = json_of(path, ModelError, "give the right report, or build again")
     ours = isinstance(content, dict) and content.get("schema") == 1 and "tool" in content
     return content if ours else None
