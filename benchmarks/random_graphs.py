@@ -1,0 +1,188 @@
+"""Does every pass keep its promises on random valid graphs? `python benchmarks/random_graphs.py --first 0 --count 500`.
+
+Each seed gives a model (tests/wild_models.py); each run is a pass or a chain of two on it, as a user would run it. What
+is counted: internal errors, broken guarantees (told by the tool, or found by running the written file in plain ONNX
+Runtime), refusals of a model that ONNX Runtime runs, and results below 10 dB that the report passes as accepted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import os
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import wild_models
+
+from onnxcomp.driver import optimize
+from onnxcomp.errors import GuaranteeError, ModelError, OnnxcompError, UsageError
+from onnxcomp.manager.spec import parse_passes
+
+SPECS = (
+    "fold-constants",
+    "cleanup",
+    "fuse-batchnorm",
+    "fuse-slices",
+    "drop-zero-channels",
+    "clip-weights",
+    "prune-weights{ratio=0.4}",
+    "prune-channels{ratio=0.3}",
+    "prune-blocks{count=1}",
+    "quantize-qdq{placement=table}",
+    "quantize-dynamic",
+    "quantize-weights{bits=8}",
+    "quantize-weights{bits=4,block=16}",
+    "convert-float16",
+)
+SAMPLES = 24
+LEAST_DB = 10.0
+CLOSE = 1e-3  # relative, optimized by the runtime on both sides
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What went wrong: its kind, where, and how to see it again."""
+
+    kind: str
+    mark: str
+    seed: int
+    spec: str
+    detail: str
+
+
+def main() -> None:
+    """Run and print the findings by kind; exit 1 where there are any."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--count", type=int, default=100, help="how many seeds")
+    parser.add_argument(
+        "--singles", type=int, default=len(SPECS), help="single passes a seed, drawn where fewer than all"
+    )
+    parser.add_argument("--chains", type=int, default=4, help="chains of two passes a seed")
+    parser.add_argument("--spec", action="append", help="run this spec only; several are allowed")
+    parser.add_argument("--seconds", type=float, default=0.0, help="stop after so long; 0: do not")
+    options = parser.parse_args()
+    start, runs, findings = time.monotonic(), 0, []
+    for seed in range(options.first, options.first + options.count):
+        if options.seconds and time.monotonic() - start > options.seconds:
+            break
+        for spec in options.spec or specs_of(seed, options.singles, options.chains):
+            found = try_one(seed, spec)
+            runs += 1
+            if found is not None:
+                findings.append(found)
+                print(f"{found.kind}  {found.mark}  seed {seed}  {spec}  {found.detail}", flush=True)
+    counts = collections.Counter((f.kind, f.mark) for f in findings)
+    for (kind, mark), count in counts.most_common():
+        first = next(f for f in findings if (f.kind, f.mark) == (kind, mark))
+        print(f"{count:5}  {kind}: {mark}  (seed {first.seed}, {first.spec})")
+    print(f"{runs} runs up to seed {seed}, {len(findings)} findings, {time.monotonic() - start:.0f} s")
+    sys.exit(bool(findings))
+
+
+def specs_of(seed: int, singles: int, chains: int) -> list[str]:
+    """The specs that a seed is tried with."""
+    generator = np.random.default_rng(seed)
+    found = [str(s) for s in generator.choice(SPECS, min(singles, len(SPECS)), replace=False)]
+    return found + [",".join(generator.choice(SPECS, 2, replace=False)) for _ in range(chains)]
+
+
+def try_one(seed: int, spec: str) -> Finding | None:
+    """One run; what went wrong, if anything."""
+    try:
+        model = wild_models.wild(seed)
+    except wild_models.NoModelError:
+        return None
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        path, out = Path("model.onnx"), Path("out.onnx")
+        path.write_bytes(model.proto.SerializeToString())
+        np.savez("data.npz", **model.feeds(SAMPLES, 3))
+        try:
+            report = optimize(path, data="data.npz", passes=spec, output=out, bench=False, threads=1)
+        except GuaranteeError as error:
+            return Finding("broken guarantee", f"{error.what} | {error.where}"[:110], seed, spec, "")
+        except OnnxcompError as error:
+            return _refused(error, seed, spec)
+        except Exception as error:
+            return Finding("internal error", f"{type(error).__name__} {_place(error)}", seed, spec, str(error)[:200])
+        return _judge(model, report, out, seed, spec)
+
+
+def _refused(error: OnnxcompError, seed: int, spec: str) -> Finding | None:
+    """A valid model may be refused by a pass that finds nothing to do, and by nothing else."""
+    if isinstance(error, UsageError):
+        return None
+    return Finding(
+        "refusal" if isinstance(error, ModelError) else "other error", error.what[:110], seed, spec, error.where
+    )
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if "onnxcomp" in f.filename or f"{os.sep}passes{os.sep}" in f.filename]
+    last = (ours or frames)[-1]
+    return f"{Path(last.filename).name}:{last.lineno}"
+
+
+def _judge(model: wild_models.Wild, report: Any, out: Path, seed: int, spec: str) -> Finding | None:
+    if report.exit_code not in (0, 13):
+        return Finding("exit", f"exit {report.exit_code}", seed, spec, "")
+    if not out.exists():
+        return None
+    proto = wild_models.onnx.load(out)
+    feed = model.feeds(2, 11)
+    try:
+        before, after = (wild_models.open_model(p, optimized=True).run(None, feed) for p in (model.proto, proto))
+    except Exception as error:
+        return Finding("broken guarantee", "the written model does not run", seed, spec, str(error)[:200])
+    promises = {item.guarantee.value for item in parse_passes(spec)}
+    for output, a, b in zip(model.proto.graph.output, before, after, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return Finding(
+                "broken guarantee", "shape or type", seed, spec, f"{output.name} {a.dtype}{a.shape} {b.dtype}{b.shape}"
+            )
+        if "lossy" not in promises and not _near(a, b):
+            return Finding("broken guarantee", "values", seed, spec, output.name)
+        db = _sqnr_db(a, b)
+        said = report.verdict != "accepted" or "dB" in str(report.notes) or any(
+            f.sqnr_db is not None and f.sqnr_db < LEAST_DB + 5 for f in report.fidelity.outputs.values()
+        )  # fmt: skip
+        if db < LEAST_DB and not said and _lively(a):
+            return Finding(
+                "unsaid loss", f"{spec.split('{', maxsplit=1)[0]}", seed, spec, f"{output.name}: {db:.1f} dB"
+            )
+    return None
+
+
+def _near(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype.kind != "f":
+        return bool((a != b).mean() <= 0.02) if a.size else True
+    scale = max(float(np.abs(a).max(initial=0)), 1e-2)
+    return bool(np.abs(a.astype(np.float64) - b).max(initial=0) <= CLOSE * scale)
+
+
+def _lively(a: np.ndarray) -> bool:
+    """Whether an output holds values enough, and not all alike, that decibels say something of it."""
+    return a.dtype.kind == "f" and a.size >= 8 and float(np.std(a)) > 1e-3
+
+
+def _sqnr_db(a: np.ndarray, b: np.ndarray) -> float:
+    if a.dtype.kind != "f":
+        return float("inf")
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    noise = np.square(x - y).sum()
+    return float("inf") if not noise else float(10 * np.log10(max(np.square(x).sum(), 1e-30) / noise))
+
+
+if __name__ == "__main__":
+    main()
