@@ -473,10 +473,8 @@ def with_constant(g: Grower) -> None:
     value = np.asarray(g.one(0.0, 1.0, 0.5, -0.0, None) or 0.7, np.float32)
     array = np.broadcast_to(value, wide) if g.chance(0.5) else (np.abs(g.real(*wide)) + 0.3).astype(np.float32)
     pair = [x, g.weight(np.ascontiguousarray(array))]
-    g.add(
-        g.one("Add", "Mul", "Sub", "Div", "Max", "Min", "PRelu", "Pow") if g.opset > 7 else g.one("Add", "Mul"),
-        pair if g.chance(0.7) else pair[::-1],
-    )
+    op = g.one("Add", "Mul", "Sub", "Div", "Max", "Min", "PRelu", "Pow") if g.opset > 7 else g.one("Add", "Mul")
+    g.add(op, pair if op == "PRelu" or g.chance(0.7) else pair[::-1])  # the slope of a PRelu may not widen its input
 
 
 @move(2)
@@ -876,7 +874,8 @@ def microsoft(g: Grower) -> None:
     x = g.pick(2, 3)
     width = g.shape(x)[-1]
     op = g.one("Gelu", "FastGelu", "BiasGelu", "QuickGelu", "FusedMatMul", "SkipLayerNormalization",
-               "SimplifiedLayerNormalization", "FusedConv", "FusedGemm", "Attention", "DynamicQuantizeMatMul")  # fmt: skip
+               "SimplifiedLayerNormalization", "FusedConv", "FusedGemm", "Attention",
+               "DynamicQuantizeMatMul")  # fmt: skip
     if op in ("Gelu", "QuickGelu"):
         g.add(op, [x], domain=MS)
     elif op == "FastGelu":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ class _Decoder:
         for tensor in proto.initializer:
             self._define(local, Constant(tensor.name, self._stored(tensor), scope, _without_data(tensor)))
         for sparse in proto.sparse_initializer:
-            _check_values(sparse.values)
+            _check_sparse(sparse)
             stored = Stored(sparse, partial(_dense, sparse))
             self._define(local, Constant(sparse.values.name, stored, scope))
         graph.order = [t for t in local.values() if isinstance(t, Constant)]
@@ -234,9 +235,10 @@ class _Decoder:
 
 
 def _check_values(proto: onnx.TensorProto) -> None:
-    """Refuse a tensor of no known type, and texts that are not UTF-8, before anything works with them."""
+    """Refuse a tensor of no known type, of sizes that its data do not have, or with texts that are not UTF-8."""
     where = f"tensor {proto.name or '(no name)'}"
     _known_type(proto.data_type, where)
+    _check_size(proto, where)
     try:
         for text in proto.string_data:
             text.decode()
@@ -244,6 +246,29 @@ def _check_values(proto: onnx.TensorProto) -> None:
         raise ModelError(
             f"text is not UTF-8: {error.reason} at byte {error.start}", where=where, do="export the model again"
         ) from error
+
+
+def _check_size(proto: onnx.TensorProto, where: str) -> None:
+    """Whether the data in a tensor have the size that its shape says."""
+    if min(proto.dims, default=0) < 0:
+        raise ModelError(f"a size is negative: {list(proto.dims)}", where=where, do="export the model again")
+    count = prod(proto.dims)
+    if proto.data_location == TensorProto.EXTERNAL:
+        return
+    dtype = tensor_dtype_to_np_dtype(proto.data_type)
+    if proto.HasField("raw_data"):
+        unit, stored, wanted = "bytes", len(proto.raw_data), stored_bytes(count, dtype)
+    else:
+        stored = len(getattr(proto, helper.tensor_dtype_to_field(proto.data_type)))
+        unit, wanted = "values", count * (2 if dtype.kind == "c" else 1)
+        if dtype.name.endswith(("int4", "int2", "e2m1fn")):
+            wanted = stored_bytes(count, dtype)
+    if stored != wanted:
+        raise ModelError(
+            f"the data of a tensor do not fit its shape {list(proto.dims)}: {wanted} {unit} wanted, {stored} there",
+            where=where,
+            do="copy or export the file again",
+        )
 
 
 def _known_type(number: int, where: str) -> None:
@@ -321,6 +346,20 @@ def _mapped(proto: onnx.TensorProto, path: Path, offset: int, length: int) -> Ar
         file.seek(offset)
         inside.raw_data = file.read(length)
     return numpy_helper.to_array(inside)
+
+
+def _check_sparse(proto: onnx.SparseTensorProto) -> None:
+    """Refuse places that lie outside of a sparse tensor, or are not one for each value."""
+    where = f"sparse tensor {proto.values.name or '(no name)'}"
+    _check_values(proto.values)
+    _check_values(proto.indices)
+    indices = numpy_helper.to_array(proto.indices)
+    limits = np.asarray([prod(proto.dims)] if indices.ndim == 1 else proto.dims, np.float64)
+    fits = indices.ndim in (1, 2) and len(indices) == len(numpy_helper.to_array(proto.values).reshape(-1))
+    if not fits or (indices.ndim == 2 and indices.shape[1] != len(proto.dims)) or min(proto.dims, default=0) < 0:
+        raise ModelError("its indices do not fit its values", where=where, do="export the model again")
+    if indices.size and not ((indices >= 0).all() and (indices.reshape(len(indices), -1) < limits).all()):
+        raise ModelError("an index lies outside of it", where=where, do="export the model again")
 
 
 def _dense(proto: onnx.SparseTensorProto) -> Array:

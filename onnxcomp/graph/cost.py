@@ -95,7 +95,7 @@ def parameter_elements(node: Node, port: int, constant: Constant, operators: Ope
     """How many weight elements an initializer holds for a port; 0 where it is no weight there."""
     facts = operators.facts(node)
     if port in facts.packed:
-        return facts.packed[port](node)
+        return facts.packed[port](node, constant)
     if port in facts.quantization_ports or port in facts.shape_ports or _scales_at_run_time(node):
         return 0
     if constant.dtype.kind == "f" or constant.dtype.name in ("bfloat16",) or "float" in constant.dtype.name:

@@ -17,7 +17,9 @@ from onnx import TensorProto
 from onnxcomp.errors import ModelError, OutputError
 from onnxcomp.files import atomic_write, scratch, sha256_of
 from onnxcomp.graph.codec import all_tensors, decode, encode, external_location
+from onnxcomp.graph.functions import check_expansion
 from onnxcomp.graph.ir import Constant, Graph, elem_type, tensor_proto
+from onnxcomp.graph.shapes import check_structure
 from onnxcomp.lock import try_lock
 
 EXTERNAL_ABOVE_BYTES = 1_800_000_000  # protobuf messages end at 2 GiB
@@ -26,23 +28,26 @@ ALIGNMENT_BYTES = 4096  # lets runtimes map the tensors
 
 
 def load(path: str | Path, *, keep_initializer_inputs: bool = False) -> Graph:
-    """Read a model file. Weights stay in the file until a pass reads them.
+    """Read a model file and check it, as every command does first. Weights stay in the file until a pass reads them.
 
     Args:
         path: the .onnx file; external data is looked for beside it.
         keep_initializer_inputs: leave weights that are listed as graph inputs among the inputs.
 
     Raises:
-        ModelError: the file is missing, truncated, not ONNX, too new, or refers to missing external data.
+        ModelError: the file is missing, truncated, not ONNX, too new, refers to missing external data, has functions
+            that call themselves or come to too many nodes, or is not valid ONNX.
     """
     path = Path(path)
     model = read_proto(path)
+    check_expansion(model)
     graph = decode(model, path.parent, keep_initializer_inputs=keep_initializer_inputs)
     graph.source = path.resolve()
     written = list(graph.nodes)
     graph.sort()
     if graph.nodes != written:
         graph.notes.append("the file's nodes did not stand in an order that runs, and were sorted")
+    check_structure(graph, strict=False)
     return graph
 
 

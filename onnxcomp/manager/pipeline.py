@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from onnxcomp.errors import DataError, GuaranteeError, ModelError
+from onnxcomp.graph.functions import inline_functions
 from onnxcomp.graph.io import total_bytes
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.literals import lift_weights
@@ -100,15 +101,32 @@ class PassManager:
         self.pipeline.check_needs(context)
         strict = _strict_enough(graph)
         probe = Probe(context, enabled=self.verify)
-        result = RunResult(graph)
+        start, inlined = self._open_functions(graph)
+        result = RunResult(start)
         passes = context.progress.track(self.pipeline.passes, len(self.pipeline.passes), "passes")
         for item in passes:
             result.graph, record, trainings = self._one(item, result.graph, context, probe, strict)
+            if inlined and (record.changes or start is graph):
+                record = replace(record, notes=(*record.notes, inlined))
+                inlined = ""
             result.records.append(record)
             result.trainings += trainings
-        if result.graph is graph:
+        if result.graph is start:  # functions stay where nothing was changed
             result.graph = graph.clone()
         return result
+
+    def _open_functions(self, graph: Graph) -> tuple[Graph, str]:
+        """A copy without local functions where a pass is to rewrite what they hold, and what is to be said of it.
+
+        Exact and close passes alone, and training, leave functions as they are.
+        """
+        if not graph.functions or not any(_rewrites(item) for item in self.pipeline.passes):
+            return graph, ""
+        start = graph.clone()
+        try:
+            return start, inline_functions(start)[0]
+        except ModelError as error:
+            return graph, f"local functions are left alone, and what they hold with them: {error.what}"
 
     def _one(
         self, item: Pass, graph: Graph, context: PassContext, probe: Probe, strict: bool
@@ -116,9 +134,7 @@ class PassManager:
         """Run a pass on a copy, which takes the graph's place if it holds and the pass changed anything."""
         candidate = graph.clone()
         start = time.perf_counter()
-        # what only trains returns values to wherever they came from
-        rewrites = item.promises() is Guarantee.LOSSY and Need.TRAINING not in item.required()
-        lifted = lift_weights(candidate) if rewrites else 0
+        lifted = lift_weights(candidate) if _rewrites(item) else 0
         outcome = item.run(candidate, context)
         if lifted and outcome.changes:
             outcome.notes.append(f"{lifted} weights that Constant nodes held became initializers")
@@ -155,6 +171,11 @@ class PassManager:
             missed=outcome.missed,
         )
         return candidate, record, outcome.trainings
+
+
+def _rewrites(item: Pass) -> bool:
+    """Whether a pass rewrites nodes at a loss; what only trains returns values to wherever they came from."""
+    return item.promises() is Guarantee.LOSSY and Need.TRAINING not in item.required()
 
 
 def _check(item: Pass, before: Graph, after: Graph, outcome: Outcome, probe: Probe, strict: bool) -> None:

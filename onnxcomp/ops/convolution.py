@@ -8,7 +8,7 @@ from onnxcomp.graph.coupling.flow import Kept, Labels, Step
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.broadcasting import close_all
-from onnxcomp.ops.record import OpFacts, Weight, volume
+from onnxcomp.ops.record import OpFacts, Weight, elements, volume
 
 
 def conv_weights(node: Node) -> tuple[Weight, ...]:
@@ -30,7 +30,7 @@ def conv_macs(node: Node, shapes: Shapes) -> int:
     kernel, out = shapes.static(node.inputs[1]), shapes.static(node.outputs[0])
     if kernel is None or out is None:
         return 0
-    return out[0] * volume(kernel) * volume(out[2:])
+    return volume(out[:1]) * volume(kernel) * volume(out[2:])
 
 
 def conv_transpose_macs(node: Node, shapes: Shapes) -> int:
@@ -38,13 +38,13 @@ def conv_transpose_macs(node: Node, shapes: Shapes) -> int:
     kernel, data = shapes.static(node.inputs[1]), shapes.static(node.inputs[0])
     if kernel is None or data is None:
         return 0
-    return data[0] * volume(kernel) * volume(data[2:])
+    return volume(data[:1]) * volume(kernel) * volume(data[2:])
 
 
 def qlinear_conv_macs(node: Node, shapes: Shapes) -> int:
     """As Conv, with the weight at port 3."""
     kernel, out = shapes.static(node.inputs[3]), shapes.static(node.outputs[0])
-    return 0 if kernel is None or out is None else out[0] * volume(kernel) * volume(out[2:])
+    return 0 if kernel is None or out is None else volume(out[:1]) * volume(kernel) * volume(out[2:])
 
 
 def conv(step: Step) -> None:
@@ -127,11 +127,11 @@ RECORDS = (
     OpFacts("Conv", weights=conv_weights, macs=conv_macs, coupling=conv),
     OpFacts("ConvTranspose", weights=conv_transpose_weights, macs=conv_transpose_macs, coupling=conv_transpose),
     OpFacts("FusedConv", MICROSOFT_DOMAIN, weights=conv_weights, macs=conv_macs, coupling=conv),
-    OpFacts("ConvInteger", macs=conv_macs, quantization_ports=(2, 3), packed={1: lambda n: n.inputs[1].size}),
+    OpFacts("ConvInteger", macs=conv_macs, quantization_ports=(2, 3), packed={1: elements}),
     OpFacts(
         "QLinearConv",
         macs=qlinear_conv_macs,
         quantization_ports=(1, 2, 4, 5, 6, 7),
-        packed={3: lambda n: n.inputs[3].size, 8: lambda n: n.inputs[8].size},
+        packed={3: elements, 8: elements},
     ),
 )

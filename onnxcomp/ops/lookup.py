@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcomp.graph.coupling.flow import Axes, Kept, Step, positive
-from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
+from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Constant, Node
 from onnxcomp.ops import zeros
 from onnxcomp.ops.record import OpFacts, Weight
 
@@ -30,18 +30,16 @@ def scales_rows(node: Node) -> bool:
     return any(r is not None and r.op == "Gather" and r.constant(0) is not None for r in rows)
 
 
-def table_elements(node: Node) -> int:
+def table_elements(node: Node, table: Constant) -> int:
     """Gather: elements of a table of weights, in float or in 8-bit rows; not of scales, shapes or indices."""
-    table = node.inputs[0]
     if scales_rows(node):
         return 0
     rows = table.dtype.name in ("int8", "uint8") and len(table.shape) == 2
     return int(table.size) if rows or "float" in table.dtype.name else 0
 
 
-def packed_rows(node: Node) -> int:
+def packed_rows(node: Node, table: Constant) -> int:
     """GatherBlockQuantized: elements of the table; uint8 tables hold 8/bits values a byte."""
-    table = node.inputs[0]
     per_byte = 8 // int(node.attrs.get("bits", 4)) if table.dtype.name == "uint8" else 1
     return int(table.size) * per_byte
 

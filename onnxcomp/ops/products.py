@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxcomp.graph.coupling.flow import Axes, Labels, Step
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
 from onnxcomp.graph.types import Shapes
-from onnxcomp.ops.record import OpFacts, Weight, volume
+from onnxcomp.ops.record import OpFacts, Weight, elements, volume
 
 
 def gemm_weights(node: Node) -> tuple[Weight, ...]:
@@ -37,7 +37,7 @@ def fused_matmul_weights(node: Node) -> tuple[Weight, ...]:
 def gemm_macs(node: Node, shapes: Shapes) -> int:
     """M * N * K."""
     a, out = shapes.static(node.inputs[0]), shapes.static(node.outputs[0])
-    if a is None or out is None:
+    if a is None or out is None or len(a) != 2:
         return 0
     return volume(out) * a[0 if node.attrs.get("transA", 0) else 1]
 
@@ -109,32 +109,32 @@ RECORDS = (
     OpFacts("Einsum", coupling=einsum),
     OpFacts("FusedGemm", MICROSOFT_DOMAIN, weights=gemm_weights, macs=gemm_macs),
     OpFacts("FusedMatMul", MICROSOFT_DOMAIN, weights=fused_matmul_weights, macs=matmul_macs),
-    OpFacts("MatMulInteger", macs=matmul_macs, quantization_ports=(2, 3), packed={1: lambda n: n.inputs[1].size}),
+    OpFacts("MatMulInteger", macs=matmul_macs, quantization_ports=(2, 3), packed={1: elements}),
     OpFacts(
         "QLinearMatMul",
         macs=matmul_macs,
         quantization_ports=(1, 2, 4, 5, 6, 7),
-        packed={3: lambda n: n.inputs[3].size},
+        packed={3: elements},
     ),
     OpFacts(
         "DynamicQuantizeMatMul",
         MICROSOFT_DOMAIN,
         macs=matmul_macs,
         quantization_ports=(2, 3),
-        packed={1: lambda n: n.inputs[1].size},
+        packed={1: elements},
     ),
     OpFacts(
         "MatMulIntegerToFloat",
         MICROSOFT_DOMAIN,
         macs=matmul_macs,
         quantization_ports=(2, 3, 4, 5),
-        packed={1: lambda n: n.inputs[1].size},
+        packed={1: elements},
     ),
     OpFacts(
         "MatMulNBits",
         MICROSOFT_DOMAIN,
         macs=block_weights_macs,
         quantization_ports=(2, 3),
-        packed={1: lambda n: int(n.attrs["K"]) * int(n.attrs["N"])},
+        packed={1: lambda n, codes: int(n.attrs["K"]) * int(n.attrs["N"])},
     ),
 )

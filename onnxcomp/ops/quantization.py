@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxcomp.graph.coupling.flow import Step, positive
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN
-from onnxcomp.ops.record import OpFacts
+from onnxcomp.ops.record import OpFacts, elements
 
 
 def quantize(step: Step) -> None:
@@ -40,7 +40,7 @@ RECORDS = (
             "DequantizeLinear",
             domain,
             quantization_ports=(1, 2),
-            packed={0: lambda n: n.inputs[0].size},
+            packed={0: elements},
             coupling=quantize,
         )
         for domain in ("", MICROSOFT_DOMAIN)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from onnxcomp.graph.ir import Array, Node
+from onnxcomp.graph.ir import Array, Constant, Node
 from onnxcomp.graph.types import Shapes, TensorType
 
 if TYPE_CHECKING:
@@ -86,6 +86,11 @@ class ZeroView(Protocol):
 Zeros = Callable[[ZeroView], set[int]]
 
 
+def elements(node: Node, held: Constant) -> int:
+    """Every element of a packed weight counts."""
+    return held.size
+
+
 def no_weights(node: Node) -> tuple[Weight, ...]:
     """For operators without weights."""
     return ()
@@ -108,7 +113,8 @@ class OpFacts:
         elementwise: each output element depends on the input elements at its place, after broadcasting.
         random: two runs may differ.
         quantization_ports: ports that hold scales and zero points, which are no parameters.
-        packed: number of weight elements behind a port of packed or integer weights, by port.
+        packed: number of weight elements that a port of packed or integer weights holds, by port; asked with the
+            value there, wherever it stands (an initializer, a Constant node).
         shape_ports: ports whose values steer shapes and are no parameters either.
         vector_ports: ports of learned vectors that are no weights or biases of a product: scale and shift of a
             normalization, slope of a PRelu.
@@ -132,7 +138,7 @@ class OpFacts:
     elementwise: bool = False
     random: bool = False
     quantization_ports: tuple[int, ...] = ()
-    packed: Mapping[int, Callable[[Node], int]] = field(default_factory=dict)
+    packed: Mapping[int, Callable[[Node, Constant], int]] = field(default_factory=dict)
     shape_ports: tuple[int, ...] = ()
     vector_ports: tuple[int, ...] = ()
     statistics_ports: tuple[int, ...] = ()

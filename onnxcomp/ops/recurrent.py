@@ -6,7 +6,7 @@ from onnxcomp.graph.coupling.flow import Kept, Step
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.broadcasting import close_all
-from onnxcomp.ops.record import OpFacts, Weight, volume
+from onnxcomp.ops.record import OpFacts, Weight, elements, volume
 
 
 def recurrent_weights(node: Node) -> tuple[Weight, ...]:
@@ -22,7 +22,7 @@ def recurrent_macs(node: Node, shapes: Shapes) -> int:
     data = shapes.static(node.inputs[0])
     if data is None:
         return 0
-    return data[0] * data[1] * (volume(shapes.static(node.inputs[1])) + volume(shapes.static(node.inputs[2])))
+    return volume(data[:2]) * (volume(shapes.static(node.inputs[1])) + volume(shapes.static(node.inputs[2])))
 
 
 def recurrent(step: Step) -> None:
@@ -62,6 +62,6 @@ RECORDS = (
         MICROSOFT_DOMAIN,
         macs=recurrent_macs,
         quantization_ports=(8, 9, 10, 11),
-        packed={1: lambda node: int(node.inputs[1].size), 2: lambda node: int(node.inputs[2].size)},
+        packed={1: elements, 2: elements},
     ),
 )
