@@ -140,7 +140,7 @@ def _judge(model: wild_models.Wild, report: Any, out: Path, seed: int, spec: str
     if not out.exists():
         return None
     proto = wild_models.onnx.load(out)
-    feed = model.feeds(2, 11)
+    feed = model.feeds(SAMPLES, 3)  # what the report judged is among them
     try:
         before, after = (wild_models.open_model(p, optimized=True).run(None, feed) for p in (model.proto, proto))
     except Exception as error:

@@ -13,7 +13,7 @@ import onnx
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
-from onnxcomp.graph.port_types import HALF, Port, made_from_attributes, ports
+from onnxcomp.graph.port_types import HALF, Port, made_from_attributes, ports, takes_half
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, option
 from onnxcomp.manager.raising import raise_opset
@@ -133,7 +133,7 @@ class _Converter:
                 plan.why[node] = "it calls a local function, which stays as it is"
             elif found is None:
                 plan.why[node] = f"the ONNX standard does not describe {node.op} of {node.domain or 'this opset'}"
-            elif not half:
+            elif not half or not takes_half(node, self.graph.opset, self.shapes):
                 plan.why[node] = f"{node.op} has no half-precision form in opset {self.graph.opset}"
             elif not self.wanted(node):
                 plan.why[node] = "not selected by include and exclude"

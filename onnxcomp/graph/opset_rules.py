@@ -251,6 +251,11 @@ def resize(edit: Edit) -> None:
     node.attrs["nearest_mode"] = "ceil"
 
 
+def mean_variance(edit: Edit) -> None:
+    """MeanVarianceNormalization 13 is made of others, for which strict inference wants the axes to be written."""
+    edit.node.attrs.setdefault("axes", [0, 2, 3])
+
+
 def roi_align(edit: Edit) -> None:
     """RoiAlign 16: coordinates are shifted by half a pixel unless told not to."""
     edit.node.attrs["coordinate_transformation_mode"] = "output_half_pixel"
@@ -307,6 +312,7 @@ RULES: dict[tuple[str, int], Rule] = {
     ("GroupNormalization", 21): group_norm,
     ("Hardmax", 13): softmax,
     ("LogSoftmax", 13): softmax,
+    ("MeanVarianceNormalization", 13): mean_variance,
     ("Pad", 11): pad,
     ("ReduceSum", 13): axes_input,
     ("Resize", 11): resize,

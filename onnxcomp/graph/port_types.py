@@ -10,10 +10,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 
-from onnxcomp.graph.ir import ONNX_DOMAIN, Node, Tensor
+from onnxcomp.graph.codec import encode_node
+from onnxcomp.graph.ir import ONNX_DOMAIN, Node, Tensor, elem_type
+from onnxcomp.graph.types import Shapes
 
 FLOAT, HALF = "tensor(float)", "tensor(float16)"
 
@@ -48,6 +51,33 @@ def ports(node: Node, opset: int) -> list[Port] | None:
         return None
     sides = ((schema.inputs, len(node.inputs), False), (schema.outputs, len(node.outputs), True))
     return [port for formals, count, output in sides for port in _side(schema, formals, count, output)]
+
+
+def takes_half(node: Node, opset: int, shapes: Shapes) -> bool:
+    """Whether a node that the standard builds of others may be fed half precision, as strict inference sees it.
+
+    The parts of MeanVarianceNormalization, say, mix a float32 exponent with what they are fed.
+    """
+    schema: Any = _schema(node.op, opset)
+    if schema is None or not (schema.has_function or schema.has_context_dependent_function):
+        return True
+    proto = encode_node(node)
+    proto.input[:] = [f"x{i}" if name else "" for i, name in enumerate(proto.input)]
+    half = {port.index for port in ports(node, opset) or [] if not port.output and HALF in port.allowed}
+    inputs = []
+    for i, tensor in enumerate(node.inputs):
+        rank = shapes.rank(tensor)
+        kind = onnx.TensorProto.FLOAT16 if i in half else elem_type(shapes.dtype(tensor)) or onnx.TensorProto.FLOAT
+        if tensor.name:
+            inputs.append(onnx.helper.make_tensor_value_info(f"x{i}", kind, None if rank is None else [None] * rank))
+    outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
+    graph = onnx.helper.make_graph([proto], "half", inputs, outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError:
+        return False
+    return True
 
 
 def made_from_attributes(found: list[Port]) -> set[str]:
