@@ -11,10 +11,6 @@ from typing import Any, Literal
 
 from onnxcomp import places, recipes
 from onnxcomp._version import __version__
-from onnxcomp.data.dataset import Samples
-from onnxcomp.data.metric import Metric, parse_metric
-from onnxcomp.data.open import random_data
-from onnxcomp.data.split import split
 from onnxcomp.errors import DataError, ModelError, OnnxcompError, UsageError
 from onnxcomp.files import remove_abandoned_scratch, scratch, sha256_of
 from onnxcomp.graph import cost
@@ -24,6 +20,7 @@ from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
+from onnxcomp.material import Material, prepare
 from onnxcomp.measure import WORTH_SHARE, Measurements, Measurer, check_metric, cost_model, table_notes
 from onnxcomp.ops.facts import Operators, load_operators
 from onnxcomp.report.html import write_html
@@ -33,7 +30,6 @@ from onnxcomp.runtime.machine import check_threads, machine, peak_memory_bytes, 
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, exit_code, parse_size
 from onnxcomp.verify.judge import judge
-from onnxcomp.verify.opening import Opener
 from onnxcomp.verify.pair import check_runs
 from onnxcomp.verify.provenance import stamp
 from onnxcomp.verify.weights import histograms
@@ -101,7 +97,7 @@ def run(
     if job.verify or job.bench:
         check_runs(job.model)
     operators = load_operators()
-    material = _prepare(job, graph)
+    material = prepare(job, graph, trains=_asked_for(job).trains, progress=progress)
     places.check(places.loaded_files(), places.writes_of(job))  # now the user's own functions are loaded
     if material.metric is not None and job.verify:
         trains = _asked_for(job).trains
@@ -115,6 +111,7 @@ def run(
         held_out=material.select if material.train is not None else None,
         original=graph if job.teacher is None else _teacher(job, graph),
         sample_shapes=material.sample_shapes,
+        memory=material.memory,
         seed=job.seed,
         threads=job.threads or usable_cores(),
         progress=progress,
@@ -172,7 +169,8 @@ def check_written(job: Job, report: Report, progress: Progress = SILENT) -> None
         raise OnnxcompError("the file on the disk is not the one that was measured", where=where, do=again)
     fidelity, accuracy = report.fidelity, report.accuracy
     if job.verify:
-        material = _prepare(job, load(job.model, keep_initializer_inputs=job.keep_initializer_inputs))
+        graph = load(job.model, keep_initializer_inputs=job.keep_initializer_inputs)
+        material = prepare(job, graph, trains=_asked_for(job).trains, doubting=False)
         kind: Literal["data", "synthetic"] = "synthetic" if material.synthetic else "data"
         threads = job.threads or usable_cores()
         fidelity, accuracy = judge(
@@ -195,22 +193,6 @@ def check_written(job: Job, report: Report, progress: Progress = SILENT) -> None
 
 
 # -- preparing -------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Material:
-    """The data of a run, cut into parts that share no sample."""
-
-    calibrate: Samples | None
-    train: Samples | None
-    select: Samples
-    judge: Samples
-    metric: Metric | None
-    synthetic: bool
-    source: str
-    sample_shapes: dict[str, tuple[int, ...]]
-    guesses: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 def check_options(job: Job) -> None:
@@ -270,84 +252,6 @@ def _teacher(job: Job, graph: Graph) -> Graph:
     return teacher
 
 
-def _prepare(job: Job, graph: Graph) -> Material:
-    opener = Opener(job.model, graph=graph, shapes=job.shapes, states=job.states, runs=job.verify or job.bench)
-    if job.data is None:
-        return _without_data(job, opener)
-    opened = [(job.data, job.labels), (job.eval_data, job.eval_labels)]
-    dataset, eval_dataset = (
-        None if source is None else opener.open(source, preprocess=job.preprocess, labels=labels, settled=False)
-        for source, labels in opened
-    )
-    assert dataset is not None
-    opened_sets = [d for d in (dataset, eval_dataset) if d is not None]
-    opener.settle(*opened_sets)
-    judged = eval_dataset if eval_dataset is not None else dataset
-    metric = parse_metric(job.metric) if job.metric or judged.labels is not None else None
-    job.budget.require_metric(metric is not None)
-    if metric is not None and metric.needs_all and eval_dataset is None:
-        raise DataError(
-            "a custom metric sees all of its data at once and needs data of its own",
-            where=f"--metric {job.metric}",
-            do="give --eval-data",
-        )
-    parts = split(
-        dataset,
-        calibrate=job.calib_samples,
-        judge=job.eval_samples,
-        seed=job.seed,
-        eval_data=eval_dataset,
-        train=_asked_for(job).trains,
-    )
-    first = next(iter(parts.calibrate.batches(1)))
-    return Material(
-        calibrate=parts.calibrate,
-        train=parts.train,
-        select=parts.select,
-        judge=parts.judge,
-        metric=metric,
-        synthetic=False,
-        source=dataset.source,
-        sample_shapes={name: tuple(array.shape) for name, array in first.items()},
-        guesses=tuple(dict.fromkeys(g for d in opened_sets for g in d.guesses)),
-        notes=(*parts.notes, *(problem for d in opened_sets for problem in d.problems)),
-    )
-
-
-def _without_data(job: Job, opener: Opener) -> Material:
-    if job.labels is not None or job.eval_data is not None or job.metric is not None:
-        raise DataError("labels, a metric or evaluation data need --data", where="the options", do="give --data")
-    job.budget.require_metric(False)
-    drawn = SYNTHETIC_JUDGED + (job.calib_samples if job.allow_random else 0)
-    made_up = (
-        opener.made_up(drawn, job.seed)
-        if opener.runs
-        else random_data(opener.interface.inputs, drawn, job.seed, job.shapes)
-    )
-    samples = made_up.samples()
-    judge = samples.head(SYNTHETIC_JUDGED)
-    calibrate = made_up.subset(range(SYNTHETIC_JUDGED, len(samples))) if job.allow_random else None
-    first = next(iter(judge.batches(1)))
-    note = (
-        "calibrated on random data because --allow-random asked for it: expect a worse model than real samples give"
-        if job.allow_random
-        else "no --data: only what needs none was tried; real samples would add int8 activations, "
-        "and a check that the model is still right"
-    )
-    return Material(
-        calibrate=calibrate,
-        train=calibrate,
-        select=judge,
-        judge=judge,
-        metric=None,
-        synthetic=True,
-        source="random data",
-        sample_shapes={name: tuple(array.shape) for name, array in first.items()},
-        guesses=made_up.guesses,
-        notes=(note,),
-    )
-
-
 def _begin(job: Job, graph: Graph, operators: Operators, material: Material) -> Report:
     files = model_files(job.model)
     found = machine()
@@ -368,7 +272,9 @@ def _begin(job: Job, graph: Graph, operators: Operators, material: Material) -> 
         before=before,
         after=before,
         calibration=None if calibrate is None else Calibration(len(calibrate), material.source),
+        warnings=list(material.doubts),
         guesses=list(material.guesses),
+        request=job.request() | {"timed_shapes": {k: list(v) for k, v in material.sample_shapes.items()}},
         notes=[*graph.notes, *_broken(graph, operators), *material.notes],
     )
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from onnxcomp.data.preprocess import Preprocess
-from onnxcomp.settings import setting
-from onnxcomp.verify.budget import Budget
+from onnxcomp.settings import Setting, setting, settings_of
+from onnxcomp.verify.budget import Budget, Size
 
 if TYPE_CHECKING:
     from onnxcomp.manager.pipeline import Pipeline
@@ -112,6 +113,11 @@ class Job:
     threads: int = setting(
         "Threads for calibration and verification, 0: every core; latency is measured with one.", default=0, minimum=0
     )
+    memory: Size | None = setting(
+        "What the run may take beside the models: 4GB, 25% of the machine's; 2 GiB, and never more than half of it.",
+        default=None,
+        metavar="S",
+    )
     bench: bool = setting(
         "Measure latency.", default=True, off="Do not measure latency, but for times that the cost table lacks."
     )
@@ -158,6 +164,61 @@ class Job:
             found[item.name] = str(value) if item.name == "passes" and value is not None else value
         return found
 
+    def request(self) -> dict[str, Any]:
+        """JSON-ready: everything that was asked for, and the command that asks for it again."""
+        given = {item.field: getattr(self, item.field) for item in _flat(Job)}
+        given |= {item.field: getattr(self.preprocess, item.field) for item in settings_of(Preprocess)}
+        given |= {item.field: getattr(self.budget, item.field) for item in settings_of(Budget)}
+        asked = [i for i in _all_settings() if i.field != "model" and given[i.field] != _default(i)]
+        words = ["onnxcomp", "optimize", str(self.model)]
+        for item in asked:
+            words += _words(item, given[item.field])
+        return {"command": shlex.join(words), "options": {i.field: _plain(given[i.field]) for i in asked}}
+
     def options_sha256(self) -> str:
         """Hash of `options`, the same on every machine."""
-        return hashlib.sha256(json.dumps(self.options(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.options(), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _flat(owner: type[Any]) -> list[Setting]:
+    return [item for item in settings_of(owner) if not item.holds_settings]
+
+
+def _all_settings() -> list[Setting]:
+    return [*_flat(Job), *settings_of(Preprocess), *settings_of(Budget)]
+
+
+def _default(item: Setting) -> Any:
+    declared = item.owner.__dataclass_fields__[item.field]
+    return declared.default_factory() if declared.default_factory is not dataclasses.MISSING else declared.default
+
+
+def _words(item: Setting, value: Any) -> list[str]:
+    """A setting as the command line takes it; what only the library takes stands as it prints itself."""
+    flag = item.flag.split("/")[-1]
+    if isinstance(value, bool):
+        return [flag]
+    if isinstance(value, Mapping):
+        return [word for name, part in value.items() for word in (flag, f"{name}={_text(part, 'x')}")]
+    return [flag, _text(value, ",")]
+
+
+def _text(value: Any, between: str) -> str:
+    if isinstance(value, tuple):
+        return between.join(_text(part, between) for part in value)
+    return repr(value) if isinstance(value, float) else str(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready; arrays and functions that only the library takes are named, not repeated."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Size):
+        return f"{100 * value.share:g}%" if value.share is not None else f"{value.bytes:.0f}"
+    if isinstance(value, Mapping) and all(isinstance(part, str | tuple) for part in value.values()):
+        return {str(name): list(part) if isinstance(part, tuple) else part for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, Path) or type(value).__name__ == "Pipeline":
+        return str(value)
+    return f"a {type(value).__name__} given by the library's caller"

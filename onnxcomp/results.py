@@ -351,7 +351,12 @@ class TeacherRecord:
 
 @dataclass
 class Report:
-    """Everything one run measured; filled by the driver stage by stage."""
+    """Everything one run measured; filled by the driver stage by stage.
+
+    Attributes:
+        warnings: reasons to doubt all of it, said first.
+        request: what repeats the run: the command, every option that was given, and the shapes that were timed.
+    """
 
     tool: dict[str, str]
     machine: dict[str, Any]
@@ -374,8 +379,10 @@ class Report:
     fidelity: Fidelity | None = None
     benchmarks: list[Benchmark] = field(default_factory=list)
     budget: list[BudgetLine] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     guesses: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    request: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready data, schema 1; NaN and infinities become null."""

@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"passes", "verify", "report", "distill"},
     {"job"},
     {"config"},
-    {"recipes", "measure", "places"},
+    {"recipes", "measure", "places", "material"},
     {"driver", "inspection", "students", "testing", "benchmark"},
     {"build", "search"},
     {"cli"},

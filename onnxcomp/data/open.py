@@ -249,7 +249,9 @@ class _Opener:
             self.guesses.append(f"each row of {name} is one whole feed, guessed from its rank")
         if not any(raw.values()):
             self._unused_flags()
-        self._place(axes, lead.constants)
+        # a row that is a whole feed of more than one along the model's own axis is one sample all the same
+        whole: dict[str, int | None] = {s.name: None for s in specs if s.name in single and s.batch != 1}
+        self._place({**axes, **whole}, lead.constants)
         labels = self._array_labels(table)
         reader = RowReader(columns, lead.samples, max(fixed, default=None))
         if not carried:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from onnx import helper, numpy_helper, shape_inference
 from onnxcomp.graph.codec import dims_of, encode_node
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Array, Constant, Graph, Node, elem_type
 from onnxcomp.graph.types import Shapes, TensorType
+from onnxcomp.ops.tables import RECORDS
 
 SMALL_ELEMENTS = 4096  # shape arithmetic stays far below; larger values are data
+_RULES = {(record.domain, record.op): record.shape for record in RECORDS if record.shape is not None}
 _NEVER_FIXED = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
@@ -27,6 +30,8 @@ def propagate(graph: Graph, shapes: Shapes) -> dict[str, Array]:
     for node in graph.nodes:
         if node.domain == MICROSOFT_DOMAIN:
             _infer_microsoft(node, shapes)
+        if (types := _RULES.get((node.domain, node.op))) is not None:
+            _keep(node, types(node, shapes), shapes)
         if node.bodies or node.domain not in (None, "", "ai.onnx"):
             continue
         found = _value_of(node, shapes, values, opset)
@@ -37,6 +42,22 @@ def propagate(graph: Graph, shapes: Shapes) -> dict[str, Array]:
         elif any(t.name and shapes.static(t) is None for t in node.outputs):
             _infer_node(node, shapes, values, opset)
     return values
+
+
+def told(graph: Graph) -> bool:
+    """Whether the graph holds operators whose types follow from their records alone."""
+    return any((node.domain, node.op) in _RULES for node in graph.nodes)
+
+
+def _keep(node: Node, types: Sequence[TensorType | None], shapes: Shapes) -> None:
+    """Complete what is known of a node's outputs; what inference found of them stays."""
+    for tensor, found in zip(node.outputs, types, strict=False):
+        if found is None:
+            continue
+        known = shapes.types.get(tensor.name, TensorType(None, None))
+        open_ended = known.shape is None or not all(isinstance(d, int) for d in known.shape)
+        shape = found.shape if open_ended and found.shape is not None else known.shape
+        shapes.types[tensor.name] = TensorType(known.dtype or found.dtype, shape)
 
 
 def evaluate(node: Node, inputs: list[Array | None], opset: int) -> list[Array]:

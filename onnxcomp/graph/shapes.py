@@ -10,7 +10,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import encode_light, shape_of
-from onnxcomp.graph.evaluate import propagate
+from onnxcomp.graph.evaluate import propagate, told
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.types import Shapes, TensorType
 
@@ -37,7 +37,7 @@ def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None, *, de
     except (shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = model  # what the file itself says is still known
     shapes = Shapes(_types(inferred.graph), declared=declared)
-    if bind:
+    if bind or told(graph):
         propagate(graph, shapes)
     return shapes
 

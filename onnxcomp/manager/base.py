@@ -22,6 +22,7 @@ from onnxcomp.manager.options import checked, option
 from onnxcomp.manager.spelling import spelled
 from onnxcomp.ops.facts import Operators, Weight, load_operators, no_weights
 from onnxcomp.results import Change, Skip, TrainingRecord
+from onnxcomp.runtime.memory import Memory
 from onnxcomp.runtime.progress import SILENT, Progress
 
 __all__ = ["Guarantee", "Need", "Outcome", "Pass", "PassContext", "SampleSource", "WeightUse", "option"]
@@ -92,6 +93,7 @@ class PassContext:
             training early; None where nothing trains.
         original: the model before any pass, which a training may take as teacher; None where only the graph is known.
         sample_shapes: input shapes of one sample, by input name; empty where nothing is known beyond the model.
+        memory: what the stages of the run may take.
         seed: for anything drawn at random.
         threads: for ONNX Runtime sessions.
         progress: shows long work.
@@ -106,6 +108,7 @@ class PassContext:
     held_out: SampleSource | None = None
     original: Graph | None = None
     sample_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
     seed: int = 0
     threads: int = 2
     progress: Progress = SILENT

@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxcomp.ops import (
     activations,
     arithmetic,
+    classical,
     convolution,
     drawing,
     lookup,
@@ -34,5 +35,6 @@ FAMILIES = (
     sizes,
     drawing,
     quantization,
+    classical,
 )
 RECORDS = tuple(record for family in FAMILIES for record in family.RECORDS)

@@ -49,6 +49,7 @@ def document(report: Report) -> str:
     parts = [
         '<a class="skip" href="#main">Skip to the figures</a>',
         f"<header><h1>{text(name)} {_badge(report.verdict)}</h1>",
+        *(f'<p class="bad">Warning: {text(line)}</p>' for line in report.warnings),
         f"<p>{text(report.reason)}</p>" if report.reason else "",
         _contents(sections),
         '</header><main id="main">',

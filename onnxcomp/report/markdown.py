@@ -79,7 +79,7 @@ def _budget(line: BudgetLine) -> str:
 
 def _details(model: BuiltModel) -> Iterator[str]:
     """What a person has to know beside the row: errors, missed budgets, notes."""
-    lines: list[str] = []
+    lines: list[str] = [f"warning: {text(line)}" for line in model.report.warnings] if model.report is not None else []
     if model.error is not None:
         lines += [text(part) for part in (model.error.what, model.error.where, model.error.do) if part]
     elif model.exit_code and model.report is not None:

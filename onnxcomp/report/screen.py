@@ -25,6 +25,8 @@ def show(report: Report, console: Console, *, verbose: bool = False, files: list
     from rich.text import Text
 
     console.print()
+    for line in report.warnings:
+        console.print(Text.assemble(("warning  ", "bold yellow"), line), soft_wrap=not console.is_terminal)
     console.print(_headline(report), soft_wrap=not console.is_terminal)
     console.print()
     console.print(table(("", "before", "after", ""), _figures(report), right=(1, 2), prose=(3,)))

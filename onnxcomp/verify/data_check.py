@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,15 @@ from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.data.sheet import Tile, contact_sheet, viewable
 from onnxcomp.errors import DataError
 from onnxcomp.files import atomic_write
+from onnxcomp.graph.io import load
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.pair import Runner
+from onnxcomp.verify.preprocessing import GOOD_ENOUGH, Reopen, doubts
 
 Array = npt.NDArray[Any]
 
 TILES = 24
-TRIED_SAMPLES = 100  # other preprocessings are compared on so many
-GOOD_ENOUGH = 0.9  # above it nothing else is tried
-CLEAR_GAIN = 0.05
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,6 @@ class DataCheck:
     sheet: str = ""
 
 
-Reopen = Callable[[Preprocess], Dataset]
-
-
 def check_data(
     model: Path,
     open_with: Reopen,
@@ -117,8 +112,9 @@ def check_data(
     wanted = metric.needs_all or (chosen.labels is not None)
     seen = _run(model, chosen, metric if wanted else None, threads, progress)
     hints = [*_constant(dataset, channels), *seen.hints]
-    if seen.score is not None and metric.name == "top1" and seen.score < GOOD_ENOUGH and dataset.pixels:
-        hints += _better(model, open_with, preprocess, chosen, metric, threads, progress)
+    if seen.score is None or seen.score < GOOD_ENOUGH:
+        scored = metric if seen.score is not None else None
+        hints += doubts(model, load(model), open_with, preprocess, chosen, scored, threads=threads, progress=progress)
     drawn = sheet is not None and _draw(sheet, chosen, seen, model)
     return DataCheck(
         source=dataset.source,
@@ -328,56 +324,6 @@ def _suspicions(best: Array | None, labels: Array, score: float) -> list[str]:
             "preprocessing or the order of classes is wrong"
         )
     return hints
-
-
-# other preprocessings
-
-
-def _candidates(given: Preprocess) -> list[Preprocess]:
-    """Preprocessings in wide use that differ from the given one only in what was not given."""
-    found = [given]
-    if given.mean is None and given.std is None:
-        found += [replace(given, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))]
-        found += [replace(given, mean=(0.5,), std=(0.5,))]
-        if given.scale is None:
-            found += [replace(given, scale=1.0, mean=(0.0,), std=(1.0,))]
-            found += [replace(given, scale=1.0, mean=(123.68, 116.779, 103.939), std=(1.0,))]
-    elif given.scale is None:
-        found += [replace(given, scale=1.0)]
-    if given.color is None:
-        found += [replace(one, color="bgr") for one in found]
-    return found[1:]
-
-
-def _better(
-    model: Path,
-    open_with: Reopen,
-    given: Preprocess,
-    chosen: Samples,
-    metric: Metric,
-    threads: int,
-    progress: Progress,
-) -> list[str]:
-    """One line if a preprocessing in wide use scores clearly higher on a part of the samples."""
-    part = chosen.indices[np.linspace(0, len(chosen) - 1, min(TRIED_SAMPLES, len(chosen))).astype(np.intp)]
-    three = all(pixels.channels == 3 for pixels in chosen.dataset.pixels.values())
-    options = [c for c in _candidates(given) if three or (len(c.mean or ()) <= 1 and c.color is None)]
-    scores = []
-    for option in progress.track([given, *options], len(options) + 1, "trying other preprocessings"):
-        samples = open_with(option).subset(np.unique(part))
-        scores.append(metric.score(predict(model, samples, threads=threads), samples.labels))
-    best = int(np.argmax(scores))
-    if scores[best] < scores[0] + CLEAR_GAIN:
-        return []
-    flags = _flags(options[best - 1], given)
-    return [f"with {flags} top-1 is {scores[best]:.3f} on {len(np.unique(part))} samples, not {scores[0]:.3f}"]
-
-
-def _flags(option: Preprocess, given: Preprocess) -> str:
-    names = [f for f in ("scale", "mean", "std", "color") if getattr(option, f) != getattr(given, f)]
-    texts = {n: getattr(option, n) for n in names}
-    shown = {n: ",".join(f"{x:g}" for x in v) if isinstance(v, tuple) else str(v) for n, v in texts.items()}
-    return " ".join(f"--{n} {text.removesuffix('.0')}" for n, text in shown.items())
 
 
 # the sheet

@@ -1,0 +1,157 @@
+"""What does a run work on? Data opened, proven by running the model, and shared out so that no sample serves twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxcomp.data.dataset import Samples
+from onnxcomp.data.metric import Metric, parse_metric
+from onnxcomp.data.open import random_data
+from onnxcomp.data.split import split
+from onnxcomp.errors import DataError
+from onnxcomp.graph import cost
+from onnxcomp.graph.ir import Graph
+from onnxcomp.job import Job
+from onnxcomp.ops.facts import load_operators
+from onnxcomp.runtime.machine import machine
+from onnxcomp.runtime.memory import Memory
+from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.verify.opening import Opener
+from onnxcomp.verify.preprocessing import doubts
+
+SYNTHETIC_JUDGED = 16  # enough to see that two graphs compute the same; never called accuracy
+
+
+@dataclass
+class Material:
+    """The data of a run, cut into parts that share no sample."""
+
+    calibrate: Samples | None
+    train: Samples | None
+    select: Samples
+    judge: Samples
+    metric: Metric | None
+    synthetic: bool
+    source: str
+    sample_shapes: dict[str, tuple[int, ...]]
+    memory: Memory
+    guesses: tuple[str, ...]
+    notes: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
+
+
+def prepare(
+    job: Job, graph: Graph, *, trains: bool = False, doubting: bool = True, progress: Progress = SILENT
+) -> Material:
+    """Open the data of a job and share them out.
+
+    Args:
+        graph: the model's.
+        trains: whether a pass will train.
+        doubting: ask whether other preprocessing would fit the model better.
+        progress: shows long work.
+
+    Raises:
+        DataError: the data cannot be used.
+        UsageError, ModelError: options do not fit the model.
+    """
+    here = machine().memory_bytes
+    memory = Memory.of(None if job.memory is None else job.memory.of(here or 0), here)
+    runs = job.verify or job.bench
+    opener = Opener(job.model, graph=graph, shapes=job.shapes, states=job.states, runs=runs, memory=memory)
+    if job.data is None:
+        return _without_data(job, opener)
+    opened = [(job.data, job.labels), (job.eval_data, job.eval_labels)]
+    dataset, eval_dataset = (
+        None if source is None else opener.open(source, preprocess=job.preprocess, labels=labels, settled=False)
+        for source, labels in opened
+    )
+    assert dataset is not None
+    opened_sets = [d for d in (dataset, eval_dataset) if d is not None]
+    opener.settle(*opened_sets)
+    judged = eval_dataset if eval_dataset is not None else dataset
+    metric = parse_metric(job.metric) if job.metric or judged.labels is not None else None
+    job.budget.require_metric(metric is not None)
+    if metric is not None and metric.needs_all and eval_dataset is None:
+        raise DataError(
+            "a custom metric sees all of its data at once and needs data of its own",
+            where=f"--metric {job.metric}",
+            do="give --eval-data",
+        )
+    parts = split(
+        dataset,
+        calibrate=job.calib_samples,
+        judge=job.eval_samples,
+        seed=job.seed,
+        eval_data=eval_dataset,
+        train=trains,
+    )
+    shapes = {name: tuple(array.shape) for name, array in next(iter(parts.calibrate.batches(1))).items()}
+    doubted: list[str] = []
+    if doubting and job.verify:
+        labels = job.labels if eval_dataset is None else job.eval_labels
+        source = job.data if eval_dataset is None else job.eval_data
+        doubted = doubts(
+            job.model,
+            graph,
+            lambda chosen: opener.open(source, preprocess=chosen, labels=labels),
+            job.preprocess,
+            parts.select if eval_dataset is None else parts.judge,
+            metric,
+            macs=cost.stats(graph, load_operators(), file_bytes=0, sample=shapes).macs,
+            threads=job.threads,
+            progress=progress,
+        )
+    return Material(
+        calibrate=parts.calibrate,
+        train=parts.train,
+        select=parts.select,
+        judge=parts.judge,
+        metric=metric,
+        synthetic=False,
+        source=dataset.source,
+        sample_shapes=shapes,
+        guesses=tuple(dict.fromkeys(g for d in opened_sets for g in d.guesses)),
+        notes=(*parts.notes, *(problem for d in opened_sets for problem in d.problems), *_cut(memory)),
+        memory=memory,
+        doubts=tuple(doubted),
+    )
+
+
+def _without_data(job: Job, opener: Opener) -> Material:
+    if job.labels is not None or job.eval_data is not None or job.metric is not None:
+        raise DataError("labels, a metric or evaluation data need --data", where="the options", do="give --data")
+    job.budget.require_metric(False)
+    drawn = SYNTHETIC_JUDGED + (job.calib_samples if job.allow_random else 0)
+    made_up = (
+        opener.made_up(drawn, job.seed)
+        if opener.runs
+        else random_data(opener.interface.inputs, drawn, job.seed, job.shapes)
+    )
+    samples = made_up.samples()
+    judge = samples.head(SYNTHETIC_JUDGED)
+    calibrate = made_up.subset(range(SYNTHETIC_JUDGED, len(samples))) if job.allow_random else None
+    first = next(iter(judge.batches(1)))
+    note = (
+        "calibrated on random data because --allow-random asked for it: expect a worse model than real samples give"
+        if job.allow_random
+        else "no --data: only what needs none was tried; real samples would add int8 activations, "
+        "and a check that the model is still right"
+    )
+    return Material(
+        calibrate=calibrate,
+        train=calibrate,
+        select=judge,
+        judge=judge,
+        metric=None,
+        synthetic=True,
+        source="random data",
+        sample_shapes={name: tuple(array.shape) for name, array in first.items()},
+        guesses=made_up.guesses,
+        notes=(note, *_cut(opener.memory)),
+        memory=opener.memory,
+    )
+
+
+def _cut(memory: Memory) -> list[str]:
+    return [f"memory is held to {memory}, {memory.cut}"] if memory.cut else []
