@@ -31,8 +31,8 @@ def encoded(node: Node, shapes: Shapes) -> Types:
     """LabelEncoder, CategoryMapper: the input's shape, and the type of the values it maps to."""
     source = node.inputs[0]
     given = shapes.dtype(source)
-    kinds = {"values_int64s": INT64, "values_floats": FLOAT, "values_strings": TEXT}
-    dtype = next((kind for name, kind in kinds.items() if node.attrs.get(name)), None)
+    kinds: dict[str, np.dtype[Any]] = {"values_int64s": INT64, "values_floats": FLOAT, "values_strings": TEXT}
+    dtype: np.dtype[Any] | None = next((kind for name, kind in kinds.items() if node.attrs.get(name)), None)
     if node.op == "CategoryMapper":
         dtype = INT64 if given == TEXT else TEXT
     return [TensorType(dtype, shapes.shape(source))]

@@ -97,6 +97,8 @@ class Stages:
 
     def _hold(self, array: Array) -> Array:
         """The array itself while memory lasts, else one that is mapped from a file without a name."""
+        if isinstance(array, list):  # a sequence of tensors
+            return [self._hold(part) for part in array]
         if array.nbytes > self._room and array.nbytes and not array.dtype.hasobject:
             mapped = _mapped(array)
             if mapped is not None:
@@ -105,6 +107,10 @@ class Stages:
         return array
 
     def _free(self, array: Array) -> None:
+        if isinstance(array, list):
+            for part in array:
+                self._free(part)
+            return
         self._room += 0 if isinstance(array, np.memmap) else array.nbytes
 
     def _needed(self, tensor: Tensor) -> bool:
@@ -158,15 +164,21 @@ def _reads(node: Node) -> list[Tensor]:
     return found
 
 
+def _port(name: str, array: Array) -> onnx.ValueInfoProto:
+    """What a piece takes in the place of a tensor, or of a sequence of tensors."""
+    if isinstance(array, list):
+        kind = elem_type(array[0].dtype) if array else onnx.TensorProto.FLOAT
+        return helper.make_tensor_sequence_value_info(name, kind, None)
+    return helper.make_tensor_value_info(name, elem_type(array.dtype), [None] * array.ndim)
+
+
 def _piece(graph: Graph, nodes: list[Node], fed: Mapping[Tensor, Array], outputs: list[Tensor]) -> bytes:
     """A model of some nodes, their weights inside."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.root.model)
     model.graph.name = "piece"
     model.graph.node.extend(encode_node(node) for node in nodes)
-    for tensor, array in fed.items():
-        shape = [None] * array.ndim
-        model.graph.input.append(helper.make_tensor_value_info(tensor.name, elem_type(array.dtype), shape))
+    model.graph.input.extend(_port(tensor.name, array) for tensor, array in fed.items())
     model.graph.output.extend(onnx.ValueInfoProto(name=t.name) for t in outputs)
     weights = dict.fromkeys(t for node in nodes for t in _reads(node) if isinstance(t, Constant) and t.scope is None)
     model.graph.initializer.extend(tensor_proto(t) for t in weights)
