@@ -147,7 +147,12 @@ class _Quantizer:
         study.wide = self._costs() is not None
         names = [t.name for t in study.plan().tensors]  # any of them may come from a float node in the end
         study.seen = collect(
-            self.graph, names, self.samples, threads=self.context.threads, progress=self.context.progress
+            self.graph,
+            names,
+            self.samples,
+            threads=self.context.threads,
+            budget_bytes=self.context.memory.activations,
+            progress=self.context.progress,
         )
         for tensor, why in study.settle().items():
             self.outcome.skip(tensor.name, f"kept float: {why}")

@@ -26,7 +26,7 @@ from onnxcomp.passes.pruning.select import (
     rounds,
 )
 from onnxcomp.passes.pruning.solve import Problem
-from onnxcomp.runtime.gram import GROUP_BYTES, Gram, batch_shapes, gram, grams
+from onnxcomp.runtime.gram import Gram, batch_shapes, gram, grams
 
 CURVE_STEP = 0.6  # from one point of an error curve to the next
 FAR_BELOW = 1 / 32  # of the share that survives everywhere: no layer is worth so little
@@ -94,7 +94,7 @@ class Compensation:
         reference = self.graph.clone()
         pending = {layer.node for layer in plans}
         shapes = batch_shapes(self.graph, self._samples, BATCH)
-        ordered = list(stages(self.graph, list(plans), memory=GROUP_BYTES))
+        ordered = list(stages(self.graph, list(plans), memory=self.context.memory.moments))
         for stage in self.context.progress.track(ordered, len(ordered), "pruning and refitting"):
             targets = {one.node.name: target_of(self.graph, one, pending, shapes) for one in stage}
             moments = gram(
@@ -106,6 +106,7 @@ class Compensation:
                 shapes=shapes,
                 batch=BATCH,
                 threads=self.context.threads,
+                budget_bytes=self.context.memory.activations,
                 seed=self.context.seed,
             )
             for layer in stage:
@@ -154,6 +155,7 @@ class Compensation:
             self.graph,
             [layer.use for layer in layers],
             self._samples,
+            group_bytes=self.context.memory.moments,
             batch=BATCH,
             threads=self.context.threads,
             seed=self.context.seed,

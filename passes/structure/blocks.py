@@ -46,6 +46,7 @@ def branch_errors(graph: Graph, found: Sequence[Branch], context: PassContext, d
         targets={name: Target(branch.total.name, minus) for name, (branch, _, minus) in works.items()},
         batch=BATCH,
         threads=context.threads,
+        budget_bytes=context.memory.activations,
         seed=context.seed,
         progress=context.progress,
     )

@@ -20,13 +20,11 @@ from onnxcomp.passes.pruning.layers import MOST_STAGES, Layer, stages, target_of
 from onnxcomp.passes.pruning.solve import Problem
 from onnxcomp.passes.structure.flat import flat_stretch, past_the_flat
 from onnxcomp.passes.structure.readers import ridge
-from onnxcomp.runtime.gram import GROUP_BYTES, MAX_ROWS, Gram, Target, gram, gram_of, needed
+from onnxcomp.runtime.gram import MAX_ROWS, Gram, Target, gram, gram_of, needed
 from onnxcomp.runtime.stages import Stages, peak_bytes
 
 BATCH = 32
-STAGED_BYTES = 1 << 29  # activations of all samples that are held in memory, of both graphs
-SPOOLED_BYTES = 1 << 32  # and in temporary files besides
-HELD_BYTES = 1 << 28  # rows of the layers that are solved together
+SPOOLED_BYTES = 1 << 32  # activations of all samples that lie in temporary files, of both graphs
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def refit(
     shapes = shape_tools.infer(graph)
     measured = _measurer(graph, reference, [one.layer for one in cuts], context, aims, effort)
     most = len(cuts) if isinstance(measured, _Staged) else MOST_STAGES
-    ordered = list(stages(graph, [one.layer for one in cuts], most=most, memory=GROUP_BYTES))
+    ordered = list(stages(graph, [one.layer for one in cuts], most=most, memory=context.memory.moments))
     for stage in context.progress.track(ordered, len(ordered), "compensating"):
         plain = {one.node.name: _target(graph, by_layer[one], pending, shapes) for one in stage}
         targets = {n: replace(t, reference=aims.get(t.reference, t.reference)) for n, t in plain.items()}
@@ -138,7 +136,8 @@ def _measurer(
             threads=context.threads,
             max_rows=effort.rows,
             seed=context.seed,
-            hold_bytes=HELD_BYTES // len(stage),
+            budget_bytes=context.memory.activations,
+            hold_bytes=context.memory.rows // len(stage),
         )
 
     return streamed
@@ -156,12 +155,12 @@ class _Staged:
         aims: Mapping[str, str],
         effort: Effort,
     ) -> None:
-        self.graph, self.seed, self.rows = graph, context.seed, effort.rows
+        self.graph, self.seed, self.rows, self.held = graph, context.seed, effort.rows, context.memory.rows
         batches = list(effort.samples.batches(BATCH))
         self.names = reference.tensors()
-        self.here = Stages(graph, batches, context.threads, memory=STAGED_BYTES // 2)
+        self.here = Stages(graph, batches, context.threads, memory=context.memory.staged // 2)
         self.there = Stages(
-            reference, batches, context.threads, keep=self._wanted(layers, aims), memory=STAGED_BYTES // 2
+            reference, batches, context.threads, keep=self._wanted(layers, aims), memory=context.memory.staged // 2
         )
 
     def __call__(self, stage: Sequence[Layer], targets: Mapping[str, Target]) -> dict[str, Gram]:
@@ -179,7 +178,7 @@ class _Staged:
             targets=targets,
             max_rows=self.rows,
             seed=self.seed,
-            hold_bytes=HELD_BYTES // len(stage),
+            hold_bytes=self.held // len(stage),
         )
 
     def _wanted(self, layers: Sequence[Layer], aims: Mapping[str, str]) -> Iterator[Tensor]:

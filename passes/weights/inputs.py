@@ -16,7 +16,13 @@ def layer_moments(graph: Graph, uses: Sequence[WeightUse], context: PassContext)
     if not uses or context.calibration is None:
         return
     yield from grams(
-        graph, uses, context.calibration, threads=context.threads, seed=context.seed, progress=context.progress
+        graph,
+        uses,
+        context.calibration,
+        group_bytes=context.memory.moments,
+        threads=context.threads,
+        seed=context.seed,
+        progress=context.progress,
     )
 
 

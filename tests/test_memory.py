@@ -1,0 +1,72 @@
+"""One budget bounds what statistics, stages and runs hold; a run over the data takes as few samples as fit it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import builders
+import numpy as np
+import pytest
+from feeds import Feeds
+
+from onnxcomp.driver import optimize
+from onnxcomp.graph.codec import decode
+from onnxcomp.graph.shapes import infer
+from onnxcomp.runtime import taps
+from onnxcomp.runtime.memory import LEAST_BYTES, Memory
+from onnxcomp.runtime.stages import peak_bytes
+from onnxcomp.verify.opening import Opener
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine", "total", "cut"),
+    [
+        (None, 64 * GIB, 2 * GIB, False), (None, None, 2 * GIB, False), (None, 2 * GIB, 1 * GIB, True),
+        (8 * GIB, 64 * GIB, 8 * GIB, False), (40 * GIB, 64 * GIB, 32 * GIB, True), (1, 64 * GIB, LEAST_BYTES, False),
+    ],
+)  # fmt: skip
+def test_the_budget_is_two_gibibytes_and_never_more_than_half_of_the_machine(asked, machine, total, cut) -> None:
+    found = Memory.of(asked, machine)
+    assert found.total == total and bool(found.cut) is cut
+
+
+def test_tensors_of_all_layers_are_read_in_one_run_of_few_samples() -> None:
+    graph = decode(builders.residual_cnn(batch_norm=False))
+    name = graph.inputs[0].name
+    samples = Feeds({name: builders.normal(builders.rng(), 24, 3, 16, 16, scale=1.0)})
+    names = [t.name for node in graph.nodes for t in node.outputs]
+    shapes = infer(graph, {name: (1, 3, 16, 16)})
+    one = sum(int(np.prod(shapes.static(graph.tensors()[n]))) * 4 for n in names)
+    assert taps.fitting(graph, names, samples, 8, 3 * one) == 3
+    assert taps.fitting(graph, names, samples, 8, 100 * one) == 8
+    seen = [set(values) for values in taps.stream(graph, names, samples, budget_bytes=3 * one)]
+    assert len(seen) == 8 and all(found == set(names) for found in seen)
+
+
+def test_a_sample_that_fills_the_memory_is_run_alone(tmp_path: Path) -> None:
+    path = builders.save(builders.residual_cnn(), tmp_path / "m.onnx")
+    graph = decode(builders.residual_cnn())
+    name = graph.inputs[0].name
+    data = {name: builders.normal(builders.rng(), 40, 3, 16, 16, scale=1.0)}
+    peak = peak_bytes(graph, infer(graph, {name: (1, 3, 16, 16)}))
+    small = Opener(path, memory=Memory(int(8 * 3.5 * peak))).open(data)
+    assert small.most == 3
+    assert {len(feed[name]) for feed in small.samples().batches(32)} == {3, 1}
+    assert small.samples().step(32) == 3 and small.samples().step(2) == 2
+
+
+def test_a_run_within_little_memory_gives_the_same_model_up_to_rounding(tmp_path: Path) -> None:
+    path = builders.save(builders.residual_cnn(batch_norm=False), tmp_path / "m.onnx")
+    name = decode(builders.residual_cnn()).inputs[0].name
+    data = {name: builders.normal(builders.rng(), 60, 3, 16, 16, scale=1.0)}
+    from onnxcomp.verify.budget import Size
+
+    results = {}
+    for label, memory in (("ample", None), ("tight", Size(bytes=LEAST_BYTES))):
+        out = tmp_path / f"{label}.onnx"
+        spec = "prune-weights{ratio=0.5}"
+        report = optimize(path, data=data, passes=spec, output=out, bench=False, memory=memory)
+        results[label] = report.fidelity.worst_sqnr_db
+    assert abs(results["ample"] - results["tight"]) < 1.0
