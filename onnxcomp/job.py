@@ -161,6 +161,8 @@ class Job:
                 continue
             if dataclasses.is_dataclass(value) and item.name in ("preprocess", "budget"):
                 value = dataclasses.asdict(value)  # type: ignore[arg-type]
+            if item.name == "memory":
+                value = _plain(value)
             found[item.name] = str(value) if item.name == "passes" and value is not None else value
         return found
 
@@ -177,7 +179,7 @@ class Job:
 
     def options_sha256(self) -> str:
         """Hash of `options`, the same on every machine."""
-        return hashlib.sha256(json.dumps(self.options(), sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.options(), sort_keys=True).encode()).hexdigest()
 
 
 def _flat(owner: type[Any]) -> list[Setting]:
