@@ -25,6 +25,7 @@ COMMANDS = {
     "distill": ("distill", "Train a compressed model, with another as teacher or by labels."),
     "inspect": ("inspect", "Size, parameters and MACs, layer by layer."),
     "verify": ("verify", "Judge any pair of models, or an artifact's recorded provenance."),
+    "explain": ("explain", "Which layers lose how much, why, and what to do about it."),
     "bench": ("bench", "Interleaved latency of models, with spread and node placement."),
     "build": ("build", "The build step: build what changed of the models in onnxcomp.toml."),
     "init": ("init", "Write a first onnxcomp.toml from a model, or add a model to it."),

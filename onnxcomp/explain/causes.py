@@ -1,0 +1,214 @@
+"""Why does a layer lose what it loses, in words, and what can be done about it?
+
+Each cause has a sign of its own in what was measured; the one that explains most of the error is named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcomp.explain.matching import bias_elsewhere
+from onnxcomp.explain.measuring import Error, Finding
+from onnxcomp.explain.products import Layer
+from onnxcomp.graph.ir import Array
+
+EXPLAINS = 0.5  # of the error's energy
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Words on one layer. `advice` is a spec that can be pasted where there is one, else a sentence."""
+
+    why: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight of one pair of layers.
+
+    Attributes:
+        sqnr_db: of the weight itself, each row scaled to fit best; None where it is equal or could not be read.
+        saturated: share of the stored integers at the ends of their range.
+        swapped: rows that fit another row of the original far better than their own.
+        zeroed: rows that are zero now and were not.
+    """
+
+    sqnr_db: float | None = None
+    saturated: float = 0.0
+    swapped: tuple[int, ...] = ()
+    zeroed: tuple[int, ...] = ()
+
+
+def compare_weights(before: Layer, after: Layer) -> Weights:
+    """Row by row, whatever scale folding gave a row."""
+    a, b, codes = before.weight, after.weight, after.codes
+    saturated = 0.0
+    if codes is not None and codes.size:
+        info = np.iinfo(codes.dtype) if codes.dtype.kind in "iu" else None
+        if info is not None:
+            saturated = (
+                float(((codes == info.max) | (codes <= -info.max)).mean())
+                if info.min < 0
+                else float(((codes == info.max) | (codes == info.min)).mean())
+            )
+    if a is None or b is None or a.shape != b.shape:
+        return Weights(None, saturated)
+    rows, other = a.astype(np.float64), b.astype(np.float64)
+    energy, length = np.square(rows).sum(1), np.square(other).sum(1)
+    gain = np.where(length > 0, (rows * other).sum(1) / np.where(length > 0, length, 1), 0)
+    noise = np.square(rows - other * gain[:, None]).sum(1)
+    zeroed = np.flatnonzero((length == 0) & (energy > 0))
+    total = float(noise.sum())
+    sqnr = None if total == 0 else float(10 * np.log10(max(float(energy.sum()), 1e-300) / total))
+    return Weights(sqnr, saturated, _swapped(rows, other, noise, energy), tuple(int(i) for i in zeroed))
+
+
+def _swapped(rows: Array, other: Array, noise: Array, energy: Array) -> tuple[int, ...]:
+    """Rows that are another row of the original: only the bad ones are looked up."""
+    bad = np.flatnonzero(noise > 0.5 * energy)
+    if not len(bad) or len(bad) > 4096:
+        return ()
+    unit = rows / np.maximum(np.sqrt(energy), 1e-30)[:, None]
+    taken = other[bad] / np.maximum(np.linalg.norm(other[bad], axis=1), 1e-30)[:, None]
+    fit = taken @ unit.T
+    best = fit.argmax(1)
+    good = (fit.max(1) > 0.9) & (best != bad)
+    return tuple(int(i) for i in bad[good])
+
+
+def cause_of(finding: Finding, weights: Weights) -> Cause:
+    """The main reason for a layer's own error."""
+    error = finding.own_error or finding.piled_error
+    node = finding.pair.before.node.name
+    if error is None or not error.count:
+        return Cause("its output has no counterpart to be compared with", "")
+    if error.sqnr_db is None:
+        return Cause("equal", "")
+    exclude = f'{_pass_of(finding)}{{exclude=["{node}"]}}'
+    if weights.swapped:
+        shown = ", ".join(map(str, weights.swapped[:4]))
+        return Cause(f"output channels {shown} hold the weights of other channels", "restore their order in this layer")
+    found = (
+        _dead(error, weights)
+        or _lost_bias(finding, error)
+        or _saturated(weights, error, exclude)
+        or _clipped(finding)
+        or _gain(error)
+        or _shift(error)
+        or _rounded_weights(weights, error, exclude)
+        or _rounded_input(finding, exclude)
+    )
+    return found or Cause("rounding", exclude)
+
+
+def _pass_of(finding: Finding) -> str:
+    """The pass that makes layers of this form."""
+    node, entry = finding.pair.after.node, finding.pair.entry
+    if node.op in ("MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"):
+        return "quantize-dynamic"
+    return "quantize-weights" if entry is not None and not entry[1].step else "quantize-qdq"
+
+
+def _lost_bias(finding: Finding, error: Error) -> Cause | None:
+    before, after = finding.pair.before.bias, finding.pair.after.bias
+    if before is None or not before.any() or bias_elsewhere(finding.pair):
+        return None
+    if (after is not None and after.any()) or "Add" in finding.pair.after.linear_ops:
+        return None
+    if np.square(before, dtype=np.float64).mean() < 0.1 * error.noise.sum() / max(1.0, error.count * len(error.noise)):
+        return None
+    return Cause(
+        f"its bias, of {np.abs(before).max():.3g} at most, is lost", "put the bias of the original back into this layer"
+    )
+
+
+def _saturated(weights: Weights, error: Error, exclude: str) -> Cause | None:
+    if weights.sqnr_db is None or weights.saturated < 0.02 or weights.sqnr_db > min(25.0, (error.sqnr_db or 0.0) + 20):
+        return None
+    return Cause(
+        f"{weights.saturated:.1%} of its weights lie at the ends of their range: they have "
+        f"{weights.sqnr_db:.1f} dB by themselves",
+        exclude,
+    )
+
+
+def _clipped(finding: Finding) -> Cause | None:
+    entry = finding.pair.entry[1] if finding.pair.entry is not None else None
+    if entry is None or finding.fed.beyond <= 1e-3 * finding.fed.count:
+        return None
+    share = finding.fed.beyond / finding.fed.count
+    text = (
+        f"its input's range of {entry.low:.4g} to {entry.high:.4g} cuts off {share:.2%} of the values, "
+        f"which reach from {finding.fed.low:.4g} to {finding.fed.high:.4g}"
+    )
+    return Cause(text, "quantize-qdq{activations=minmax}")
+
+
+def _rounded_weights(weights: Weights, error: Error, exclude: str) -> Cause | None:
+    if weights.sqnr_db is None or weights.sqnr_db >= (error.sqnr_db or 0.0) + 3:
+        return None
+    return Cause(f"its weights have {weights.sqnr_db:.1f} dB by themselves", exclude)
+
+
+def _rounded_input(finding: Finding, exclude: str) -> Cause | None:
+    entry = finding.pair.entry[1] if finding.pair.entry is not None else None
+    if entry is None or not entry.step or not finding.fed.rms:
+        return None
+    steps = finding.fed.rms / entry.step
+    return Cause(
+        f"its input is rounded to steps of {entry.step:.3g}, {steps:.1f} to its root mean square; it reaches "
+        f"from {finding.fed.low:.4g} to {finding.fed.high:.4g}",
+        f"quantize-qdq{{activations=mse}}, or {exclude}" if steps < 8 else exclude,
+    )
+
+
+def _dead(error: Error, weights: Weights) -> Cause | None:
+    dead = np.flatnonzero((error.energy == 0) & (error.signal > 0))
+    if not len(dead) or error.signal[dead].sum() < EXPLAINS * error.noise.sum():
+        return None
+    text = f"{len(dead)} of {len(error.signal)} output channels give nothing but zero"
+    return Cause(text, "leave this layer out of pruning, or give its weights a scale a channel")
+
+
+def _gain(error: Error) -> Cause | None:
+    """A wrong scale: the output is a multiple of what it was."""
+    with np.errstate(all="ignore"):
+        gain = error.cross / error.signal
+        left = error.energy - np.where(error.signal > 0, error.cross**2 / error.signal, 0)
+    noise = error.noise.sum()
+    if not noise or left.sum() > (1 - EXPLAINS) * noise:
+        return None
+    typical = float(np.median(gain[np.isfinite(gain)])) if np.isfinite(gain).any() else 1.0
+    if abs(typical - 1) < 0.02 and noise < 0.01 * error.signal.sum():
+        return None
+    odd = int((np.abs(gain - 1) > 0.02).sum())
+    if odd <= len(gain) // 4:
+        worst = int(np.nan_to_num(np.square(error.noise)).argmax())
+        what = (
+            f"{odd} of {len(gain)} output channels, most in channel {worst}, which is {gain[worst]:.3g} times as large"
+        )
+        return Cause(f"the error sits in {what}", "leave this layer out, or give its weights a scale a channel")
+    return Cause(
+        f"{odd} of {len(gain)} output channels are a multiple of what they were, the middle one {typical:.3g} times",
+        "check the scales of this layer's input, weight and output against each other",
+    )
+
+
+def _shift(error: Error) -> Cause | None:
+    """A lost bias or a wrong zero point: the mean of channels has moved."""
+    if not error.count or not error.noise.sum():
+        return None
+    moved = np.square(error.shift) / error.count
+    if moved.sum() < EXPLAINS * error.noise.sum():
+        return None
+    means = error.shift / error.count
+    worst = int(np.abs(means).argmax())
+    alike = np.abs(means - means.mean()).max() < 0.1 * abs(means.mean()) if len(means) > 1 else False
+    what = "a zero point is off" if alike else "its bias is lost, or a zero point is off"
+    return Cause(
+        f"the mean of its output has moved, most by {means[worst]:+.3g} in channel {worst}: {what}",
+        "compare its bias and zero points with the original's; quantize-qdq corrects biases where data are given",
+    )

@@ -1,0 +1,224 @@
+"""Which layer of one graph is which of another? By names, by weights, by structure and by values on the same samples.
+
+No single sign is enough: another tool renames, a fusion drops tensors, and a damaged layer has other values.
+Each pair of layers of one kind gets a score from all signs; the best pairs are taken one after the other, and a pair
+gains where the layers in front of both are a pair already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxcomp.explain.products import Layer, Place
+from onnxcomp.graph.ir import Array, Constant, Node
+
+PRINT = 512  # elements of a tensor that stand for all of it
+ENOUGH = 2.0  # the score below which two layers are not called the same
+ROUNDS = 3
+# products that another one may stand for
+FAMILIES = {"Gemm": "MatMul", "FusedMatMul": "MatMul", "FusedGemm": "MatMul", "FusedConv": "Conv"}
+# what tools put behind the names of what they made of a tensor
+_ENDING = r"([._/-]?(quant(ized)?|(De)?QuantizeLinear|quantized_node|int8|scaled?|fp16|Gemm|MatMul))+$"
+ENDINGS = re.compile(_ENDING, re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Layers that are one and the same, and the places where both are looked at.
+
+    Attributes:
+        entry: in both graphs; None where none has the same size.
+        exits: one or two pairs of places: behind bias and scale, behind the activation function.
+    """
+
+    before: Layer
+    after: Layer
+    entry: tuple[Place, Place] | None
+    exits: tuple[tuple[Place, Place], ...]
+
+
+Values = Mapping[str, Array]  # tensor name -> its value on some samples
+
+
+def match(before: Sequence[Layer], after: Sequence[Layer], seen: tuple[Values, Values]) -> list[Pair]:
+    """Pairs in the order of `before`; a layer without a partner is in none.
+
+    Args:
+        seen: values of the layers' places in both graphs, on the same samples.
+    """
+    if not before or not after:
+        return []
+    score = _scores(before, after, seen)
+    parents = _parents(before), _parents(after)
+    chosen: dict[int, int] = {}
+    for _ in range(ROUNDS):
+        bonus = np.zeros_like(score)
+        for i, j in np.argwhere(score > -np.inf):
+            shared = sum(chosen.get(p) in parents[1][j] for p in parents[0][i])
+            bonus[i, j] = 1.5 * shared / max(1, len(parents[0][i]), len(parents[1][j]))
+        again = _greedy(score + bonus)
+        if again == chosen:
+            break
+        chosen = again
+    return [_pair(before[i], after[j], seen) for i, j in sorted(chosen.items())]
+
+
+def _greedy(score: Array) -> dict[int, int]:
+    chosen: dict[int, int] = {}
+    taken: set[int] = set()
+    for flat in np.argsort(-score, axis=None, kind="stable"):
+        i, j = divmod(int(flat), score.shape[1])
+        if score[i, j] < ENOUGH:
+            break
+        if i not in chosen and j not in taken:
+            chosen[i] = j
+            taken.add(j)
+    return chosen
+
+
+def _scores(before: Sequence[Layer], after: Sequence[Layer], seen: tuple[Values, Values]) -> Array:
+    """[before, after]; minus infinity where the kinds differ."""
+    prints = [[_prints(layer, values) for layer in side] for side, values in zip((before, after), seen, strict=True)]
+    weights = [[_weight_print(layer) for layer in side] for side in (before, after)]
+    names = [[_names(layer) for layer in side] for side in (before, after)]
+    score = np.full((len(before), len(after)), -np.inf)
+    for i, a in enumerate(before):
+        for j, b in enumerate(after):
+            if FAMILIES.get(a.kind, a.kind) != FAMILIES.get(b.kind, b.kind):
+                continue
+            total = 3.0 * bool(names[0][i] & names[1][j])
+            total += 1.0 * (a.weight is not None and b.weight is not None and a.weight.shape == b.weight.shape)
+            total += 3.0 * _alike(weights[0][i], weights[1][j])
+            total += 1.5 * max((_alike(x, y) for x in prints[0][i][0] for y in prints[1][j][0]), default=0.0)
+            total += 2.0 * max((_alike(x, y) for x in prints[0][i][1] for y in prints[1][j][1]), default=0.0)
+            total -= 2.0 * abs(i / len(before) - j / len(after))
+            score[i, j] = total
+    return score
+
+
+def _names(layer: Layer) -> set[str]:
+    """What the layer, its output and its weights are called, without what tools put behind names."""
+    found = {layer.node.name if not layer.node.unnamed else "", layer.node.outputs[0].name}
+    found |= {place.tensor.name for place in (layer.linear, layer.active)}
+    found |= {t.name for t in layer.node.inputs if isinstance(t, Constant)}
+    return {short for name in found if (short := ENDINGS.sub("", name))}
+
+
+def _prints(layer: Layer, seen: Values) -> tuple[list[Array], list[Array]]:
+    """Samples of the values at the entries and at the exits."""
+    sides: tuple[list[Array], list[Array]] = ([], [])
+    for side, places in zip(sides, (layer.entries, (layer.linear, layer.active)), strict=True):
+        side.extend(fingerprint(seen[p.tensor.name]) for p in places if p.tensor.name in seen)
+    return sides
+
+
+def _weight_print(layer: Layer) -> Array | None:
+    """Rows without their lengths, which folding BatchNormalization and scales change."""
+    if layer.weight is None:
+        return None
+    norm = np.linalg.norm(layer.weight, axis=1, keepdims=True)
+    return fingerprint(layer.weight / np.maximum(norm, 1e-20), 8 * PRINT)
+
+
+def fingerprint(values: Array, most: int = PRINT) -> Array:
+    """Evenly spaced elements."""
+    flat = values.reshape(-1)
+    picked = flat[np.linspace(0, flat.size - 1, min(most, flat.size)).astype(np.int64)] if flat.size else flat
+    return picked.astype(np.float64)
+
+
+def _alike(a: Array | None, b: Array | None) -> float:
+    """Cosine, 0 where sizes differ or it is negative."""
+    if a is None or b is None or a.shape != b.shape or not a.size:
+        return 0.0
+    with np.errstate(all="ignore"):
+        found = float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+    return max(0.0, found) if np.isfinite(found) else 0.0
+
+
+def _parents(layers: Sequence[Layer]) -> list[set[int]]:
+    """For each layer the nearest layers in front of it."""
+    index = {layer.node: layer.index for layer in layers}
+    found = []
+    for layer in layers:
+        near: set[int] = set()
+        stack = [t.producer for t in layer.node.inputs]
+        visited: set[Node] = set()
+        while stack:
+            node = stack.pop()
+            if node is None or node in visited:
+                continue
+            visited.add(node)
+            if node in index:
+                near.add(index[node])
+            else:
+                stack.extend(t.producer for t in node.inputs)
+        found.append(near)
+    return found
+
+
+def _pair(before: Layer, after: Layer, seen: tuple[Values, Values]) -> Pair:
+    return Pair(before, after, _entry(before, after, seen), _exits(before, after, seen))
+
+
+def _entry(before: Layer, after: Layer, seen: tuple[Values, Values]) -> tuple[Place, Place] | None:
+    """The two places whose values agree best, near ones first; the nearest of one size where none agree."""
+    best: tuple[float, tuple[Place, Place] | None] = (0.0, None)
+    fallback = None
+    for i, a in enumerate(before.entries):
+        for j, b in enumerate(after.entries):
+            x, y = seen[0].get(a.tensor.name), seen[1].get(b.tensor.name)
+            if x is None or y is None or x.size != y.size:
+                continue
+            fallback = fallback or (a, b)
+            agreement = _alike(fingerprint(x), fingerprint(y)) - 1e-3 * (i + j)
+            if agreement > best[0] + 1e-9:
+                best = (agreement, (a, b))
+    return best[1] if best[0] > 0.5 else fallback
+
+
+def _exits(before: Layer, after: Layer, seen: tuple[Values, Values]) -> tuple[tuple[Place, Place], ...]:
+    """Places of one size; behind bias and scale and behind the function where both have the same function."""
+
+    def same(a: Place, b: Place) -> bool:
+        x, y = seen[0].get(a.tensor.name), seen[1].get(b.tensor.name)
+        return x is not None and y is not None and x.size == y.size
+
+    candidates = [
+        (before.linear, after.linear),
+        (before.active, after.active),
+        (before.active, after.linear),
+        (before.product, after.product),
+    ]
+    return tuple(pair for pair in dict.fromkeys(candidates) if same(*pair))
+
+
+def same_function(pair: Pair) -> bool:
+    """Whether both layers go through the same activation function by nodes of their own."""
+    return pair.before.active_ops == pair.after.active_ops
+
+
+def bias_elsewhere(pair: Pair) -> bool:
+    """Whether the second graph adds the first one's bias in a later, fused node."""
+    bias = pair.before.bias
+    if bias is None:
+        adders = [n for n in _chain(pair.before) if n.op == "Add"]
+        bias = next((t.values for n in adders for t in n.inputs if isinstance(t, Constant)), None)
+    if bias is None:
+        return False
+    flat = np.asarray(bias, np.float64).reshape(-1)
+    return any(v.shape == flat.shape and np.allclose(v, flat, rtol=1e-2, atol=1e-6) for v in pair.after.vectors)
+
+
+def _chain(layer: Layer) -> list[Node]:
+    """The nodes from the product to the place behind bias and scale."""
+    found: list[Node] = []
+    node = layer.linear.tensor.producer
+    while node is not None and node is not layer.node and len(found) < 16:
+        found.append(node)
+        node = next((t.producer for t in node.inputs if t.producer is not None), None)
+    return found
