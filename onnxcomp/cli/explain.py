@@ -47,6 +47,7 @@ def command(
     The pair may come from any tool: layers are matched by names, weights, structure and values on the samples. Each
     layer's own error is measured with the input that BEFORE feeds it; the accumulated error with AFTER's own.
     """
+    from onnxcomp import places
     from onnxcomp.cli.progress import Bar
     from onnxcomp.errors import DataError
     from onnxcomp.explain.explain import explain
@@ -56,6 +57,9 @@ def command(
         raise click.UsageError("give one MODEL, or two: BEFORE AFTER")
     if data is None:
         raise DataError("there is no data to run the models on", where="--data is missing", do="give it with --data")
+    places.check_command(
+        models=models, samples=(data,), functions=(data,), writes={"--json": json_file, "--html": html_file}
+    )
     found = explain(
         models[0],
         models[1] if len(models) == 2 else None,
@@ -68,16 +72,11 @@ def command(
     if not quiet:
         _show(found, every)
     if json_file is not None:
-        from onnxcomp.files import atomic_write
-
-        with atomic_write(json_file) as file:
-            file.write(found.to_text().encode())
+        _write(json_file, found.to_text())
     if html_file is not None:
-        from onnxcomp.files import atomic_write
         from onnxcomp.report.explanation import page
 
-        with atomic_write(html_file) as file:
-            file.write(page(found.to_json()).encode())
+        _write(html_file, page(found.to_json()))
     return 0
 
 
@@ -93,3 +92,10 @@ def _show(found: Explanation, every: bool) -> None:
     console.print(table(COLUMNS, rows(content, shown), right=(2, 3, 4, 5), prose=(0, 6)))
     for line in lines(content, shown):
         console.print(Text(line))
+
+
+def _write(path: Path, text: str) -> None:
+    from onnxcomp.files import atomic_write
+
+    with atomic_write(path) as file:
+        file.write(text.encode())

@@ -15,6 +15,7 @@ from onnxcomp.explain.products import Layer
 from onnxcomp.graph.ir import Array
 
 EXPLAINS = 0.5  # of the error's energy
+ALIKE_DB = 6.0  # how much better the weights may be than the output whose error they explain
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ def cause_of(finding: Finding, weights: Weights) -> Cause:
         or _lost_bias(finding, error)
         or _saturated(weights, error, exclude)
         or _clipped(finding)
+        or _rounded_weights(weights, error, exclude)
         or _gain(error)
         or _shift(error)
-        or _rounded_weights(weights, error, exclude)
         or _rounded_input(finding, exclude)
     )
     return found or Cause("rounding", exclude)
@@ -148,7 +149,7 @@ def _clipped(finding: Finding) -> Cause | None:
 
 
 def _rounded_weights(weights: Weights, error: Error, exclude: str) -> Cause | None:
-    if weights.sqnr_db is None or weights.sqnr_db >= (error.sqnr_db or 0.0) + 3:
+    if weights.sqnr_db is None or weights.sqnr_db >= (error.sqnr_db or 0.0) + ALIKE_DB:
         return None
     return Cause(f"its weights have {weights.sqnr_db:.1f} dB by themselves", exclude)
 

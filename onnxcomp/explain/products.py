@@ -287,7 +287,7 @@ def _ahead(start: Place, reading: Reading) -> tuple[Place, Place, tuple[str, ...
         if node is None:
             break
         if node.op in PASSED:
-            if node.op == "DynamicQuantizeLinear":
+            if node.op == "DynamicQuantizeLinear" or _quantizes_for_a_layer(node, reading):
                 break
             place = _quantized(place, node, reading)
         elif _only_first_moves(node, reading, AFFINE) or _scaled_at_run_time(node, place.tensor, reading):
@@ -308,6 +308,15 @@ def _ahead(start: Place, reading: Reading) -> tuple[Place, Place, tuple[str, ...
             linear = place if stage == "linear" else linear
             product = place if stage == "linear" and not {"Add", "Sub"} & {*ops[stage]} else product
     return product, linear, tuple(ops["linear"]), active, tuple(ops["active"])
+
+
+def _quantizes_for_a_layer(node: Node, reading: Reading) -> bool:
+    """Whether what is rounded here is the input of another layer, which then answers for it."""
+    if node.op != "QuantizeLinear":
+        return False
+    near = node.outputs[0].consumers
+    readers = [r for back in near if back.op in PASSED for t in back.outputs for r in t.consumers]
+    return any(form_of(reader, reading) is not None for reader in (*readers, *near))
 
 
 def _quantized(place: Place, node: Node, reading: Reading) -> Place:
@@ -392,9 +401,9 @@ def _weight(node: Node, form: Form, reading: Reading) -> tuple[Array | None, Arr
         return _decoded_blocks(node, reading), None
     codes = value if value.dtype.kind in "iu" else _stored(node.input(form.weight), reading)
     plain = value.astype(np.float32)
-    stand_in = Node(form.like, node.name, node.attrs, [Variable("x"), Constant("w", plain)])
-    if form.data == 1:
-        stand_in = Node(form.like, node.name, node.attrs, [Constant("w", plain), Variable("x")])
+    ports: list[Tensor] = [Variable("x"), Constant("w", plain)]
+    domain = node.domain if form.like == node.op else ""
+    stand_in = Node(form.like, node.name, node.attrs, ports[::-1] if form.data == 1 else ports, domain=domain)
     found = reading.operators.facts(stand_in).weights(stand_in)
     kernel: Weight | None = next((w for w in found if w.port == stand_in.inputs.index(_constant_of(stand_in))), None)
     if kernel is None:

@@ -1,0 +1,224 @@
+"""Does explain find the layer that was damaged, whatever a tool did to names and nodes, and say what it is?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import builders
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+import onnxcomp
+from onnxcomp.cli.main import main
+from onnxcomp.errors import DataError, ModelError
+from onnxcomp.explain.explain import explain
+from onnxcomp.explain.report import Explanation
+
+Damage = Callable[[ModelProto, NodeProto], None]
+
+
+def cnn_data(count: int = 8) -> dict[str, np.ndarray]:
+    return {"image": builders.rng(5).standard_normal((count, 3, 16, 16)).astype(np.float32)}
+
+
+def text_data(count: int = 8) -> dict[str, np.ndarray]:
+    return builders.transformer_feed(count, 12)
+
+
+def weight_of(model: ModelProto, node: NodeProto) -> onnx.TensorProto:
+    found = {t.name: t for t in model.graph.initializer}
+    return next(found[name] for name in node.input if name in found and len(found[name].dims) > 1)
+
+
+def put(tensor: onnx.TensorProto, values: np.ndarray) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+
+
+def scale(model: ModelProto, node: NodeProto) -> None:
+    weight = weight_of(model, node)
+    put(weight, numpy_helper.to_array(weight) * np.float32(1.7))
+
+
+def saturate(model: ModelProto, node: NodeProto) -> None:
+    weight = weight_of(model, node)
+    values = numpy_helper.to_array(weight)
+    most = np.float32(0.25) * np.abs(values).max()
+    put(weight, np.clip(values, -most, most))
+
+
+def swap(model: ModelProto, node: NodeProto) -> None:
+    weight = weight_of(model, node)
+    values = numpy_helper.to_array(weight).copy()
+    moved = values if node.op_type in {"Conv", "Gemm"} else values.T
+    moved[[1, 4]] = moved[[4, 1]]
+    put(weight, values)
+
+
+def clip(model: ModelProto, node: NodeProto) -> None:
+    place = list(model.graph.node).index(node)
+    bounds = [numpy_helper.from_array(np.float32(v), n) for v, n in ((-0.4, "least"), (0.4, "most"))]
+    model.graph.initializer.extend(bounds)
+    model.graph.node.insert(place, helper.make_node("Clip", [node.input[0], "least", "most"], ["clipped"], "clip"))
+    node.input[0] = "clipped"
+
+
+def lose_bias(model: ModelProto, node: NodeProto) -> None:
+    found = {t.name: t for t in model.graph.initializer}
+    reader = node if len(node.input) > 2 else next(n for n in model.graph.node if node.output[0] in n.input)
+    bias = next(found[name] for name in reader.input if name in found and len(found[name].dims) == 1)
+    put(bias, np.zeros_like(numpy_helper.to_array(bias)))
+
+
+DAMAGES: dict[str, tuple[Damage, str]] = {
+    "scale": (scale, "a multiple of what they were"),
+    "saturate": (saturate, ""),
+    "swap": (swap, "hold the weights of other channels"),
+    "clip": (clip, "cuts off"),
+    "bias": (lose_bias, ""),
+}
+CNN = ("stem", "block.conv1", "block.conv2", "logits")
+TEXT = ("query", "value", "attention_out", "intermediate", "ffn_out")
+
+
+def renamed(model: ModelProto) -> ModelProto:
+    """Every node and inner tensor under another name."""
+    kept = {v.name for v in (*model.graph.input, *model.graph.output)}
+    names: dict[str, str] = {}
+
+    def new(name: str) -> str:
+        return name if not name or name in kept else names.setdefault(name, f"t{len(names)}")
+
+    for number, node in enumerate(model.graph.node):
+        node.name = f"n{number}"
+        node.input[:] = [new(name) for name in node.input]
+        node.output[:] = [new(name) for name in node.output]
+    for tensor in model.graph.initializer:
+        tensor.name = new(tensor.name)
+    del model.graph.value_info[:]
+    return model
+
+
+def fused(model: ModelProto, folder: Path) -> ModelProto:
+    """What ONNX Runtime's own optimizer writes."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "optimized.onnx")
+
+
+def explained(before: ModelProto, after: ModelProto, data: dict[str, np.ndarray], folder: Path) -> Explanation:
+    paths = [builders.save(m, folder / f"{n}.onnx") for m, n in ((before, "before"),)]
+    onnx.save(after, folder / "after.onnx")
+    return explain(paths[0], folder / "after.onnx", data, times=False)
+
+
+@pytest.mark.parametrize("shape", ["plain", "renamed", "fused and renamed"])
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_the_damaged_layer_is_first(kind: str, shape: str, tmp_path: Path) -> None:
+    damage, words = DAMAGES[kind]
+    cases = [
+        (builders.residual_cnn(batch_norm=False), CNN, cnn_data()),
+        (builders.transformer(), TEXT, text_data()),
+    ]
+    missed = []
+    for before, layers, data in cases:
+        for layer in layers:
+            if (kind, layer) == ("clip", "block.conv2") and "fused" in shape:
+                continue  # Relu and Clip become one, which is part of the convolution in front of it
+            after = ModelProto()
+            after.CopyFrom(before)
+            damage(after, next(n for n in after.graph.node if n.name == layer))
+            if "fused" in shape:
+                after = fused(after, tmp_path)
+            if "renamed" in shape:
+                after = renamed(after)
+            found = explained(before, after, data, tmp_path)
+            first = found.layers[0]
+            if first.node != layer or first.own_sqnr_db is None or first.own_sqnr_db > 40:
+                missed.append(f"{layer}: {first.node}, {first.own_sqnr_db}")
+            elif words and words not in first.why:
+                missed.append(f"{layer}: said {first.why!r}")
+    assert not missed
+
+
+def test_layers_that_nothing_was_done_to_are_equal(tmp_path: Path) -> None:
+    before = builders.residual_cnn(batch_norm=False)
+    after = ModelProto()
+    after.CopyFrom(before)
+    swap(after, next(n for n in after.graph.node if n.name == "block.conv2"))
+    found = explained(before, after, cnn_data(), tmp_path)
+    alone = {layer.node: layer.own_sqnr_db for layer in found.layers}
+    assert alone["stem"] is None and alone["block.conv1"] is None and alone["logits"] is None
+    last = next(layer for layer in found.layers if layer.node == "logits")
+    assert last.accumulated_sqnr_db is not None  # what comes in is wrong, what it does is right
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "fuse-batchnorm,quantize-qdq{placement=table}",
+        "quantize-weights{bits=8}",
+        "quantize-weights{bits=4,block=32}",
+        "convert-float16",
+        "prune-weights{ratio=0.5}",
+    ],
+)
+def test_every_layer_is_found_again_behind_the_passes(spec: str, tmp_path: Path) -> None:
+    path = builders.save(builders.residual_cnn(), tmp_path / "m.onnx")
+    data = cnn_data(16)
+    onnxcomp.optimize(path, output=tmp_path / "o.onnx", data=data, passes=spec, bench=False)
+    found = explain(path, tmp_path / "o.onnx", data)
+    assert {layer.node for layer in found.layers} == set(CNN)
+    assert all(layer.own_sqnr_db is None or layer.own_sqnr_db > 5 for layer in found.layers)
+    assert any(layer.own_sqnr_db is not None for layer in found.layers)
+
+
+def test_dynamic_integers_are_found_again(tmp_path: Path) -> None:
+    path = builders.save(builders.transformer(width=128, hidden=256), tmp_path / "m.onnx")
+    onnxcomp.optimize(path, output=tmp_path / "o.onnx", data=text_data(16), passes="quantize-dynamic", bench=False)
+    found = explain(path, tmp_path / "o.onnx", text_data())
+    measured = [layer for layer in found.layers if layer.own_sqnr_db is not None]
+    assert len(measured) == 6 and all(15 < (layer.own_sqnr_db or 0) < 70 for layer in measured)
+    assert all("quantize-dynamic" in layer.advice or "check" in layer.advice for layer in measured)
+
+
+def test_a_model_alone_gets_a_forecast(tmp_path: Path) -> None:
+    path = builders.save(builders.residual_cnn(), tmp_path / "m.onnx")
+    found = explain(path, None, cnn_data(16))
+    assert "forecast" in found.after and len(found.layers) == 4
+    assert all(layer.own_sqnr_db is not None for layer in found.layers)
+
+
+def test_the_command_writes_what_it_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = builders.residual_cnn(batch_norm=False)
+    after = ModelProto()
+    after.CopyFrom(before)
+    swap(after, next(n for n in after.graph.node if n.name == "block.conv2"))
+    first, second = builders.save(before, tmp_path / "a.onnx"), builders.save(after, tmp_path / "b.onnx")
+    np.savez(tmp_path / "d.npz", **cnn_data())
+    arguments = ["explain", first, second, "--data", tmp_path / "d.npz", "--json", tmp_path / "e.json"]
+    with pytest.raises(SystemExit) as end:
+        main([*map(str, arguments), "--html", str(tmp_path / "e.html"), "--no-times"])
+    assert end.value.code == 0
+    layers = json.loads((tmp_path / "e.json").read_text())["layers"]
+    assert layers[0]["node"] == "block.conv2" and layers[0]["own_sqnr_db"] < 15
+    assert {"node", "output", "own_sqnr_db", "accumulated_sqnr_db", "why", "advice"} <= layers[0].keys()
+    page = (tmp_path / "e.html").read_text()
+    assert "hold the weights of other channels" in page and "src=" not in page and "href=" not in page
+    assert "block.conv2" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    cnn = builders.save(builders.residual_cnn(), tmp_path / "cnn.onnx")
+    text = builders.save(builders.transformer(), tmp_path / "text.onnx")
+    with pytest.raises(ModelError, match="different inputs"):
+        explain(cnn, text, cnn_data())
+    with pytest.raises(DataError):
+        explain(cnn, cnn, tmp_path / "nothing.npz")
