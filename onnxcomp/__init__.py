@@ -12,6 +12,7 @@ from onnxcomp._version import __version__
 
 _HOMES = {
     "optimize": "onnxcomp.driver",
+    "explain": "onnxcomp.explanation.explain",
     "load": "onnxcomp.graph.io",
     "save": "onnxcomp.graph.io",
     "Graph": "onnxcomp.graph.ir",
@@ -35,6 +36,7 @@ __all__ = [
     "Pipeline",
     "Report",
     "__version__",
+    "explain",
     "load",
     "optimize",
     "option",

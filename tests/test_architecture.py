@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"job"},
     {"config"},
     {"recipes", "measure", "places", "material"},
-    {"explain"},
+    {"explanation"},
     {"driver", "inspection", "students", "testing", "benchmark"},
     {"build", "search"},
     {"cli"},

@@ -16,8 +16,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 import onnxcomp
 from onnxcomp.cli.main import main
 from onnxcomp.errors import DataError, ModelError
-from onnxcomp.explain.explain import explain
-from onnxcomp.explain.report import Explanation
+from onnxcomp.explanation.explain import explain
+from onnxcomp.explanation.report import Explanation
 
 Damage = Callable[[ModelProto, NodeProto], None]
 

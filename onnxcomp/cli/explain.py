@@ -11,7 +11,7 @@ from onnxcomp.cli import options
 from onnxcomp.job import Job
 
 if TYPE_CHECKING:
-    from onnxcomp.explain.report import Explanation
+    from onnxcomp.explanation.report import Explanation
 
 
 MOST = 12  # layers on the screen
@@ -50,7 +50,7 @@ def command(
     from onnxcomp import places
     from onnxcomp.cli.progress import Bar
     from onnxcomp.errors import DataError
-    from onnxcomp.explain.explain import explain
+    from onnxcomp.explanation.explain import explain
     from onnxcomp.runtime.progress import SILENT
 
     if len(models) > 2:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcomp.explain.matching import bias_elsewhere
-from onnxcomp.explain.measuring import Error, Finding
-from onnxcomp.explain.products import Layer
+from onnxcomp.explanation.matching import bias_elsewhere
+from onnxcomp.explanation.measuring import Error, Finding
+from onnxcomp.explanation.products import Layer
 from onnxcomp.graph.ir import Array
 
 EXPLAINS = 0.5  # of the error's energy

@@ -12,8 +12,8 @@ from math import prod
 
 import numpy as np
 
-from onnxcomp.explain.matching import Pair, bias_elsewhere, same_function
-from onnxcomp.explain.products import Place, Reading
+from onnxcomp.explanation.matching import Pair, bias_elsewhere, same_function
+from onnxcomp.explanation.products import Place, Reading
 from onnxcomp.graph.ir import Array, Graph, Node, Tensor, Variable, elem_type
 from onnxcomp.runtime.session import Session, open_graph
 from onnxcomp.runtime.taps import Batches, drop_unneeded

@@ -12,11 +12,11 @@ from onnxcomp.data.inputs import inputs_of
 from onnxcomp.data.open import Source, open_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError, ModelError
-from onnxcomp.explain.causes import cause_of, compare_weights
-from onnxcomp.explain.matching import match
-from onnxcomp.explain.measuring import Finding, measure, seen
-from onnxcomp.explain.products import Layer, Reading, feeds_shapes, layers
-from onnxcomp.explain.report import Explanation, LayerLoss, culprits, in_order
+from onnxcomp.explanation.causes import cause_of, compare_weights
+from onnxcomp.explanation.matching import match
+from onnxcomp.explanation.measuring import Finding, measure, seen
+from onnxcomp.explanation.products import Layer, Reading, feeds_shapes, layers
+from onnxcomp.explanation.report import Explanation, LayerLoss, culprits, in_order
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.io import load, to_bytes
 from onnxcomp.graph.ir import Array, Constant, Graph, Tensor

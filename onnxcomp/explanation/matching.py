@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcomp.explain.products import Layer, Place
+from onnxcomp.explanation.products import Layer, Place
 from onnxcomp.graph.ir import Array, Constant, Node
 
 PRINT = 512  # elements of a tensor that stand for all of it
