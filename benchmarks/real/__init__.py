@@ -1,0 +1,1 @@
+"""Real models out of pinned packages: what real_models.py runs."""
