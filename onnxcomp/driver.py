@@ -107,6 +107,7 @@ def run(
         operators=operators,
         target=job.target,
         calibration=material.calibrate,
+        probes=material.calibrate if material.calibrate is not None else material.select,
         training=material.train,
         held_out=material.select if material.train is not None else None,
         original=graph if job.teacher is None else _teacher(job, graph),

@@ -9,6 +9,7 @@ from onnxcomp.graph.ir import Constant, Graph, Tensor
 from onnxcomp.manager.pipeline import Pipeline
 
 CLEAN = "fold-constants,cleanup,fuse-batchnorm,fuse-slices,cleanup"
+PLAIN = CLEAN.replace("fold-constants", "fold-constants{unpack=true}", 1)  # for recipes that store what is left
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ RECIPES = {
     for recipe in (
         Recipe(
             "int8",
-            f"{CLEAN},clip-weights{{method=mse}},quantize-qdq,quantize-dynamic",
+            f"{PLAIN},clip-weights{{method=mse}},quantize-qdq,quantize-dynamic,store-weights",
             True,
             "static int8: weights and activations; at run time where a static scale does not do",
             aim=("quantize-qdq", "quantize-dynamic"),
@@ -49,7 +50,7 @@ RECIPES = {
         ),
         Recipe(
             "dynamic",
-            f"{CLEAN},quantize-dynamic",
+            f"{PLAIN},quantize-dynamic,store-weights",
             True,
             "int8 weights, activations quantized at run time",
             aim=("quantize-dynamic",),
@@ -64,10 +65,10 @@ RECIPES = {
         ),
         Recipe(
             "weights8",
-            f"{CLEAN},quantize-weights{{bits=8}}",
+            f"{PLAIN},quantize-weights{{bits=8,decoded=false}},store-weights",
             False,
             "weights stored in 8 bits, activations in float",
-            aim=("quantize-weights",),
+            aim=("quantize-weights", "store-weights"),
         ),
         Recipe(
             "weights4",

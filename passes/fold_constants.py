@@ -38,13 +38,18 @@ class FoldConstants(Pass):
     Constant nodes become initializers. Nodes whose inputs are all known are run by ONNX Runtime, unoptimized, in one
     session, so results are bit-equal to what the model would compute. Shape, Size and the arithmetic on them are
     replaced where sizes follow from the inputs' fixed dimensions. An If whose condition is known becomes the nodes of
-    its branch. Weights that are stored small on purpose (behind DequantizeLinear or a widening Cast) stay as they are.
+    its branch. What several nodes compute likewise, in branches of an If too, is stored once. Weights that are stored
+    small on purpose (behind DequantizeLinear or a widening Cast) stay as they are.
     """
 
     name: ClassVar[str] = "fold-constants"
     guarantee: ClassVar[Guarantee] = Guarantee.EXACT
 
     max_bytes: int = option(65536, "bytes by which one folded group of nodes may make the file larger", minimum=0)
+    unpack: bool = option(
+        False,
+        "take weights out of a smaller type behind a Cast, too: for passes that see floats only and store them small",
+    )
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Fold until nothing changes."""
@@ -156,15 +161,17 @@ class _Folder:
         if not candidates:
             return 0
         owners = {node: owner for owner, node in self._nodes() if node in candidates}
-        plan = Plan(candidates, self._outputs(), self.graph)
+        plan = Plan(candidates, self._outputs(), self.graph, by_elements=self.item.unpack)
         chosen = plan.affordable(self.item.max_bytes, self.kept)
         values: dict[Tensor, Array] = {}
         done = self._run(plan, chosen, values)
-        inside = set(done)
+        inside, made = set(done), dict[Tensor, Constant]()
         for node in done:
             left = {t: values[t] for t in node.outputs if t in values and plan.leaves(t, inside)}
             for tensor, value in left.items():
-                self._replace(owners[node], tensor, value, node, keep_output=tensor in plan.outputs)
+                same = made.get(plan.first(tensor), value)
+                constant = self._replace(owners[node], tensor, same, node, keep_output=tensor in plan.outputs)
+                made.setdefault(plan.first(tensor), constant)
             self.outcome.change(node, f"computed once ({_shown(left.values())})" if left else "computed once")
         self.graph.remove_nodes(done)
         return len(done)
@@ -204,7 +211,7 @@ class _Folder:
             return "makes a sequence or an optional, which no initializer can hold"
         if node.op == "Constant":
             return "its value has a form that no initializer can hold"
-        if _unpacks(node):
+        if _unpacks(node) and not (self.item.unpack and node.op != "BitShift"):
             return "a weight stored in a smaller type on purpose"
         return ""
 
@@ -247,12 +254,18 @@ class _Folder:
         return {t for scope in self.graph.scopes() for t in scope.outputs}
 
     def _replace(
-        self, owner: Graph, tensor: Variable, value: Array | Stored, node: Node, *, keep_output: bool = False
-    ) -> None:
+        self,
+        owner: Graph,
+        tensor: Variable,
+        value: Array | Stored | Constant,
+        node: Node,
+        *,
+        keep_output: bool = False,
+    ) -> Constant:
         """Let the readers of a tensor read an initializer of the main graph; its maker is removed by the caller."""
         reuse = owner is self.graph and not keep_output
         name = tensor.name if reuse else self.graph.unique_name(f"{tensor.name}_folded" if keep_output else tensor.name)
-        constant = Constant(name, value)
+        constant = value if isinstance(value, Constant) else Constant(name, value)
         self.graph.replace_uses(tensor, constant)
         if keep_output:
             node.outputs[list(node.outputs).index(tensor)] = Variable("")
@@ -260,6 +273,7 @@ class _Folder:
             owner.nodes.insert(
                 at, Node("Identity", self.graph.unique_name(f"{node.name}_value"), {}, [constant], [tensor])
             )
+        return constant
 
 
 def _with_owner(graph: Graph) -> Iterator[tuple[Graph, Node]]:

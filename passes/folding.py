@@ -22,12 +22,21 @@ _EXPANDING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Resize", 
 
 
 class Plan:
-    """Candidate nodes, what their results weigh, and a model that computes them."""
+    """Candidate nodes, what their results weigh, and a model that computes them.
 
-    def __init__(self, nodes: list[Node], outputs: set[Tensor], graph: Graph) -> None:
+    Args:
+        by_elements: weigh what is computed and what becomes free by elements: all of it will be stored small again.
+
+    Attributes:
+        equal: for a result that nodes before compute likewise, from equal inputs, that earlier result.
+    """
+
+    def __init__(self, nodes: list[Node], outputs: set[Tensor], graph: Graph, *, by_elements: bool = False) -> None:
         self.nodes = nodes
         self.outputs = outputs
         self.graph = graph
+        self.by_elements = by_elements
+        self.equal = _equal_results(nodes)
         self.names: dict[Tensor, str] = {}
         for node in nodes:
             for tensor in (*node.inputs, *node.outputs):
@@ -125,12 +134,24 @@ class Plan:
     def _growth(self, group: list[Node]) -> tuple[int, Node]:
         """Bytes by which the file grows when a group is computed ahead, and the node with the heaviest result."""
         inside = set(group)
-        weight = {
-            node: sum(self.bytes.get(t, 0) for t in node.outputs if t.name and self.leaves(t, inside)) for node in group
-        }
+        weight, counted = dict.fromkeys(group, 0), set[Tensor]()
+        for node in group:
+            for tensor in node.outputs:
+                if tensor.name and self.leaves(tensor, inside) and self.first(tensor) not in counted:
+                    counted.add(self.first(tensor))
+                    weight[node] += self._weight(tensor)
         inputs = {t for node in group for t in node.inputs if isinstance(t, Constant)}
-        freed = sum(c.nbytes for c in inputs if not self.leaves(c, inside))
+        freed = sum(self._weight(c) for c in inputs if not self.leaves(c, inside))
         return sum(weight.values()) - freed, max(group, key=weight.__getitem__)
+
+    def first(self, tensor: Tensor) -> Tensor:
+        """The first result that is equal to this one: where it is computed several times, it is stored once."""
+        return self.equal.get(tensor, tensor)
+
+    def _weight(self, tensor: Tensor) -> int:
+        if self.by_elements:
+            return tensor.size if isinstance(tensor, Constant) else prod(self.shapes.get(tensor, (0,)))
+        return tensor.nbytes if isinstance(tensor, Constant) else self.bytes.get(tensor, 0)
 
     def leaves(self, tensor: Tensor, inside: set[Node]) -> bool:
         """Whether anything outside a set of nodes reads the tensor."""
@@ -154,6 +175,7 @@ class Plan:
             for tensor in node.outputs:
                 if tensor.name:
                     makers[tensor] = i
+                    parent[root(i)] = root(makers.setdefault(self.first(tensor), i))
         groups: dict[int, list[Node]] = {}
         for i, node in enumerate(nodes):
             groups.setdefault(root(i), []).append(node)
@@ -225,6 +247,29 @@ class Plan:
         array = tensor.values if isinstance(tensor, Constant) else values[tensor]
         graph.input.append(helper.make_tensor_value_info(name, elem_type(array.dtype), array.shape))
         feeds[name] = array
+
+
+def _equal_results(nodes: list[Node]) -> dict[Tensor, Tensor]:
+    """For each result that an earlier node computes by the same operator from equal inputs, the earlier result.
+
+    Small initializers are equal by value, large ones and results by identity.
+    """
+    equal: dict[Tensor, Tensor] = {}
+    found: dict[tuple[object, ...], Node] = {}
+
+    def key(tensor: Tensor) -> object:
+        if isinstance(tensor, Constant) and tensor.size <= FEW_ELEMENTS and tensor.dtype != object:
+            return tensor.dtype.name, tensor.shape, tensor.values.tobytes()
+        return equal.get(tensor, tensor) if tensor.name else None
+
+    for node in nodes:
+        bare = Node(node.op, "", node.attrs, domain=node.domain)
+        bare.origin = node.origin
+        attributes = encode_node(bare).SerializeToString(deterministic=True)
+        first = found.setdefault((attributes, len(node.outputs), *map(key, node.inputs)), node)
+        if first is not node:
+            equal.update(zip(node.outputs, first.outputs, strict=True))
+    return equal
 
 
 def _range_bytes(node: Node) -> int:

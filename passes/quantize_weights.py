@@ -57,6 +57,7 @@ class QuantizeWeights(Pass):
     high: int | None = option(None, "highest integer, with low in place of bits", minimum=0, maximum=255)
     clusters: int = option(0, "levels of a codebook; 0 means 2**bits", minimum=0, maximum=256)
     embeddings: bool = option(True, "tables that are looked up by row, too")
+    decoded: bool = option(True, "weights that no kernel reads as integers, too: decoded when the model is loaded")
     error: Literal["auto", "round", "mse", "gptq"] = option(
         "auto", "least error by rounding, by scale (mse), of the layer's output (gptq); auto: gptq where data is given"
     )
@@ -114,6 +115,7 @@ class QuantizeWeights(Pass):
             self.selects(graph),
             context.target,
             self.embeddings,
+            self.decoded,
         )
         plans = planner.plans(uses, outcome)
         for plan in plans:

@@ -270,6 +270,50 @@ def test_weights_that_are_stored_small_stay_small(kind: str) -> None:
     assert io.total_bytes(graph) <= 32 * 16 * 2 + 4
 
 
+@pytest.mark.parametrize("kind", ["cast", "half"])
+def test_weights_stored_small_are_unpacked_on_request(kind: str) -> None:
+    generator = builders.rng()
+    stored = generator.integers(-100, 100, (256, 128)).astype(np.float16 if kind == "half" else np.int8)
+    nodes = [
+        helper.make_node("Cast", ["q"], ["f"], "stored", to=FLOAT),
+        helper.make_node("Mul", ["f", "scale"], ["w"], "mul"),
+        helper.make_node("MatMul", ["x", "w"], ["y"], "mm"),
+    ]
+    graph, _ = fold(model(nodes, {"q": stored, "scale": np.float32(0.01)}, ["N", 256]), unpack=True)
+    assert graph.operators() == {"MatMul": 1}
+    weight = graph.nodes[0].constant(1)
+    assert weight is not None
+    np.testing.assert_array_equal(weight.values, stored.astype(np.float32) * np.float32(0.01))
+
+
+def test_what_both_branches_compute_likewise_is_stored_once() -> None:
+    weight = builders.normal(builders.rng(), 256, 128)
+
+    def branch(mark: str, last: str) -> onnx.GraphProto:
+        bounds = {f"{mark}{i}": np.int64([i * 128]) for i in range(3)}
+        nodes = [constant(name, bound) for name, bound in bounds.items()]
+        nodes += [helper.make_node("Slice", ["w", f"{mark}{i}", f"{mark}{i + 1}"], [f"{mark}s{i}"]) for i in (0, 1)]
+        nodes.append(helper.make_node("Concat", [f"{mark}s1", f"{mark}s0"], [f"{mark}c"], axis=0))
+        nodes.append(helper.make_node("MatMul", ["x", f"{mark}c"], [f"{mark}m"], f"{mark}mm"))
+        nodes.append(helper.make_node(last, [f"{mark}m"], [f"{mark}y"]))
+        return helper.make_graph(nodes, mark, [], [builders.value(f"{mark}y", FLOAT, None)])
+
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
+        helper.make_node("Cast", ["total"], ["flag"], to=TensorProto.BOOL),
+        helper.make_node("If", ["flag"], ["y"], "if", then_branch=branch("t", "Relu"), else_branch=branch("e", "Tanh")),
+    ]
+    proto = model(nodes, {"w": weight}, ["N", 256])
+    graph, _ = fold(proto)
+    readers = [node.constant(1) for node in graph.walk() if node.op == "MatMul"]
+    assert len(readers) == 2
+    assert readers[0] is readers[1], "one copy, though each branch reordered its own"
+    assert io.total_bytes(graph) < 1.01 * weight.nbytes
+    x = {"x": builders.normal(builders.rng(1), 3, 256)}
+    for feeds in (x, {"x": np.zeros((3, 256), np.float32)}):
+        np.testing.assert_array_equal(builders.run(io.to_bytes(graph), feeds)[0], builders.run(proto, feeds)[0])
+
+
 def test_random_numbers_are_never_folded() -> None:
     nodes = [
         helper.make_node("RandomNormal", [], ["r"], "noise", shape=[2]),
@@ -315,8 +359,9 @@ def test_weights_that_a_caller_may_feed_are_not_computed_with() -> None:
 
 def test_value_found_in_a_body_serves_the_body() -> None:
     def branch(name: str) -> onnx.GraphProto:
+        value = numpy_helper.from_array(np.float32([2, 3 if name == "t" else 4]))
         nodes = [
-            helper.make_node("Constant", [], ["c"], f"{name}_c", value=numpy_helper.from_array(np.float32([2, 3]))),
+            helper.make_node("Constant", [], ["c"], f"{name}_c", value=value),
             helper.make_node("Exp", ["c"], ["e"], f"{name}_e"),
             helper.make_node("Mul", ["x", "e"], [name], f"{name}_m"),
         ]

@@ -89,6 +89,7 @@ class PassContext:
         operators: the table of operator facts.
         target: name of the deployment target: cpu, cuda or tensorrt.
         calibration: samples to calibrate on; None where no data was given.
+        probes: samples to run on, to see what a rewrite does to the outputs; made up where no data was given.
         training, held_out: samples to train on, those of `calibration` among them, and disjoint ones whose loss ends a
             training early; None where nothing trains.
         original: the model before any pass, which a training may take as teacher; None where only the graph is known.
@@ -104,6 +105,7 @@ class PassContext:
     operators: Operators = field(default_factory=load_operators)
     target: str = "cpu"
     calibration: SampleSource | None = None
+    probes: SampleSource | None = None
     training: SampleSource | None = None
     held_out: SampleSource | None = None
     original: Graph | None = None

@@ -26,6 +26,7 @@ BUILTIN = {
     "quantize-qdq": "onnxcomp.passes.quantize_qdq:QuantizeQdq",
     "quantize-dynamic": "onnxcomp.passes.quantize_dynamic:QuantizeDynamic",
     "quantize-weights": "onnxcomp.passes.quantize_weights:QuantizeWeights",
+    "store-weights": "onnxcomp.passes.store_weights:StoreWeights",
     "convert-float16": "onnxcomp.passes.convert_float16:ConvertFloat16",
 }
 

@@ -122,6 +122,7 @@ class Planner:
     Attributes:
         wanted: which nodes were selected.
         embeddings: whether tables are quantized.
+        decoded: whether weights are quantized that have to be decoded to float.
     """
 
     graph: Graph
@@ -131,6 +132,7 @@ class Planner:
     wanted: Callable[[Node], bool]
     target: str = "cpu"
     embeddings: bool = True
+    decoded: bool = True
 
     def plans(self, uses: list[WeightUse], outcome: Outcome) -> list[Plan]:
         """One plan for each weight that can and should be quantized, in graph order; the others are skipped."""
@@ -214,6 +216,8 @@ class Planner:
     def unprofitable(self, plan: Plan) -> str:
         """Why quantizing a weight gains nothing; empty when it gains."""
         layout, recipe = plan.layout, plan.recipe
+        if plan.store == "folded" and not self.decoded:
+            return "no kernel reads it as integers (decoded=false)"
         if plan.store == "dequantize":
             why = dequantize_refusal(plan.uses, layout, recipe.form, recipe.bits)
             if why:
