@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar
 
@@ -27,6 +27,9 @@ SAMPLES = 3  # on which outputs are compared
 MOST_BYTES = 512 * 2**20  # of weights that are held at once, to be tried one by one
 ADDED = 0.25  # of the noise that is there already: what storing weights may add to it
 FAIR = 0.5  # a group whose noise is below this part of its bytes' share of the budget is not looked into
+STRICTER = 0.9  # the sum of single errors foretells that of all of them so well
+LOOKS = 48  # runs on one sample, to find out which weights cost most
+SMALL_SHARE = 0.05  # of the bytes: the smallest weights, of which 8 bits save least
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,24 @@ class _Form:
 
 
 @dataclass
+class _Group:
+    """Weights, and the noise over signal that they bring together, on one sample."""
+
+    forms: list[_Form]
+    noise: float
+
+    @property
+    def bytes(self) -> int:
+        """Of the weights in float."""
+        return sum(form.constant.nbytes for form in self.forms)
+
+
+@dataclass
 class _Allocation:
     """Finds the weights that may have 8 bits while the outputs keep what they should.
+
+    Errors of weights add up, so a group that brings little holds no weight that brings much: groups are halved, the
+    one that costs most for its bytes first.
 
     Attributes:
         rounded: every weight as 8 bits give it.
@@ -175,38 +194,56 @@ class _Allocation:
     trials: Trials
     rounded: Mapping[Constant, Array]
     budget: float
-    groups: list[tuple[float, list[_Form]]] = field(default_factory=list)
 
     def settle(self, forms: list[_Form]) -> None:
         """Set `bits` of the weights that cost most for their bytes to 16."""
-        noise = self._noise(forms)
-        if noise <= self.budget:
+        if self._noise(forms) <= self.budget:
             return
-        self._split(forms, noise, sum(form.constant.nbytes for form in forms))
-        left = sorted(self.groups, key=lambda group: group[0] / sum(form.constant.nbytes for form in group[1]))
-        while left and noise > self.budget:
-            while left:
-                _, costly = left.pop()
-                for form in costly:
+        left = _without_smallest(forms)
+        if self._noise(left) <= self.budget:
+            return
+        groups = sorted(self._groups(left), key=lambda group: group.noise / group.bytes)
+        allowed = self.budget
+        while groups:
+            while groups and sum(group.noise for group in groups) > allowed:
+                for form in groups.pop().forms:
                     form.bits = 16
-                if sum(cost for cost, _ in left) <= self.budget:
-                    break
-            noise = self._noise([form for _, group in left for form in group])
+            noise = self._noise([form for group in groups for form in group.forms])
+            if noise <= self.budget:
+                break
+            allowed = min(allowed, sum(group.noise for group in groups)) * STRICTER * self.budget / noise
 
-    def _split(self, forms: list[_Form], noise: float, total: int) -> None:
-        """Halve groups until each has one weight, or brings less than is fair for its bytes: errors add up."""
-        size = sum(form.constant.nbytes for form in forms)
-        if len(forms) == 1 or noise <= FAIR * self.budget * size / total:
-            self.groups.append((noise, forms))
-            if len(forms) == 1:
-                forms[0].alone_db = -10 * float(np.log10(max(noise, 1e-30)))
-            return
-        half = len(forms) // 2
-        for part in (forms[:half], forms[half:]):
-            self._split(part, self._noise(part), total)
+    def _groups(self, forms: list[_Form]) -> list[_Group]:
+        """Weights in groups, those that cost most alone as far as LOOKS runs tell."""
+        groups = [_Group(forms, self._noise(forms, 1))]
+        fair = FAIR * self.budget / groups[0].bytes
+        for _ in range(LOOKS // 2):
+            costly = [group for group in groups if len(group.forms) > 1 and group.noise > fair * group.bytes]
+            if not costly:
+                break
+            worst = max(costly, key=lambda group: group.noise / group.bytes)
+            half = len(worst.forms) // 2
+            parts = [_Group(part, self._noise(part, 1)) for part in (worst.forms[:half], worst.forms[half:])]
+            at = groups.index(worst)
+            groups[at : at + 1] = parts
+        for group in groups:
+            if len(group.forms) == 1:
+                group.forms[0].alone_db = -_db(max(group.noise, 1e-30), 1.0)
+        return groups
 
-    def _noise(self, forms: list[_Form]) -> float:
-        return self.trials.noise({form.constant: self.rounded[form.constant] for form in forms}) if forms else 0.0
+    def _noise(self, forms: list[_Form], samples: int = SAMPLES) -> float:
+        return self.trials.noise({form.constant: self.rounded[form.constant] for form in forms}, samples)
+
+
+def _without_smallest(forms: list[_Form]) -> list[_Form]:
+    """The weights, in their order, but for the smallest, which take half precision: that costs next to nothing."""
+    allowed = SMALL_SHARE * sum(form.constant.nbytes for form in forms)
+    for form in sorted(forms, key=lambda form: form.constant.nbytes):
+        allowed -= form.constant.nbytes
+        if allowed < 0:
+            break
+        form.bits = 16
+    return [form for form in forms if form.bits == 8]
 
 
 def _samples(context: PassContext) -> list[dict[str, Array]]:
