@@ -21,7 +21,7 @@ from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
 from onnxcomp.material import Material, prepare
-from onnxcomp.measure import WORTH_SHARE, Measurements, Measurer, check_metric, cost_model, table_notes
+from onnxcomp.measure import WORTH_SHARE, Measurements, Measurer, Trial, check_metric, cost_model, table_notes
 from onnxcomp.ops.facts import Operators, load_operators
 from onnxcomp.report.html import write_html
 from onnxcomp.report.record import write_json
@@ -35,6 +35,7 @@ from onnxcomp.verify.provenance import stamp
 from onnxcomp.verify.weights import histograms
 
 UNCHANGED = 13
+CLEARLY_FASTER, SMALL_SHARE = 0.8, 0.4  # of the original's time and size: no recipe that computes in float does better
 COVERED = 0.9  # share of a model's MACs: where so much is integer, no other recipe can gain much
 SYNTHETIC_JUDGED = 16  # enough to see that two graphs compute the same; never called accuracy
 
@@ -324,14 +325,14 @@ def _compress(job: Job, graph: Graph, context: PassContext, measurer: Measurer, 
 def _search(job: Job, graph: Graph, context: PassContext, measurer: Measurer, report: Report) -> Chosen | None:
     """Try recipes and take the one that is sound, better, and best by the objective.
 
-    For latency the search ends early: with the first recipe whose integer arithmetic covers nearly all of the work,
-    and once one held, those that compute in float are not tried.
+    For latency the search ends early: with the first recipe whose integer arithmetic covers nearly all of the work, and
+    before those that compute in float once one of integers is clearly faster and small.
     """
-    best: tuple[float, Chosen] | None = None
+    best: tuple[Trial, Chosen] | None = None
     for recipe in recipes.candidates(
         graph, has_data=context.calibration is not None, objective=job.objective, target=job.target
     ):
-        if best is not None and job.objective == "latency" and not recipe.integer:
+        if best is not None and job.objective == "latency" and _enough(best[0], recipe, report):
             break
         try:
             result = PassManager(recipe.pipeline, verify=job.verify, on_failure="rollback").run(graph, context)
@@ -346,17 +347,26 @@ def _search(job: Job, graph: Graph, context: PassContext, measurer: Measurer, re
         if not trial.sound or not trial.better:
             report.notes.append(f"recipe {recipe.name} was tried and left: {trial.why}")
             continue
-        if best is None or trial.score < best[0]:
-            best = (trial.score, Chosen(recipe.pipeline, result, False))
+        chosen = Chosen(recipe.pipeline, result, False)
+        if best is None or trial.preferred_to(best[0], job.objective):
+            best = trial, chosen
         else:
             report.notes.append(f"recipe {recipe.name} was tried and left: another is better for {job.objective}")
-        if job.objective == "latency" and _covers(result.graph, context):
+        if job.objective == "latency" and recipe.integer and _covers(result.graph, context):
             break
     if best is not None:
         report.passes = best[1].result.records
         return best[1]
     _unchanged(report, "nothing that was tried made the model smaller or faster and kept it right")
     return None
+
+
+def _enough(best: Trial, recipe: recipes.Recipe, report: Report) -> bool:
+    """Whether a recipe without integers cannot do better than what was found, or is there only if all else fails."""
+    if recipe.integer:
+        return False
+    fast_and_small = best.score <= CLEARLY_FASTER and best.bytes <= SMALL_SHARE * report.before.bytes
+    return fast_and_small or not recipe.aim
 
 
 def _covers(graph: Graph, context: PassContext) -> bool:

@@ -35,6 +35,8 @@ COLLAPSED_SQNR_DB = 10.0
 COLLAPSED_DROP = 0.02
 TRIAL_SECONDS = 1.5
 LAYER_SAMPLES = 8
+ALIKE = 0.08  # two times that differ by less are one, for the choice between recipes
+WORTH_DB, LIKE_SIZE, EQUAL_DB = 6.0, 1.3, 999.0
 WORTH_SHARE = 0.99  # a size is better when it is at most this share of the original
 
 
@@ -64,12 +66,34 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Trial:
-    """A recipe's result on the samples set aside for choosing. A lower score is better."""
+    """A recipe's result on the samples set aside for choosing. A lower score is better.
+
+    `bytes` and `sqnr_db` tell apart what the score does not; `sqnr_db` is None where outputs are equal or not compared.
+    """
 
     sound: bool
     better: bool
     score: float
     why: str
+    bytes: int = 0
+    sqnr_db: float | None = None
+
+    def preferred_to(self, other: Trial, objective: str) -> bool:
+        """Whether this is the better result of two.
+
+        For latency times within ALIKE say nothing; then what keeps WORTH_DB more at a like size is better, then what is
+        smaller.
+        """
+        if objective != "latency" or abs(self.score / other.score - 1) > ALIKE:
+            return self.score < other.score
+        size, mine, theirs = self.bytes / max(other.bytes, 1), self._kept_db, other._kept_db
+        if abs(mine - theirs) >= WORTH_DB and 1 / LIKE_SIZE <= size <= LIKE_SIZE:
+            return mine > theirs
+        return size < 1
+
+    @property
+    def _kept_db(self) -> float:
+        return EQUAL_DB if self.sqnr_db is None else self.sqnr_db
 
 
 Timed = Callable[[Graph, Path, Feeds], Benchmark]
@@ -139,7 +163,9 @@ class Measurer:
         if not why and not better:
             speed = "" if measured.benchmark is None else f", {1 / measured.benchmark.speedup:.2f} of the time"
             why = f"no gain: {measured.stats.bytes / self.stats.bytes:.0%} of the size{speed}"
-        return Trial(not _unsound(measured, budget), better, _score(measured, objective), why)
+        kept = None if measured.fidelity is None else measured.fidelity.worst_sqnr_db
+        score = _score(measured, objective)
+        return Trial(not _unsound(measured, budget), better, score, why, measured.stats.bytes, kept)
 
     def final(self, graph: Graph, name: str) -> Measurements:
         """Everything the report says of the result, measured on a file with the bytes that will be written."""

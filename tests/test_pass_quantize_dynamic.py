@@ -18,6 +18,7 @@ from test_pass_quantize_weights import large_bodies
 
 import onnxcomp
 from onnxcomp.errors import UsageError
+from onnxcomp.graph import cost
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.manager.base import PassContext
@@ -271,6 +272,19 @@ def test_lstm_runs_in_integers_with_states_lengths_and_peepholes(full: bool, dir
     feeds = builders.feeds_of(proto)
     for a, b in zip(builders.run(proto, feeds), builders.run(after, feeds), strict=True):
         assert builders.sqnr_db(a, b) > 30
+
+
+def test_the_work_of_an_lstm_and_of_what_follows_is_counted_as_before() -> None:
+    net = Net(opset=17)
+    x = net.input("T", "N", 64)
+    for _ in range(2):
+        hidden = net.op("LSTM", x, net.weight(1, 256, 64), net.weight(1, 256, 64), hidden_size=64)
+        x = net.op("Squeeze", hidden, net.const([1]))
+    before = decode(net.model(x))
+    after = PassManager(Pipeline.parse("quantize-dynamic{least=1}")).run(before, PassContext()).graph
+    operators, sample = PassContext().operators, {"x0": (10, 1, 64)}
+    macs = [cost.stats(graph, operators, file_bytes=0, sample=sample).macs for graph in (before, after)]
+    assert macs[0] == macs[1] == 2 * 10 * 256 * 128
 
 
 def test_large_lstm_weights_are_a_quarter_and_do_not_saturate() -> None:

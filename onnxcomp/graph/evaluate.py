@@ -129,6 +129,9 @@ def _known(tensor: Any, values: dict[str, Array]) -> Array | None:
 def _infer_microsoft(node: Node, shapes: Shapes) -> None:
     """Shapes of the operators that passes write, which onnx knows nothing of."""
     shape = shapes.static(node.inputs[0])
+    if node.op == "DynamicQuantizeLSTM":
+        _infer_lstm(node, shape, shapes)
+        return
     if node.op == "MatMulNBits":
         shape = None if shape is None else (*shape[:-1], int(node.attrs["N"]))
     elif node.op == "GatherBlockQuantized":
@@ -141,6 +144,17 @@ def _infer_microsoft(node: Node, shapes: Shapes) -> None:
         return
     if shape is not None:
         shapes.types[node.outputs[0].name] = TensorType(np.dtype(np.float32), shape)
+
+
+def _infer_lstm(node: Node, data: tuple[int, ...] | None, shapes: Shapes) -> None:
+    """Y [steps, directions, batch, hidden] and the last states [directions, batch, hidden]."""
+    weight = shapes.static(node.inputs[1])
+    if data is None or weight is None:
+        return
+    last = (weight[0], data[1], weight[2] // 4)
+    for tensor, shape in zip(node.outputs, ((data[0], *last), last, last), strict=False):
+        if tensor.name:
+            shapes.types[tensor.name] = TensorType(np.dtype(np.float32), shape)
 
 
 def _infer_node(node: Node, shapes: Shapes, values: dict[str, Array], opset: int) -> None:
