@@ -227,7 +227,7 @@ def _asked_for(job: Job) -> Pipeline:
         UsageError: the spec is malformed, or names a pass, option or recipe that does not exist.
     """
     if job.recipe is not None:
-        return recipes.find(job.recipe).pipeline
+        return recipes.find(job.recipe, job.target).pipeline
     if isinstance(job.passes, Pipeline):
         return job.passes
     return Pipeline.parse(job.passes) if job.passes is not None else Pipeline()
@@ -317,7 +317,7 @@ def _compress(job: Job, graph: Graph, context: PassContext, measurer: Measurer, 
         _unchanged(report, f"{useless}{_missed(report) or 'the passes changed nothing'}")
         return None
     if job.recipe is not None:
-        pipeline = recipes.find(job.recipe).pipeline
+        pipeline = recipes.find(job.recipe, job.target).pipeline
         return Chosen(pipeline, PassManager(pipeline, verify=job.verify).run(graph, context), False)
     return _search(job, graph, context, measurer, report)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxcomp.errors import UsageError
 from onnxcomp.graph.ir import Constant, Graph, Tensor
@@ -22,6 +22,7 @@ class Recipe:
         about: one line of help.
         aim: the passes that it is tried for; where they find nothing to do it is no other than `clean`.
         integer: whether it computes in integers.
+        elsewhere: its passes on targets other than the CPU, where weights are not decoded at load; the same if empty.
     """
 
     name: str
@@ -30,11 +31,16 @@ class Recipe:
     about: str
     aim: tuple[str, ...] = ()
     integer: bool = False
+    elsewhere: str = ""
 
     @property
     def pipeline(self) -> Pipeline:
         """The passes, parsed."""
         return Pipeline.parse(self.spec)
+
+    def on(self, target: str) -> Recipe:
+        """The recipe with the passes that suit a target."""
+        return self if target == "cpu" or not self.elsewhere else replace(self, spec=self.elsewhere, elsewhere="")
 
 
 RECIPES = {
@@ -47,6 +53,7 @@ RECIPES = {
             "static int8: weights and activations; at run time where a static scale does not do",
             aim=("quantize-qdq", "quantize-dynamic"),
             integer=True,
+            elsewhere=f"{CLEAN},clip-weights{{method=mse}},quantize-qdq,quantize-dynamic",
         ),
         Recipe(
             "dynamic",
@@ -55,6 +62,7 @@ RECIPES = {
             "int8 weights, activations quantized at run time",
             aim=("quantize-dynamic",),
             integer=True,
+            elsewhere=f"{CLEAN},quantize-dynamic",
         ),
         Recipe(
             "half",
@@ -69,28 +77,30 @@ RECIPES = {
             False,
             "weights stored in 8 bits, activations in float",
             aim=("quantize-weights", "store-weights"),
+            elsewhere=f"{CLEAN},quantize-weights{{bits=8}}",
         ),
         Recipe(
             "weights4",
-            f"{CLEAN},quantize-weights{{bits=4,block=32}}",
+            f"{PLAIN},quantize-weights{{bits=4,block=32}},store-weights",
             False,
             "weights stored in 4 bits",
             aim=("quantize-weights",),
+            elsewhere=f"{CLEAN},quantize-weights{{bits=4,block=32}}",
         ),
         Recipe("clean", CLEAN, False, "exact clean-up and fusion only"),
     )
 }
 
 
-def find(name: str) -> Recipe:
-    """A recipe by name.
+def find(name: str, target: str = "cpu") -> Recipe:
+    """A recipe by name, as it suits a target.
 
     Raises:
         UsageError: there is none of that name.
     """
     if name not in RECIPES:
         raise UsageError(f"there is no recipe {name!r}", where="--recipe", do=f"choose one of {', '.join(RECIPES)}")
-    return RECIPES[name]
+    return RECIPES[name].on(target)
 
 
 def candidates(graph: Graph, *, has_data: bool, objective: str, target: str = "cpu") -> list[Recipe]:
@@ -111,7 +121,7 @@ def candidates(graph: Graph, *, has_data: bool, objective: str, target: str = "c
         if objective == "size":
             order = ["weights4", *order]
         names = [*order, "weights8", "clean"]
-    return [RECIPES[name] for name in names if has_data or not RECIPES[name].needs_data]
+    return [RECIPES[name].on(target) for name in names if has_data or not RECIPES[name].needs_data]
 
 
 def has_attention(graph: Graph) -> bool:

@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable, elem_type
+from onnxcomp.graph.ir import ONNX_DOMAIN, Array, Constant, Graph, Node, Variable, elem_type
 from onnxcomp.manager.base import CostModel, Guarantee, Outcome, Pass, PassContext, WeightUse, option
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.passes.weights import recurrent
+from onnxcomp.passes.weights.attention import attention_refusal, write_attention
 from onnxcomp.passes.weights.coders import IntegerCoder
 from onnxcomp.passes.weights.kernels import BlockCodes, BlockMatMul, RowGather, block_matmul_refusal, state_type
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
@@ -20,6 +21,7 @@ from onnxcomp.passes.weights.smoothing import Group, Verdict, measure
 
 DYNAMIC_OPSET = 11  # DynamicQuantizeLinear
 PROTECTED_BLOCK = 32
+TURNED = ("transA", "transBatchA", "transBatchB")  # of FusedMatMul
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -135,8 +137,13 @@ class _Work:
             return ""
         if "Conv" in node.op:
             return "a convolution with activations quantized at run time is slower than float"
-        if node.op not in ("MatMul", "Gemm"):
-            return f"no kernel multiplies 8-bit integers for {node.op}"
+        if node.op == "Attention":
+            if why := attention_refusal(node):
+                return why
+        elif node.op == "FusedMatMul" and any(node.attrs.get(key, 0) for key in TURNED):
+            return "its activations are transposed inside"
+        elif node.op not in ("MatMul", "Gemm", "FusedMatMul"):
+            return f"ONNX Runtime has no kernel for {node.op} with 8-bit integers"
         if use.weight.port != 1:
             return "its weight is on the left, where the integer kernels want the activations"
         if constant.dtype != FLOAT32:
@@ -188,7 +195,11 @@ class _Work:
             if made is None:
                 self.outcome.skip(use.node, f"{use.constant.name} holds NaN or infinity")
                 continue
-            self._rewrite(use.node, self._activation(group, self.owners[use.node], smoothing), *made)
+            activation = self._activation(group, self.owners[use.node], smoothing)
+            if use.node.op == "Attention":
+                write_attention(self.graph, use.node, activation, *made, self.shapes)
+            else:
+                self._rewrite(use.node, activation, *made)
             how = "int8, smoothed input" if smoothing is not None else "int8"
             if verdict is not None:
                 how = f"{how}, {verdict.sqnr_db[use.node.name]:.1f} dB"
@@ -240,7 +251,7 @@ class _Work:
         alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
         bias = node.input(2) if node.op == "Gemm" and beta != 0 else None
         quantized, scale, zero = activation
-        node.op, node.attrs, node.origin = "MatMulInteger", {}, {}
+        node.op, node.domain, node.attrs, node.origin = "MatMulInteger", ONNX_DOMAIN, {}, {}
         node.inputs = [quantized, weight, zero]
         total = Variable(self.graph.unique_name(f"{node.name}_int32"), np.dtype(np.int32), out.shape)
         node.outputs = [total]

@@ -22,6 +22,7 @@ from onnxcomp.passes.weights.inputs import Absorber, layer_moments, unmeasured
 from onnxcomp.passes.weights.kernels import BlockCodes, BlockGather, BlockMatMul, RowGather
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.plan import Plan, Planner, Recipe
+from onnxcomp.passes.weights.sources import other_weights
 from onnxcomp.runtime.gram import Gram
 
 DEFAULT_BLOCK = 32
@@ -107,6 +108,8 @@ class QuantizeWeights(Pass):
         """Rewrite every weight that pays, one after another; the float weights are never held together."""
         outcome = Outcome()
         uses = self.weights(graph, context, outcome)
+        known = {use.constant for use in uses}
+        uses += other_weights(graph, context.operators, known, self.selects(graph), outcome)
         planner = Planner(
             graph,
             shape_tools.infer(graph),
@@ -119,7 +122,8 @@ class QuantizeWeights(Pass):
         )
         plans = planner.plans(uses, outcome)
         for plan in plans:
-            plan.error = self._error(plan, graph, context, outcome)
+            named = plan.constant in known
+            plan.error = self._error(plan, graph, context, outcome) if named else self._unseen_error()
         _prepare_opset(graph, plans, context, outcome)
         work = _Work(self, graph, outcome)
         measured = [plan for plan in plans if plan.error == "gptq"]
@@ -131,6 +135,8 @@ class QuantizeWeights(Pass):
             if plan.error != "gptq":
                 work.apply(plan, None)
         work.summarize(len({use.constant for use in uses}))
+        changed = {change.node for change in outcome.changes}
+        outcome.skips = [skip for skip in outcome.skips if skip.node not in changed]
         return outcome
 
     def _error(self, plan: Plan, graph: Graph, context: PassContext, outcome: Outcome) -> Error:
@@ -151,6 +157,10 @@ class QuantizeWeights(Pass):
         if why:
             outcome.notes.append(f"{plan.constant.name} is rounded without a look at its inputs: {why}")
         return "mse" if why else "gptq"
+
+    def _unseen_error(self) -> Error:
+        """How the codes of a weight are chosen whose inputs nobody knows."""
+        return "round" if self.form != "integer" or self.error == "round" or self.bits == 8 else "mse"
 
     def _wrong(self, what: str, do: str) -> UsageError:
         return UsageError(f"{self.name}: {what}", where=f"pass {self.name}", do=do)

@@ -53,6 +53,10 @@ class StoreWeights(Pass):
         """Choose a form for every weight, then write them."""
         outcome = Outcome()
         wanted = self.selects(graph)
+        if context.target != "cpu":
+            for constant in stored_weights(graph, context.operators):
+                outcome.skip(reader(constant), f"{context.target} does not decode weights at load, as the CPU does")
+            return outcome
         found: dict[Constant, _Form] = {}
         weights = stored_weights(graph, context.operators)
         for constant, unfit in weights.items():

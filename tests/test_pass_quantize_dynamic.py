@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import builders
 import numpy as np
@@ -326,3 +327,41 @@ def test_cells_without_an_integer_kernel_are_named() -> None:
     assert [skip.why for skip in record.skips] == ["ONNX Runtime has no kernel for GRU with 8-bit integers"]
     small = quantized(lstm(4, 4), "quantize-dynamic")[1]
     assert "too small" in small.skips[0].why
+
+
+def fused_attention(**attrs: Any) -> ModelProto:
+    """com.microsoft Attention over [N, 6, 32] with a mask, and a product behind it."""
+    net = Net(opset=17)
+    x = net.input("N", 6, 32)
+    mask = net.op("Cast", net.op("ReduceSum", x, net.const([2]), keepdims=0), to=TensorProto.BOOL)
+    mask = net.op("Cast", mask, to=TensorProto.INT32)
+    weight, bias = net.weight(32, 96, scale=0.2), net.weight(96, scale=0.1)
+    y = net.op("Attention", x, weight, bias, mask, domain="com.microsoft", num_heads=4, **attrs)
+    return net.model(net.op("MatMul", y, net.weight(32, 32)), domains={"com.microsoft": 1})
+
+
+@pytest.mark.parametrize("attrs", [{}, {"unidirectional": 1}, {"scale": 0.3}])
+def test_fused_attention_projects_in_integers(attrs: dict[str, Any], tmp_path: Path) -> None:
+    proto = fused_attention(**attrs)
+    after, record = quantized(proto)
+    assert record.changes == 2
+    assert kernels(builders.save(after, tmp_path / "a.onnx"))["QAttention"] == 1
+    feeds = builders.feeds_of(proto)
+    assert builders.sqnr_db(builders.run(proto, feeds)[0], builders.run(after, feeds)[0]) > 30
+
+
+def test_attention_that_has_no_integer_form_says_why() -> None:
+    _, record = quantized(fused_attention(qkv_hidden_sizes=[32, 32, 32]))
+    assert [skip.why for skip in record.skips] == ["QAttention knows no qkv_hidden_sizes"]
+
+
+@pytest.mark.parametrize("trans_b", [0, 1])
+def test_fused_products_keep_their_factor(trans_b: int) -> None:
+    net = Net(opset=17)
+    x, shape = net.input("N", 6, 32), (48, 32) if trans_b else (32, 48)
+    y = net.op("FusedMatMul", x, net.weight(*shape), domain="com.microsoft", alpha=0.25, transB=trans_b)
+    proto = net.model(y, domains={"com.microsoft": 1})
+    after, record = quantized(proto)
+    assert record.changes == 1
+    feeds = builders.feeds_of(proto)
+    assert builders.sqnr_db(builders.run(proto, feeds)[0], builders.run(after, feeds)[0]) > 30

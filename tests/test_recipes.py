@@ -7,6 +7,7 @@ from pathlib import Path
 import builders
 import numpy as np
 import onnx
+import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 import onnxcomp
@@ -78,3 +79,12 @@ def test_weights_in_constant_nodes_are_parameters_too(tmp_path: Path) -> None:
     assert parameters(spelled, operators) == parameters(plain, operators)
     ours, theirs = ([(c.node, c.parameters, c.bytes) for c in layers(g, operators)] for g in (spelled, plain))
     assert ours == theirs
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_no_target_but_the_cpu_gets_weights_that_are_decoded_at_load(name: str) -> None:
+    for target in ("cuda", "tensorrt"):
+        passes = recipes.find(name, target).spec
+        assert "store-weights" not in passes
+        assert "unpack" not in passes
+    assert name in ("half", "clean") or "store-weights" in recipes.find(name).spec

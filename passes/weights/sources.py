@@ -7,6 +7,7 @@ then chosen by the error.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from math import prod
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnxcomp.graph.coded import coded_weights
 from onnxcomp.graph.cost import parameter_elements
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable
 from onnxcomp.graph.rounding import Levels, round_nearest, symmetric_scales
+from onnxcomp.manager.base import Outcome, WeightUse
 from onnxcomp.ops.facts import Operators, Weight
 
 LEAST_ELEMENTS = 256  # the nodes that decode a weight take about as much
@@ -36,6 +38,31 @@ def stored_weights(graph: Graph, operators: Operators) -> dict[Constant, str]:
         and constant.size >= LEAST_ELEMENTS
         and _is_weight(constant, operators)
     }
+
+
+def other_weights(
+    graph: Graph, operators: Operators, known: Collection[Constant], wanted: Callable[[Node], bool], outcome: Outcome
+) -> list[WeightUse]:
+    """Weights that no operator's facts name: of operators that nobody knows, or behind nodes that reorder or convert.
+
+    Tensors that are only added or multiplied element by element are no weights of a product; they are skipped.
+    """
+    found = []
+    for constant, unfit in stored_weights(graph, operators).items():
+        if constant in known:
+            continue
+        node = reader(constant)
+        if not (wanted(node) or any(wanted(consumer) for consumer in constant.consumers)):
+            why = "not selected by include and exclude"
+        elif operators.facts(node).elementwise:
+            why = f"{constant.name} is joined element by element: store-weights takes it, as far as the outputs allow"
+        else:
+            why = unfit
+        if why:
+            outcome.skip(node, why)
+        else:
+            found.append(WeightUse(node, described(constant, operators), constant))
+    return found
 
 
 def _is_weight(constant: Constant, operators: Operators) -> bool:
