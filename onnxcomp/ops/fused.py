@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnxcomp.graph.ir import Node
 from onnxcomp.graph.types import Shapes
-from onnxcomp.ops.record import OpFacts, Weight, volume
+from onnxcomp.ops.record import OpFacts, Weight, elements, volume
 
 MICROSOFT = "com.microsoft"
 
@@ -31,6 +31,6 @@ RECORDS = (
         MICROSOFT,
         macs=attention_macs,
         quantization_ports=(3, 4, 6, 7),
-        packed={1: lambda node: int(node.inputs[1].size)},
+        packed={1: elements},
     ),
 )
