@@ -366,7 +366,7 @@ def _enough(best: Trial, recipe: recipes.Recipe, report: Report) -> bool:
     if recipe.integer:
         return False
     fast_and_small = best.score <= CLEARLY_FASTER and best.bytes <= SMALL_SHARE * report.before.bytes
-    return fast_and_small or not recipe.aim
+    return fast_and_small or recipe.name in recipes.LAST_RESORT
 
 
 def _covers(graph: Graph, context: PassContext) -> bool:

@@ -80,6 +80,14 @@ RECIPES = {
             elsewhere=f"{CLEAN},quantize-weights{{bits=8}}",
         ),
         Recipe(
+            "stored",
+            f"{PLAIN},store-weights",
+            False,
+            "weights stored in 8 bits or half precision; kernels and times are those of the float model",
+            aim=("store-weights",),
+            elsewhere=CLEAN,
+        ),
+        Recipe(
             "weights4",
             f"{PLAIN},quantize-weights{{bits=4,block=32}},store-weights",
             False,
@@ -90,6 +98,8 @@ RECIPES = {
         Recipe("clean", CLEAN, False, "exact clean-up and fusion only"),
     )
 }
+
+LAST_RESORT = ("stored", "clean")  # tried where nothing before was smaller or faster
 
 
 def find(name: str, target: str = "cpu") -> Recipe:
@@ -120,7 +130,7 @@ def candidates(graph: Graph, *, has_data: bool, objective: str, target: str = "c
         order = ["dynamic", "int8"] if has_attention(graph) else ["int8", "dynamic"]
         if objective == "size":
             order = ["weights4", *order]
-        names = [*order, "weights8", "clean"]
+        names = [*order, "weights8", "stored", "clean"]
     return [RECIPES[name].on(target) for name in names if has_data or not RECIPES[name].needs_data]
 
 

@@ -530,3 +530,21 @@ def test_the_same_run_twice_gives_the_same_bytes() -> None:
     feeds: dict[str, Any] = builders.feeds_of(before, batch=64)
     first, second = (quantized(before, "bits=4", feeds=feeds)[0].SerializeToString() for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize(("group", "out"), [(16, 1), (16, 2), (4, 3)])
+@pytest.mark.parametrize("spec", ["quantize-weights", "quantize-weights{bits=4,block=8}", "store-weights"])
+def test_every_group_of_a_transposed_convolution_has_scales_of_its_own(group: int, out: int, spec: str) -> None:
+    net = Net()
+    x = net.input("N", 16, 5, 5)
+    weight = net.weight(16, out, 4, 4)
+    net.weights[weight] *= np.repeat(np.float32(10.0) ** np.arange(-2, 2), 4)[:, None, None, None]
+    proto = net.model(net.op("ConvTranspose", x, weight, group=group, strides=[2, 2]))
+    result = PassManager(Pipeline.parse(spec)).run(decode(proto), PassContext())
+    assert result.records[0].changes == 1
+    feeds = builders.feeds_of(proto)
+    before, after = (builders.run(m, feeds)[0] for m in (proto, encode(result.graph)))
+    step = out * 16 // group if group == 4 else out * 4  # output channels whose weights are of one size
+    for start in range(0, out * group, step):
+        part = slice(start, start + step)
+        assert builders.sqnr_db(before[:, part], after[:, part]) > (17 if "4" in spec else 38)

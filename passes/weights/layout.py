@@ -20,7 +20,8 @@ class Layout:
     """A weight seen as rows: what is summed into one output, or looked up at once, stands in one row.
 
     Attributes:
-        shape: of the weight.
+        shape: of the weight; the groups of a transposed convolution, which lie along its summed axis, are an axis of
+            their own.
         inner: axes along a row, ascending.
         block: elements that share a scale; a row where it is not cut.
     """
@@ -38,6 +39,9 @@ class Layout:
         """
         rank = len(shape)
         inner = tuple(sorted(axis % rank for axis in weight.in_axes))
+        if _grouped(weight):
+            shape = (weight.group, shape[0] // weight.group, *shape[1:])
+            inner = tuple(axis + 1 for axis in inner)
         columns = prod(shape[axis] for axis in inner)
         side_by_side = inner == tuple(range(inner[0], inner[-1] + 1))
         if not block or not side_by_side or (columns <= block and not exact):
@@ -86,26 +90,34 @@ class Layout:
 
     def read(self, values: Array, piece: slice) -> Array:
         """Rows of a piece: a float32 copy, [rows, columns]."""
-        part = values[self._at(piece)] if self.kept else values
+        whole = values.reshape(self.shape)
+        part = whole[self._at(piece)] if self.kept else whole
         turned = part.transpose((*self.kept, *self.inner))
         return np.array(turned, np.float32, order="C").reshape(-1, self.columns)
 
     def unread(self, rows: Array, piece: slice, into: Array) -> None:
         """Write rows to their places in an array of the weight's shape."""
         order = (*self.kept, *self.inner)
-        target = into[self._at(piece)] if self.kept else into
+        whole = into.reshape(self.shape)  # a view: what is written into is contiguous
+        target = whole[self._at(piece)] if self.kept else whole
         moved = rows.reshape([target.shape[axis] for axis in order]).transpose(np.argsort(order))
         target[...] = moved
 
     def gram_order(self, weight: Weight) -> Array:
         """For each column, its place in a row of `Weight.to_matrix`."""
-        rank = len(self.shape)
-        given = [axis % rank for axis in weight.in_axes]
+        moved = int(_grouped(weight))
+        rank = len(self.shape) - moved
+        given = [axis % rank + moved for axis in weight.in_axes]
         places = np.arange(self.columns).reshape([self.shape[axis] for axis in given])
         return places.transpose(np.argsort(given)).reshape(-1)
 
     def _at(self, piece: slice) -> tuple[slice, ...]:
         return tuple(piece if axis == self.sliced else slice(None) for axis in range(len(self.shape)))
+
+
+def _grouped(weight: Weight) -> bool:
+    """Whether the first axis, which is summed over, holds one part for each group."""
+    return weight.group > 1 and 0 in weight.in_axes
 
 
 @dataclass
