@@ -18,6 +18,7 @@ from onnxcomp.passes.weights.kernels import BlockCodes, BlockMatMul, RowGather, 
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.rounding import LEVELS, int8_rows
 from onnxcomp.passes.weights.smoothing import Group, Verdict, measure
+from onnxcomp.passes.weights.sources import other_weights
 
 DYNAMIC_OPSET = 11  # DynamicQuantizeLinear
 PROTECTED_BLOCK = 32
@@ -78,6 +79,10 @@ class QuantizeDynamic(Pass):
             work.quantize(group, verdicts.get(group.key), protected)
         work.tables(tables)
         work.cells(cells, context.costs)
+        known = {use.constant for use in uses}
+        for use in other_weights(graph, context.operators, known, self.selects(graph), outcome):
+            if use.constant.size >= self.least and use.constant.dtype == FLOAT32:
+                outcome.skip(use.node, f"no kernel takes {use.constant.name} in 8-bit integers: store-weights can")
         work.summarize(len(uses))
         return outcome
 

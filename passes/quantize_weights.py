@@ -11,7 +11,7 @@ import numpy as np
 from onnxcomp.errors import UsageError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coded import PACKING_OPSET, Coded, CodedWriter
-from onnxcomp.graph.ir import Array, Graph
+from onnxcomp.graph.ir import Array, Constant, Graph
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
 from onnxcomp.manager.raising import raise_opset
@@ -22,7 +22,7 @@ from onnxcomp.passes.weights.inputs import Absorber, layer_moments, unmeasured
 from onnxcomp.passes.weights.kernels import BlockCodes, BlockGather, BlockMatMul, RowGather
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.plan import Plan, Planner, Recipe
-from onnxcomp.passes.weights.sources import other_weights
+from onnxcomp.passes.weights.sources import other_weights, readers
 from onnxcomp.runtime.gram import Gram
 
 DEFAULT_BLOCK = 32
@@ -108,6 +108,7 @@ class QuantizeWeights(Pass):
         """Rewrite every weight that pays, one after another; the float weights are never held together."""
         outcome = Outcome()
         uses = self.weights(graph, context, outcome)
+        hidden = list(outcome.skips)  # weights behind other nodes among them, which may be stored small where they lie
         known = {use.constant for use in uses}
         uses += other_weights(graph, context.operators, known, self.selects(graph), outcome)
         planner = Planner(
@@ -124,6 +125,7 @@ class QuantizeWeights(Pass):
         for plan in plans:
             named = plan.constant in known
             plan.error = self._error(plan, graph, context, outcome) if named else self._unseen_error()
+        through = {node.name: plan.constant for plan in plans for node in readers(plan.constant)}
         _prepare_opset(graph, plans, context, outcome)
         work = _Work(self, graph, outcome)
         measured = [plan for plan in plans if plan.error == "gptq"]
@@ -135,8 +137,7 @@ class QuantizeWeights(Pass):
             if plan.error != "gptq":
                 work.apply(plan, None)
         work.summarize(len({use.constant for use in uses}))
-        changed = {change.node for change in outcome.changes}
-        outcome.skips = [skip for skip in outcome.skips if skip.node not in changed]
+        outcome.skips = [s for s in outcome.skips if s not in hidden or through.get(s.node) not in work.done]
         return outcome
 
     def _error(self, plan: Plan, graph: Graph, context: PassContext, outcome: Outcome) -> Error:
@@ -209,6 +210,7 @@ class _Work:
     graph: Graph
     outcome: Outcome
     losses: list[_Loss] = field(default_factory=list)
+    done: set[Constant] = field(default_factory=set)
     bytes_before: int = 0
     bytes_after: int = 0
 
@@ -228,6 +230,7 @@ class _Work:
             for use in plan.uses:
                 self.outcome.skip(use.node, f"{plan.constant.name} holds NaN or infinity")
             return
+        self.done.add(plan.constant)
         self.losses.append(loss)
         self.bytes_before += before
         self.bytes_after += stored

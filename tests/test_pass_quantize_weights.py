@@ -548,3 +548,29 @@ def test_every_group_of_a_transposed_convolution_has_scales_of_its_own(group: in
     for start in range(0, out * group, step):
         part = slice(start, start + step)
         assert builders.sqnr_db(before[:, part], after[:, part]) > (17 if "4" in spec else 38)
+
+
+def test_weights_behind_other_nodes_and_of_fused_operators_are_quantized() -> None:
+    net = Net()
+    table = net.weight(200, 32)
+    x = net.op("Gather", table, net.input("N", 5, dtype=TensorProto.INT64))
+    x = net.op("Attention", x, net.weight(32, 96), net.weight(96), domain="com.microsoft", num_heads=4)
+    x = net.op("Einsum", x, net.weight(32, 32), equation="nsd,dk->nsk")
+    proto = net.model(net.op("MatMul", x, net.op("Transpose", table, perm=[1, 0])), domains={"com.microsoft": 1})
+    result = PassManager(Pipeline.parse("quantize-weights")).run(decode(proto), PassContext())
+    assert result.records[0].changes == 3
+    assert not result.records[0].skips
+    assert len(encode(result.graph).SerializeToString()) < 0.35 * len(proto.SerializeToString())
+    feeds = builders.feeds_of(proto)
+    before, after = (builders.run(m, feeds)[0] for m in (proto, encode(result.graph)))
+    assert builders.sqnr_db(before, after) > 30
+
+
+def test_no_block_is_wider_than_its_row_needs() -> None:
+    proto, _ = layer("MatMul")  # 96 summed elements
+    found = {}
+    for block in (32, 128, 256):
+        after, _ = quantized(proto, f"bits=4,block={block}")
+        node = next(n for n in after.graph.node if n.op_type == "MatMulNBits")
+        found[block] = next(a.i for a in node.attribute if a.name == "block_size")
+    assert found == {32: 32, 128: 128, 256: 128}

@@ -263,7 +263,7 @@ class Pass(ABC):
             facts = context.operators.facts(node)
             found = facts.weights(node)
             if not found and facts.weights is not no_weights and (maker := _hidden_weight(node)) is not None:
-                outcome.skip(node, f"its weight comes through {maker}: fold-constants makes it a plain one")
+                outcome.skip(node, _hidden(maker))
             for weight in found:
                 constant = node.constant(weight.port)
                 if constant is not None:
@@ -299,6 +299,17 @@ def _hidden_weight(node: Node) -> Node | None:
                 return first
             maker = computed[0].producer if len(computed) == 1 else None
     return None
+
+
+def _hidden(maker: Node) -> str:
+    """Why a weight that a node hands on is left, and what would help."""
+    for tensor in maker.inputs:
+        others = [node for node in tensor.consumers if node is not maker] if isinstance(tensor, Constant) else []
+        if others and tensor.size > 1:
+            return f"its weight comes through {maker}, and {others[0]} reads it, too: plain, it would be stored twice"
+    stored_small = maker.op in ("Cast", "CastLike")
+    how = "fold-constants{unpack=true}" if stored_small else "fold-constants"
+    return f"its weight comes through {maker}: {how} makes it a plain one"
 
 
 def exactly(name: str) -> str:

@@ -14,7 +14,7 @@ from onnxcomp.manager.base import Outcome, WeightUse
 from onnxcomp.ops.facts import Operators, Weight
 from onnxcomp.passes.weights.coders import BinaryCoder, Coder, Error, IntegerCoder, TernaryCoder
 from onnxcomp.passes.weights.dequantize import dequantize_refusal
-from onnxcomp.passes.weights.kernels import BlockGather, block_matmul_refusal, valid_block
+from onnxcomp.passes.weights.kernels import SMALLEST_BLOCK, BlockGather, block_matmul_refusal, valid_block
 from onnxcomp.passes.weights.layout import Layout
 
 LEAST_SAVED_BYTES = 256  # the nodes that decode a weight take about as much
@@ -193,7 +193,10 @@ class Planner:
         if store == "gather":
             layout = Layout.of(constant.shape, weight, _table_block(constant, recipe), exact=True)
         else:
-            layout = Layout.of(constant.shape, weight, recipe.block, exact=store == "matmul")
+            block = recipe.block
+            if store == "matmul":  # a block that is wider than the rows would be padding
+                block = min(block, _covering(prod(constant.shape[axis] for axis in weight.in_axes)))
+            layout = Layout.of(constant.shape, weight, block, exact=store == "matmul")
         return Plan(constant, uses, recipe, layout, store)
 
     def store(self, constant: Constant, uses: list[WeightUse], recipe: Recipe) -> Store:
@@ -217,7 +220,7 @@ class Planner:
         """Why quantizing a weight gains nothing; empty when it gains."""
         layout, recipe = plan.layout, plan.recipe
         if plan.store == "folded" and not self.decoded:
-            return "no kernel reads it as integers (decoded=false)"
+            return "no kernel reads it as it is stored: left for a pass that has it decoded at load (decoded=false)"
         if plan.store == "dequantize":
             why = dequantize_refusal(plan.uses, layout, recipe.form, recipe.bits)
             if why:
@@ -236,4 +239,9 @@ def _product_block(constant: Constant, weight: Weight, bits: int) -> int:
 
 def _table_block(constant: Constant, recipe: Recipe) -> int:
     """A whole row of a table is a block of the next power of two."""
-    return recipe.block or max(16, 1 << (constant.shape[1] - 1).bit_length())
+    return recipe.block or _covering(constant.shape[1])
+
+
+def _covering(columns: int) -> int:
+    """The smallest block that the kernels take and that holds so many elements."""
+    return max(SMALLEST_BLOCK, 1 << (columns - 1).bit_length())

@@ -89,15 +89,26 @@ def _unfit(graph: Graph, constant: Constant, operators: Operators) -> str:
     return ""
 
 
+def readers(constant: Constant) -> list[Node]:
+    """The nodes that a weight is for: its readers, looked at through nodes that only move or convert constants."""
+    found: dict[Node, None] = {}
+    waiting, seen = list(constant.consumers), set[Node]()
+    while waiting:
+        node = waiting.pop(0)
+        following = [reader for output in node.outputs for reader in output.consumers]
+        if node in seen:
+            continue
+        seen.add(node)
+        if _computed(node) or not following:
+            found[node] = None
+        else:
+            waiting += following
+    return list(found)
+
+
 def reader(constant: Constant) -> Node:
-    """The node that a weight is for: its reader, looked at through nodes that only move or convert constants."""
-    node: Node = constant.consumers[0]
-    while len(node.outputs) == 1 and not _computed(node):
-        following = node.outputs[0].consumers
-        if not following:
-            break
-        node = following[0]
-    return node
+    """The first of its readers."""
+    return readers(constant)[0]
 
 
 def _computed(node: Node) -> bool:
