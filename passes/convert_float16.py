@@ -17,6 +17,7 @@ from onnxcomp.graph.port_types import HALF, Port, made_from_attributes, ports, t
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, option
 from onnxcomp.manager.raising import raise_opset
+from onnxcomp.ops.record import no_macs
 from onnxcomp.runtime.activations import Activation, collect
 
 SINGLE, HALF_DTYPE = np.dtype(np.float32), np.dtype(np.float16)
@@ -24,7 +25,6 @@ LARGEST = 65504.0
 SPACING = 2.0**-24  # between the smallest numbers of half precision
 LEAST = 2.0**-12  # a tensor that stays below it has fewer than 12 bits left between its largest value and SPACING
 WEIGHT_LOSS = 2.0**-10  # rounding alone costs about 2^-12 of a weight's norm; more means that small values vanish
-PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Attention", "Conv", "ConvTranspose"})  # of activations, too
 UNSEEN = "no calibration data: nothing is known of activations beyond 65504"
 HOST = (
     "ONNX Runtime's CPU provider computes chains of half-precision nodes in float32: a GPU, which rounds after each "
@@ -125,7 +125,7 @@ class _Converter:
             floats = [t for t in (*node.inputs, *node.outputs) if t.name and self._single(t)]
             if not floats:
                 continue
-            found = ports(node, self.graph.opset)
+            found = ports(node, self.graph.opset, self.context.operators)
             half = self._half_ports(node, found or [])
             if node.bodies:
                 plan.why[node] = f"{node.op} holds a body, which stays float32"
@@ -240,8 +240,7 @@ class _Converter:
             plan.leave(node, "no product in half precision stands beside it: casts would cost more than it saves")
 
     def _multiplies(self, node: Node) -> bool:
-        weights = self.context.operators.facts(node).weights(node)
-        return any(weight.role != "embedding" for weight in weights) or node.op in PRODUCTS
+        return self.context.operators.facts(node).macs is not no_macs
 
     # -- rewriting ---------------------------------------------------------------------------------------------
 

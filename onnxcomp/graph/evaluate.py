@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from onnxcomp.graph.codec import dims_of, encode_node
-from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Array, Constant, Graph, Node, elem_type
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, elem_type
 from onnxcomp.graph.types import Shapes, TensorType
-from onnxcomp.ops.tables import RECORDS
+
+if TYPE_CHECKING:
+    from onnxcomp.ops.facts import Operators
+    from onnxcomp.ops.record import OutputTypes
 
 SMALL_ELEMENTS = 4096  # shape arithmetic stays far below; larger values are data
-_RULES = {(record.domain, record.op): record.shape for record in RECORDS if record.shape is not None}
 _NEVER_FIXED = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 
 
-def propagate(graph: Graph, shapes: Shapes) -> dict[str, Array]:
+def propagate(graph: Graph, shapes: Shapes, operators: Operators | None = None) -> dict[str, Array]:
     """Complete `shapes` by evaluating shape arithmetic along the main graph, in place.
+
+    Args:
+        operators: know the outputs of operators that ONNX does not describe; the installed ones by default.
 
     Returns:
         The small values that are fixed once the input shapes are, by tensor name.
     """
+    from onnxcomp.ops.facts import installed  # records are written with this module
+
+    operators = installed() if operators is None else operators
     values: dict[str, Array] = {}
     opset = graph.opset
     for node in graph.nodes:
-        if node.domain == MICROSOFT_DOMAIN:
-            _infer_microsoft(node, shapes)
-        if (types := _RULES.get((node.domain, node.op))) is not None:
-            _keep(node, types(node, shapes), shapes)
+        rule = operators.facts(node).shape
+        if rule is not None and not graph.is_function(node):
+            _infer_by_record(node, rule, shapes)
+            continue
         if node.bodies or node.domain not in (None, "", "ai.onnx"):
             continue
         found = _value_of(node, shapes, values, opset)
@@ -44,20 +51,12 @@ def propagate(graph: Graph, shapes: Shapes) -> dict[str, Array]:
     return values
 
 
-def told(graph: Graph) -> bool:
-    """Whether the graph holds operators whose types follow from their records alone."""
-    return any((node.domain, node.op) in _RULES for node in graph.nodes)
+def beyond_onnx(graph: Graph) -> bool:
+    """Whether the main graph holds operators whose outputs only their records know."""
+    from onnxcomp.ops.facts import installed
 
-
-def _keep(node: Node, types: Sequence[TensorType | None], shapes: Shapes) -> None:
-    """Complete what is known of a node's outputs; what inference found of them stays."""
-    for tensor, found in zip(node.outputs, types, strict=False):
-        if found is None:
-            continue
-        known = shapes.types.get(tensor.name, TensorType(None, None))
-        open_ended = known.shape is None or not all(isinstance(d, int) for d in known.shape)
-        shape = found.shape if open_ended and found.shape is not None else known.shape
-        shapes.types[tensor.name] = TensorType(known.dtype or found.dtype, shape)
+    operators = installed()
+    return any(operators.facts(node).shape is not None for node in graph.nodes)
 
 
 def evaluate(node: Node, inputs: list[Array | None], opset: int) -> list[Array]:
@@ -126,64 +125,74 @@ def _known(tensor: Any, values: dict[str, Array]) -> Array | None:
     return values.get(tensor.name)
 
 
-def _infer_microsoft(node: Node, shapes: Shapes) -> None:
-    """Shapes of the operators that passes write, which onnx knows nothing of."""
-    shape = shapes.static(node.inputs[0])
-    if node.op == "DynamicQuantizeLSTM":
-        _infer_lstm(node, shape, shapes)
-        return
-    if node.op == "MatMulNBits":
-        shape = None if shape is None else (*shape[:-1], int(node.attrs["N"]))
-    elif node.op == "GatherBlockQuantized":
-        indices, table = shapes.static(node.inputs[1]), node.constant(0)
-        if indices is None or table is None or int(node.attrs.get("gather_axis", 0)) != 0:
-            return
-        per_byte = 8 // int(node.attrs.get("bits", 4)) if table.dtype == np.uint8 else 1
-        shape = (*indices, table.shape[1] * per_byte)
-    elif node.op != "QuickGelu":
-        return
-    if shape is not None:
-        shapes.types[node.outputs[0].name] = TensorType(np.dtype(np.float32), shape)
-
-
-def _infer_lstm(node: Node, data: tuple[int, ...] | None, shapes: Shapes) -> None:
-    """Y [steps, directions, batch, hidden] and the last states [directions, batch, hidden]."""
-    weight = shapes.static(node.inputs[1])
-    if data is None or weight is None:
-        return
-    last = (weight[0], data[1], weight[2] // 4)
-    for tensor, shape in zip(node.outputs, ((data[0], *last), last, last), strict=False):
-        if tensor.name:
-            shapes.types[tensor.name] = TensorType(np.dtype(np.float32), shape)
+def _infer_by_record(node: Node, rule: OutputTypes, shapes: Shapes) -> None:
+    """Complete what is known of a node's outputs by its operator's record; what inference found of them stays."""
+    for tensor, found in zip(node.outputs, rule(node, shapes), strict=False):
+        if found is None or not tensor.name:
+            continue
+        known = shapes.types.get(tensor.name, TensorType(None, None))
+        open_ended = known.shape is None or not all(isinstance(d, int) for d in known.shape)
+        shape = found.shape if open_ended and found.shape is not None else known.shape
+        shapes.types[tensor.name] = TensorType(known.dtype or found.dtype, shape)
 
 
 def _infer_node(node: Node, shapes: Shapes, values: dict[str, Array], opset: int) -> None:
     """onnx's own inference for one node, told the values that are known."""
+    for name, kind in standard_types(node, shapes, values, opset).items():
+        shapes.types[name] = kind
+
+
+def standard_types(
+    node: Node,
+    shapes: Shapes,
+    values: dict[str, Array],
+    opset: int,
+    *,
+    op: str | None = None,
+    ports: int | None = None,
+) -> dict[str, TensorType]:
+    """Types of a node's outputs by name, as far as onnx's own inference finds them.
+
+    Args:
+        values: small tensors that are fixed, by name.
+        op: an operator of the standard that has the same outputs, in place of the node's own; attributes that it does
+            not know are left out.
+        ports: how many inputs that takes.
+    """
     try:
-        schema = onnx.defs.get_schema(node.op, opset, "")
+        schema = onnx.defs.get_schema(op or node.op, opset, "")
     except onnx.defs.SchemaError:
-        return
+        return {}
     types: dict[str, onnx.TypeProto] = {}
     data: dict[str, onnx.TensorProto] = {}
-    for tensor in node.inputs:
+    for tensor in node.inputs[:ports]:
         if not tensor.name:
             continue
         dtype, shape = shapes.dtype(tensor), shapes.shape(tensor)
         if dtype is None:
-            return
+            return {}
         types[tensor.name] = helper.make_tensor_type_proto(elem_type(dtype), shape)
         value = _known(tensor, values)
         if value is not None:
             data[tensor.name] = numpy_helper.from_array(np.asarray(value), tensor.name)
+    proto = encode_node(node)
+    if op is not None:
+        proto.op_type, proto.domain = op, ""
+        del proto.input[ports:]
+        kept = [attribute for attribute in proto.attribute if attribute.name in schema.attributes]
+        del proto.attribute[:]
+        proto.attribute.extend(kept)
     try:
         result = shape_inference.infer_node_outputs(
-            schema, encode_node(node), types, data, opset_imports=[helper.make_opsetid("", opset)], ir_version=10
+            schema, proto, types, data, opset_imports=[helper.make_opsetid("", opset)], ir_version=10
         )
     except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, TypeError):
-        return
+        return {}
+    found: dict[str, TensorType] = {}
     for tensor in node.outputs:
         kind = result.get(tensor.name)
         if kind is not None and kind.HasField("tensor_type") and kind.tensor_type.HasField("shape"):
-            shape = dims_of(kind.tensor_type)
-            dtype = helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type) if kind.tensor_type.elem_type else None
-            shapes.types[tensor.name] = TensorType(dtype, shape)
+            element = kind.tensor_type.elem_type
+            dtype = helper.tensor_dtype_to_np_dtype(element) if element else None
+            found[tensor.name] = TensorType(dtype, dims_of(kind.tensor_type))
+    return found

@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from onnxcomp.graph.codec import encode_node
 from onnxcomp.graph.ir import ONNX_DOMAIN, Node, Tensor, elem_type
 from onnxcomp.graph.types import Shapes
+
+if TYPE_CHECKING:
+    from onnxcomp.ops.facts import Operators
 
 FLOAT, HALF = "tensor(float)", "tensor(float16)"
 
@@ -42,8 +45,15 @@ class Port:
         return node.output(self.index) if self.output else node.input(self.index)
 
 
-def ports(node: Node, opset: int) -> list[Port] | None:
-    """Every port of a node that is in use; None for an operator that the ONNX standard does not describe."""
+def ports(node: Node, opset: int, operators: Operators | None = None) -> list[Port] | None:
+    """Every port of a node that is in use; None for an operator that neither the ONNX standard nor a record describes.
+
+    Args:
+        operators: know which ports share a type where ONNX knows nothing.
+    """
+    shared = operators.facts(node).half if operators is not None else None
+    if shared is not None:
+        return list(_shared(node, *shared))
     if node.domain not in (None, ONNX_DOMAIN, "ai.onnx"):
         return None
     schema = _schema(node.op, opset)
@@ -58,7 +68,7 @@ def takes_half(node: Node, opset: int, shapes: Shapes) -> bool:
 
     The parts of MeanVarianceNormalization, say, mix a float32 exponent with what they are fed.
     """
-    schema: Any = _schema(node.op, opset)
+    schema: Any = _schema(node.op, opset) if node.domain in (None, ONNX_DOMAIN, "ai.onnx") else None
     if schema is None or not (schema.has_function or schema.has_context_dependent_function):
         return True
     proto = encode_node(node)
@@ -78,6 +88,15 @@ def takes_half(node: Node, opset: int, shapes: Shapes) -> bool:
     except onnx.shape_inference.InferenceError:
         return False
     return True
+
+
+def _shared(node: Node, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Iterator[Port]:
+    """Ports of one type variable, and the others, which keep what they have."""
+    for output, used, tensors in ((False, inputs, node.inputs), (True, outputs, node.outputs)):
+        for index, tensor in enumerate(tensors):
+            if tensor.name:
+                kinds = {FLOAT, HALF} if index in used else {FLOAT}
+                yield Port(output, index, "T" if index in used else "", frozenset(kinds))
 
 
 def made_from_attributes(found: list[Port]) -> set[str]:

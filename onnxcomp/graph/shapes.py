@@ -10,8 +10,8 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import encode_light, shape_of
-from onnxcomp.graph.evaluate import propagate, told
-from onnxcomp.graph.ir import Graph
+from onnxcomp.graph.evaluate import beyond_onnx, propagate
+from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Graph
 from onnxcomp.graph.types import Shapes, TensorType
 
 GROUP_NORM_OPSETS = range(18, 21)
@@ -37,7 +37,7 @@ def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None, *, de
     except (shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = model  # what the file itself says is still known
     shapes = Shapes(_types(inferred.graph), declared=declared)
-    if bind or told(graph):
+    if bind or beyond_onnx(graph):
         propagate(graph, shapes)
     return shapes
 
@@ -112,7 +112,7 @@ def check_structure(graph: Graph, *, strict: bool = True) -> None:
     Raises:
         ModelError: names what is wrong.
     """
-    model = _readable(encode_light(graph))
+    model = _set_apart(_readable(encode_light(graph)))
     try:
         shapeless = list(_shapeless(model.graph))
         for kind in shapeless:  # the checker wants a shape; runtimes and real models do without
@@ -139,6 +139,24 @@ def _readable(model: onnx.ModelProto) -> onnx.ModelProto:
                 if node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx"):
                     node.op_type = "Identity"
                     del node.input[1:], node.attribute[:]
+    return model
+
+
+def _set_apart(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Operators that ONNX Runtime keeps in ONNX's own domain without being of the standard: to the checker, foreign."""
+    from onnxcomp.ops.facts import installed
+
+    operators = installed()
+    foreign = [
+        node
+        for body in _graphs(model.graph)
+        for node in body.node
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type) and operators.has("", node.op_type)
+    ]
+    for node in foreign:
+        node.domain = MICROSOFT_DOMAIN
+    if foreign and not any(used.domain == MICROSOFT_DOMAIN for used in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(MICROSOFT_DOMAIN, 1))
     return model
 
 

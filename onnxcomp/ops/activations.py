@@ -13,6 +13,7 @@ from onnxcomp.graph.noops import Known, Same, first
 from onnxcomp.ops import zeros
 from onnxcomp.ops.broadcasting import elementwise, unary
 from onnxcomp.ops.record import OpFacts, ZeroView
+from onnxcomp.ops.shapes import as_first
 
 
 def _drops_nothing(node: Node, known: Known) -> bool:
@@ -142,8 +143,24 @@ RECORDS = (
     _odd("Tan"),
     _odd("Tanh"),
     _odd("ThresholdedRelu"),
-    _odd("QuickGelu", MICROSOFT_DOMAIN),
-    _odd("Gelu", MICROSOFT_DOMAIN),
-    _function("FastGelu", MICROSOFT_DOMAIN, vector_ports=(1,), coupling=elementwise, zeros=zeros.every),
-    _function("BiasGelu", MICROSOFT_DOMAIN, vector_ports=(1,), coupling=elementwise, zeros=zeros.every),
+    _odd("QuickGelu", MICROSOFT_DOMAIN, half=((0,), (0,)), shape=as_first),
+    _odd("Gelu", MICROSOFT_DOMAIN, half=((0,), (0,)), shape=as_first),
+    _function(
+        "FastGelu",
+        MICROSOFT_DOMAIN,
+        half=((0, 1), (0,)),
+        vector_ports=(1,),
+        coupling=elementwise,
+        zeros=zeros.every,
+        shape=as_first,
+    ),
+    _function(
+        "BiasGelu",
+        MICROSOFT_DOMAIN,
+        half=((0, 1), (0,)),
+        vector_ports=(1,),
+        coupling=elementwise,
+        zeros=zeros.every,
+        shape=as_first,
+    ),
 )

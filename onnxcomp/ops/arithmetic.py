@@ -10,7 +10,7 @@ from onnxcomp.graph.ir import Node
 from onnxcomp.graph.noops import Known, Rule, Same, one_input
 from onnxcomp.ops import zeros
 from onnxcomp.ops.broadcasting import elementwise
-from onnxcomp.ops.record import OpFacts
+from onnxcomp.ops.record import OpFacts, ZeroView
 
 
 def neutral(value: float, ports: tuple[int, ...]) -> Rule:
@@ -35,6 +35,11 @@ def neutral(value: float, ports: tuple[int, ...]) -> Rule:
     return rule
 
 
+def _both_sides(view: ZeroView) -> set[int]:
+    """Where: zero on either side."""
+    return view.zero(1) & view.zero(2)
+
+
 _meets = partial(OpFacts, elementwise=True, coupling=elementwise)
 
 RECORDS = (
@@ -49,7 +54,7 @@ RECORDS = (
     _meets("Mean", zeros=zeros.every),
     _meets("Sum", zeros=zeros.every, noop=one_input),
     _meets("PRelu", vector_ports=(1,), zeros=zeros.kept),
-    _meets("Where"),
+    _meets("Where", zeros=_both_sides),
     _meets("And", zeros=zeros.one, noop=neutral(1.0, (0, 1))),
     _meets("Or", noop=neutral(0.0, (0, 1))),
     *(_meets(op) for op in ("Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxcomp.graph.coupling.flow import Kept, Labels, Step
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
-from onnxcomp.graph.types import Shapes
+from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops.broadcasting import close_all
 from onnxcomp.ops.record import OpFacts, Weight, elements, volume
+from onnxcomp.ops.shapes import inferred_as
 
 
 def conv_weights(node: Node) -> tuple[Weight, ...]:
@@ -123,10 +126,23 @@ def conv_transpose(step: Step) -> None:
     step.emit([data[0], out, *[None] * (len(data) - 2)])
 
 
+def fused_conv_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """As the Conv in it."""
+    return [inferred_as(node, "Conv", 2, shapes)]
+
+
 RECORDS = (
     OpFacts("Conv", weights=conv_weights, macs=conv_macs, coupling=conv),
     OpFacts("ConvTranspose", weights=conv_transpose_weights, macs=conv_transpose_macs, coupling=conv_transpose),
-    OpFacts("FusedConv", MICROSOFT_DOMAIN, weights=conv_weights, macs=conv_macs, coupling=conv),
+    OpFacts(
+        "FusedConv",
+        MICROSOFT_DOMAIN,
+        half=((0, 1, 2, 3), (0,)),
+        weights=conv_weights,
+        macs=conv_macs,
+        shape=fused_conv_types,
+        coupling=conv,
+    ),
     OpFacts("ConvInteger", macs=conv_macs, quantization_ports=(2, 3), packed={1: elements}),
     OpFacts(
         "QLinearConv",

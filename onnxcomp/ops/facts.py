@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "Operators",
     "Role",
     "Weight",
+    "installed",
     "load_operators",
     "no_macs",
     "no_weights",
@@ -52,7 +54,15 @@ class Operators:
     def facts(self, node: Node) -> OpFacts:
         """The record of a node's operator; one with `known` False where there is none."""
         domain = "" if node.domain in (None, "ai.onnx") else node.domain
-        return self._table.get((domain, node.op)) or OpFacts(node.op, domain, known=False)
+        return self.of(domain, node.op)
+
+    def of(self, domain: str, op: str) -> OpFacts:
+        """The record of an operator; one with `known` False where there is none."""
+        return self._table.get((domain, op)) or OpFacts(op, domain, known=False)
+
+    def has(self, domain: str, op: str) -> bool:
+        """Whether there is a record for an operator."""
+        return (domain, op) in self._table
 
     def weights(self, node: Node) -> list[tuple[Weight, Constant]]:
         """The weights of a node that are initializers, with where they stand."""
@@ -65,6 +75,12 @@ class Operators:
 
     def __iter__(self) -> Iterable[OpFacts]:
         return iter(self._table.values())
+
+
+@cache
+def installed() -> Operators:
+    """The table of this process, for where no other is given."""
+    return load_operators()
 
 
 def load_operators() -> Operators:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxcomp.graph.coupling.flow import Axes, Kept, Step, positive
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Constant, Node
+from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops import zeros
+from onnxcomp.ops.broadcasting import close_all
 from onnxcomp.ops.record import OpFacts, Weight
 
 
@@ -79,6 +83,41 @@ def one_axis_passes_not(step: Step) -> None:
         step.close_axes(port)
 
 
+def embedding_weights(node: Node) -> tuple[Weight, ...]:
+    """EmbedLayerNormalization: tables of words, positions and segments, rows [vocabulary, width]."""
+    ports = (port for port in (2, 3, 4) if node.constant(port) is not None)
+    return tuple(Weight(port, role="embedding", out_axis=0, in_axes=(1,)) for port in ports)
+
+
+def embedding_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """[batch, rows, width]; how many tokens each sample has; the sum before the normalization."""
+    ids, table = shapes.shape(node.input(0)), shapes.shape(node.input(2))
+    if ids is None or table is None or len(table) != 2:
+        return [None]
+    found = TensorType(shapes.dtype(node.input(2)), (*ids, table[1]))
+    return [found, TensorType(np.dtype(np.int32), ids[:1]), found]
+
+
+def embedding(step: Step) -> None:
+    """EmbedLayerNormalization: the sum of three rows, normalized; columns leave all tables at once."""
+    tables = [step.axes(port) for port in (2, 3, 4) if step.has(port)]
+    close_all(step, [axes[0] for axes in tables])
+    vectors = [step.axes(port)[0] for port in (5, 6) if step.has(port)]
+    width = step.join([*(axes[1] for axes in tables), *vectors])
+    step.inexact(width, f"{step.node} takes its statistics over it")
+    step.emit([None, None, width])
+    step.emit([None, None, width], 2)
+
+
+def block_table_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """GatherBlockQuantized: a row for each index, decoded; uint8 tables hold 8/bits values a byte."""
+    indices, table = shapes.shape(node.input(1)), node.constant(0)
+    if indices is None or table is None or int(node.attrs.get("gather_axis", 0)) != 0:
+        return [None]
+    per_byte = 8 // int(node.attrs.get("bits", 4)) if table.dtype == np.uint8 else 1
+    return [TensorType(np.dtype(np.float32), (*indices, table.shape[1] * per_byte))]
+
+
 RECORDS = (
     OpFacts(
         "Gather",
@@ -90,6 +129,23 @@ RECORDS = (
     ),
     OpFacts("GatherElements", moves_data=True, shape_ports=(1,), coupling=one_axis_passes_not),
     OpFacts("GatherND", moves_data=True, shape_ports=(1,), coupling=one_axis_passes_not),
+    OpFacts("ScatterElements", shape_ports=(1,), coupling=one_axis_passes_not),
+    OpFacts("ScatterND", shape_ports=(1,), coupling=one_axis_passes_not),
     OpFacts("OneHot", shape_ports=(1,)),
-    OpFacts("GatherBlockQuantized", MICROSOFT_DOMAIN, quantization_ports=(2, 3), packed={0: packed_rows}),
+    OpFacts(
+        "GatherBlockQuantized",
+        MICROSOFT_DOMAIN,
+        quantization_ports=(2, 3),
+        packed={0: packed_rows},
+        shape=block_table_types,
+    ),
+    OpFacts(
+        "EmbedLayerNormalization",
+        MICROSOFT_DOMAIN,
+        half=((2, 3, 4, 5, 6), (0, 2)),
+        weights=embedding_weights,
+        vector_ports=(5, 6),
+        shape=embedding_types,
+        coupling=embedding,
+    ),
 )

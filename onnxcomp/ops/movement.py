@@ -11,7 +11,7 @@ from onnxcomp.graph.ir import Array, Constant, Node, Variable
 from onnxcomp.graph.noops import TO_THE_END, Known, first, one_input, permutation
 from onnxcomp.graph.partial import slice_of
 from onnxcomp.ops import zeros
-from onnxcomp.ops.record import OpFacts
+from onnxcomp.ops.record import OpFacts, ZeroView
 
 _LOWEST = np.iinfo(np.int64).min
 
@@ -404,6 +404,18 @@ def _pad_keeps(node: Node, known: Known) -> bool:
     return amounts is not None and not amounts.any()
 
 
+def _pad_zeros(view: ZeroView) -> set[int]:
+    """Zero stays where zeros, or values of the input, are put beside it."""
+    node = view.node
+    mode = node.attrs.get("mode", "constant")
+    value = node.constant(2)
+    given = node.attrs.get("value", 0.0) if value is None else value.values
+    plain = mode in ("constant", b"constant")
+    if plain and ((node.input(2) is not None and value is None) or np.any(np.asarray(given) != 0)):
+        return set()
+    return view.zero(0)
+
+
 RECORDS = (
     OpFacts(
         "Transpose",
@@ -429,7 +441,7 @@ RECORDS = (
         zeros=zeros.kept,
         noop=first("takes everything", _slice_keeps),
     ),
-    OpFacts("Pad", shape_ports=(1, 3), coupling=pad, noop=first("pads nothing", _pad_keeps)),
+    OpFacts("Pad", shape_ports=(1, 3), coupling=pad, zeros=_pad_zeros, noop=first("pads nothing", _pad_keeps)),
     OpFacts(
         "Expand",
         moves_data=True,

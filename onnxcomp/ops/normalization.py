@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from onnxcomp.graph.coupling.flow import Axes, Kept, Step, positive
-from onnxcomp.graph.ir import MICROSOFT_DOMAIN
+from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
+from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops import zeros
 from onnxcomp.ops.broadcasting import broadcast, close_all
-from onnxcomp.ops.record import OpFacts
+from onnxcomp.ops.record import OpFacts, ZeroView
 from onnxcomp.ops.reductions import along_axis
+from onnxcomp.ops.shapes import as_first, like
 
 
 def batch_norm(step: Step) -> None:
@@ -75,6 +81,26 @@ def skip_layer_norm(step: Step) -> None:
     step.emit(joined, 3)
 
 
+def layer_norm_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """SimplifiedLayerNormalization: as its input, and the inverse spread of each row."""
+    found = like(node, shapes)
+    if found is None or found.shape is None:
+        return [None]
+    rank = len(found.shape)
+    first = positive(int(node.attrs.get("axis", -1)), rank)
+    spread = TensorType(np.dtype(np.float32), (*found.shape[:first], *[1] * (rank - first)))
+    return [found, spread]
+
+
+def skip_layer_norm_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """As its input; then mean and inverse spread of each row; then the sum."""
+    found = like(node, shapes)
+    if found is None or found.shape is None:
+        return [None]
+    spread = TensorType(np.dtype(np.float32), (*found.shape[:-1], 1))
+    return [found, spread, spread, found]
+
+
 def mean_variance(step: Step) -> None:
     """MeanVarianceNormalization: statistics over `axes`, by default all but channels; zeros divided by their spread."""
     axes = step.axes(0)
@@ -95,6 +121,11 @@ def neighbours(step: Step) -> None:
     step.emit(axes)
 
 
+def _shifted(view: ZeroView) -> set[int]:
+    """InstanceNormalization: a channel of zeros, or of scale zero, gives its shift."""
+    return view.zero(2) & (view.zero(0) | view.zero(1))
+
+
 RECORDS = (
     OpFacts(
         "BatchNormalization",
@@ -103,16 +134,36 @@ RECORDS = (
         coupling=batch_norm,
         zeros=zeros.scaled_and_shifted,
     ),
-    OpFacts("InstanceNormalization", vector_ports=(1, 2), coupling=instance_norm),
-    OpFacts("GroupNormalization", vector_ports=(1, 2), coupling=group_norm),
+    OpFacts("InstanceNormalization", vector_ports=(1, 2), coupling=instance_norm, zeros=_shifted),
+    OpFacts("GroupNormalization", vector_ports=(1, 2), shape=as_first, coupling=group_norm),
     OpFacts("LayerNormalization", vector_ports=(1, 2), coupling=layer_norm),
     OpFacts("RMSNormalization", vector_ports=(1,), coupling=layer_norm),
-    OpFacts("SimplifiedLayerNormalization", vector_ports=(1,)),
-    OpFacts("SkipLayerNormalization", MICROSOFT_DOMAIN, vector_ports=(2, 3, 4), coupling=skip_layer_norm),
-    OpFacts("SkipSimplifiedLayerNormalization", MICROSOFT_DOMAIN, vector_ports=(2, 3), coupling=skip_layer_norm),
-    OpFacts("MeanVarianceNormalization", coupling=mean_variance),
-    OpFacts("LRN", coupling=neighbours),
-    OpFacts("LpNormalization", coupling=lp_normalize, sums="norm"),
+    OpFacts(
+        "SimplifiedLayerNormalization",
+        half=((0, 1), (0,)),
+        vector_ports=(1,),
+        shape=layer_norm_types,
+        coupling=layer_norm,
+    ),
+    OpFacts(
+        "SkipLayerNormalization",
+        MICROSOFT_DOMAIN,
+        half=((0, 1, 2, 3, 4), (0, 3)),
+        vector_ports=(2, 3, 4),
+        shape=skip_layer_norm_types,
+        coupling=skip_layer_norm,
+    ),
+    OpFacts(
+        "SkipSimplifiedLayerNormalization",
+        MICROSOFT_DOMAIN,
+        half=((0, 1, 2, 3), (0, 3)),
+        vector_ports=(2, 3),
+        shape=skip_layer_norm_types,
+        coupling=skip_layer_norm,
+    ),
+    OpFacts("MeanVarianceNormalization", shape=as_first, coupling=mean_variance),
+    OpFacts("LRN", coupling=neighbours, zeros=zeros.kept),
+    OpFacts("LpNormalization", coupling=lp_normalize, zeros=zeros.kept, sums="norm"),
     OpFacts("Softmax", coupling=along_axis),
     OpFacts("LogSoftmax", coupling=along_axis),
     OpFacts("Hardmax", coupling=along_axis),

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+from typing import TypeAlias
+
+import numpy as np
+
 from onnxcomp.graph.coupling.flow import Axes, Labels, Step
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
-from onnxcomp.graph.types import Shapes
+from onnxcomp.graph.types import Shapes, TensorType
+from onnxcomp.ops import zeros
 from onnxcomp.ops.record import OpFacts, Weight, elements, volume
+from onnxcomp.ops.shapes import broadcast, like, rows_by
 
 
 def gemm_weights(node: Node) -> tuple[Weight, ...]:
@@ -48,6 +56,59 @@ def matmul_macs(node: Node, shapes: Shapes) -> int:
     return 0 if a is None or out is None or not a else volume(out) * a[-1]
 
 
+def turned_matmul_macs(node: Node, shapes: Shapes) -> int:
+    """FusedMatMul: output elements times K, which stands elsewhere in an operand that is turned."""
+    a, out = shapes.static(node.inputs[0]), shapes.static(node.outputs[0])
+    if a is None or out is None or not a:
+        return 0
+    a = tuple(np.asarray(a)[_order(node, "A", len(a))])
+    return volume(out) * int(a[-1])
+
+
+def letters_of(node: Node) -> tuple[list[str], str] | None:
+    """The letters of an Einsum's operands and of its output; None where it has an ellipsis."""
+    equation = node.attrs.get("equation", "")
+    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+    if "." in text or not text:
+        return None
+    left, arrow, right = text.partition("->")
+    operands = left.split(",")
+    if not arrow:
+        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    return operands, right
+
+
+def einsum_macs(node: Node, shapes: Shapes) -> int:
+    """Of two operands, one multiply-accumulate for each combination of indices, as of the products it stands for."""
+    found = letters_of(node)
+    known = [shapes.static(tensor) for tensor in node.inputs]
+    if found is None or len(known) != 2:
+        return 0
+    sizes: dict[str, int] = {}
+    for letters, shape in zip(found[0], known, strict=False):
+        if shape is None or len(shape) != len(letters):
+            return 0
+        for letter, size in zip(letters, shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return prod(sizes.values())
+
+
+def einsum_weights(node: Node) -> tuple[Weight, ...]:
+    """A constant operand of two that is summed over some axes and gives the output one axis of its own."""
+    found = letters_of(node)
+    if found is None or len(found[0]) != 2:
+        return ()
+    for port in (1, 0):
+        own, other = found[0][port], found[0][1 - port]
+        if node.constant(port) is None or len(node.inputs[port].shape) != len(own):
+            continue
+        summed = tuple(a for a, letter in enumerate(own) if letter in other and letter not in found[1])
+        made = [a for a, letter in enumerate(own) if letter not in other and letter in found[1]]
+        if summed and len(made) == 1 and len(summed) + 1 == len(own):
+            return (Weight(port, out_axis=made[0], in_axes=summed),)
+    return ()
+
+
 def block_weights_macs(node: Node, shapes: Shapes) -> int:
     """MatMulNBits: output elements times K."""
     return volume(shapes.static(node.outputs[0])) * int(node.attrs["K"])
@@ -71,14 +132,76 @@ def gemm(step: Step) -> None:
     step.emit(out)
 
 
+def _order(node: Node, side: str, rank: int) -> list[int]:
+    """In which order FusedMatMul takes the axes of an operand: `trans` turns the last two, `transBatch` puts the first
+    axis before the last but one."""
+    order = list(range(rank))
+    if rank > 1 and node.attrs.get(f"transBatch{side}", 0):
+        order.insert(rank - 2, order.pop(0))
+    if rank > 1 and node.attrs.get(f"trans{side}", 0):
+        order[-2:] = order[:-3:-1]
+    return order
+
+
+def turned_matmul(step: Step) -> None:
+    """FusedMatMul: MatMul of operands that are turned first."""
+    operands = [(step.axes(port), step.sizes(port)) for port in (0, 1)]
+    orders = [_order(step.node, side, len(axes)) for side, (axes, _) in zip("AB", operands, strict=True)]
+    turned = [
+        ([axes[a] for a in order], tuple(sizes[a] for a in order))
+        for order, (axes, sizes) in zip(orders, operands, strict=True)
+    ]
+    _multiply(step, *turned)
+
+
+def turned_matmul_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """[..., M, N], leading axes broadcast."""
+    found = []
+    for port, side in enumerate("AB"):
+        shape = shapes.shape(node.input(port))
+        if shape is None or len(shape) < 2:
+            return [None]
+        found.append([shape[a] for a in _order(node, side, len(shape))])
+    left, right = found
+    return [TensorType(shapes.dtype(node.input(0)), (*broadcast(left[:-2], right[:-2]), left[-2], right[-1]))]
+
+
+def gemm_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """FusedGemm: [M, N]."""
+    a, b = shapes.shape(node.input(0)), shapes.shape(node.input(1))
+    if a is None or b is None or len(a) != 2 or len(b) != 2:
+        return [None]
+    rows, columns = a[1 if node.attrs.get("transA", 0) else 0], b[0 if node.attrs.get("transB", 0) else 1]
+    return [TensorType(shapes.dtype(node.input(0)), (rows, columns))]
+
+
+def by_weight_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """Activations in float or integers times a matrix [K, N], into float32."""
+    weight = shapes.static(node.input(1))
+    return rows_by(node, shapes, weight[-1] if weight else None, np.dtype(np.float32))
+
+
+def block_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """MatMulNBits: K becomes N."""
+    found = like(node, shapes)
+    return rows_by(node, shapes, int(node.attrs["N"]), None if found is None else found.dtype or np.dtype(np.float32))
+
+
 def matmul(step: Step) -> None:
     """MatMul: [..., M, K] x [..., K, N], leading axes broadcast; a vector has only K."""
-    left, right = step.axes(0), step.axes(1)
+    _multiply(step, (step.axes(0), step.sizes(0)), (step.axes(1), step.sizes(1)))
+
+
+Operand: TypeAlias = tuple[Axes, tuple[int | None, ...]]
+
+
+def _multiply(step: Step, first: Operand, second: Operand) -> None:
+    left, right = first[0], second[0]
     inner = right[-2] if len(right) > 1 else right[-1]
     if left[-1] is not None or inner is not None:
         step.tie(left[-1], inner)
     batch: Axes = []
-    sides = [(left[:-2], step.sizes(0)[:-2]), (right[:-2], step.sizes(1)[:-2])]
+    sides = [(left[:-2], first[1][:-2]), (right[:-2], second[1][:-2])]
     for axis in range(-max(len(axes) for axes, _ in sides), 0):
         parts = [(axes[axis], sizes[axis]) for axes, sizes in sides if len(axes) >= -axis]
         batch.append(step.join([labels for labels, size in parts if size != 1]))
@@ -105,10 +228,28 @@ def einsum(step: Step) -> None:
 
 RECORDS = (
     OpFacts("Gemm", weights=gemm_weights, macs=gemm_macs, coupling=gemm),
-    OpFacts("MatMul", weights=matmul_weights, macs=matmul_macs, coupling=matmul, sums="products"),
-    OpFacts("Einsum", coupling=einsum),
-    OpFacts("FusedGemm", MICROSOFT_DOMAIN, weights=gemm_weights, macs=gemm_macs),
-    OpFacts("FusedMatMul", MICROSOFT_DOMAIN, weights=fused_matmul_weights, macs=matmul_macs),
+    OpFacts("MatMul", weights=matmul_weights, macs=matmul_macs, coupling=matmul, zeros=zeros.one, sums="products"),
+    OpFacts("Einsum", weights=einsum_weights, macs=einsum_macs, coupling=einsum),
+    OpFacts(
+        "FusedGemm",
+        MICROSOFT_DOMAIN,
+        half=((0, 1, 2), (0,)),
+        weights=gemm_weights,
+        macs=gemm_macs,
+        shape=gemm_types,
+        coupling=gemm,
+    ),
+    OpFacts(
+        "FusedMatMul",
+        MICROSOFT_DOMAIN,
+        half=((0, 1), (0,)),
+        weights=fused_matmul_weights,
+        macs=turned_matmul_macs,
+        shape=turned_matmul_types,
+        coupling=turned_matmul,
+        zeros=zeros.one,
+        sums="products",
+    ),
     OpFacts("MatMulInteger", macs=matmul_macs, quantization_ports=(2, 3), packed={1: elements}),
     OpFacts(
         "QLinearMatMul",
@@ -119,6 +260,7 @@ RECORDS = (
     OpFacts(
         "DynamicQuantizeMatMul",
         MICROSOFT_DOMAIN,
+        shape=by_weight_types,
         macs=matmul_macs,
         quantization_ports=(2, 3),
         packed={1: elements},
@@ -126,6 +268,7 @@ RECORDS = (
     OpFacts(
         "MatMulIntegerToFloat",
         MICROSOFT_DOMAIN,
+        shape=by_weight_types,
         macs=matmul_macs,
         quantization_ports=(2, 3, 4, 5),
         packed={1: elements},
@@ -133,6 +276,7 @@ RECORDS = (
     OpFacts(
         "MatMulNBits",
         MICROSOFT_DOMAIN,
+        shape=block_types,
         macs=block_weights_macs,
         quantization_ports=(2, 3),
         packed={1: lambda n, codes: int(n.attrs["K"]) * int(n.attrs["N"])},

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from onnxcomp.graph.coupling.flow import Step, positive
-from onnxcomp.graph.ir import MICROSOFT_DOMAIN
+from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
+from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops.record import OpFacts, elements
+from onnxcomp.ops.shapes import like
 
 
 def quantize(step: Step) -> None:
@@ -30,9 +34,16 @@ def quantize(step: Step) -> None:
     step.emit(axes)
 
 
+def types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """As its input, with the type of the zero point or of the scale."""
+    tensor = node.input(2) if node.op == "QuantizeLinear" else node.input(1)
+    found = like(node, shapes)
+    return [None if found is None else TensorType(shapes.dtype(tensor), found.shape)]
+
+
 RECORDS = (
     *(
-        OpFacts("QuantizeLinear", domain, quantization_ports=(1, 2), coupling=quantize)
+        OpFacts("QuantizeLinear", domain, quantization_ports=(1, 2), shape=types if domain else None, coupling=quantize)
         for domain in ("", MICROSOFT_DOMAIN)
     ),
     *(
@@ -41,6 +52,7 @@ RECORDS = (
             domain,
             quantization_ports=(1, 2),
             packed={0: elements},
+            shape=types if domain else None,
             coupling=quantize,
         )
         for domain in ("", MICROSOFT_DOMAIN)

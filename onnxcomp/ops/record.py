@@ -126,6 +126,8 @@ class OpFacts:
         sums: what it adds up, so that a zero brings nothing: `zeros` along axes, `products` of its inputs, or a `norm`
             that divides all the rest.
         noop: when it hands on a tensor unchanged (onnxcomp.graph.noops).
+        half: of an operator that ONNX does not describe, the inputs and the outputs that share one float type, which
+            may be half precision; of others ONNX says it.
         gradient: the form with a right gradient (onnxcomp.graph.rewriting).
         known: False for the record of an operator that no table holds.
     """
@@ -147,6 +149,7 @@ class OpFacts:
     zeros: Zeros | None = None
     sums: Literal["", "zeros", "products", "norm"] = ""
     noop: noops.Rule | None = None
+    half: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     gradient: Rewrite | None = None
     known: bool = True
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from onnxcomp.graph.coupling.flow import Kept, Step
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
-from onnxcomp.graph.types import Shapes
+from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops.broadcasting import close_all
 from onnxcomp.ops.record import OpFacts, Weight, elements, volume
 
@@ -55,12 +59,25 @@ def recurrent(step: Step) -> None:
         step.emit([None, None, None, hidden] if index == 0 else [None, None, hidden], index)
 
 
+def lstm_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """DynamicQuantizeLSTM: Y [steps, directions, batch, hidden], then the last states."""
+    data = shapes.shape(node.input(0))
+    if data is None or len(data) != 3:
+        return [None]
+    both = node.attrs.get("direction", "forward")
+    ways = 2 if both in ("bidirectional", b"bidirectional") else 1
+    kind, hidden = np.dtype(np.float32), int(node.attrs["hidden_size"])
+    last = TensorType(kind, (ways, data[1], hidden))
+    return [TensorType(kind, (data[0], ways, data[1], hidden)), last, last]
+
+
 RECORDS = (
     *(OpFacts(op, weights=recurrent_weights, macs=recurrent_macs, coupling=recurrent) for op in ("LSTM", "GRU", "RNN")),
     OpFacts(
         "DynamicQuantizeLSTM",
         MICROSOFT_DOMAIN,
         macs=recurrent_macs,
+        shape=lstm_types,
         quantization_ports=(8, 9, 10, 11),
         packed={1: elements, 2: elements},
     ),

@@ -56,14 +56,17 @@ def along_axis(step: Step) -> None:
 
 
 RECORDS = (
-    *(OpFacts(op, shape_ports=(1,), coupling=sums, sums="zeros") for op in ("ReduceL1", "ReduceL2", "ReduceSumSquare")),
-    OpFacts("ReduceSum", shape_ports=(1,), coupling=sums, zeros=zeros.kept, sums="zeros"),
+    *(
+        OpFacts(op, shape_ports=(1,), coupling=sums, zeros=zeros.kept, sums="zeros")
+        for op in ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
+    ),
     OpFacts("ReduceMean", shape_ports=(1,), coupling=reduce, zeros=zeros.kept),
     OpFacts("ReduceMax", moves_data=True, shape_ports=(1,), coupling=reduce, zeros=zeros.kept),
     OpFacts("ReduceMin", moves_data=True, shape_ports=(1,), coupling=reduce, zeros=zeros.kept),
-    *(OpFacts(op, shape_ports=(1,), coupling=reduce) for op in ("ReduceLogSum", "ReduceLogSumExp", "ReduceProd")),
+    OpFacts("ReduceProd", shape_ports=(1,), coupling=reduce, zeros=zeros.kept),
+    *(OpFacts(op, shape_ports=(1,), coupling=reduce) for op in ("ReduceLogSum", "ReduceLogSumExp")),
     OpFacts("ArgMax", coupling=along_axis),
     OpFacts("ArgMin", coupling=along_axis),
-    OpFacts("CumSum", shape_ports=(1,), coupling=along_axis),
-    OpFacts("TopK", shape_ports=(1,)),
+    OpFacts("CumSum", shape_ports=(1,), coupling=along_axis, zeros=zeros.kept),
+    OpFacts("TopK", shape_ports=(1,), coupling=along_axis),
 )

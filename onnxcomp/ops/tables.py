@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxcomp.ops import (
     activations,
     arithmetic,
+    attention,
     classical,
     convolution,
     drawing,
@@ -24,6 +25,7 @@ from onnxcomp.ops import (
 FAMILIES = (
     convolution,
     products,
+    attention,
     recurrent,
     fused,
     normalization,

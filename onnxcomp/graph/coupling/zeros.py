@@ -10,6 +10,7 @@ import numpy as np
 from onnxcomp.graph.coupling.analysis import Coupling
 from onnxcomp.graph.ir import Array, Constant, Node, Tensor
 from onnxcomp.ops.facts import Operators, Weight
+from onnxcomp.ops.zeros import kept
 
 _READ_SIZES = frozenset(["Shape", "Size"])
 
@@ -131,10 +132,16 @@ class _Walk:
             if weight.group > 1 and constant is not None and constant.shape[1] == 1:  # depthwise: zero in, zero out
                 zero |= self.zero(node.inputs[0])
             for tensor in inputs[2:]:
-                zero &= self.zero(tensor) if isinstance(tensor, Constant) else set()
-            return zero
+                zero &= self.zero(tensor)
+            return zero if self._activation_keeps(node) else set()
         rule = self.operators.facts(node).zeros
         return set() if rule is None else rule(_View(node, self))
+
+    def _activation_keeps(self, node: Node) -> bool:
+        """Whether the activation fused into a product, if there is one, gives zero for zero."""
+        name = node.attrs.get("activation", "")
+        name = name.decode() if isinstance(name, bytes) else name
+        return not name or self.operators.of("", name).zeros is kept
 
 
 @dataclass(frozen=True)
