@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from onnxcomp import places, recipes
+from onnxcomp import measure, places, recipes
 from onnxcomp._version import __version__
 from onnxcomp.errors import DataError, ModelError, OnnxcompError, UsageError
 from onnxcomp.files import remove_abandoned_scratch, scratch, sha256_of
@@ -21,23 +21,24 @@ from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
 from onnxcomp.material import Material, prepare
-from onnxcomp.measure import WORTH_SHARE, Measurements, Measurer, Trial, check_metric, cost_model, table_notes
+from onnxcomp.measure import Measurements, Measurer, Trial, cost_model
 from onnxcomp.ops.facts import Operators, load_operators
 from onnxcomp.report.html import write_html
 from onnxcomp.report.record import write_json
 from onnxcomp.results import Calibration, FileRef, LayerRecord, Report
 from onnxcomp.runtime.machine import check_threads, machine, peak_memory_bytes, usable_cores, versions
 from onnxcomp.runtime.progress import SILENT, Progress
-from onnxcomp.verify.budget import Budget, exit_code, parse_size
+from onnxcomp.verify.agreement import TaskBook
+from onnxcomp.verify.budget import Budget, parse_size
+from onnxcomp.verify.evidence import doubts
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.pair import check_runs
 from onnxcomp.verify.provenance import stamp
+from onnxcomp.verify.tasks import parse_task
 from onnxcomp.verify.weights import histograms
 
-UNCHANGED = 13
 CLEARLY_FASTER, SMALL_SHARE = 0.8, 0.4  # of the original's time and size: no recipe that computes in float does better
 COVERED = 0.9  # share of a model's MACs: where so much is integer, no other recipe can gain much
-SYNTHETIC_JUDGED = 16  # enough to see that two graphs compute the same; never called accuracy
 
 
 def optimize(
@@ -45,6 +46,7 @@ def optimize(
     *,
     max_drop: float | None = None,
     min_sqnr: float | None = None,
+    min_agreement: float | None = None,
     max_size: str | None = None,
     min_speedup: float | None = None,
     progress: Progress = SILENT,
@@ -55,7 +57,8 @@ def optimize(
     Args:
         model: the .onnx file.
         max_drop: largest loss of the metric, absolute; needs labels or a metric.
-        min_sqnr: lowest signal-to-noise ratio of an output, in dB.
+        min_sqnr: lowest signal-to-noise ratio of any part of an output, in dB.
+        min_agreement: lowest share of decisions that are the original's, 0 to 1.
         max_size: bytes, `4MB`, or a share such as `30%`.
         min_speedup: latency before/after.
         progress: shows long work.
@@ -68,7 +71,9 @@ def optimize(
         OnnxcompError: a subclass tells what cannot be used: model, data, options, environment, output.
     """
     size = parse_size(max_size) if max_size is not None else None
-    budget = Budget(max_drop=max_drop, min_sqnr=min_sqnr, max_size=size, min_speedup=min_speedup)
+    budget = Budget(
+        max_drop=max_drop, min_sqnr=min_sqnr, min_agreement=min_agreement, max_size=size, min_speedup=min_speedup
+    )
     for key in ("output", "report", "html"):
         if options.get(key) is not None:
             options[key] = Path(options[key])
@@ -102,7 +107,8 @@ def run(
     places.check(places.loaded_files(), places.writes_of(job))  # now the user's own functions are loaded
     if material.metric is not None and job.verify:
         trains = _asked_for(job).trains
-        check_metric(job.model, material.judge, material.metric, whole=trains, threads=job.threads)
+        guessed = measure.check_metric(job.model, material.judge, material.metric, whole=trains, threads=job.threads)
+        material.guesses += guessed
     report = _begin(job, graph, operators, material)
     context = PassContext(
         operators=operators,
@@ -135,19 +141,20 @@ def run(
             verify=job.verify,
             bench_seconds=job.bench_seconds,
             costs=cost_model(job, material.calibrate or material.judge, alone),
+            tasks=TaskBook(job.model, job.task),
             alone=alone,
         )
         context.evaluator, context.costs = measurer, measurer.costs
-        chosen = _compress(job, graph, context, measurer, report)
-        if chosen is not None:
-            final = _stamped(job, chosen.graph, report, chosen)
-            measured = measurer.final(final, job.out.name)
+        candidates = _compress(job, graph, context, measurer, report)
+        if candidates:
+            chosen, final, measured = _finalist(job, candidates, measurer, report)
             _fill(report, job, graph, final, chosen, measured, operators)
             if job.teacher is not None:
                 report.teacher = measurer.taught(final, job.teacher)
-            _decide(report, job, chosen, measured)
+            measure.decide(report, job, measured, explicit=chosen.explicit, searched=chosen.searched)
+            report.doubts += doubts(report.fidelity, report.accuracy, material.judge.labels)
             _write_model(report, job, final, measured)
-        report.notes += table_notes(job, measurer.costs)
+        report.notes += measure.table_notes(job, measurer.costs)
     report.seconds = round(time.perf_counter() - start, 3)
     report.peak_memory_bytes = peak_memory_bytes()
     write_json(report, job.report_path)
@@ -176,7 +183,14 @@ def check_written(job: Job, report: Report, progress: Progress = SILENT) -> None
         kind: Literal["data", "synthetic"] = "synthetic" if material.synthetic else "data"
         threads = job.threads or usable_cores()
         fidelity, accuracy = judge(
-            job.model, job.out, material.judge, material.metric, source=kind, threads=threads, progress=progress
+            job.model,
+            job.out,
+            material.judge,
+            material.metric,
+            tasks=TaskBook(job.model, job.task),
+            source=kind,
+            threads=threads,
+            progress=progress,
         )
     lines = job.budget.evaluate(
         before_bytes=report.before.bytes,
@@ -206,7 +220,8 @@ def check_options(job: Job) -> None:
     """
     if job.passes is not None and job.recipe is not None:
         raise UsageError("--passes and --recipe exclude each other", where="the options", do="give one of them")
-    if not job.verify and (job.budget.max_drop is not None or job.budget.min_sqnr is not None):
+    budget = job.budget
+    if not job.verify and any(x is not None for x in (budget.max_drop, budget.min_sqnr, budget.min_agreement)):
         raise UsageError("a quality budget needs verification", where="--no-verify", do="drop --no-verify")
     if not job.bench and job.budget.min_speedup is not None:
         raise UsageError("--min-speedup needs the benchmark", where="--no-bench", do="drop --no-bench")
@@ -216,8 +231,10 @@ def check_options(job: Job) -> None:
         raise UsageError(f"a seed is a whole number from 0 on, not {job.seed}", where="--seed", do="give another one")
     check_threads(job.threads)
     _asked_for(job)
-    if job.data is None and not job.allow_random and job.budget.min_sqnr is not None:
-        raise DataError("--min-sqnr needs data", where="--min-sqnr", do="give real samples with --data")
+    for flag, limit in (("--min-sqnr", budget.min_sqnr), ("--min-agreement", budget.min_agreement)):
+        if job.data is None and not job.allow_random and limit is not None:
+            raise DataError(f"{flag} needs data", where=flag, do="give real samples with --data")
+    parse_task(job.task)
 
 
 def _asked_for(job: Job) -> Pipeline:
@@ -278,6 +295,7 @@ def _begin(job: Job, graph: Graph, operators: Operators, material: Material) -> 
         guesses=list(material.guesses),
         request=job.request() | {"timed_shapes": {k: list(v) for k, v in material.sample_shapes.items()}},
         notes=[*graph.notes, *_broken(graph, operators), *material.notes],
+        doubts=list(material.copies),
     )
 
 
@@ -293,11 +311,17 @@ def _broken(graph: Graph, operators: Operators) -> list[str]:
 
 @dataclass
 class Chosen:
-    """The pipeline that was taken, and what it made."""
+    """A pipeline that may be taken, and what it made.
+
+    Attributes:
+        explicit: it was asked for pass by pass.
+        searched: it was found by trying recipes, so that the default run's own limits hold.
+    """
 
     pipeline: Pipeline
     result: RunResult
     explicit: bool
+    searched: bool = False
 
     @property
     def graph(self) -> Graph:
@@ -305,34 +329,39 @@ class Chosen:
         return self.result.graph
 
 
-def _compress(job: Job, graph: Graph, context: PassContext, measurer: Measurer, report: Report) -> Chosen | None:
-    """Run what was asked for, or try recipes until one holds. None where nothing changed or nothing was better."""
+def _compress(job: Job, graph: Graph, context: PassContext, measurer: Measurer, report: Report) -> list[Chosen]:
+    """Run what was asked for, or try recipes until one holds. None where nothing changed or nothing was better.
+
+    Of several the best stands first: the others count where it does not hold on the samples that judge.
+    """
     if job.passes is not None:
         pipeline = _asked_for(job)
         result = PassManager(pipeline, verify=job.verify).run(graph, context)
         report.passes, report.training = result.records, result.trainings
         if result.changes:
-            return Chosen(pipeline, result, True)
+            return [Chosen(pipeline, result, True)]
         useless = "training brought nothing, the weights stay as they were: " if result.trainings else ""
-        _unchanged(report, f"{useless}{_missed(report) or 'the passes changed nothing'}")
-        return None
+        measure.unchanged(report, f"{useless}{measure.missed(report) or 'the passes changed nothing'}")
+        return []
     if job.recipe is not None:
         pipeline = recipes.find(job.recipe, job.target).pipeline
-        return Chosen(pipeline, PassManager(pipeline, verify=job.verify).run(graph, context), False)
+        return [Chosen(pipeline, PassManager(pipeline, verify=job.verify).run(graph, context), False)]
     return _search(job, graph, context, measurer, report)
 
 
-def _search(job: Job, graph: Graph, context: PassContext, measurer: Measurer, report: Report) -> Chosen | None:
-    """Try recipes and take the one that is sound, better, and best by the objective.
+def _search(job: Job, graph: Graph, context: PassContext, measurer: Measurer, report: Report) -> list[Chosen]:
+    """Try recipes; those that are sound and better, the best by the objective first.
 
-    For latency the search ends early: with the first recipe whose integer arithmetic covers nearly all of the work, and
-    before those that compute in float once one of integers is clearly faster and small.
+    One that decides nearly always as the original does goes before one that does not. For latency the search ends
+    early: with the first recipe whose integer arithmetic covers nearly all of the work, and before those that compute
+    in float once one of integers is clearly faster and small.
     """
-    best: tuple[Trial, Chosen] | None = None
+    held: list[tuple[Trial, Chosen]] = []
     for recipe in recipes.candidates(
         graph, has_data=context.calibration is not None, objective=job.objective, target=job.target
     ):
-        if best is not None and job.objective == "latency" and _enough(best[0], recipe, report):
+        best = held[0][0] if held and held[0][0].agrees else None
+        if best is not None and job.objective == "latency" and _enough(best, recipe, report):
             break
         try:
             result = PassManager(recipe.pipeline, verify=job.verify, on_failure="rollback").run(graph, context)
@@ -347,18 +376,37 @@ def _search(job: Job, graph: Graph, context: PassContext, measurer: Measurer, re
         if not trial.sound or not trial.better:
             report.notes.append(f"recipe {recipe.name} was tried and left: {trial.why}")
             continue
-        chosen = Chosen(recipe.pipeline, result, False)
-        if best is None or trial.preferred_to(best[0], job.objective):
-            best = trial, chosen
-        else:
-            report.notes.append(f"recipe {recipe.name} was tried and left: another is better for {job.objective}")
-        if job.objective == "latency" and recipe.integer and _covers(result.graph, context):
+        better = not held or _preferred(trial, held[0][0], job.objective)
+        held.insert(0 if better else len(held), (trial, Chosen(recipe.pipeline, result, False, True)))
+        if job.objective == "latency" and recipe.integer and trial.agrees and _covers(result.graph, context):
             break
-    if best is not None:
-        report.passes = best[1].result.records
-        return best[1]
-    _unchanged(report, "nothing that was tried made the model smaller or faster and kept it right")
-    return None
+    if not held:
+        measure.unchanged(report, "nothing that was tried made the model smaller or faster and kept it right")
+        return []
+    for _, chosen in held[1:]:
+        report.notes.append(f"{chosen.pipeline} was tried and left: another is better for {job.objective}")
+    return [chosen for _, chosen in held]
+
+
+def _preferred(trial: Trial, other: Trial, objective: str) -> bool:
+    """Whether a trial's result goes before another's."""
+    return trial.agrees if trial.agrees != other.agrees else trial.preferred_to(other, objective)
+
+
+def _finalist(
+    job: Job, candidates: list[Chosen], measurer: Measurer, report: Report
+) -> tuple[Chosen, Graph, Measurements]:
+    """The first candidate that holds on the samples that judge, as it will be written; the best one if none does."""
+    found: list[tuple[Chosen, Graph, Measurements]] = []
+    for chosen in candidates:
+        final = _stamped(job, chosen.graph, report, chosen)
+        measured = measurer.final(final, job.out.name)
+        found.append((chosen, final, measured))
+        why = measure.unsound(measured, job.budget) if chosen.searched else ""
+        if not why:
+            return found[-1]
+        report.notes.append(f"{chosen.pipeline} was left: on the samples that judge, {why}")
+    return found[0]
 
 
 def _enough(best: Trial, recipe: recipes.Recipe, report: Report) -> bool:
@@ -371,10 +419,6 @@ def _enough(best: Trial, recipe: recipes.Recipe, report: Report) -> bool:
 
 def _covers(graph: Graph, context: PassContext) -> bool:
     return cost.integer_share(graph, context.operators, context.sample_shapes) >= COVERED
-
-
-def _unchanged(report: Report, reason: str) -> None:
-    report.verdict, report.exit_code, report.reason = "unchanged", UNCHANGED, reason
 
 
 # -- judging and writing ---------------------------------------------------------------------------------------
@@ -408,6 +452,7 @@ def _fill(
     report.benchmarks = [measured.benchmark] if measured.benchmark is not None else []
     report.layers = _layers(before, after, operators, measured)
     report.notes += measured.notes
+    report.guesses += measured.fidelity.guesses if measured.fidelity is not None else ()
 
 
 def _layers(before: Graph, after: Graph, operators: Operators, measured: Measurements) -> list[LayerRecord]:
@@ -429,44 +474,6 @@ def _layers(before: Graph, after: Graph, operators: Operators, measured: Measure
             )
         )
     return records
-
-
-def _decide(report: Report, job: Job, chosen: Chosen, measured: Measurements) -> None:
-    report.budget = job.budget.evaluate(
-        before_bytes=report.before.bytes,
-        after_bytes=report.after.bytes,
-        accuracy=report.accuracy,
-        fidelity=report.fidelity,
-        benchmark=measured.benchmark,
-    )
-    code = exit_code(report.budget)
-    if code:
-        missed = ", ".join(line.name for line in report.budget if not line.passed)
-        report.verdict, report.exit_code, report.reason = "over-budget", code, f"missed: {missed}"
-    elif not chosen.explicit and not measured.better(report.before, job.objective):
-        _unchanged(report, "the result is neither smaller nor faster than the original")
-    else:
-        report.reason = _only_worse(report) or _missed(report)
-
-
-def _missed(report: Report) -> str:
-    """What was asked of passes and not reached."""
-    return "; ".join(record.missed for record in report.passes if record.missed)
-
-
-def _only_worse(report: Report) -> str:
-    """Why the result is worth less than what came in; empty where something got better."""
-    before, after = report.before, report.after
-    gains = [after.bytes < before.bytes * WORTH_SHARE, after.macs < before.macs]
-    gains.append(after.nonzero_parameters < before.nonzero_parameters)
-    gains += [bench.outcome == "faster" for bench in report.benchmarks]
-    if any(gains):
-        return ""
-    if report.accuracy is not None:
-        worse = report.accuracy.drop > 0
-        return f"worse than before: {report.accuracy.metric} fell, and nothing was gained for it" if worse else ""
-    farther = report.teacher is not None and report.teacher.farther
-    return "worse than before: farther from the teacher, and nothing was gained for it" if farther else ""
 
 
 def _write_model(report: Report, job: Job, graph: Graph, measured: Measurements) -> None:

@@ -75,6 +75,13 @@ class Job:
         metavar="module.py:function[:min]",
         group="Judging",
     )
+    task: str | None = setting(
+        "What the outputs are: classes, decisions, tokens, pixels, ctc, boxes, embeddings, regression or state; or "
+        "OUTPUT=KIND,...; guessed if not given.",
+        default=None,
+        metavar="KIND",
+        group="Judging",
+    )
     calib_samples: int = setting(
         "Samples for calibration; at most half of data.", default=512, minimum=1, group="Samples"
     )

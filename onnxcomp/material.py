@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onnxcomp.data.copies import evidence
 from onnxcomp.data.dataset import Samples
 from onnxcomp.data.metric import Metric, parse_metric
 from onnxcomp.data.open import random_data
@@ -24,7 +25,7 @@ SYNTHETIC_JUDGED = 16  # enough to see that two graphs compute the same; never c
 
 @dataclass
 class Material:
-    """The data of a run, cut into parts that share no sample."""
+    """The data of a run, cut into parts that share no sample. `copies`: what is to be said of those that do."""
 
     calibrate: Samples | None
     train: Samples | None
@@ -38,6 +39,7 @@ class Material:
     guesses: tuple[str, ...]
     notes: tuple[str, ...]
     doubts: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
 
 
 def prepare(
@@ -102,11 +104,14 @@ def prepare(
             threads=job.threads,
             progress=progress,
         )
+    together = (metric is not None and metric.needs_all) or parts.judge.starts is not None
+    seen = (parts.calibrate, parts.train, parts.select if eval_dataset is not None else None)
+    found = evidence(parts.judge, *seen, apart=eval_dataset is not None, together=together)
     return Material(
         calibrate=parts.calibrate,
         train=parts.train,
         select=parts.select,
-        judge=parts.judge,
+        judge=found.samples,
         metric=metric,
         synthetic=False,
         source=dataset.source,
@@ -115,6 +120,7 @@ def prepare(
         notes=(*parts.notes, *(problem for d in opened_sets for problem in d.problems), *_cut(memory)),
         memory=memory,
         doubts=tuple(doubted),
+        copies=found.doubts,
     )
 
 

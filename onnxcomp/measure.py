@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxcomp.data.dataset import Samples
-from onnxcomp.data.metric import Metric
+from onnxcomp.data.metric import Metric, guesses_of
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.files import sha256_of
 from onnxcomp.graph import cost
@@ -16,9 +16,10 @@ from onnxcomp.graph.io import model_files, save
 from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
-from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats, TeacherRecord
+from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats, Report, TeacherRecord
 from onnxcomp.runtime import tensorrt
 from onnxcomp.runtime.acceleration import Acceleration
+from onnxcomp.runtime.closeness import EXACT_DB
 from onnxcomp.runtime.costs import CostTable, MeasuredCosts
 from onnxcomp.runtime.latency import Entry, compare
 from onnxcomp.runtime.providers import full_name, usability
@@ -26,17 +27,20 @@ from onnxcomp.runtime.session import Feeds
 from onnxcomp.targets.table import find
 from onnxcomp.verify.acceptance import ask_tensorrt
 from onnxcomp.verify.accuracy import predict
-from onnxcomp.verify.budget import Budget
+from onnxcomp.verify.agreement import TaskBook, in_words
+from onnxcomp.verify.budget import ROUNDING, Budget, exit_code
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.layers import own_sqnr_db
 
 # The default run's own limits where no budget is given. They catch a collapse; a budget says what is wanted.
 COLLAPSED_SQNR_DB = 10.0
 COLLAPSED_DROP = 0.02
+AGREES = 0.95  # below this share of equal decisions the first line says so, and another recipe is preferred
 TRIAL_SECONDS = 1.5
 LAYER_SAMPLES = 8
 ALIKE = 0.08  # two times that differ by less are one, for the choice between recipes
-WORTH_DB, LIKE_SIZE, EQUAL_DB = 6.0, 1.3, 999.0
+WORTH_DB, LIKE_SIZE = 6.0, 1.3
+UNCHANGED = 13  # the exit code where nothing was gained
 WORTH_SHARE = 0.99  # a size is better when it is at most this share of the original
 
 
@@ -69,6 +73,7 @@ class Trial:
     """A recipe's result on the samples set aside for choosing. A lower score is better.
 
     `bytes` and `sqnr_db` tell apart what the score does not; `sqnr_db` is None where outputs are equal or not compared.
+    `agrees`: whether it decides nearly always as the original does; among sound ones such a result is preferred.
     """
 
     sound: bool
@@ -77,6 +82,7 @@ class Trial:
     why: str
     bytes: int = 0
     sqnr_db: float | None = None
+    agrees: bool = True
 
     def preferred_to(self, other: Trial, objective: str) -> bool:
         """Whether this is the better result of two.
@@ -93,7 +99,7 @@ class Trial:
 
     @property
     def _kept_db(self) -> float:
-        return EQUAL_DB if self.sqnr_db is None else self.sqnr_db
+        return EXACT_DB if self.sqnr_db is None else self.sqnr_db
 
 
 Timed = Callable[[Graph, Path, Feeds], Benchmark]
@@ -111,6 +117,7 @@ class Measurer:
         samples: what the report's figures are measured on; candidates never see them.
         select: what candidates are compared on.
         metric: the task metric, or None.
+        tasks: what each output is.
         synthetic: whether the samples are made up.
         alone: entered around every timing, where others must not time meanwhile.
     """
@@ -129,16 +136,17 @@ class Measurer:
     verify: bool
     bench_seconds: float
     costs: MeasuredCosts | None = None
+    tasks: TaskBook | None = None
     alone: Callable[[], AbstractContextManager[object]] = nullcontext
 
     # -- the Evaluator protocol, for passes that measure while they work --
 
     def sqnr_db(self, graph: Graph) -> float:
-        """Fidelity to the source on the selection samples, the worst output, in dB; 999 where outputs are equal."""
+        """Fidelity to the source on the selection samples, the worst part, in dB; 999 where outputs are equal."""
         path, _ = self._written(graph, "probe.onnx")
-        fidelity, _ = judge(self.source, path, self.select, threads=self.context.threads)
-        worst = fidelity.worst_sqnr_db
-        return 999.0 if worst is None else worst
+        fidelity, _ = judge(self.source, path, self.select, tasks=self.tasks, threads=self.context.threads)
+        worst = fidelity.worst_db
+        return EXACT_DB if worst is None else worst
 
     def accuracy(self, graph: Graph) -> float | None:
         """The metric on the selection samples; None where there is none that can be taken on a part of the data."""
@@ -146,7 +154,7 @@ class Measurer:
         if metric is None:
             return None
         path, _ = self._written(graph, "probe.onnx")
-        _, accuracy = judge(self.source, path, self.select, metric, threads=self.context.threads)
+        _, accuracy = judge(self.source, path, self.select, metric, tasks=self.tasks, threads=self.context.threads)
         return None if accuracy is None else accuracy.after
 
     # -- the driver's questions --
@@ -158,14 +166,15 @@ class Measurer:
             measured = self._measure(graph, path, files, self.select, self._selection_metric(), self._trial_benchmark)
         except ModelError as error:
             return Trial(False, False, float("inf"), f"the runtime refuses it: {error.what}")
-        why = _unsound(measured, budget)
+        why = unsound(measured, budget)
         better = measured.better(self.stats, objective)
         if not why and not better:
             speed = "" if measured.benchmark is None else f", {1 / measured.benchmark.speedup:.2f} of the time"
             why = f"no gain: {measured.stats.bytes / self.stats.bytes:.0%} of the size{speed}"
-        kept = None if measured.fidelity is None else measured.fidelity.worst_sqnr_db
+        kept = None if measured.fidelity is None else measured.fidelity.worst_db
         score = _score(measured, objective)
-        return Trial(not _unsound(measured, budget), better, score, why, measured.stats.bytes, kept)
+        agrees = budget.min_agreement is not None or not disagreeing(measured.fidelity)
+        return Trial(not unsound(measured, budget), better, score, why, measured.stats.bytes, kept, agrees)
 
     def final(self, graph: Graph, name: str) -> Measurements:
         """Everything the report says of the result, measured on a file with the bytes that will be written."""
@@ -229,6 +238,7 @@ class Measurer:
                 path,
                 samples,
                 metric,
+                tasks=self.tasks,
                 source="synthetic" if self.synthetic else "data",
                 threads=context.threads,
                 progress=context.progress,
@@ -241,8 +251,6 @@ class Measurer:
         size = sum(file.stat().st_size for file in files)
         stats = cost.stats(graph, context.operators, file_bytes=size, sample=context.sample_shapes)
         found = Measurements(stats, sha256_of(*files), fidelity, accuracy, benchmark)
-        if why := _unsound(found, Budget()):
-            notes.append(f"{why}: a run without --passes would not take this; --max-drop and --min-sqnr refuse it")
         return replace(found, notes=tuple(notes))
 
     def _missing(self) -> str:
@@ -287,19 +295,24 @@ class Measurer:
         return metric
 
 
-def check_metric(model: Path, samples: Samples, metric: Metric, *, whole: bool, threads: int) -> None:
+def check_metric(model: Path, samples: Samples, metric: Metric, *, whole: bool, threads: int) -> tuple[str, ...]:
     """Find out before long work whether the metric can be taken of the model as it is.
 
     Args:
         whole: also where the metric is a function that has to see all of the samples, which takes a run over them.
 
+    Returns:
+        What was guessed of it, a line each.
+
     Raises:
         DataError: it cannot, or labels do not fit.
     """
     if metric.needs_all and not whole:
-        return
+        return ()
     part = samples if metric.needs_all else samples.head(LAYER_SAMPLES)
-    metric.score(predict(model, part, threads=threads), part.labels)
+    outputs = predict(model, part, threads=threads)
+    metric.score(outputs, part.labels)
+    return () if metric.needs_all else guesses_of(outputs, samples.labels)
 
 
 def _meaningless(fidelity: Fidelity) -> list[str]:
@@ -310,19 +323,40 @@ def _meaningless(fidelity: Fidelity) -> list[str]:
     ]
 
 
-def _unsound(measured: Measurements, budget: Budget) -> str:
-    """Why a candidate is not to be trusted; empty when it is."""
+def unsound(measured: Measurements, budget: Budget) -> str:
+    """Why a candidate is not to be trusted, by the budget or the default run's own limits; empty when it is."""
     fidelity, accuracy = measured.fidelity, measured.accuracy
     allowed = COLLAPSED_DROP if budget.max_drop is None else budget.max_drop
-    if accuracy is not None and accuracy.drop > allowed:
+    if accuracy is not None and accuracy.drop > allowed + ROUNDING:
         return f"{accuracy.metric} falls by {accuracy.drop:.4f}, more than {allowed:g}"
+    if fidelity is None or fidelity.identical:
+        return ""
+    if fidelity.untold:
+        return f"the rows of output {fidelity.untold[0]} depend on the values, and nothing tells whether they are right"
+    worst = fidelity.worst_db
     least = COLLAPSED_SQNR_DB if budget.min_sqnr is None else budget.min_sqnr
-    if fidelity is not None and not fidelity.identical:
-        worst = fidelity.worst_sqnr_db
-        if worst is None or worst < least:
-            return (
-                "outputs changed beyond comparison" if worst is None else f"SQNR {worst:.1f} dB is below {least:g} dB"
-            )
+    if worst is not None and worst < least:
+        return f"SQNR {worst:.1f} dB is below {least:g} dB{_where(fidelity)}"
+    agreement = fidelity.least_agreeing
+    needed = AGREES if worst is None and budget.min_agreement is None else budget.min_agreement
+    if needed is not None and agreement is not None and (agreement.value or 0.0) < needed:
+        return f"{in_words(agreement)}, less than {needed:.0%}"
+    return "outputs changed beyond comparison" if worst is None and agreement is None else ""
+
+
+def disagreeing(fidelity: Fidelity | None) -> str:
+    """In words where the new model decides otherwise too often to be called accepted without them; else empty."""
+    found = fidelity.least_agreeing if fidelity is not None else None
+    if found is None or found.value is None or found.value >= AGREES:
+        return ""
+    return in_words(found)
+
+
+def _where(fidelity: Fidelity) -> str:
+    """Which part of which output is the worst, where there are several."""
+    for name, output in fidelity.outputs.items():
+        if output.decibels == fidelity.worst_db and (output.worst_part or len(fidelity.outputs) > 1):
+            return f" (output {name}{f', {output.worst_part}' if output.worst_part else ''})"
     return ""
 
 
@@ -332,7 +366,7 @@ def _score(measured: Measurements, objective: str) -> float:
     if objective == "macs":
         return float(measured.stats.macs)
     if objective == "accuracy":
-        worst = measured.fidelity.worst_sqnr_db if measured.fidelity is not None else None
+        worst = measured.fidelity.worst_db if measured.fidelity is not None else None
         return float("-inf") if worst is None else -worst
     return 1.0 / measured.benchmark.speedup if measured.benchmark is not None else float(measured.stats.bytes)
 
@@ -361,3 +395,63 @@ def table_notes(job: Job, costs: MeasuredCosts | None) -> list[str]:
     if costs.table.measured:
         notes.append(f"{costs.table.measured} times that {job.cost_table} lacked were measured here and added to it")
     return notes
+
+
+def unchanged(report: Report, reason: str) -> None:
+    """The verdict where nothing is written."""
+    report.verdict, report.exit_code, report.reason = "unchanged", UNCHANGED, reason
+
+
+def decide(report: Report, job: Job, measured: Measurements, *, explicit: bool, searched: bool) -> None:
+    """Verdict, exit code and reason, by the budgets and by the default run's own limits.
+
+    Args:
+        explicit: the passes were asked for one by one.
+        searched: recipes were tried; then the default run's own limits hold, by the samples that judge.
+    """
+    report.budget = job.budget.evaluate(
+        before_bytes=report.before.bytes,
+        after_bytes=report.after.bytes,
+        accuracy=report.accuracy,
+        fidelity=report.fidelity,
+        benchmark=measured.benchmark,
+    )
+    code = exit_code(report.budget)
+    if code:
+        names = ", ".join(line.name for line in report.budget if not line.passed)
+        report.verdict, report.exit_code, report.reason = "over-budget", code, f"missed: {names}"
+    elif not explicit and not measured.better(report.before, job.objective):
+        unchanged(report, "the result is neither smaller nor faster than the original")
+    elif why := unsound(measured, Budget()):
+        if searched:
+            unchanged(report, f"on the samples that judge, {why}")
+        else:
+            report.reason = f"{why}: a run without --passes would not take this"
+    else:
+        report.reason = _only_worse(report) or missed(report) or _otherwise(report)
+
+
+def _otherwise(report: Report) -> str:
+    """That the result decides otherwise than the original more often than the word "accepted" should pass over."""
+    words = disagreeing(report.fidelity)
+    return f"but decides otherwise than the original: {words}" if words else ""
+
+
+def missed(report: Report) -> str:
+    """What was asked of passes and not reached."""
+    return "; ".join(record.missed for record in report.passes if record.missed)
+
+
+def _only_worse(report: Report) -> str:
+    """Why the result is worth less than what came in; empty where something got better."""
+    before, after = report.before, report.after
+    gains = [after.bytes < before.bytes * WORTH_SHARE, after.macs < before.macs]
+    gains.append(after.nonzero_parameters < before.nonzero_parameters)
+    gains += [bench.outcome == "faster" for bench in report.benchmarks]
+    if any(gains):
+        return ""
+    if report.accuracy is not None:
+        worse = report.accuracy.drop > 0
+        return f"worse than before: {report.accuracy.metric} fell, and nothing was gained for it" if worse else ""
+    farther = report.teacher is not None and report.teacher.farther
+    return "worse than before: farther from the teacher, and nothing was gained for it" if farther else ""

@@ -203,20 +203,84 @@ class OutputFidelity:
     worst_part: str | None = None
     comparable: bool = True
 
+    @property
+    def decibels(self) -> float | None:
+        """What limits look at: the SQNR; for values that are no floating-point numbers, their share of unequal ones.
+
+        That counts as if it were the noise: one in a hundred is 20 dB. None where all is equal or nothing can be told.
+        """
+        if self.sqnr_db is not None or self.identical or self.equal_share is None or not self.comparable:
+            return self.sqnr_db
+        unequal = 1.0 - self.equal_share
+        return -10 * math.log10(unequal) if unequal > 0 else None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often the new model decides as the original does, on one output or on several that say one thing together.
+
+    Attributes:
+        kind: classes, decisions, tokens, pixels, ctc, boxes, embeddings, regression or state.
+        outputs: which outputs it is about.
+        measure: what was counted, in words.
+        value: 0 to 1; None where nothing can be told.
+        samples: how many it is of.
+        details: further figures by name.
+        doubts: why it is weak evidence, each in words.
+    """
+
+    kind: str
+    outputs: tuple[str, ...]
+    measure: str
+    value: float | None
+    samples: int
+    details: dict[str, float] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Closeness of all outputs on `samples` samples that calibration did not see."""
+    """Closeness of all outputs on `samples` samples that calibration did not see.
+
+    `agreements`: how often both models decide the same, by the task that each output was taken for; `guesses` says what
+    that was, a line each.
+    """
 
     samples: int
     source: Literal["data", "synthetic"]
     outputs: dict[str, OutputFidelity]
+    agreements: tuple[Agreement, ...] = ()
+    guesses: tuple[str, ...] = ()
 
     @property
     def worst_sqnr_db(self) -> float | None:
         """The lowest SQNR over the outputs in dB; None when all are identical."""
         values = [o.sqnr_db for o in self.outputs.values() if o.sqnr_db is not None]
         return min(values) if values else None
+
+    @property
+    def worst_db(self) -> float | None:
+        """The least of all outputs' decibels, those that are no floating-point numbers too."""
+        values = [o.decibels for o in self.outputs.values()]
+        return min((value for value in values if value is not None), default=None)
+
+    @property
+    def agreement(self) -> float | None:
+        """The lowest agreement; states do not count, they decide nothing. None where nothing can be told."""
+        values = [a.value for a in self.agreements if a.value is not None and a.kind != "state"]
+        return min(values) if values else None
+
+    @property
+    def least_agreeing(self) -> Agreement | None:
+        """Where the agreement is lowest."""
+        known = [a for a in self.agreements if a.value is not None and a.kind != "state"]
+        return min(known, key=lambda a: a.value or 0.0, default=None)
+
+    @property
+    def untold(self) -> tuple[str, ...]:
+        """Outputs of which neither elements nor decisions can be compared."""
+        told = {name for a in self.agreements if a.value is not None for name in a.outputs}
+        return tuple(name for name, o in self.outputs.items() if not o.comparable and name not in told)
 
     @property
     def identical(self) -> bool:
@@ -356,6 +420,7 @@ class Report:
     Attributes:
         warnings: reasons to doubt all of it, said first.
         request: what repeats the run: the command, every option that was given, and the shapes that were timed.
+        doubts: why the verdict is weak evidence, each in words that stand in the first line.
     """
 
     tool: dict[str, str]
@@ -383,6 +448,7 @@ class Report:
     guesses: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     request: dict[str, Any] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready data, schema 1; NaN and infinities become null."""

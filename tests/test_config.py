@@ -238,7 +238,7 @@ def sample_of(entry: dict[str, Any]) -> st.SearchStrategy[Any]:
         return st.dictionaries(st.text(min_size=1, max_size=4), sample_of(entry["additionalProperties"]), max_size=2)
     return {
         "boolean": st.booleans(),
-        "number": st.floats(0.1, 100.0),
+        "number": st.floats(0.1, float(entry.get("maximum", 100))),
         "string": st.text("abc", min_size=1),
     }[entry["type"]]
 

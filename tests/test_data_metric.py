@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxcomp.data.metric import parse_metric
+from onnxcomp.data.metric import guesses_of, parse_metric
 from onnxcomp.errors import DataError, UsageError
 
 SCORES = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0]]
@@ -110,3 +110,48 @@ def test_metric_of_the_assets(assets: Path) -> None:
     embedding = np.random.default_rng(0).standard_normal((6, 8))
     embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
     assert metric.score({"e": np.concatenate([embedding, embedding])}, None) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("import sys; sys.exit(0)", r"left with sys.exit\(0\)"),
+        ("raise SystemExit", "left with sys.exit"),
+        ("labels[:] = outputs['y'].argmax(1); return 1.0", "raised ValueError: .*read-only"),
+        ("labels.sort(); return 1.0", "raised ValueError: .*read-only"),
+        ("return 1 + 2j", "not a number"),
+        ("import numpy as np; return np.array([1j])", "not a number"),
+        ("return 'good'", "not a number"),
+        ("import numpy as np; return np.array(['a'])", "not a number"),
+    ],
+)
+def test_what_a_users_metric_does_ends_as_its_own_error(tmp_path: Path, body: str, words: str) -> None:
+    (tmp_path / "own.py").write_text(f"def measure(outputs, labels):\n    {body}\n")
+    metric = parse_metric(f"{tmp_path / 'own.py'}:measure")
+    labels = np.array([0, 1, 2, 3, 1])
+    with pytest.raises(DataError, match=words) as caught:
+        metric.score({"y": SCORES}, labels)
+    assert "measure" in f"{caught.value.what} {caught.value.where}" or "own.py" in str(caught.value.where)
+    assert labels.tolist() == [0, 1, 2, 3, 1]
+
+
+def test_a_file_that_leaves_when_it_is_loaded_is_told(tmp_path: Path) -> None:
+    (tmp_path / "gone.py").write_text("import sys\nsys.exit(0)\ndef measure(outputs, labels):\n    return 1.0\n")
+    with pytest.raises(UsageError, match="SystemExit"):
+        parse_metric(f"{tmp_path / 'gone.py'}:measure")
+
+
+def test_top1_is_not_taken_of_features_beside_scores() -> None:
+    features = np.random.default_rng(0).normal(0, 1, (5, 64)).astype(np.float32)
+    labels = np.array([0, 1, 2, 3, 0])
+    outputs = {"features": features, "y": SCORES}
+    assert parse_metric(None).score(outputs, labels) == 1.0
+    (line,) = guesses_of(outputs, labels)
+    assert "output y, not of features" in line and "--metric" in line
+
+
+def test_a_threshold_is_no_secret() -> None:
+    numbers = {"p": np.array([[-3.0], [2.0]], np.float32)}
+    (line,) = guesses_of(numbers, np.array([0, 1]))
+    assert "told apart at 0" in line and "--metric" in line
+    assert guesses_of({"y": SCORES}, np.array([0, 1, 2, 3, 0])) == ()

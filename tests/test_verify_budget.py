@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxcomp.errors import DataError, UsageError
-from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity, OutputFidelity
+from onnxcomp.results import Accuracy, Agreement, Benchmark, BudgetLine, Fidelity, OutputFidelity
 from onnxcomp.verify.budget import Budget, Size, exit_code, parse_size
 
 
@@ -88,11 +88,35 @@ def test_identical_outputs_hold_any_sqnr_budget():
     assert lines(Budget(min_sqnr=500), fidelity=found)["min_sqnr"] == BudgetLine("min_sqnr", 500, math.inf, True)
 
 
-def test_differing_integers_alone_do_not_pass_unmeasured():
-    classes = OutputFidelity(False, None, 3.0, equal_share=0.9)
-    assert lines(Budget(min_sqnr=1), fidelity=fidelity(a=classes))["min_sqnr"] == BudgetLine("min_sqnr", 1, None, False)
-    scores = OutputFidelity(False, 30.0, 0.1)
-    assert lines(Budget(min_sqnr=25), fidelity=fidelity(a=classes, b=scores))["min_sqnr"].passed
+def test_differing_integers_count_by_their_share():
+    """One in ten is 10 dB; a float output that is equal or near does not pass them."""
+    classes, scores, same = (
+        OutputFidelity(False, None, 3.0, equal_share=0.9),
+        OutputFidelity(False, 30.0, 0.1),
+        OutputFidelity(True, None, 0.0),
+    )
+    for others in ({}, {"b": scores}, {"b": same}):
+        found = lines(Budget(min_sqnr=25), fidelity=fidelity(a=classes, **others))["min_sqnr"]
+        assert (found.value, found.passed) == (pytest.approx(10.0), False)
+
+
+def test_rows_without_a_counterpart_do_not_pass_unmeasured():
+    rows = OutputFidelity(False, None, math.inf, comparable=False)
+    budget = Budget(min_sqnr=1, min_agreement=0.1)
+    found = lines(budget, fidelity=fidelity(a=rows, b=OutputFidelity(False, 50.0, 0.1)))
+    assert not found["min_sqnr"].passed
+    assert not found["min_agreement"].passed
+
+
+def test_agreement_is_the_lowest_that_decides_something():
+    told = [
+        Agreement(kind, (kind,), "", value, 100) for kind, value in (("classes", 0.97), ("boxes", 0.99), ("state", 0.1))
+    ]
+    found = Fidelity(100, "data", {"a": OutputFidelity(False, 30.0, 0.1)}, agreements=tuple(told))
+    line = lines(Budget(min_agreement=0.98), fidelity=found)["min_agreement"]
+    assert (line.value, line.passed) == (0.97, False)
+    assert exit_code([line]) == 15
+    assert lines(Budget(min_agreement=0.97), fidelity=found)["min_agreement"].passed
 
 
 @pytest.mark.parametrize("value", [math.nan, None])

@@ -28,7 +28,7 @@ def command(model: Path, save_config: Path | None, quiet: bool, verbose: int, **
     """Compress MODEL, measure the result against it, and write both the model and the proof.
 
     Without --passes and --recipe several recipes are tried and the first one that is sound and better is taken.
-    The exit code is 0 for an accepted result, 10 to 14 for a missed budget, 13 where nothing was gained.
+    The exit code is 0 for an accepted result, 10 to 15 for a missed budget, 13 where nothing was gained.
     """
     from onnxcomp.cli.finish import finish
     from onnxcomp.cli.progress import Bar

@@ -24,19 +24,8 @@ if TYPE_CHECKING:
 @click.argument("models", metavar="BEFORE AFTER | ARTIFACT", nargs=-1, required=True, type=click.Path(path_type=Path))
 @options.settings(
     Job,
-    *(
-        "data",
-        "labels",
-        "shapes",
-        "states",
-        "preprocess",
-        "metric",
-        "eval_samples",
-        "allow_random",
-        "budget",
-        "seed",
-        "threads",
-    ),
+    *("data", "labels", "shapes", "states", "preprocess", "metric", "task", "eval_samples", "allow_random"),
+    *("budget", "seed", "threads"),
     eval_samples="Use the first so many samples; all by default.",
     allow_random="Without --data: compare on made-up samples.",
     seed="Of made-up samples.",
@@ -73,9 +62,9 @@ def command(
     """Judge AFTER against BEFORE on --data, or check an ARTIFACT of onnxcomp against what was recorded of it.
 
     The pair may come from anywhere, as long as inputs and outputs have the same names. Exit code: 0 within the budget,
-    10 accuracy, 11 size, 12 speed, 14 SQNR; of several missed budgets the lowest. Latency is measured, at one thread,
-    only where --min-speedup asks for it. An ARTIFACT has the code of its report, 3 where it, its report or its source
-    is not what was recorded. With --target the last model may come from anywhere and stand alone; 3 where
+    10 accuracy, 11 size, 12 speed, 14 SQNR, 15 agreement; of several missed budgets the lowest. Latency is measured,
+    at one thread, only where --min-speedup asks for it. An ARTIFACT has the code of its report, 3 where it, its report
+    or its source is not what was recorded. With --target the last model may come from anywhere and stand alone; 3 where
     the target refuses it.
     """
     from onnxcomp import places
@@ -164,7 +153,7 @@ def _show(found: PairVerdict, err: bool) -> None:
         rows.append(("latency p50", *times, f"{b.speedup:.2f} ({low:.2f} to {high:.2f}), {b.outcome}"))
     console.print(table(("", "before", "after", ""), rows, right=(1, 2)))
     _show_outputs(console, found.fidelity)
-    for line in found.notes:
+    for line in (*found.doubts, *found.notes):
         console.print(Text(f"note: {line}", style="dim"))
     for budget in found.budget:
         value = "not measured" if budget.value is None else f"{budget.value:g}"
@@ -173,14 +162,17 @@ def _show(found: PairVerdict, err: bool) -> None:
 
 
 def _show_outputs(console: Console, fidelity: Fidelity) -> None:
-    from onnxcomp.report.tables import table
+    from onnxcomp.report.tables import closeness_text, table, total_text
 
     rows = []
     for name, out in fidelity.outputs.items():
-        sqnr = "identical" if out.identical else "-" if out.sqnr_db is None else f"{out.sqnr_db:.2f} dB"
-        agreement = f"same top-1 {out.top1_agreement:.2%}" if out.top1_agreement is not None else ""
-        equal = f"{out.equal_share:.2%} of elements equal" if out.equal_share is not None else ""
-        rows.append((name, sqnr, f"{out.max_abs_error:.4g}", agreement or equal))
+        words = f"same top-1 {out.top1_agreement:.2%}" if out.top1_agreement is not None else ""
+        if out.worst_part is not None:
+            words = f"worst part {out.worst_part}{total_text(out)}" + (f"; {words}" if words else "")
+        rows.append((name, closeness_text(out), f"{out.max_abs_error:.4g}", words))
+    for agreement in fidelity.agreements:
+        value = "-" if agreement.value is None else f"{agreement.value:.2%}"
+        rows.append((", ".join(agreement.outputs), value, "", agreement.measure))
     made_up = "made-up " if fidelity.source == "synthetic" else ""
     titles = ("output", "SQNR", "largest error", f"on {fidelity.samples} {made_up}samples")
     console.print(table(titles, rows, right=(1, 2)))

@@ -55,6 +55,8 @@ def calling(what: str, do: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except SystemExit as error:  # sys.exit(0) in a user's function is no success of ours
+        raise DataError(f"{what} left with sys.exit({error.code!r})", where=_line_of(error) or what, do=do) from error
     except Exception as error:
         raise DataError(
             f"{what} raised {type(error).__name__}: {error}", where=_line_of(error) or what, do=do
@@ -74,7 +76,7 @@ def _from_file(path: Path, where: str) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise _cannot_load(str(path), error, where) from error
     finally:
@@ -85,17 +87,17 @@ def _from_file(path: Path, where: str) -> ModuleType:
 def _by_name(name: str, where: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _cannot_load(name, error, where) from error
 
 
-def _cannot_load(name: str, error: Exception, where: str) -> UsageError:
+def _cannot_load(name: str, error: BaseException, where: str) -> UsageError:
     return UsageError(
         f"{name} cannot be loaded: {type(error).__name__}: {error}", where=_line_of(error) or where, do="mend the file"
     )
 
 
-def _line_of(error: Exception) -> str:
+def _line_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if f.filename.endswith(".py") and Path(f.filename).parent != Path(__file__).parent]
     outside = [f for f in own if "importlib" not in f.filename]

@@ -48,7 +48,7 @@ class Metric:
                 do="give --labels, or a metric that needs none with --metric module.py:function",
             )
         with calling(f"the metric {self.name}", "it is called with (outputs: dict of arrays, labels or None)"):
-            result = self.function(dict(outputs), labels)
+            result = self.function(dict(outputs), None if labels is None else _read_only(labels))
         plain = isinstance(result, int | float | np.number | np.ndarray) and np.asarray(result).dtype.kind in "biuf"
         if not plain or np.size(result) != 1:
             raise DataError(
@@ -62,6 +62,13 @@ class Metric:
     def drop(self, before: float, after: float) -> float:
         """How much worse `after` is, whichever way the metric points."""
         return before - after if self.higher_is_better else after - before
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same values in an array that a function cannot change for those that come after it."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def parse_metric(text: str | None) -> Metric:
@@ -85,21 +92,58 @@ def parse_metric(text: str | None) -> Metric:
     return Metric(reference.rpartition(":")[2], not lower, True, False, function)
 
 
-def scores_of(outputs: Outputs) -> npt.NDArray[Any]:
-    """The first output that holds scores of classes, as [samples, classes]: two dimensions beside ones of size 1.
+def scores_of(outputs: Outputs, labels: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+    """The output that holds scores of classes, as [samples, classes]: two dimensions beside ones of size 1.
+
+    Of several the one with the fewest columns that has one for each label: features are wider than scores. The first
+    where that tells none apart.
 
     Raises:
         DataError: there is none.
     """
-    for array in outputs.values():
-        if array.ndim >= 2 and array.shape[1] >= 2 and math.prod(array.shape[2:]) == 1 and array.dtype.kind in "fiu":
-            return array.reshape(array.shape[:2])
+    found = _ranking(outputs)
+    if found:
+        name = _narrowest(found, labels)
+        return found[name].reshape(found[name].shape[:2])
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in outputs.items())
     raise DataError(
         "top-1 needs an output of [samples, classes]",
         where=f"the model's outputs: {shapes}",
         do="give the task's own metric with --metric module.py:function",
     )
+
+
+def guesses_of(outputs: Outputs, labels: npt.NDArray[Any] | None) -> tuple[str, ...]:
+    """What top-1 takes of a model's outputs where that is not plain, a line each."""
+    if labels is None or (labels.ndim > 1 and labels[:1].size > 1):
+        return ()
+    name, single = next(iter(outputs)), next(iter(outputs.values()))
+    if len(outputs) == 1 and single.size == len(single) and single.dtype.kind == "f" and single.ndim:
+        level = "0.5" if single.size and single.min() >= 0 and single.max() <= 1 else "0"
+        return (f"top1 takes output {name} for two classes told apart at {level}: override with --metric",)
+    found = _ranking(outputs)
+    if len(found) < 2:
+        return ()
+    chosen = _narrowest(found, labels)
+    others = ", ".join(f"{name} {list(array.shape[1:])}" for name, array in found.items() if name != chosen)
+    return (f"top1 taken of output {chosen}, not of {others}: override with --metric",)
+
+
+def _ranking(outputs: Outputs) -> dict[str, npt.NDArray[Any]]:
+    """Outputs that may be scores of classes."""
+    return {
+        name: array
+        for name, array in outputs.items()
+        if array.ndim >= 2 and array.shape[1] >= 2 and math.prod(array.shape[2:]) == 1 and array.dtype.kind in "fiu"
+    }
+
+
+def _narrowest(found: Mapping[str, npt.NDArray[Any]], labels: npt.NDArray[Any] | None) -> str:
+    if labels is None or not labels.size or labels.dtype.kind not in "iu":
+        return next(iter(found))
+    fitting = {name: array.shape[1] for name, array in found.items() if array.shape[1] > labels.max()}
+    floating = {name: width for name, width in fitting.items() if found[name].dtype.kind == "f"} or fitting
+    return min(floating, key=lambda name: floating[name]) if floating else next(iter(found))
 
 
 def top1(outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
@@ -116,7 +160,7 @@ def top1(outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
         scores, labels = _places_of(outputs, labels.shape), labels.reshape(-1)
     else:
         pair = _two_classes(outputs, labels)
-        scores = scores_of(outputs) if pair is None else pair
+        scores = scores_of(outputs, labels) if pair is None else pair
     if len(labels) != len(scores):
         raise DataError(
             f"{len(labels)} labels for {len(scores)} outputs", where="the labels", do="give one label for each sample"

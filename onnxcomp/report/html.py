@@ -12,8 +12,16 @@ from onnxcomp.report import html_charts as charts
 from onnxcomp.report.html_base import kind, page, section, table, text
 from onnxcomp.report.html_lines import Series
 from onnxcomp.report.html_lines import lines as curves
-from onnxcomp.report.tables import count_text, limit_text, nearness, size_text, value_text
-from onnxcomp.results import Benchmark, LayerRecord, PassRecord, Report, TrainingRecord
+from onnxcomp.report.tables import (
+    closeness_text,
+    count_text,
+    limit_text,
+    nearness,
+    size_text,
+    total_text,
+    value_text,
+)
+from onnxcomp.results import Benchmark, Fidelity, LayerRecord, PassRecord, Report, TrainingRecord
 
 MAP_WIDTH, MAP_HEIGHT = 560.0, 330.0
 MOST_NODES = 200  # named under one reason for leaving nodes alone; the report as JSON has all
@@ -50,7 +58,7 @@ def document(report: Report) -> str:
         '<a class="skip" href="#main">Skip to the figures</a>',
         f"<header><h1>{text(name)} {_badge(report.verdict)}</h1>",
         *(f'<p class="bad">Warning: {text(line)}</p>' for line in report.warnings),
-        f"<p>{text(report.reason)}</p>" if report.reason else "",
+        "".join(f"<p>{text(line)}</p>" for line in (report.reason, *report.doubts) if line),
         _contents(sections),
         '</header><main id="main">',
         _tiles(report),
@@ -85,10 +93,12 @@ def _tiles(report: Report) -> str:
         a = report.accuracy
         tiles.append((f"{a.after:.4f}", f"{text(a.metric)}, was {a.before:.4f}; {a.samples:,} samples"))
     if report.fidelity is not None:
-        worst = report.fidelity.worst_sqnr_db
+        worst = report.fidelity.worst_db
         words = "identical" if report.fidelity.identical else "-" if worst is None else f"{worst:.1f} dB"
         made_up = " made-up" if report.fidelity.source == "synthetic" else ""
-        tiles.append((words, f"SQNR of the worst output, {report.fidelity.samples:,}{made_up} samples"))
+        tiles.append((words, f"SQNR of the worst part, {report.fidelity.samples:,}{made_up} samples"))
+        if (least := report.fidelity.least_agreeing) is not None:
+            tiles.append((f"{least.value:.2%}", f"agreement: {text(least.measure)}"))
     if not tiles:
         return ""
     return (
@@ -140,13 +150,27 @@ def _figures(report: Report) -> str:
     if report.teacher is not None:
         rows += [[text(cell) for cell in row] for row in nearness(report.teacher)]
     if report.fidelity is not None:
-        for name, out in report.fidelity.outputs.items():
-            sqnr = "identical" if out.identical else "-" if out.sqnr_db is None else f"{out.sqnr_db:.1f} dB"
-            words = f"largest error {out.max_abs_error:.4g}"
-            if out.top1_agreement is not None:
-                words += f"; same top-1 on {out.top1_agreement:.2%}"
-            rows.append([f"output <code>{text(name)}</code>", "", sqnr, words])
+        rows += _closeness(report.fidelity)
     return table(["", "before", "after", ""], rows, right=(1, 2))
+
+
+def _closeness(fidelity: Fidelity) -> list[list[str]]:
+    """Rows for each output, each of its parts, and what both models decide alike."""
+    rows = []
+    for name, out in fidelity.outputs.items():
+        words = f"largest error {out.max_abs_error:.4g}" + total_text(out)
+        if out.top1_agreement is not None:
+            words += f"; same top-1 on {out.top1_agreement:.2%}"
+        rows.append([f"output <code>{text(name)}</code>", "", closeness_text(out), words])
+        for part in out.parts:
+            worst = "the worst part; " if part.name == out.worst_part else ""
+            about = f"{worst}largest error {part.max_abs_error:.4g}, values of {part.rms:.3g} RMS, by {part.judged_by}"
+            rows.append([f"&emsp;{text(part.name)}", "", f"{part.sqnr_db:.1f} dB", text(about)])
+    for agreement in fidelity.agreements:
+        names = ", ".join(f"<code>{text(name)}</code>" for name in agreement.outputs)
+        value = "-" if agreement.value is None else f"{agreement.value:.2%}"
+        rows.append([f"agreement, {names}", "", value, text(agreement.measure)])
+    return rows
 
 
 def _drop_words(drop: float) -> str:

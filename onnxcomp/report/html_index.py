@@ -87,9 +87,7 @@ def _qualities(reports: Sequence[Report]) -> tuple[list[float | None], str]:
         )
         if not falls:  # a metric that is better when lower has no place on this chart
             return [r.accuracy.after if r.accuracy is not None else None for r in reports], name
-    return [
-        r.fidelity.worst_sqnr_db if r.fidelity is not None else None for r in reports
-    ], "SQNR of the worst output, dB"
+    return [r.fidelity.worst_db if r.fidelity is not None else None for r in reports], "SQNR of the worst output, dB"
 
 
 def _row(model: BuiltModel, link: str | None) -> list[str]:
@@ -110,7 +108,7 @@ def _figures(report: Report) -> list[str]:
     if report.accuracy is not None:
         quality.append(f"{text(report.accuracy.metric)} {report.accuracy.before:.4f} → {report.accuracy.after:.4f}")
     if report.fidelity is not None:
-        worst = report.fidelity.worst_sqnr_db
+        worst = report.fidelity.worst_db
         quality.append("identical" if report.fidelity.identical else "-" if worst is None else f"SQNR {worst:.1f} dB")
     budgets = [
         f'<span class="badge {"held" if line.passed else "missed"}">{text(limit_text(line))}</span> '

@@ -68,8 +68,11 @@ def _quality(report: Report) -> str:
         a = report.accuracy
         words.append(f"{text(a.metric)} {a.before:.4f} → {a.after:.4f}")
     if report.fidelity is not None:
-        worst = report.fidelity.worst_sqnr_db
+        worst = report.fidelity.worst_db
         words.append("identical" if report.fidelity.identical else "-" if worst is None else f"SQNR {worst:.1f} dB")
+        if (least := report.fidelity.least_agreeing) is not None:
+            words.append(f"{text(least.measure)} {least.value:.2%}")
+    words += map(text, report.doubts)
     return "<br>".join(words)
 
 

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from onnxcomp.report.tables import count_text, limit_text, nearness, size_text, table, value_text
+from onnxcomp.report.tables import (
+    closeness_text,
+    count_text,
+    limit_text,
+    nearness,
+    size_text,
+    table,
+    total_text,
+    value_text,
+)
 from onnxcomp.results import Benchmark, Fidelity, ModelStats, PassRecord, Report
 
 if TYPE_CHECKING:
@@ -13,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST_SKIPS = 6
 MOST_LAYERS = 5
+MOST_DOUBTS = 2  # in the first line; the others stand among the notes
 
 
 def show(report: Report, console: Console, *, verbose: bool = False, files: list[str] | None = None) -> None:
@@ -33,7 +43,7 @@ def show(report: Report, console: Console, *, verbose: bool = False, files: list
     _passes(report, console, verbose)
     _skips(report, console, verbose)
     _layers(report, console, verbose)
-    for title, lines in (("guessed", report.guesses), ("notes", report.notes)):
+    for title, lines in (("guessed", report.guesses), ("notes", report.doubts[MOST_DOUBTS:] + report.notes)):
         if lines:
             console.print(Text(f"\n{title}", style="dim"))
             for line in lines:
@@ -58,6 +68,7 @@ def _headline(report: Report) -> str:
         words.append(f"{report.accuracy.metric} {_signed(-report.accuracy.drop)}")
     if report.reason:
         words.append(report.reason)
+    words += report.doubts[:MOST_DOUBTS]
     return f"[{style}]{report.verdict}[/]  " + ", ".join(_escaped(w) for w in words)
 
 
@@ -131,11 +142,17 @@ def _fidelity_rows(fidelity: Fidelity) -> list[tuple[str, str, str, str]]:
     rows = []
     made_up = " made-up" if fidelity.source == "synthetic" else ""
     for name, output in fidelity.outputs.items():
-        text = "identical" if output.identical else "-" if output.sqnr_db is None else f"{output.sqnr_db:.1f} dB"
         extra = f"output {name}, {fidelity.samples:,}{made_up} samples"
+        if output.worst_part is not None:
+            extra += f"; its worst part, {output.worst_part}" + total_text(output)
         if output.top1_agreement is not None:
             extra += f"; same top-1 on {output.top1_agreement:.2%}"
-        rows.append(("SQNR", "", text, extra))
+        rows.append(("SQNR", "", closeness_text(output), extra))
+    for agreement in fidelity.agreements:
+        single = fidelity.outputs.get(agreement.outputs[0]) if len(agreement.outputs) == 1 else None
+        if agreement.kind != "state" and (single is None or single.top1_agreement is None):
+            value = "-" if agreement.value is None else f"{agreement.value:.2%}"
+            rows.append(("agreement", "", value, f"{agreement.measure}, {', '.join(agreement.outputs)}"))
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from onnxcomp.results import BudgetLine, Fidelity, TeacherRecord
+from onnxcomp.results import BudgetLine, Fidelity, OutputFidelity, TeacherRecord
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,6 +57,23 @@ def count_text(count: float) -> str:
             return f"{_short(count)}{unit}"
         count /= 1000
     return f"{_short(count)} G"
+
+
+def closeness_text(output: OutputFidelity) -> str:
+    """How close an output is, in a word: `identical`, `38.2 dB`, `97.1% equal`."""
+    if output.identical:
+        return "identical"
+    if not output.comparable:
+        return "other rows"
+    if output.sqnr_db is None:
+        return "-" if output.equal_share is None else f"{output.equal_share:.2%} equal"
+    return f"{output.sqnr_db:.1f} dB"
+
+
+def total_text(output: OutputFidelity) -> str:
+    """The figure over all elements, where a part of them is worse."""
+    total = output.total_sqnr_db
+    return f" (all elements {total:.1f} dB)" if total is not None and total != output.sqnr_db else ""
 
 
 def limit_text(line: BudgetLine) -> str:

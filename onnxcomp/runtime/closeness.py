@@ -157,8 +157,8 @@ def worst_sqnr_db(
     """The worst part of the worst output in dB, over batches of outputs by name; `EXACT_DB` where nothing differs.
 
     Outputs that are not floating-point numbers (classes behind ArgMax, masks behind a threshold) count by their share
-    of unequal elements, as if that were the noise: one in a hundred is 20 dB. Outputs whose number of rows depends on
-    the values are passed over.
+    of unequal elements. That grows as the amplitude of the error before the decision does: one in a hundred stands for
+    40 dB, one in ten for 20. Outputs whose number of rows depends on the values are passed over.
 
     Args:
         expected, found: one mapping a batch, those of the original and of another model.
@@ -174,6 +174,14 @@ def worst_sqnr_db(
     return min((in_decibels(tally.result()) for tally in tallies.values()), default=EXACT_DB)
 
 
+def noise_share(
+    expected: Iterable[Mapping[str, Array]], found: Iterable[Mapping[str, Array]], rows: Iterable[int] | None = None
+) -> float:
+    """Noise over signal of the worst part of the worst output: `worst_sqnr_db` as a share, 0 where nothing differs."""
+    worst = worst_sqnr_db(expected, found, rows)
+    return 0.0 if worst >= EXACT_DB else float(10 ** (-worst / 10))
+
+
 def rows_of(feed: Mapping[str, Array]) -> int:
     """Samples in a feed, where nothing says which axis counts them: the first axis of the first input that has one."""
     return next((int(array.shape[0]) for array in feed.values() if array.ndim), 1)
@@ -185,7 +193,7 @@ def in_decibels(output: OutputFidelity) -> float:
         return output.sqnr_db
     if output.identical or output.equal_share is None or not output.comparable:
         return EXACT_DB
-    return sqnr_db(1.0, 1.0 - output.equal_share)
+    return sqnr_db(1.0, (1.0 - output.equal_share) ** 2)
 
 
 def is_float(dtype: np.dtype[np.generic]) -> bool:

@@ -12,7 +12,7 @@ from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity
 from onnxcomp.settings import setting
 
 # of several missed budgets the lowest code wins
-EXIT_CODES = {"max_drop": 10, "max_size": 11, "min_speedup": 12, "min_sqnr": 14}
+EXIT_CODES = {"max_drop": 10, "max_size": 11, "min_speedup": 12, "min_sqnr": 14, "min_agreement": 15}
 
 # 0.99 - 0.98 is not more than 0.01, whatever binary fractions say
 ROUNDING = 1e-9
@@ -47,7 +47,17 @@ class Budget:
     max_drop: float | None = setting(
         "Most the metric may lose, absolute: 0.01 is one point.", default=None, metavar="X", group="First"
     )
-    min_sqnr: float | None = setting("Least SQNR of an output, in dB.", default=None, metavar="DB", group="Judging")
+    min_sqnr: float | None = setting(
+        "Least SQNR of any part of an output, in dB.", default=None, metavar="DB", group="Judging"
+    )
+    min_agreement: float | None = setting(
+        "Least share of decisions that are the original's: classes, boxes, texts; 0.98, see --task.",
+        default=None,
+        metavar="X",
+        group="Judging",
+        minimum=0,
+        maximum=1,
+    )
     max_size: Size | None = setting(
         "Largest result: bytes, 4MB, or a share such as 30%.", default=None, metavar="S", group="First"
     )
@@ -57,10 +67,17 @@ class Budget:
         for name, value in (
             ("max-drop", self.max_drop),
             ("min-sqnr", self.min_sqnr),
+            ("min-agreement", self.min_agreement),
             ("min-speedup", self.min_speedup),
         ):
             if value is not None and not math.isfinite(value):
                 raise UsageError(f"--{name} takes a finite number, not {value}", where=f"--{name}")
+        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
+            raise UsageError(
+                f"--min-agreement is a share between 0 and 1, not {self.min_agreement}",
+                where="--min-agreement",
+                do="0.98 allows two decisions in a hundred to differ",
+            )
         if self.min_speedup is not None and self.min_speedup <= 0:
             raise UsageError(
                 f"--min-speedup is before/after and above 0, not {self.min_speedup}",
@@ -106,6 +123,8 @@ class Budget:
             lines.append(_at_least("min_speedup", self.min_speedup, benchmark.speedup if benchmark else None))
         if self.min_sqnr is not None:
             lines.append(_at_least("min_sqnr", self.min_sqnr, _sqnr(fidelity)))
+        if self.min_agreement is not None:
+            lines.append(_at_least("min_agreement", self.min_agreement, _agreement(fidelity)))
         return lines
 
 
@@ -135,15 +154,17 @@ def parse_size(text: str) -> Size:
 
 
 def _sqnr(fidelity: Fidelity | None) -> float | None:
-    if fidelity is None:
+    """The worst part of the worst output; those that are no floating-point numbers count by their unequal elements."""
+    if fidelity is None or any(not output.comparable for output in fidelity.outputs.values()):
         return None
-    if fidelity.identical:
-        return math.inf
-    worst = fidelity.worst_sqnr_db
-    if worst is not None:
-        return worst
-    # integers, booleans or strings differ: no SQNR tells how much that matters, unless every float output is the same
-    return math.inf if any(out.identical and out.equal_share is None for out in fidelity.outputs.values()) else None
+    worst = fidelity.worst_db
+    return math.inf if worst is None else worst
+
+
+def _agreement(fidelity: Fidelity | None) -> float | None:
+    if fidelity is None or fidelity.untold:
+        return None
+    return 1.0 if fidelity.identical else fidelity.agreement
 
 
 def _at_most(name: str, threshold: float, limit: float, value: float | None) -> BudgetLine:

@@ -9,6 +9,7 @@ from onnxcomp.results import Accuracy, Fidelity
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.accuracy import Collected, scored
+from onnxcomp.verify.agreement import Agreeing, TaskBook
 from onnxcomp.verify.fidelity import Closeness, Source
 from onnxcomp.verify.pair import Runner, Samples
 
@@ -19,18 +20,20 @@ def judge(
     samples: Samples,
     metric: Metric | None = None,
     *,
+    tasks: TaskBook | None = None,
     source: Source = "data",
     provider: str = "cpu",
     threads: int = 0,
     acceleration: Acceleration = PLAIN,
     progress: Progress = SILENT,
 ) -> tuple[Fidelity, Accuracy | None]:
-    """Closeness of the outputs, and with a metric its value before and after.
+    """Closeness of the outputs, agreement by what they are, and with a metric its value before and after.
 
     Args:
         before, after: model files with the same inputs and outputs.
         samples: what both are run on; outputs are kept as a whole only when there is a metric.
         metric: the task metric, or None.
+        tasks: what each output is; guessed if not given.
         source: whether the samples are data or were made up.
         provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name.
         threads: threads inside one operator; 0 means every usable core.
@@ -44,9 +47,11 @@ def judge(
     """
     runner = Runner(before, after, provider=provider, threads=threads, acceleration=acceleration)
     closeness, collected = Closeness(runner.varying), Collected()
+    agreeing = Agreeing(tasks or TaskBook(before))
     for answer in runner.answers(samples, progress=progress):
         closeness.add(answer)
+        agreeing.add(answer)
         if metric is not None:
             collected.add(answer)
-    found = closeness.result(source)
+    found = agreeing.told(closeness.result(source))
     return found, None if metric is None else scored(metric, collected, samples.labels)

@@ -7,7 +7,7 @@ import math
 import pickle
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import SpooledTemporaryFile as TemporarySpool
@@ -62,10 +62,11 @@ class Interface:
 
 @dataclass(frozen=True)
 class Answer:
-    """Outputs of one batch: `rows` samples, the outputs of each model by name."""
+    """Outputs of one batch: `rows` samples, the outputs of each model by name, and what went in."""
 
     rows: int
     outputs: tuple[dict[str, Array], ...]
+    inputs: dict[str, Array] = field(default_factory=dict)
 
 
 def check_runs(model: Path) -> None:
@@ -142,7 +143,7 @@ class Runner:
         if not self.large:
             for feed in progress.track(samples.batches(size), total, text):
                 found = tuple(carry.keep(self._run(i, carry.into(feed))) for i, carry in enumerate(carries))
-                yield Answer(self._rows(feed), found)
+                yield Answer(self._rows(feed), found, feed)
             return
         last = len(self._open) - 1
         with ExitStack() as stack:
@@ -156,7 +157,7 @@ class Runner:
             for feed in progress.track(samples.batches(size), total, text):
                 stored = [pickle.load(spool) for spool in spools]
                 given = carries[last].keep(self._run(last, carries[last].into(feed)))
-                yield Answer(self._rows(feed), (*stored, given))
+                yield Answer(self._rows(feed), (*stored, given), feed)
 
     def _session(self, index: int) -> Session:
         session = self._sessions[index]

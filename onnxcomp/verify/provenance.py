@@ -12,6 +12,7 @@ from onnxcomp.errors import ModelError
 from onnxcomp.files import json_of, sha256_of
 from onnxcomp.graph.io import model_files, read_proto
 from onnxcomp.results import PAGE_MARK, broken_seal
+from onnxcomp.verify.budget import EXIT_CODES
 
 PREFIX = "onnxcomp."
 VERSION = "onnxcomp.version"
@@ -20,6 +21,7 @@ SPEC = "onnxcomp.spec"
 CONFIG_SHA256 = "onnxcomp.config.sha256"
 REJECTED = ".rejected.onnx"
 MOST_FOLDERS = 4
+KNOWN_CODES = frozenset({0, 13, *EXIT_CODES.values()})  # of runs that end with a report
 REQUIRED = (VERSION, SOURCE_SHA256, SPEC)
 
 
@@ -139,7 +141,7 @@ def provenance(artifact: Path, report: Path | None = None) -> Provenance:
     found = _source(Path(str(origin.get("path"))), artifact)
     unchanged = sha256_of(*model_files(found)) == recorded[SOURCE_SHA256] if found else None
     code = content.get("exit_code", 0)
-    if not isinstance(code, int) or not 0 <= code <= 255 or not isinstance(content.get("verdict", ""), str):
+    if type(code) is not int or code not in KNOWN_CODES or not isinstance(content.get("verdict", ""), str):
         raise _damaged(report, "exit_code or verdict")
     return Provenance(artifact, sha256, recorded, report, content.get("verdict"), code, found, unchanged)
 

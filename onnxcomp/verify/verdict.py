@@ -17,7 +17,9 @@ from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity, finite
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration
 from onnxcomp.runtime.latency import Entry, compare
 from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.budget import Budget, exit_code
+from onnxcomp.verify.evidence import doubts
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.opening import Opener
 
@@ -26,7 +28,10 @@ SYNTHETIC_SAMPLES = 64
 
 @dataclass(frozen=True)
 class PairVerdict:
-    """What was found out about two models. `sizes`: bytes before and after, external data included."""
+    """What was found out about two models.
+
+    `sizes`: bytes before and after, external data included. `doubts`: why this is weak evidence.
+    """
 
     before: Path
     after: Path
@@ -36,10 +41,11 @@ class PairVerdict:
     benchmark: Benchmark | None
     budget: tuple[BudgetLine, ...]
     notes: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
-        """0 within the budget, else 10 accuracy, 11 size, 12 speed, 14 SQNR, the lowest."""
+        """0 within the budget, else 10 accuracy, 11 size, 12 speed, 14 SQNR, 15 agreement, the lowest."""
         return exit_code(self.budget)
 
     def to_json(self) -> dict[str, Any]:
@@ -54,6 +60,7 @@ class PairVerdict:
             "benchmarks": [] if self.benchmark is None else [asdict(self.benchmark)],
             "budget": [asdict(line) for line in self.budget],
             "notes": list(self.notes),
+            "doubts": list(self.doubts),
         }
         found: dict[str, Any] = finite(content)
         return found
@@ -69,6 +76,7 @@ def verify_pair(
     states: Mapping[str, str] | None = None,
     preprocess: Preprocess | None = None,
     metric: str | None = None,
+    task: str | None = None,
     eval_samples: int | None = None,
     allow_random: bool = False,
     budget: Budget | None = None,
@@ -88,6 +96,7 @@ def verify_pair(
         states: of a stateful model, which output is which input of the next step; guessed where none is given.
         preprocess: how raw pictures become the input.
         metric: `module.py:function[:min]`; top-1 where there are labels and this is None.
+        task: what the outputs are, `boxes` or `OUTPUT=KIND,...`; guessed if not given.
         eval_samples: use the first so many; None for all.
         allow_random: without data, compare on made-up samples.
         budget: what `after` has to keep. Latency is measured, at one thread, only for `min_speedup`.
@@ -113,6 +122,7 @@ def verify_pair(
         after,
         samples,
         chosen,
+        tasks=TaskBook(before, task),
         source="synthetic" if samples.dataset.synthetic else "data",
         provider=provider,
         threads=threads,
@@ -127,8 +137,9 @@ def verify_pair(
     lines = budget.evaluate(
         before_bytes=sizes[0], after_bytes=sizes[1], accuracy=accuracy, fidelity=fidelity, benchmark=benchmark
     )
-    notes = (*samples.dataset.guesses, *samples.dataset.problems)
-    return PairVerdict(before, after, sizes, fidelity, accuracy, benchmark, tuple(lines), notes)
+    notes = (*samples.dataset.guesses, *fidelity.guesses, *samples.dataset.problems)
+    weak = tuple(doubts(fidelity, accuracy, samples.labels))
+    return PairVerdict(before, after, sizes, fidelity, accuracy, benchmark, tuple(lines), notes, weak)
 
 
 def _size(model: Path) -> int:

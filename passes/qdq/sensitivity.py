@@ -12,6 +12,7 @@ from onnxcomp.graph.ir import Array, Graph, Node, Tensor, Variable
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.runtime.closeness import noise_share, rows_of
 from onnxcomp.runtime.progress import Progress
 from onnxcomp.runtime.session import open_session
 from onnxcomp.targets.base import Target
@@ -30,7 +31,7 @@ def noises(
     threads: int,
     progress: Progress,
 ) -> dict[Node, float]:
-    """Noise over signal power of the worst output when one layer alone is rounded: weights, what it reads and writes.
+    """Noise over signal of the outputs' worst part when one layer alone is rounded: weights, what it reads and writes.
 
     The float graph runs once a layer on the first feed, and on the others for the layers that matter.
 
@@ -48,20 +49,12 @@ def noises(
     for feed in feeds:
         switches = {**feed, **dict.fromkeys(names.values(), off)}
         exact = session.run(switches, outputs)
-        power = {name: _energy(exact[name]) for name in outputs}
         for node in progress.track(todo, len(todo), "sensitivity of layers"):
             other = session.run({**switches, names[node]: on}, outputs)
-            shares = [_energy(other[name] - exact[name]) / power[name] for name in outputs if power[name] > 0]
-            found[node].append(max(shares, default=0.0))
+            found[node].append(noise_share([exact], [other], [rows_of(feed)]))
         total = sum(float(np.mean(values)) for values in found.values())
         todo = [node for node in todo if np.mean(found[node]) * len(found) > RELEVANT * total]
     return {node: float(np.mean(values)) for node, values in found.items()}
-
-
-def _energy(array: Array) -> float:
-    if array.dtype.kind != "f":
-        return 0.0
-    return float(np.square(array, dtype=np.float64).sum())
 
 
 def _switched(

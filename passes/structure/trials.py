@@ -23,7 +23,7 @@ from onnxcomp.passes.structure.blocks import drop_all
 from onnxcomp.passes.structure.readers import readers
 from onnxcomp.passes.structure.refit import BATCH, Effort, Refit
 from onnxcomp.passes.structure.solving import solve_again, to_solve, whole
-from onnxcomp.runtime.closeness import rows_of, worst_sqnr_db
+from onnxcomp.runtime.closeness import noise_share, rows_of
 from onnxcomp.runtime.session import open_session
 
 SOLVED, JUDGED = 128, 128  # samples
@@ -133,7 +133,7 @@ class Trials:
             copy = self.graph.clone()
             carry_out(copy, self.choices, candidate, self.context, self.damping, self.effort)
             self.expected = self.expected or list(self._run(self.graph))
-            self.known[candidate] = float(10 ** (-worst_sqnr_db(self.expected, self._run(copy), self.rows) / 10))
+            self.known[candidate] = noise_share(self.expected, self._run(copy), self.rows)
         return self.known[candidate]
 
     def _run(self, graph: Graph) -> Iterator[dict[str, Array]]:

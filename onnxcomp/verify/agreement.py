@@ -1,0 +1,67 @@
+"""How often do two models decide the same, by what each output is? One look at the first batch tells what to count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from onnxcomp.results import Agreement, Fidelity
+from onnxcomp.verify.pair import Answer
+from onnxcomp.verify.tasks import Measure, Seen, Tasks, look, parse_task
+from onnxcomp.verify.tasks.tails import tails_of
+
+
+class TaskBook:
+    """What each output of a model was taken for; looked up once, so that all that is judged is judged alike.
+
+    Args:
+        model: the original.
+        asked: `--task`; what it does not say is guessed.
+
+    Raises:
+        UsageError: there is no such task.
+    """
+
+    def __init__(self, model: Path, asked: str | None = None) -> None:
+        self.model, self.asked = model, parse_task(asked)
+        self.tasks: Tasks | None = None
+
+    def measures(self, answer: Answer) -> list[Measure]:
+        """New measures, for one run over samples that begins with this batch."""
+        if self.tasks is None:
+            seen = Seen(answer.inputs, answer.outputs[0], answer.rows, tails_of(self.model))
+            self.tasks = look(seen, self.asked)
+        return self.tasks.make()
+
+
+class Agreeing:
+    """The measures of one run over the samples."""
+
+    def __init__(self, book: TaskBook) -> None:
+        self.book = book
+        self.measures: list[Measure] | None = None
+
+    def add(self, answer: Answer) -> None:
+        """Count one batch."""
+        if self.measures is None:
+            self.measures = self.book.measures(answer)
+        before, after = answer.outputs
+        for measure in self.measures:
+            measure.add(before, after, answer.rows)
+
+    def told(self, fidelity: Fidelity) -> Fidelity:
+        """The fidelity with what was counted; "same top-1" stays only where an output ranks classes."""
+        agreements = tuple(measure.result() for measure in self.measures or [])
+        ranking = {name for a in agreements if a.kind == "classes" for name in a.outputs}
+        outputs = {
+            name: output if name in ranking else replace(output, top1_agreement=None)
+            for name, output in fidelity.outputs.items()
+        }
+        guesses = self.book.tasks.guesses if self.book.tasks is not None else ()
+        return replace(fidelity, outputs=outputs, agreements=agreements, guesses=guesses)
+
+
+def in_words(agreement: Agreement) -> str:
+    """`boxes matched (F1 at IoU 0.5) above 0.25: 97.3%`."""
+    value = "not told" if agreement.value is None else f"{agreement.value:.2%}"
+    return f"{agreement.measure}: {value}"

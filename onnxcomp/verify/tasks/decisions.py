@@ -1,0 +1,146 @@
+"""How often do two models name the same class, sample by sample or place by place, or decide the same?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from onnxcomp.results import Agreement
+from onnxcomp.runtime.session import Array
+from onnxcomp.verify.tasks.base import KINDS, LEAST, Measure
+
+FEW_YES = 10
+
+
+class Classes(Measure):
+    """The highest score along one axis, the same in both; one class a sample, or one a place.
+
+    Args:
+        kind: `classes`, `tokens` or `pixels`.
+        axis: of the classes.
+    """
+
+    def __init__(self, kind: str, output: str, axis: int = -1) -> None:
+        self.kind, self.outputs, self.axis = kind, (output,), axis
+        self.samples = self.places = self.equal = 0
+        self.counts: Array = np.zeros(1, np.int64)
+
+    def add(self, before: Mapping[str, Array], after: Mapping[str, Array], rows: int) -> None:
+        """Count one batch."""
+        a, b = before[self.outputs[0]], after[self.outputs[0]]
+        self.samples += rows
+        if a.shape != b.shape or a.ndim < 2:
+            self.places += a.size
+            return
+        known = ~(np.isnan(a).any(axis=self.axis) | np.isnan(b).any(axis=self.axis))
+        first, second = a.argmax(axis=self.axis), b.argmax(axis=self.axis)
+        self.places += first.size
+        self.equal += int(((first == second) & known).sum())
+        counts = np.bincount(first.reshape(-1), minlength=len(self.counts))
+        counts[: len(self.counts)] += self.counts
+        self.counts = counts
+
+    def result(self) -> Agreement:
+        """Share of samples or places."""
+        doubts = _few(self.samples)
+        if self.samples >= LEAST and int((self.counts > 0).sum()) == 1:
+            doubts.append(f"the original names class {int(self.counts.argmax())} {_everywhere(self.kind)}")
+        value = self.equal / self.places if self.places else None
+        return Agreement(self.kind, self.outputs, KINDS[self.kind], value, self.samples, doubts=tuple(doubts))
+
+
+class Decisions(Measure):
+    """Yes or no at a threshold: 0.5 for probabilities, 0 for other numbers.
+
+    Where there is more than one number a sample, no is usual: then those that either model says yes to count, as
+    F1 = 2 both / (yes of one + yes of the other).
+    """
+
+    kind = "decisions"
+
+    def __init__(self, output: str, threshold: float, *, kind: str = "decisions") -> None:
+        self.kind, self.outputs, self.threshold = kind, (output,), threshold
+        self.samples = self.places = self.equal = self.both = self.yes = self.other = 0
+
+    def add(self, before: Mapping[str, Array], after: Mapping[str, Array], rows: int) -> None:
+        """Count one batch."""
+        a, b = (side[self.outputs[0]] for side in (before, after))
+        self.samples += rows
+        self.places += a.size
+        if a.shape != b.shape:
+            return
+        first, second = a > self.threshold, b > self.threshold
+        self.equal += int(((first == second) & ~np.isnan(a.astype(np.float64) + b.astype(np.float64))).sum())
+        self.both += int((first & second).sum())
+        self.yes += int(first.sum())
+        self.other += int(second.sum())
+
+    def result(self) -> Agreement:
+        """F1 of yes, or the share of equal decisions."""
+        doubts = _few(self.samples)
+        several = self.places > self.samples
+        rare = several and self.yes >= FEW_YES
+        if self.samples >= LEAST and self.yes in (0, self.places):
+            doubts.append(f"the original says {'no' if self.yes == 0 else 'yes'} to every sample")
+        value = None
+        if self.places:
+            value = 2 * self.both / (self.yes + self.other) if rare else self.equal / self.places
+        words = f"{KINDS['decisions']} at {self.threshold:g}{', F1' if rare else ''}"
+        return Agreement(self.kind, self.outputs, words, value, self.samples, doubts=tuple(doubts))
+
+
+class Equal(Measure):
+    """Outputs that are no floating-point numbers: classes behind ArgMax, masks behind a threshold, texts.
+
+    Where the number of rows depends on the values and differs, rows are matched with equal ones, wherever they stand:
+    F1 = 2 matched / (rows of one + rows of the other).
+    """
+
+    kind = "classes"
+
+    def __init__(self, output: str) -> None:
+        self.outputs = (output,)
+        self.samples = self.places = self.equal = 0
+        self.rows = self.others = self.matched = 0
+        self.first: object = None
+        self.varied = self.apart = False
+
+    def add(self, before: Mapping[str, Array], after: Mapping[str, Array], rows: int) -> None:
+        """Count one batch."""
+        a, b = before[self.outputs[0]], after[self.outputs[0]]
+        self.samples += rows
+        self.places += a.size
+        if a.size:
+            self.first = a.reshape(-1)[0] if self.first is None else self.first
+            self.varied = self.varied or bool((a != self.first).any())
+        if a.shape == b.shape:
+            self.equal += int(np.asarray(a == b, bool).sum())
+        else:
+            self.apart = True
+        if a.ndim and b.ndim and a.shape[0] != rows:
+            self.rows, self.others = self.rows + len(a), self.others + len(b)
+            self.matched += sum((_counted(a) & _counted(b)).values())
+
+    def result(self) -> Agreement:
+        """Share of equal elements, or F1 of equal rows."""
+        doubts = _few(self.samples)
+        if self.samples >= LEAST and self.places and not self.varied:
+            doubts.append("the original gives one value everywhere")
+        value, words = self.equal / self.places if self.places and not self.apart else None, "equal values"
+        if self.apart and self.rows + self.others:
+            value, words = 2 * self.matched / (self.rows + self.others), "equal rows, F1"
+        return Agreement("classes", self.outputs, words, value, self.samples, doubts=tuple(doubts))
+
+
+def _counted(array: Array) -> Counter[bytes]:
+    return Counter(repr(row.tolist()).encode() if array.dtype == object else row.tobytes() for row in array)
+
+
+def _few(samples: int) -> list[str]:
+    return [f"{samples} sample{'s' * (samples != 1)} tell little"] if 0 < samples < LEAST else []
+
+
+def _everywhere(kind: str) -> str:
+    return {"classes": "of every sample", "tokens": "at every place"}.get(kind, "at every pixel")
