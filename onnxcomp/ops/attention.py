@@ -12,8 +12,8 @@ from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Dim, Node
 from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops import zeros
 from onnxcomp.ops.broadcasting import close_all
-from onnxcomp.ops.record import OpFacts, Weight, ZeroView
-from onnxcomp.ops.shapes import as_first
+from onnxcomp.ops.record import OpFacts, Weight, ZeroView, elements, volume
+from onnxcomp.ops.shapes import as_first, rows_by
 
 # -- multiply-accumulates ----------------------------------------------------------------------------------------
 
@@ -351,7 +351,23 @@ def _values_and_bias(view: ZeroView) -> set[int]:
 
 def _packed_weights(node: Node) -> tuple[Weight, ...]:
     """W [in, query + key + value]."""
-    return (Weight(1, out_axis=1, in_axes=(0,), bias=2),)
+    weight = node.constant(1)
+    return (Weight(1, out_axis=1, in_axes=(0,), bias=2),) if weight is not None and len(weight.shape) == 2 else ()
+
+
+def quantized_macs(node: Node, shapes: Shapes) -> int:
+    """QAttention: as Attention in float, of which it takes data, weight and heads."""
+    data, weight = shapes.static(node.inputs[0]), shapes.static(node.inputs[1])
+    if data is None or weight is None or len(data) != 3 or len(weight) != 2:
+        return 0
+    batch, tokens, _ = data
+    return batch * tokens * (volume(weight) + 2 * tokens * (weight[1] // 3))
+
+
+def quantized_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """QAttention: [batch, rows, values] in the type of its scale."""
+    weight = shapes.static(node.input(1))
+    return rows_by(node, shapes, weight[1] // 3 if weight else None, np.dtype(np.float32))
 
 
 RECORDS = (
@@ -365,6 +381,14 @@ RECORDS = (
         shape_ports=(6,),
         shape=runtime_types,
         coupling=packed,
+    ),
+    OpFacts(
+        "QAttention",
+        MICROSOFT_DOMAIN,
+        macs=quantized_macs,
+        quantization_ports=(3, 4, 6, 7),
+        packed={1: elements},
+        shape=quantized_types,
     ),
     OpFacts(
         "MultiHeadAttention",
