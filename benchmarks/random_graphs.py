@@ -142,7 +142,11 @@ def _judge(model: wild_models.Wild, report: Any, out: Path, seed: int, spec: str
     proto = wild_models.onnx.load(out)
     feed = model.feeds(SAMPLES, 3)  # what the report judged is among them
     try:
-        before, after = (wild_models.open_model(p, optimized=True).run(None, feed) for p in (model.proto, proto))
+        before = wild_models.open_model(model.proto, optimized=True).run(None, feed)
+    except Exception:  # ONNX Runtime's own errors share no class; the model itself does not take so many samples
+        return None
+    try:
+        after = wild_models.open_model(proto, optimized=True).run(None, feed)
     except Exception as error:
         return Finding("broken guarantee", "the written model does not run", seed, spec, str(error)[:200])
     promises = {item.guarantee.value for item in parse_passes(spec)}

@@ -121,7 +121,8 @@ class _Sweeper:
     def equal_initializers(self) -> None:
         """One initializer for each value; the first in the file stays, or one that is an output."""
         kept = self.graph.kept_inputs
-        for group in _equal([c for c in self.graph.constants() if c not in kept], self.digests):
+        alike = [c for c in self.graph.constants() if c not in kept and not self._updated(c)]
+        for group in _equal(alike, self.digests):
             first = next((c for c in group if c in self.outputs), group[0])
             if first.scope is not None and any(c.scope is not first.scope for c in group):
                 if first in self.outputs:
@@ -133,6 +134,16 @@ class _Sweeper:
                 if constant is not first and constant not in self.outputs and self._readable(constant):
                     self.outcome.change(constant, f"merged with {first.name}: the same value")
                     self.graph.replace_uses(constant, first)
+
+    def _updated(self, constant: Constant) -> bool:
+        """Whether a node that trains writes running statistics to where they stand, as ONNX Runtime does."""
+        return any(
+            node.inputs[port] is constant
+            for node in constant.consumers
+            if len(node.outputs) > 1
+            for port in self.operators.facts(node).statistics_ports
+            if port < len(node.inputs)
+        )
 
     def _readable(self, constant: Constant) -> bool:
         return all(self.wanted(node) for node in constant.consumers)

@@ -14,6 +14,7 @@ import onnx
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.port_types import HALF, Port, made_from_attributes, ports, takes_half
+from onnxcomp.graph.positions import positional
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, option
 from onnxcomp.manager.raising import raise_opset
@@ -40,9 +41,10 @@ class ConvertFloat16(Pass):
 
     Inputs and outputs of the model keep their types. A node stays float32 when a tensor that it reads or writes comes
     within `headroom` of 65,504 on the calibration data, or lies so low that half precision has no digits for it; when
-    its weights do not fit; when it holds a body (If, Loop, Scan) or is no operator of the standard; and when it stands
-    apart from every product, where casts cost more than they save. Which ports may be float16 comes from the ONNX
-    schema (the scales of Resize may not). One Cast serves all readers of a tensor, and no two stand in a row.
+    its weights do not fit; when it works on positions or phases, which grow with length or size; when it holds a body
+    (If, Loop, Scan) or is no operator of the standard; and when it stands apart from every product, where casts cost
+    more than they save. Which ports may be float16 comes from the ONNX schema (the scales of Resize may not). One Cast
+    serves all readers of a tensor, and no two stand in a row.
 
     P. Micikevicius et al., "Mixed Precision Training", ICLR 2018, on the range and its ends.
     """
@@ -110,6 +112,8 @@ class _Converter:
         self.shapes = shape_tools.infer(self.graph, given)
         plan = self._possible()
         self._keep_counting(plan)
+        for node, why in positional(self.graph, self.shapes, self.context.operators).items():
+            plan.leave(node, why)
         self._fit_constants(plan)
         self._fit_activations(plan)
         self._drop_islands(plan)
@@ -371,6 +375,8 @@ def _kind(why: str) -> str:
         ("half precision ends", "beyond 65504"),
         ("digits", "too small for its digits"),
         ("body", "with bodies"),
+        ("positions", "of positions"),
+        ("phase", "of phases"),
         ("no product", "apart from products"),
         ("no half-precision form", "without a half form"),
         ("standard", "not of the standard"),

@@ -609,3 +609,36 @@ def test_bound_shapes_are_those_of_a_run(build: Callable[[], onnx.ModelProto]) -
     graph = decode(proto)
     shapes = infer(graph, {name: value.shape for name, value in feeds.items()})
     assert [shapes.static(t) for t in graph.outputs] == [v.shape for v in wanted]
+
+
+def sparse_model() -> onnx.ModelProto:
+    """x [N, 40] @ w [40, 40], one value in ten, stored as a sparse tensor."""
+    generator = builders.rng()
+    dense = np.where(generator.random((40, 40)) < 0.1, builders.normal(generator, 40, 40), 0).astype(np.float32)
+    at = np.flatnonzero(dense)
+    ports = [builders.value(n, builders.FLOAT, ["N", 40]) for n in ("x", "y")]
+    proto = builders.model([helper.make_node("MatMul", ["x", "w"], ["y"], "m")], ports[:1], ports[1:], check=False)
+    values = helper.make_tensor("w", TensorProto.FLOAT, [len(at)], dense.reshape(-1)[at])
+    indices = helper.make_tensor("w_at", TensorProto.INT64, [len(at)], at)
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [40, 40]))
+    return proto
+
+
+@pytest.mark.parametrize("spec", ["prune-weights{ratio=0.95}", "clip-weights{method=sigma}"])
+def test_a_sparse_weight_stays_sparse_when_its_values_change(spec: str) -> None:
+    proto = sparse_model()
+    result = PassManager(Pipeline.parse(spec)).run(decode(proto))
+    assert result.changes
+    assert len(io.to_bytes(result.graph)) <= len(proto.SerializeToString()) + 200
+    after = onnx.load_from_string(io.to_bytes(result.graph.clone()))
+    assert [s.values.name for s in after.graph.sparse_initializer] == ["w"]
+    x = builders.feeds_of(proto)
+    assert np.isfinite(builders.run(after, x)[0]).all()
+
+
+def test_a_sparse_weight_that_fills_up_is_written_dense() -> None:
+    graph = decode(sparse_model())
+    (weight,) = graph.constants()
+    weight.values = np.ones((40, 40), np.float32)
+    after = encode(graph)
+    assert not after.graph.sparse_initializer and len(after.graph.initializer) == 1

@@ -395,3 +395,22 @@ def test_golden_graphs(name: str) -> None:
         path.write_text(text, encoding="utf-8")
         pytest.fail(f"{path.name} was missing and has been written: read it and commit it")
     assert text == path.read_text(encoding="utf-8")
+
+
+def test_statistics_that_training_writes_to_are_not_merged_with_their_equals() -> None:
+    """Mean 0 and bias 0, variance 1 and scale 1: ONNX Runtime writes the running ones in place."""
+    node = helper.make_node(
+        "BatchNormalization", ["x", "scale", "bias", "mean", "var"], ["y", "rm", "rv"], "bn", training_mode=1
+    )
+    ones, zeros = np.ones(3, np.float32), np.zeros(3, np.float32)
+    weights = {"scale": ones, "bias": zeros, "mean": zeros.copy(), "var": ones.copy()}
+    proto = builders.model(
+        [node, helper.make_node("Mul", ["y", "again"], ["z"], "mul")],
+        [builders.value("x", builders.FLOAT, [4, 3, 2, 2])],
+        [builders.value("z", builders.FLOAT, [4, 3, 2, 2])],
+        weights | {"again": np.ones((3, 1, 1), np.float32)},
+        check=False,
+    )
+    graph = PassManager(Pipeline.parse("cleanup")).run(decode(proto)).graph
+    names = [t.name for t in graph.nodes[0].inputs]
+    assert names == ["x", "scale", "bias", "mean", "var"]

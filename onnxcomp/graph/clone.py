@@ -52,6 +52,7 @@ class _Cloner:
         if found is None:
             scope = None if tensor.scope is None else self.graphs.get(tensor.scope)
             found = Constant(tensor.name, tensor.payload, scope, tensor.envelope)
+            found.sparse = tensor.sparse
             self.tensors[tensor] = found
         assert isinstance(found, Constant)
         return found

@@ -104,6 +104,7 @@ class _Decoder:
         self.folder = folder
         self.keep = keep_initializer_inputs
         self.taken: set[str] = set()
+        self.counts: dict[str, int] = {}  # how many names were made of each: thousands may be alike
 
     def model(self, proto: onnx.ModelProto) -> Graph:
         envelope = onnx.ModelProto()
@@ -192,10 +193,11 @@ class _Decoder:
 
     def _node_name(self, proto: onnx.NodeProto) -> str:
         base = next((o for o in proto.output if o), proto.op_type)
-        name, count = base, 0
+        name, count = base, self.counts.get(base, 0)
         while name in self.taken:
             count += 1
             name = f"{base}_{count}"
+        self.counts[base] = count
         self.taken.add(name)
         return name
 
@@ -502,10 +504,25 @@ def _encode_graph(
             sparse = proto.sparse_initializer.add()
             sparse.CopyFrom(stored.proto)
             sparse.values.name = constant.name
+        elif constant.sparse and (made := _sparse_proto(constant)) is not None:
+            proto.sparse_initializer.append(made)
         else:
             proto.initializer.append(initializer(constant))
     known = {c.name for c in (*proto.initializer, *proto.node)} | {o for n in proto.node for o in n.output}
     _keep_valid_annotations(proto, known | {i.name for i in proto.input})
+
+
+def _sparse_proto(constant: Constant) -> onnx.SparseTensorProto | None:
+    """The value of an initializer as a sparse tensor; None where that takes more bytes than a dense one."""
+    values = constant.values
+    flat = values.reshape(-1)
+    at = np.flatnonzero(flat)
+    if at.size * (constant.dtype.itemsize + 8) >= constant.nbytes:
+        return None
+    made = onnx.SparseTensorProto(dims=values.shape)
+    made.values.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(flat[at]), constant.name))
+    made.indices.CopyFrom(helper.make_tensor(f"{constant.name}_at", TensorProto.INT64, at.shape, at))  # as varints
+    return made
 
 
 def _initializers(root: Graph, graph: Graph, scope: Graph | None) -> list[Constant]:

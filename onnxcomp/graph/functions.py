@@ -146,7 +146,7 @@ def _transplant(new: Graph, graph: Graph) -> None:
     for node in graph.nodes:
         for body in node.bodies:
             body.parent = graph
-    graph._bodies, graph._names = new._bodies, None
+    graph._bodies, graph._names, graph._counts = new._bodies, None, {}
     del graph.model.functions[:]
     graph.model.opset_import.extend(
         e for e in new.model.opset_import if e.domain not in {o.domain for o in graph.model.opset_import}

@@ -230,7 +230,7 @@ def _with_external_data(graph: Graph, path: Path, written: list[Path]) -> onnx.M
     with atomic_write(staging, rename=finish) as file:
         position = 0
         for constant in dict.fromkeys((*graph.constants(), *graph.unused)):
-            if constant.nbytes < EXTERNAL_TENSOR_BYTES or constant.dtype == np.dtype(object):
+            if constant.nbytes < EXTERNAL_TENSOR_BYTES or constant.dtype == np.dtype(object) or constant.sparse:
                 continue
             padding = bytes(-position % ALIGNMENT_BYTES)
             data = _raw(constant)

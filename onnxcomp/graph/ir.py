@@ -89,6 +89,7 @@ class Constant(gs.Constant):
     Attributes:
         scope: the subgraph that holds the initializer; None for the main graph.
         envelope: a TensorProto without data (name, doc string, metadata).
+        sparse: whether the file held it as a sparse tensor; a new value is written so too where that is smaller.
     """
 
     __eq__ = object.__eq__
@@ -105,6 +106,7 @@ class Constant(gs.Constant):
         self.scope = scope
         self.envelope = envelope
         self._values: Array | Stored = values if isinstance(values, Stored) else _frozen(values)
+        self.sparse = isinstance(values, Stored) and isinstance(values.proto, onnx.SparseTensorProto)
 
     @property
     def values(self) -> Array:
@@ -265,6 +267,7 @@ class Graph:
     source: Path | None = None
     kept_inputs: dict[Constant, onnx.ValueInfoProto] = field(default_factory=dict)
     _names: set[str] | None = None
+    _counts: dict[str, int] = field(default_factory=dict)
     _bodies: list[Graph] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -376,10 +379,11 @@ class Graph:
         root = self.root
         if root._names is None:
             root._names = set(root.tensors()) | {node.name for node in root.walk()}
-        name, count = base, 0
+        name, count = base, root._counts.get(base, 0)
         while not name or name in root._names:
             count += 1
             name = f"{base}_{count}"
+        root._counts[base] = count
         root._names.add(name)
         return name
 
@@ -442,6 +446,7 @@ class Graph:
         if constant is None or (len(constant.outputs) == 1 and not self.is_output(constant)):
             return constant
         private = Constant(self.unique_name(f"{constant.name}_{node.name}"), constant.payload, constant.scope)
+        private.sparse = constant.sparse
         node.inputs[port] = private
         return private
 
