@@ -346,7 +346,7 @@ def deep(proto: ModelProto, random: np.random.Generator) -> None:
     )
     for level in range(int(_any(random, (5, 40)))):
         node = helper.make_node("If", ["deep_c"], [f"d{level}"], then_branch=inner, else_branch=inner)
-        if len(node.SerializeToString()) > 300_000:
+        if len(node.SerializeToString()) > 100_000:
             break
         inner = helper.make_graph([node], "inner", [], [builders.value(f"d{level}", 9, [])])
     proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "deep_c"))
