@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,14 +10,18 @@ from typing import Any
 
 from onnxcomp.data.inputs import InputSpec, with_shapes
 from onnxcomp.data.synthetic import guessed_shapes
-from onnxcomp.errors import OnnxcompError
+from onnxcomp.errors import ModelError, OnnxcompError
 from onnxcomp.graph import cost
-from onnxcomp.graph.io import load, model_files
+from onnxcomp.graph.functions import inline_functions
+from onnxcomp.graph.io import load, model_files, total_bytes
 from onnxcomp.graph.ir import Graph
+from onnxcomp.graph.literals import lift_weights
 from onnxcomp.manager import registry
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.ops.facts import Operators, load_operators
 from onnxcomp.results import ModelStats
+
+TRIED_BYTES = 64 * 2**20  # of weights: up to here a lossy pass is tried, beyond only what it may look at is told
 
 
 @dataclass(frozen=True)
@@ -149,21 +154,36 @@ def _type(dtype: Any, shape: Any) -> str:
 
 
 def _prospects(graph: Graph, context: PassContext) -> list[Prospect]:
+    """What each pass could do, as it would meet the graph: with functions inlined and weights as initializers."""
     found, operators = [], context.operators
+    opened = graph.clone()
+    with contextlib.suppress(ModelError):  # functions of another opset stay, and passes leave them alone
+        inline_functions(opened)
+    lift_weights(opened)
     for name in registry.names():
         cls = registry.find(name)
         try:
             item = cls()
         except OnnxcompError:  # an option has no default that means anything, such as how much to prune
-            found.append(Prospect(name, cls.guarantee.value, _reach(cls, graph, operators)))
+            found.append(Prospect(name, cls.guarantee.value, _reach(cls, opened, operators)))
             continue
-        if item.promises() is Guarantee.LOSSY or Need.DATA in item.required():
-            found.append(Prospect(name, item.promises().value, _reach(cls, graph, operators)))
+        lossy = item.promises() is Guarantee.LOSSY
+        if needs_more(item) or (lossy and total_bytes(graph) > TRIED_BYTES):
+            found.append(Prospect(name, item.promises().value, _reach(cls, opened, operators)))
             continue
-        outcome = item.run(graph.clone(), context)
+        try:
+            outcome = item.run((opened if lossy else graph).clone(), context)
+        except OnnxcompError as error:
+            found.append(Prospect(name, item.promises().value, error.what))
+            continue
         words = outcome.summary or (f"{len(outcome.changes)} changes" if outcome.changes else "nothing to do")
         found.append(Prospect(name, item.promises().value, words, len(outcome.changes)))
     return found
+
+
+def needs_more(item: Pass) -> bool:
+    """Whether a pass needs what an inspection does not have: data, labels, a training runtime."""
+    return bool(set(item.required()) & {Need.DATA, Need.LABELS, Need.TRAINING})
 
 
 def _reach(cls: type[Pass], graph: Graph, operators: Operators) -> str:

@@ -11,15 +11,17 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx
 
+from onnxcomp.errors import ModelError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.port_types import HALF, Port, made_from_attributes, ports, takes_half
 from onnxcomp.graph.positions import positional
-from onnxcomp.graph.types import Shapes
+from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, option
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.ops.record import no_macs
 from onnxcomp.runtime.activations import Activation, collect
+from onnxcomp.runtime.taps import tapped
 
 SINGLE, HALF_DTYPE = np.dtype(np.float32), np.dtype(np.float16)
 LARGEST = 65504.0
@@ -110,6 +112,7 @@ class _Converter:
     def _plan(self) -> _Plan:
         given = shape_tools.one_sample(self.graph, self.context.sample_shapes)
         self.shapes = shape_tools.infer(self.graph, given)
+        self._learn_types()
         plan = self._possible()
         self._keep_counting(plan)
         for node, why in positional(self.graph, self.shapes, self.context.operators).items():
@@ -118,6 +121,23 @@ class _Converter:
         self._fit_activations(plan)
         self._drop_islands(plan)
         return plan
+
+    def _learn_types(self) -> None:
+        """Ask ONNX Runtime for types that onnx does not infer, behind its own operators."""
+        unknown = [
+            t for node in self.graph.nodes for t in node.outputs if t.name and t.consumers and not self.shapes.dtype(t)
+        ]
+        if not unknown:
+            return
+        try:
+            session = tapped(self.graph, [t.name for t in unknown], self.context.threads)
+        except ModelError as error:
+            self.outcome.notes.append(f"types behind operators that onnx does not know stay unknown: {error.what}")
+            return
+        for port in session.outputs:
+            if port.dtype is not None and not port.exotic:
+                known = self.shapes.types.get(port.name)
+                self.shapes.types[port.name] = TensorType(port.dtype, known.shape if known is not None else None)
 
     # -- which nodes -------------------------------------------------------------------------------------------
 

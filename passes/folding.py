@@ -91,7 +91,9 @@ class Plan:
         if not wanted:
             return
         model, feeds = self._model(rest, wanted, values, inside)
-        found = open_session(model.SerializeToString(), threads=threads, optimize=False).run(feeds)
+        # repacked weights round in another way than those that are fed
+        session = open_session(model.SerializeToString(), threads=threads, optimize=False, lean=True)
+        found = session.run(feeds)
         values.update({t: found[self.names[t]] for t in wanted})
 
     def _view(self, node: Node, values: dict[Tensor, Array]) -> Array | None:

@@ -263,6 +263,7 @@ case(
 )
 case("Det", real(2, 3, 3), since=11)
 case("Dropout", A)
+case("Dropout", A, n=2)
 case("Dropout", A, ratio=0.3, until=11)
 case("Dropout", A, Known(np.float32(0.3)), since=12)
 case("Expand", real(3, 1), ints(2, 3, 4), since=8)

@@ -9,7 +9,7 @@ import builders
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import onnxcomp
 from onnxcomp.errors import DataError, ModelError
@@ -226,6 +226,32 @@ def test_default_run(make: object, random: bool, tmp_path: Path) -> None:
 def test_inspect(make: object, tmp_path: Path) -> None:
     found = inspect(builders.save(make(), tmp_path / "model.onnx"), groups=True)
     assert sum(found.operators.values()) == len(make().graph.node)
+
+
+def test_prospects_see_weights_in_constant_nodes_and_tell_what_a_pass_would_really_do(tmp_path: Path) -> None:
+    generator = builders.rng()
+    weight = numpy_helper.from_array(builders.normal(generator, 8, 3, 3, 3))
+    nodes = [
+        helper.make_node("Constant", [], ["w"], "weight", value=weight),
+        helper.make_node("Conv", ["x", "w"], ["y"], "conv"),
+    ]
+    ports = builders.value("x", FLOAT, [1, 3, 9, 9]), builders.value("y", FLOAT, [1, 8, 7, 7])
+    path = builders.save(builders.model(nodes, ports[:1], ports[1:]), tmp_path / "model.onnx")
+    told = {p.name: p.what for p in inspect(path).prospects}
+    assert told["quantize-qdq"] == "1 weights, 100.0% of the parameters; needs calibration data"
+    assert "nothing to do" in told["quantize-dynamic"], "no convolution is quantized at run time"
+    assert told["convert-float16"].startswith("1 of 1 float32 nodes")
+
+
+def test_rows_of_a_constant_node_are_counted(tmp_path: Path) -> None:
+    table = numpy_helper.from_array(np.ones((5, 4), np.float32))
+    nodes = [
+        helper.make_node("Constant", [], ["t"], "table", value=table),
+        helper.make_node("Gather", ["t", "i"], ["y"], "gather"),
+    ]
+    ports = builders.value("i", INT64, [2]), builders.value("y", FLOAT, [2, 4])
+    path = builders.save(builders.model(nodes, ports[:1], ports[1:]), tmp_path / "model.onnx")
+    assert inspect(path).stats.parameters == 20
 
 
 def test_guessed_sizes_are_said_and_count_in_the_macs(tmp_path: Path) -> None:

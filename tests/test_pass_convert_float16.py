@@ -389,3 +389,34 @@ def test_each_target_is_offered_what_it_runs_fast() -> None:
     assert names(target="tensorrt", has_data=False) == ["clean"]
     assert names(target="cuda", objective="size")[:1] == ["weights4"]
     assert "half" not in names() and names()[0] == "int8"
+
+
+def test_types_behind_operators_of_onnx_runtime_are_known() -> None:
+    generator = builders.rng()
+    nodes = [
+        helper.make_node("BiasGelu", ["x", "b"], ["g"], "gelu", domain="com.microsoft"),
+        helper.make_node("MatMul", ["g", "w"], ["y"], "product"),
+    ]
+    weights = {"b": builders.normal(generator, 16), "w": builders.normal(generator, 16, 64)}
+    ports = builders.value("x", builders.FLOAT, ["N", 16]), builders.value("y", builders.FLOAT, ["N", 64])
+    proto = builders.model(nodes, ports[:1], ports[1:], weights, domains={"com.microsoft": 1}, check=False)
+    record = PassManager(Pipeline.parse("convert-float16")).run(decode(proto)).records[0]
+    assert record.summary.startswith("1 of 2 float32 nodes")
+    assert [skip.node for skip in record.skips] == ["gelu"]
+
+
+def test_an_operator_whose_parts_mix_types_stays_float32() -> None:
+    """MeanVarianceNormalization raises its input to a float32 power."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("MeanVarianceNormalization", ["c"], ["m"], "norm", axes=[0, 2, 3]),
+        helper.make_node("Conv", ["m", "v"], ["y"], "last"),
+    ]
+    generator = builders.rng()
+    weights = {"w": builders.normal(generator, 8, 3, 3, 3), "v": builders.normal(generator, 4, 8, 1, 1)}
+    ports = builders.value("x", builders.FLOAT, [1, 3, 9, 9]), builders.value("y", builders.FLOAT, [1, 4, 7, 7])
+    result = PassManager(Pipeline.parse("convert-float16")).run(
+        decode(builders.model(nodes, ports[:1], ports[1:], weights))
+    )
+    assert [skip.node for skip in result.records[0].skips] == ["norm"]
+    assert len(result.records[0].details) == 2

@@ -323,6 +323,9 @@ CASES: dict[str, Case] = {
     "InstanceNormalization": normalized("InstanceNormalization", 2, epsilon=1e-3),
     "LayerNormalization": normalized("LayerNormalization", 2, sequence),
     "LayerNormalization scale": normalized("LayerNormalization", 1, sequence),
+    "LayerNormalization broadcast": sequence(
+        lambda n, h: n.op("LayerNormalization", h, n.positive(1), n.weight(1, 6), axis=-1)
+    ),
     "LRN": op("LRN", over=image, size=3, alpha=0.5, beta=0.7, bias=0.9),
     "LpNormalization 1": op("LpNormalization", p=1, axis=0),
     "MeanVarianceNormalization": op("MeanVarianceNormalization", over=image),

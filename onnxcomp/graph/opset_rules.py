@@ -164,13 +164,21 @@ def dropout(edit: Edit) -> None:
     ratio = edit.take("ratio")
     if ratio is not None:
         edit.put(1, np.asarray(ratio, np.float32), "ratio")
+    _own_mask(edit, np.dtype(bool))
 
 
 def dropout_mask(edit: Edit) -> None:
-    """Dropout 10: the mask is of truth values."""
-    mask = edit.node.output(1)
+    """Dropout 10: the mask is of truth values, where it had the type of the data."""
+    _own_mask(edit, edit.dtype() if edit.node.output(1) is not None else np.dtype(np.float32))
+
+
+def _own_mask(edit: Edit, dtype: np.dtype[Any]) -> None:
+    """A mask that is read is all zeros where nothing drops, until opset 12; then it is all ones."""
+    node, mask = edit.node, edit.node.output(1)
+    node.outputs = [node.outputs[0]]
     if mask is not None and (mask.consumers or edit.graph.is_output(mask)):
-        raise CannotRaiseError("its mask is read, which has another type there")
+        shape = edit.before("Shape", [node.inputs[0]])
+        edit.after("ConstantOfShape", [shape], mask, value=np.zeros(1, dtype))
 
 
 def dft(edit: Edit) -> None:

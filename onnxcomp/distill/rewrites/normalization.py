@@ -76,8 +76,20 @@ def group_norm(site: Site) -> Replacement:
 
 
 def layer_norm(site: Site) -> Replacement | None:
-    """LayerNormalization needs a bias and its two other outputs named; nobody has to read them."""
+    """LayerNormalization needs a bias and its two other outputs named; nobody has to read them.
+
+    Scale and bias that are broadcast stand behind it: its kernel trains vectors as wide as what is normalized.
+    """
     named = [bool(t.name) for t in site.node.outputs]
+    wide = site.shape()[site.attr("axis", -1) :]
+    given = [t for t in (site.tensor(1), site.node.input(2)) if t is not None]
+    if any(site.shape(t) != wide for t in given):
+        plain: list[Tensor] = list(
+            site.like([site.x, np.ones(wide, site.dtype), np.zeros(wide, site.dtype)], outputs=3)
+        )
+        for kind, vector in zip(("Mul", "Add"), given, strict=False):
+            plain[0] = site.op(kind, plain[0], vector)
+        return plain[: len(named)]
     if len(named) == 3 and all(named) and site.node.input(2) is not None:
         return None
     scale = site.tensor(1)
