@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,20 @@ from onnxcomp.graph.ir import (
     Tensor,
     Variable,
     elem_type,
-    stored_bytes,
     tensor_proto,
+)
+from onnxcomp.graph.stored import (
+    check_sparse,
+    check_values,
+    dense,
+    external_location,
+    known_type,
+    mapped,
+    read,
+    sparse_proto,
 )
 
 MIN_IR_FOR_FREE_INITIALIZERS = 4  # before IR 4 every initializer had to be a graph input too
-
-_TYPES = frozenset(helper.get_all_tensor_dtypes())
 
 Reader = Callable[[onnx.TensorProto], Array]
 Encoder = Callable[[Constant], onnx.TensorProto]
@@ -132,8 +138,8 @@ class _Decoder:
         for tensor in proto.initializer:
             self._define(local, Constant(tensor.name, self._stored(tensor), scope, _without_data(tensor)))
         for sparse in proto.sparse_initializer:
-            _check_sparse(sparse)
-            stored = Stored(sparse, partial(_dense, sparse))
+            check_sparse(sparse)
+            stored = Stored(sparse, partial(dense, sparse))
             self._define(local, Constant(sparse.values.name, stored, scope))
         graph.order = [t for t in local.values() if isinstance(t, Constant)]
         self._inputs(proto, graph, local)
@@ -209,7 +215,7 @@ class _Decoder:
             return [self.graph(g, graph, visible, None) for g in proto.graphs]
         if kind == AttributeProto.TENSOR:
             stored = self._stored(proto.t)
-            return _read(stored, proto.t.name or proto.name) if stored.dtype != np.dtype(object) else proto
+            return read(stored, proto.t.name or proto.name) if stored.dtype != np.dtype(object) else proto
         if kind in _PLAIN and not proto.ref_attr_name:
             return _PLAIN[kind](proto)
         return proto
@@ -229,151 +235,11 @@ class _Decoder:
         local[tensor.name] = tensor
 
     def _stored(self, proto: onnx.TensorProto) -> Stored:
-        _check_values(proto)
+        check_values(proto)
         if proto.data_location == TensorProto.EXTERNAL:
             path, offset, length = external_location(proto, self.folder)
-            return Stored(proto, lambda: _mapped(proto, path, offset, length))
+            return Stored(proto, lambda: mapped(proto, path, offset, length))
         return Stored(proto, lambda: numpy_helper.to_array(proto))
-
-
-def _check_values(proto: onnx.TensorProto) -> None:
-    """Refuse a tensor of no known type, of sizes that its data do not have, or with texts that are not UTF-8."""
-    where = f"tensor {proto.name or '(no name)'}"
-    _known_type(proto.data_type, where)
-    _check_size(proto, where)
-    try:
-        for text in proto.string_data:
-            text.decode()
-    except UnicodeDecodeError as error:
-        raise ModelError(
-            f"text is not UTF-8: {error.reason} at byte {error.start}", where=where, do="export the model again"
-        ) from error
-
-
-def _check_size(proto: onnx.TensorProto, where: str) -> None:
-    """Whether the data in a tensor have the size that its shape says."""
-    if min(proto.dims, default=0) < 0:
-        raise ModelError(f"a size is negative: {list(proto.dims)}", where=where, do="export the model again")
-    count = prod(proto.dims)
-    if proto.data_location == TensorProto.EXTERNAL:
-        return
-    dtype = tensor_dtype_to_np_dtype(proto.data_type)
-    if proto.HasField("raw_data"):
-        unit, stored, wanted = "bytes", len(proto.raw_data), stored_bytes(count, dtype)
-    else:
-        stored = len(getattr(proto, helper.tensor_dtype_to_field(proto.data_type)))
-        unit, wanted = "values", count * (2 if dtype.kind == "c" else 1)
-        if dtype.name.endswith(("int4", "int2", "e2m1fn")):
-            wanted = stored_bytes(count, dtype)
-    if stored != wanted:
-        raise ModelError(
-            f"the data of a tensor do not fit its shape {list(proto.dims)}: {wanted} {unit} wanted, {stored} there",
-            where=where,
-            do="copy or export the file again",
-        )
-
-
-def _known_type(number: int, where: str) -> None:
-    if number not in _TYPES:
-        raise ModelError(
-            f"element type {number} is not one that ONNX has", where=where, do="export the model again, or upgrade onnx"
-        )
-
-
-def _read(stored: Stored, name: str) -> Array:
-    try:
-        return stored.read()
-    except ValueError as error:
-        raise ModelError(
-            f"the data of a tensor do not fit its shape: {error}", where=f"tensor {name}", do="export the model again"
-        ) from error
-
-
-def external_location(proto: onnx.TensorProto, folder: Path | None) -> tuple[Path, int, int]:
-    """File, offset and length in bytes of a tensor's external data.
-
-    Raises:
-        ModelError: the path leaves the model's folder, the file is missing or too short.
-    """
-    entries = {entry.key: entry.value for entry in proto.external_data}
-    location = entries.get("location", "")
-    where = f"tensor {proto.name}, external data {location!r}"
-    if "\0" in location:
-        raise ModelError("external data entry is malformed", where=where, do="export the model again")
-    base = (folder or Path()).resolve()
-    path = (base / location).resolve()
-    if not location or Path(location).is_absolute() or ".." in Path(location).parts:
-        raise ModelError(
-            "external data outside the model's folder is refused",
-            where=where,
-            do="put the data file beside the model and export it with a relative location",
-        )
-    if not path.is_relative_to(base):
-        raise ModelError(
-            "external data behind a link that leaves the model's folder is refused",
-            where=f"{where} is {path}",
-            do="copy the files themselves into one folder, e.g. with cp -L",
-        )
-    if not path.is_file():
-        raise ModelError("the model's external data is missing", where=where, do=f"put {location} beside the model")
-    try:
-        offset = int(entries.get("offset") or 0)
-        dtype = tensor_dtype_to_np_dtype(proto.data_type)
-        needed = stored_bytes(int(np.prod(proto.dims, dtype=np.int64)), dtype)
-        length = int(entries.get("length") or needed)
-    except (ValueError, KeyError) as error:
-        raise ModelError(
-            f"external data entry is malformed: {error}", where=where, do="export the model again"
-        ) from error
-    if offset < 0 or length < needed or offset + length > path.stat().st_size:
-        raise ModelError(
-            "the model's external data is truncated",
-            where=f"{where}: {needed} bytes at {offset} wanted, the file has {path.stat().st_size}",
-            do="copy or export the data file again",
-        )
-    return path, offset, length
-
-
-def _mapped(proto: onnx.TensorProto, path: Path, offset: int, length: int) -> Array:
-    """A view of the mapped file for plain types; packed types are decoded from a copy of their bytes."""
-    dtype = tensor_dtype_to_np_dtype(proto.data_type)
-    count = int(np.prod(proto.dims, dtype=np.int64))
-    if count == 0:
-        return np.zeros(tuple(proto.dims), dtype)
-    if dtype.itemsize * count <= length and not dtype.name.endswith(("int4", "int2", "e2m1fn")):
-        view: Array = np.memmap(path, np.uint8, "r", offset, dtype.itemsize * count).view(np.ndarray)
-        return view.view(dtype).reshape(tuple(proto.dims))
-    inside = TensorProto(data_type=proto.data_type, dims=proto.dims)
-    with path.open("rb") as file:
-        file.seek(offset)
-        inside.raw_data = file.read(length)
-    return numpy_helper.to_array(inside)
-
-
-def _check_sparse(proto: onnx.SparseTensorProto) -> None:
-    """Refuse places that lie outside of a sparse tensor, or are not one for each value."""
-    where = f"sparse tensor {proto.values.name or '(no name)'}"
-    _check_values(proto.values)
-    _check_values(proto.indices)
-    indices = numpy_helper.to_array(proto.indices)
-    limits = np.asarray([prod(proto.dims)] if indices.ndim == 1 else proto.dims, np.float64)
-    fits = indices.ndim in (1, 2) and len(indices) == len(numpy_helper.to_array(proto.values).reshape(-1))
-    if not fits or (indices.ndim == 2 and indices.shape[1] != len(proto.dims)) or min(proto.dims, default=0) < 0:
-        raise ModelError("its indices do not fit its values", where=where, do="export the model again")
-    if indices.size and not ((indices >= 0).all() and (indices.reshape(len(indices), -1) < limits).all()):
-        raise ModelError("an index lies outside of it", where=where, do="export the model again")
-
-
-def _dense(proto: onnx.SparseTensorProto) -> Array:
-    """A sparse initializer as a dense array; indices are linear [nnz] or coordinates [nnz, rank]."""
-    values = numpy_helper.to_array(proto.values)
-    indices = numpy_helper.to_array(proto.indices)
-    dense = np.zeros(tuple(proto.dims), values.dtype)
-    if indices.ndim == 1:
-        dense.reshape(-1)[indices] = values
-    else:
-        dense[tuple(indices.T)] = values
-    return dense
 
 
 def _text(raw: bytes) -> str | bytes:
@@ -402,7 +268,7 @@ def _variable(value: onnx.ValueInfoProto | None, name: str) -> Variable:
         return Variable(name, envelope=value)
     kind = value.type.tensor_type
     if kind.elem_type:
-        _known_type(kind.elem_type, f"tensor {name}")
+        known_type(kind.elem_type, f"tensor {name}")
     dtype = tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else None
     return Variable(name, dtype, shape_of(value), value)
 
@@ -504,25 +370,12 @@ def _encode_graph(
             sparse = proto.sparse_initializer.add()
             sparse.CopyFrom(stored.proto)
             sparse.values.name = constant.name
-        elif constant.sparse and (made := _sparse_proto(constant)) is not None:
+        elif constant.sparse and (made := sparse_proto(constant)) is not None:
             proto.sparse_initializer.append(made)
         else:
             proto.initializer.append(initializer(constant))
     known = {c.name for c in (*proto.initializer, *proto.node)} | {o for n in proto.node for o in n.output}
     _keep_valid_annotations(proto, known | {i.name for i in proto.input})
-
-
-def _sparse_proto(constant: Constant) -> onnx.SparseTensorProto | None:
-    """The value of an initializer as a sparse tensor; None where that takes more bytes than a dense one."""
-    values = constant.values
-    flat = values.reshape(-1)
-    at = np.flatnonzero(flat)
-    if at.size * (constant.dtype.itemsize + 8) >= constant.nbytes:
-        return None
-    made = onnx.SparseTensorProto(dims=values.shape)
-    made.values.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(flat[at]), constant.name))
-    made.indices.CopyFrom(helper.make_tensor(f"{constant.name}_at", TensorProto.INT64, at.shape, at))  # as varints
-    return made
 
 
 def _initializers(root: Graph, graph: Graph, scope: Graph | None) -> list[Constant]:

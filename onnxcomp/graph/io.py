@@ -16,10 +16,11 @@ from onnx import TensorProto
 
 from onnxcomp.errors import ModelError, OutputError
 from onnxcomp.files import atomic_write, scratch, sha256_of
-from onnxcomp.graph.codec import all_tensors, decode, encode, external_location
+from onnxcomp.graph.codec import all_tensors, decode, encode
 from onnxcomp.graph.functions import check_expansion
 from onnxcomp.graph.ir import Constant, Graph, elem_type, tensor_proto
 from onnxcomp.graph.shapes import check_structure
+from onnxcomp.graph.stored import external_location
 from onnxcomp.lock import try_lock
 
 EXTERNAL_ABOVE_BYTES = 1_800_000_000  # protobuf messages end at 2 GiB
