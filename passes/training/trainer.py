@@ -31,6 +31,7 @@ from onnxcomp.runtime.taps import tapped
 if TYPE_CHECKING:
     from onnxcomp.passes.distill import Distill
 
+MOST_PIECES = 8  # of a batch, that threads share
 LEAST_PIECE = 16  # rows; below, what a run costs besides its rows weighs more than idle threads
 RATES = (5e-3, 1.25e-3, 3e-4)  # tried in turn where none is given, as shares of each tensor's RMS
 PERFECT = 1e-7  # a loss that is float noise: nothing to gain
@@ -161,7 +162,7 @@ class Trainer:
         statistics = self.options.statistics if fixed is None else "frozen"
         batch = fixed or batch
         plain = prepare(work, operators, shapes, batch, statistics=statistics, freeze=frozen)
-        if fixed is None and not plain.statistics and (batch := piece_of(batch, self.context.threads)) != self._batch:
+        if fixed is None and not plain.statistics and (batch := piece_of(batch)) != self._batch:
             plain = prepare(work, operators, shapes, batch, statistics=statistics, freeze=frozen)
         if quantization is None:
             plain.require()
@@ -399,7 +400,10 @@ def _fixed_batch(graph: Graph, arrays: Mapping[str, Array]) -> int | None:
     return next((size for size in sizes if size > 0), None)
 
 
-def piece_of(batch: int, threads: int) -> int:
-    """Rows that the training graph takes, so that threads share a batch evenly; all losses are means over samples."""
-    shares = (count for count in range(max(1, threads), 1, -1) if batch % count == 0 and batch // count >= LEAST_PIECE)
+def piece_of(batch: int) -> int:
+    """Rows that the training graph takes, so that threads share a batch; all losses are means over samples.
+
+    It does not depend on the number of threads, for sums in another order are other bytes.
+    """
+    shares = (count for count in range(MOST_PIECES, 1, -1) if batch % count == 0 and batch // count >= LEAST_PIECE)
     return batch // next(shares, 1)

@@ -7,9 +7,11 @@ accumulation of gradients.
 
 from __future__ import annotations
 
+import os
 import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,8 +26,10 @@ from .optimizer import Flat, Vector
 
 Array = NDArray[Any]
 
-Work: TypeAlias = Callable[[Mapping[str, Array], Sequence[Array]], float]
+Work: TypeAlias = Callable[["Part", Mapping[str, Array], Array], float]
 
+WHOLE_BATCH_THREADS = 2  # inside operators, where a batch cannot be shared: matrices are too small for more
+RACING = ("Gather", "GatherElements", "GatherND")  # their gradients add up in the order in which threads come
 STRAIGHT_THROUGH = ("Round",)  # their gradient is passed on as it comes (Bengio et al. 2013)
 
 
@@ -86,35 +90,22 @@ class Session:
 
 
 class Part:
-    """What one thread needs to run its share of a batch.
+    """What one thread needs to run a piece of a batch: memory of the inputs, of the loss and of the gradients."""
 
-    Attributes:
-        total: the sum of the gradients over its pieces of a batch.
-    """
-
-    def __init__(self, feeds: dict[str, Array], shapes: Mapping[str, tuple[int, ...]], *, several: bool) -> None:
+    def __init__(self, feeds: dict[str, Array], shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.feeds = feeds
         self.loss = np.zeros((), np.float32)
-        self.grads = Flat(shapes)  # of the last piece
-        self.total: Vector = np.zeros_like(self.grads.vector) if several else self.grads.vector
+        self.grads = Flat(shapes)
         self.gradient: Callable[[], None] = _unbound
         self.evaluation: Callable[[], None] = _unbound
 
-    def differentiate(self, arrays: Mapping[str, Array], pieces: Sequence[Array]) -> float:
-        """The sum of the losses of some pieces of a batch, and in `total` that of their gradients."""
-        loss = 0.0
-        for i, rows in enumerate(pieces):
-            loss += self._run(self.gradient, arrays, rows)
-            if self.total is self.grads.vector:
-                continue
-            if i == 0:
-                self.total.fill(0)
-            self.total += self.grads.vector
-        return loss
+    def differentiate(self, arrays: Mapping[str, Array], rows: Array) -> float:
+        """The loss of one piece; its gradient stands in `grads`."""
+        return self._run(self.gradient, arrays, rows)
 
-    def evaluate(self, arrays: Mapping[str, Array], pieces: Sequence[Array]) -> float:
-        """The sum of the losses of some pieces of a batch."""
-        return sum(self._run(self.evaluation, arrays, rows) for rows in pieces)
+    def evaluate(self, arrays: Mapping[str, Array], rows: Array) -> float:
+        """The loss of one piece."""
+        return self._run(self.evaluation, arrays, rows)
 
     def _run(self, run: Callable[[], None], arrays: Mapping[str, Array], rows: Array) -> float:
         for name, place in self.feeds.items():
@@ -128,7 +119,9 @@ class Trainable:
     """A loss and its gradients as functions of parameters in our memory.
 
     A batch may be a multiple of what the graph takes: its loss is then the mean over the pieces, which threads share
-    among them. That scales better than threads inside each operator, and takes less memory.
+    among them. That scales better than threads inside each operator, takes less memory, and gives the same bytes for
+    any number of threads: every piece is computed by one thread, and pieces are summed in their order. How an operator
+    sums depends on the threads inside it, so that there are as many in every run of a batch that comes whole.
 
     Attributes:
         values, grads: the trainable parameters and their gradients.
@@ -178,15 +171,16 @@ class Trainable:
         # running statistics are updated in place: no two threads at a time
         share = 1 if self.statistics or provider != "CPUExecutionProvider" else max(1, min(threads, pieces))
         inputs = [value for value in model.graph.input if value.name not in shapes and value.name not in fixed]
-        self._parts = [
-            Part({value.name: _batch(value) for value in inputs}, shapes, several=pieces > share) for _ in range(share)
-        ]
-        self.feeds, self.grads = self._parts[0].feeds, self._parts[0].grads
+        self._parts = [Part({value.name: _batch(value) for value in inputs}, shapes) for _ in range(share)]
+        self.feeds = self._parts[0].feeds
+        self.grads = Flat(shapes) if pieces > 1 else self._parts[0].grads
         self.batch = next((len(place) for place in self.feeds.values() if place.ndim), 1)
         evaluation = onnx.ModelProto()
         evaluation.CopyFrom(model)
         _to_inference(evaluation)
-        each = max(1, threads // share)
+        each = 1 if pieces > 1 or races(model) else WHOLE_BATCH_THREADS
+        if each > threads:
+            _stay_on_one_core()
         sessions = Session(_with_gradients(model, trainable, loss), each, provider), Session(evaluation, each, provider)
         for part in self._parts:
             arrays: dict[str, Array] = {**part.feeds, **self.values.views, **self.statistics, loss: part.loss}
@@ -196,27 +190,43 @@ class Trainable:
 
     def gradient(self, arrays: Mapping[str, Array], rows: Array) -> float:
         """The loss of a batch; its gradient stands in `grads`."""
-        loss = self._shared([part.differentiate for part in self._parts], arrays, rows)
-        first = self._parts[0]
-        for part in self._parts[1:]:
-            first.total += part.total
-        if self._pieces > 1:
-            np.multiply(first.total, np.float32(1 / self._pieces), out=self.grads.vector)
+        if self._pieces == 1:
+            return self._parts[0].differentiate(arrays, rows)
+        total = self.grads.vector
+        total.fill(0)
+
+        def add(part: Part) -> None:
+            np.add(total, part.grads.vector, out=total)
+
+        loss = self._shared(Part.differentiate, arrays, rows, add)
+        total *= np.float32(1 / self._pieces)
         return loss
 
     def evaluate(self, arrays: Mapping[str, Array], rows: Array) -> float:
         """The loss of a batch as inference computes it, statistics untouched."""
-        return self._shared([part.evaluate for part in self._parts], arrays, rows)
+        return self._shared(Part.evaluate, arrays, rows)
 
     def forward(self, arrays: Mapping[str, Array], rows: Array) -> float:
         """The loss of a batch as training computes it, for differences; statistics and `grads` may change."""
         return self.gradient(arrays, rows) if self.statistics else self.evaluate(arrays, rows)
 
-    def _shared(self, works: Sequence[Work], arrays: Mapping[str, Array], rows: Array) -> float:
-        """Pieces are dealt to threads in a fixed way and summed in a fixed order: the same bytes every time."""
+    def _shared(
+        self, work: Work, arrays: Mapping[str, Array], rows: Array, then: Callable[[Part], None] = lambda part: None
+    ) -> float:
+        """The mean loss over the pieces, done by all threads; `then` sees the parts in the order of their pieces."""
         pieces = np.split(rows, len(rows) // self.batch)
-        waiting = [self._pool.submit(work, arrays, pieces[i :: len(works)]) for i, work in enumerate(works)]
-        return sum(future.result() for future in waiting) / len(pieces)
+        running: deque[tuple[Part, Future[float]]] = deque()
+        loss, free = 0.0, deque(self._parts)
+        for piece in [*pieces, *([None] * len(self._parts))]:
+            if running and (piece is None or not free):
+                part, future = running.popleft()
+                loss += future.result()
+                then(part)
+                free.append(part)
+            if piece is not None:
+                part = free.popleft()
+                running.append((part, self._pool.submit(work, part, arrays, piece)))
+        return loss / len(pieces)
 
 
 def _unbound() -> None:
@@ -232,6 +242,18 @@ def read(path: str) -> onnx.ModelProto:
 def rounds(model: onnx.ModelProto) -> bool:
     """Whether some operator's gradient is passed straight through."""
     return any(node.op_type in STRAIGHT_THROUGH and not node.domain for node in model.graph.node)
+
+
+def races(model: onnx.ModelProto) -> bool:
+    """Whether the gradient of some operator depends on how its threads run."""
+    return any(node.op_type in RACING and not node.domain for node in model.graph.node)
+
+
+def _stay_on_one_core() -> None:
+    """Two threads were not asked for: they take turns."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
 
 
 def readers(model: onnx.ModelProto, name: str) -> list[str]:
