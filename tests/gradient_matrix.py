@@ -3,7 +3,7 @@
     python gradient_matrix.py FOLDER_OF_WORKER CASES
 
 CASES is a folder with NAME.onnx, NAME.npz (feeds) and NAME.json (trainable, statistics, lr, steps). One JSON line a
-case goes to stdout: {"case", "loss", "median", "wrong", "losses"} or {"case", "error"}.
+case goes to stdout: {"case", "loss", "median", "wrong", "losses", "same"} or {"case", "error"}.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 
 
-def load(case: Path, *, smooth: bool) -> Any:
+PIECES, THREADS = 4, 4
+
+
+def load(case: Path, *, smooth: bool, pieces: int = 1, threads: int = 1) -> Any:
     from worker import gradient
 
     asked = json.loads(case.with_suffix(".json").read_text())
@@ -26,14 +29,28 @@ def load(case: Path, *, smooth: bool) -> Any:
         loss="loss",
         trainable=asked["trainable"],
         statistics=asked["statistics"],
-        threads=1,
+        threads=threads,
         provider="CPUExecutionProvider",
+        pieces=pieces,
         smooth=smooth,
     )
     with np.load(case.with_suffix(".npz")) as feeds:
         for name, place in made.feeds.items():
             place[...] = feeds[name]
     return made
+
+
+def same_with_threads(case: Path) -> bool:
+    """Whether a batch of several pieces has the same loss and gradient, to the byte, for any number of threads."""
+    found = []
+    with np.load(case.with_suffix(".npz")) as feeds:
+        arrays = {name: np.concatenate([np.roll(array, i, -1) for i in range(PIECES)]) for name, array in feeds.items()}
+    for threads in (1, THREADS):
+        made = load(case, smooth=False, pieces=PIECES, threads=threads)
+        rows = np.arange(PIECES * made.batch)
+        for _ in range(2):
+            found.append((made.gradient(arrays, rows), made.evaluate(arrays, rows), made.grads.vector.tobytes()))
+    return len(set(found)) == 1
 
 
 def run(case: Path) -> dict[str, object]:
@@ -51,7 +68,8 @@ def run(case: Path) -> dict[str, object]:
         size = float(np.linalg.norm(made.grads.vector))
         made.values.vector -= np.float32(asked["lr"] / max(size, 1e-3)) * made.grads.vector
     losses.append(made.gradient({}, rows))
-    return {"loss": loss, "median": median, "wrong": wrong, "losses": losses}
+    found = {"loss": loss, "median": median, "wrong": wrong, "losses": losses}
+    return found | {"same": asked["statistics"] != [] or same_with_threads(case)}
 
 
 def main() -> None:

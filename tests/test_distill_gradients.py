@@ -11,6 +11,7 @@ from typing import Any
 import builders
 import numpy as np
 import pytest
+from onnx import ModelProto
 from training_cases import CASES, TRAINING_ONLY, feeds
 
 import onnxcomp.distill
@@ -61,21 +62,17 @@ def targets(case: str) -> list[np.ndarray]:
     return [(y + generator.standard_normal(y.shape)).astype(np.float32) for y in original_outputs(case)]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """All cases in one process of the training environment."""
-    try:
-        runtime = environment.provide()
-    except (EnvironmentLacksError, OutputError) as error:
-        pytest.skip(f"no training runtime here: {error}")
-    folder = tmp_path_factory.mktemp("cases")
-    for case in CASES:
-        _, prepared = ready(case)
-        path = folder / f"{case}.onnx"
-        path.write_bytes(to_bytes(with_loss(prepared, targets(case))))
-        np.savez(path.with_suffix(".npz"), **feeds(CASES[case](), BATCH))
-        asked = {"trainable": prepared.trainable, "statistics": prepared.statistics, "lr": 0.02, "steps": STEPS}
-        path.with_suffix(".json").write_text(json.dumps(asked))
+def lay_out(folder: Path, case: str, proto: ModelProto, prepared: Prepared, wanted: list[np.ndarray]) -> None:
+    """Write one case for `run_matrix`."""
+    path = folder / f"{case}.onnx"
+    path.write_bytes(to_bytes(with_loss(prepared, wanted)))
+    np.savez(path.with_suffix(".npz"), **feeds(proto, BATCH))
+    asked = {"trainable": prepared.trainable, "statistics": prepared.statistics, "lr": 0.02, "steps": STEPS}
+    path.with_suffix(".json").write_text(json.dumps(asked))
+
+
+def run_matrix(runtime: environment.Environment, folder: Path) -> dict[str, dict[str, Any]]:
+    """What the training runtime makes of every case in a folder; under "" how it ended."""
     worker = Path(onnxcomp.distill.__file__).parent
     script = Path(__file__).with_name("gradient_matrix.py")
     done = subprocess.run(
@@ -87,6 +84,20 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return {line.pop("case"): line for line in lines} | {"": {"error": f"{done.returncode}: {done.stderr[-500:]}"}}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """All cases in one process of the training environment."""
+    try:
+        runtime = environment.provide()
+    except (EnvironmentLacksError, OutputError) as error:
+        pytest.skip(f"no training runtime here: {error}")
+    folder = tmp_path_factory.mktemp("cases")
+    for case in CASES:
+        _, prepared = ready(case)
+        lay_out(folder, case, CASES[case](), prepared, targets(case))
+    return run_matrix(runtime, folder)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -110,6 +121,12 @@ def test_gradients_are_right_and_the_loss_falls(case: str, results: dict[str, di
     assert not found["wrong"]
     assert found["median"] < LARGEST_ERROR
     assert found["losses"][-1] < found["losses"][0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_the_same_for_any_number_of_threads(case: str, results: dict[str, dict[str, Any]]) -> None:
+    assert case in results, f"the training runtime crashed: {results['']['error']}"
+    assert results[case]["same"]
 
 
 def test_every_rule_has_a_case() -> None:

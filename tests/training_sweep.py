@@ -91,9 +91,7 @@ def windows(random: Random, spatial: int, *, dilated: bool = True, auto: bool = 
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
-@draws("Conv 1", "Conv 2", "Conv 3")
-def conv(net: Net, random: Random, spatial: int = 0) -> str:
-    spatial = spatial or int(random.integers(1, 4))
+def conv(net: Net, random: Random, spatial: int) -> str:
     group = some(random, 1, 1, 2, 4)
     channels, out = 4, group * int(random.integers(1, 4))
     h = image(net, random, spatial, channels)
@@ -101,13 +99,6 @@ def conv(net: Net, random: Random, spatial: int = 0) -> str:
     weight = net.weight(out, channels // group, *attrs["kernel_shape"])
     bias = [net.weight(out)] if random.random() < 0.5 else []
     return str(net.op("Conv", h, weight, *bias, group=group, **attrs))
-
-
-for _spatial in (1, 2, 3):
-    DRAWS[f"Conv {_spatial}"] = lambda n, r, s=_spatial: conv(n, r, s)  # type: ignore[misc]
-    DRAWS[f"ConvTranspose {_spatial}"] = lambda n, r, s=_spatial: conv_transpose(n, r, s)  # type: ignore[misc]
-    for _kind in ("AveragePool", "MaxPool", "LpPool"):
-        DRAWS[f"{_kind} {_spatial}"] = lambda n, r, s=_spatial: pool(n, r, s)  # type: ignore[misc]
 
 
 def conv_transpose(net: Net, random: Random, spatial: int) -> str:
@@ -132,6 +123,16 @@ def pool(net: Net, random: Random, spatial: int) -> str:
     if kind == "LpPool":
         attrs["p"] = some(random, 1, 2, 3)
     return str(net.op(kind, h, **attrs))
+
+
+WINDOWED: dict[str, Callable[[Net, Random, int], str]] = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), pool),
+}
+for _kind, _draw in WINDOWED.items():
+    for _spatial in (1, 2, 3):
+        DRAWS[f"{_kind} {_spatial}-D"] = lambda net, random, d=_draw, s=_spatial: d(net, random, s)  # type: ignore[misc]
 
 
 @draws("Gemm")
@@ -162,7 +163,7 @@ def matmul(net: Net, random: Random) -> str:
 # -- element by element ------------------------------------------------------------------------------------------------
 
 
-@draws("Add", "Sub", "Mul", "Div", "Max", "Min", "Mean", "Sum", "PRelu", "Pow", "Mod")
+@draws("Add", "Sub", "Mul", "Div", "Max", "Min", "Mean", "Sum", "PRelu", "Pow")
 def binary(net: Net, random: Random) -> str:
     kind = net.kind  # type: ignore[attr-defined]
     h, shape = tensor(net, random)
@@ -173,8 +174,6 @@ def binary(net: Net, random: Random) -> str:
         base = net.op("Add", net.op("Abs", h), net.const(0.5, np.float32))
         exponent = net.const(random.uniform(0.5, 2.5, other_shape), np.float32)
         return str(net.op("Pow", base, exponent))
-    if kind == "Mod":
-        return str(net.op("Mod", h, net.const(1.5, np.float32), fmod=1))
     other = net.positive(*other_shape) if kind == "Div" else net.weight(*other_shape, scale=1.0)
     operands = [h, other] if random.random() < 0.5 or kind == "Div" else [other, h]
     if kind in ("Max", "Min", "Mean", "Sum") and random.random() < 0.5:
@@ -275,7 +274,9 @@ def layer_norm(net: Net, random: Random) -> str:
     whole = shape[axis:] if kind != "SimplifiedLayerNormalization" else shape[-1:]
     axis = axis if kind != "SimplifiedLayerNormalization" else -1
     bias = [net.weight(*whole)] if kind == "LayerNormalization" and random.random() < 0.6 else []
-    return str(net.op(kind, h, net.positive(*whole), *bias, axis=some(random, axis, axis - len(shape) if axis > 0 else axis)))
+    return str(
+        net.op(kind, h, net.positive(*whole), *bias, axis=some(random, axis, axis - len(shape) if axis > 0 else axis))
+    )
 
 
 # -- moves -------------------------------------------------------------------------------------------------------------
@@ -417,7 +418,10 @@ def recurrent(net: Net, random: Random) -> str:
     direction = some(random, "forward", "reverse", "bidirectional")
     count = 2 if direction == "bidirectional" else 1
     x = net.op("Mul", net.input(steps, 2, width), net.weight(width, scale=1.0))
-    weights = [net.weight(count, gates * hidden, width, scale=0.7), net.weight(count, gates * hidden, hidden, scale=0.7)]
+    weights = [
+        net.weight(count, gates * hidden, width, scale=0.7),
+        net.weight(count, gates * hidden, hidden, scale=0.7),
+    ]
     bias = net.weight(count, 2 * gates * hidden, scale=0.3) if random.random() < 0.6 else ""
     states = [net.weight(count, 2, hidden, scale=0.5) for _ in range(2 if kind == "LSTM" else 1)]
     given = ["", *states] if random.random() < 0.4 else []

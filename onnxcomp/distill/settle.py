@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from onnx import TensorProto
+import onnx
+from onnx import TensorProto, helper
 
 from onnxcomp.errors import ModelError, OnnxcompError
 from onnxcomp.graph.evaluate import propagate
@@ -14,13 +15,14 @@ from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, elem_type
 from onnxcomp.graph.literals import constant_value, is_numeric
 from onnxcomp.graph.shapes import infer
-from onnxcomp.graph.types import Shapes
+from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.runtime.session import open_session
 
 HALVES = ("float16", "bfloat16")
 NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+WINDOWS = frozenset({"AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"})
 LEAST_OPSET, MOST_OPSET, MOST_IR = 17, 21, 10  # what rewrites are written for; what the training runtime takes
 
 
@@ -117,12 +119,16 @@ def _unknown(tensor: Tensor) -> ModelError:
     )
 
 
-def fix_shapes(graph: Graph, bind: Mapping[str, tuple[int, ...]]) -> Shapes:
-    """Give the inputs static shapes and compute everything ahead that follows from shapes alone."""
+def fix_shapes(graph: Graph, bind: Mapping[str, tuple[int, ...]]) -> tuple[Shapes, list[Node]]:
+    """Give the inputs static shapes and compute everything ahead that follows from shapes alone.
+
+    Returns:
+        The shapes, and the nodes for which ONNX's inference has another size than ONNX Runtime computes.
+    """
     for tensor in graph.inputs:
         tensor.shape = bind[tensor.name]
         tensor.envelope = None
-    shapes = infer(graph, bind, declared=False)
+    shapes, misjudged = _as_run(graph, bind, infer(graph, bind, declared=False))
     values = propagate(graph, shapes)
     outputs, gone = set(graph.outputs), []
     for node in graph.nodes:
@@ -134,7 +140,58 @@ def fix_shapes(graph: Graph, bind: Mapping[str, tuple[int, ...]]) -> Shapes:
                 graph.replace_uses(tensor, Constant(tensor.name, values[tensor.name]))
             gone.append(node)
     graph.remove_nodes(gone)
-    return shapes
+    return shapes, misjudged
+
+
+def _as_run(graph: Graph, bind: Mapping[str, tuple[int, ...]], shapes: Shapes) -> tuple[Shapes, list[Node]]:
+    """Shapes with the sizes that ONNX Runtime gives windows whose padding or last step it works out itself.
+
+    There ONNX's inference has other sizes for some attributes, and everything behind would be taken for too large.
+    """
+    actual: dict[str, tuple[int, ...]] = {}
+    misjudged = []
+    for node in graph.nodes:
+        rounded = node.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET") or node.attrs.get("ceil_mode")
+        if node.domain or node.op not in WINDOWS or not rounded:
+            continue
+        found = _size_of(node, graph.opset, shapes)
+        if found is not None and found != shapes.static(node.outputs[0]):
+            actual[node.outputs[0].name] = found
+            misjudged.append(node)
+            shapes = _inferred_behind(graph, bind, actual)
+    return shapes, misjudged
+
+
+def _size_of(node: Node, opset: int, shapes: Shapes) -> tuple[int, ...] | None:
+    """The shape that ONNX Runtime gives the first output of a node; None where it does not run it."""
+    given = [(t, shapes.static(t)) for t in node.inputs if t.name]
+    if any(shape is None for _, shape in given):
+        return None
+    feeds = {f"x{i}": np.zeros(shape or (), np.float32) for i, (_, shape) in enumerate(given)}
+    made = helper.make_node(node.op, list(feeds), ["y"], **dict(node.attrs))
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in feeds.items()]
+    window = helper.make_graph([made], "window", inputs, [onnx.ValueInfoProto(name="y")])
+    model = helper.make_model(window, opset_imports=[helper.make_opsetid("", opset)], ir_version=MOST_IR)
+    try:
+        return tuple(open_session(model.SerializeToString(), threads=1).run(feeds)["y"].shape)
+    except OnnxcompError:
+        return None
+
+
+def _inferred_behind(
+    graph: Graph, bind: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]
+) -> Shapes:
+    """Shapes where some tensors have these ones: the nodes that make them are left out of the inference."""
+    copy = graph.clone()
+    makers = [node for node in copy.nodes if any(t.name in actual for t in node.outputs)]
+    made = [t for node in makers for t in node.outputs if t.name in actual]
+    copy.remove_nodes(makers)
+    for tensor in made:
+        tensor.dtype, tensor.shape = np.dtype(np.float32), actual[tensor.name]
+    copy.inputs = [*copy.inputs, *made]
+    found = infer(copy, {**bind, **actual}, declared=False)
+    found.types.update((t.name, TensorType(t.dtype, actual[t.name])) for t in made)
+    return found
 
 
 def fold(graph: Graph, learned: set[Constant]) -> list[str]:

@@ -112,14 +112,14 @@ def prepare(
     bind = settle.input_shapes(work, sample_shapes or {}, batch)
     if is_fixed(work, batch):
         work, bind = _for_batch(work, operators, bind, settle.input_shapes(work, sample_shapes or {}, 1), notes)
-    shapes = settle.fix_shapes(work, bind)
+    shapes, misjudged = settle.fix_shapes(work, bind)
     theirs = set(work.constants())
     notes += straighten(work, shapes)
     settle.drop_unread(work)
     found = {c: role for c, role in roles(work, operators, shapes).items() if c in theirs}
     chosen, frozen = _choose(work, found, freeze, also)
     notes += settle.fold(work, set(chosen))
-    search = _Search(work, operators, shapes, frozenset(chosen), statistics, freeze)
+    search = _Search(work, operators, shapes, frozenset(chosen), statistics, freeze, frozenset(misjudged))
     refused = search.rewrite()
     trainable = search.trainable()
     for constant in chosen:
@@ -150,7 +150,7 @@ def _for_batch(
     notes: list[str],
 ) -> tuple[Graph, dict[str, tuple[int, ...]]]:
     """A model of one sample a call made to take a batch; where that cannot be, it trains on one sample a step."""
-    shapes = settle.fix_shapes(graph, one)
+    shapes, _ = settle.fix_shapes(graph, one)
     copy = rebatched(graph, operators, shapes, wanted)
     if copy is not None:
         return copy, wanted
@@ -203,7 +203,9 @@ class _Search:
         chosen: frozenset[Constant],
         statistics: Statistics,
         freeze: Sequence[str],
+        misjudged: frozenset[Node] = frozenset(),
     ) -> None:
+        self.misjudged = misjudged
         self.graph, self.operators, self.shapes, self.chosen = graph, operators, shapes, chosen
         self.statistics, self.freeze = statistics, freeze
         self.pool = Pool(graph)
@@ -221,6 +223,8 @@ class _Search:
                 self._bring(node)  # what reads it gets no gradient, and the runtime must see that
                 continue
             if not inputs or not any(t in moving for t in node.outputs):
+                if node in self.misjudged:
+                    self._bring(node)  # the training runtime believes in the sizes that it infers
                 continue
             blocked = next((self.blocked[t] for t in node.outputs if t in self.blocked), None)
             if blocked is None and self.wanted.isdisjoint(node.outputs):

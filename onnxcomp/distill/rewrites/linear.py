@@ -11,14 +11,110 @@ from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Rewrite, S
 
 
 def conv(site: Site) -> Replacement | None:
-    """Conv with auto_pad has a wrong gradient: the padding is written out."""
-    if site.attr("auto_pad", "NOTSET") == "NOTSET":
+    """Conv with auto_pad has its padding written out; one- and three-dimensional groups become two-dimensional.
+
+    The gradient of padding that the runtime works out is wrong, and its kernels of such groups are not made for several
+    threads at a time: they give other values on each run, or end the process.
+    """
+    weight = site.shape(site.tensor(1))
+    plain = site.attr("auto_pad", "NOTSET") == "NOTSET"
+    if plain and (site.attr("group", 1) == 1 or len(weight) == 4):
         return None
-    return site.again(auto_pad=None, pads=padding(site, site.shape(site.tensor(1))[2:]))
+    ones = [1] * (len(weight) - 2)
+    result = convolved(
+        site,
+        (site.x, site.shape()),
+        (site.tensor(1), weight),
+        site.node.input(2),
+        group=site.attr("group", 1),
+        strides=list(site.attr("strides", ones)),
+        dilations=list(site.attr("dilations", ones)),
+        pads=padding(site, weight[2:]),
+    )
+    return site.reshape(result, site.shape(site.node.outputs[0])) if len(weight) == 3 else result
 
 
-def padding(site: Site, kernel: tuple[int, ...]) -> list[int]:
-    """The padding [begin..., end...] that a sliding window has, auto_pad worked out."""
+def convolved(
+    site: Site,
+    x: tuple[Tensor, tuple[int, ...]],
+    weight: tuple[Tensor, tuple[int, ...]],
+    bias: Tensor | None,
+    *,
+    group: int = 1,
+    strides: list[int],
+    dilations: list[int],
+    pads: list[int],
+) -> Tensor:
+    """A convolution by kernels that are right and take several threads at a time; x and W with their shapes.
+
+    Of one-dimensional groups it is [N, M, 1, out].
+    """
+    (data, shape), (kernel, sizes) = x, weight
+    spatial = len(sizes) - 2
+    attrs = {"group": group, "strides": strides, "dilations": dilations, "pads": pads, "kernel_shape": list(sizes[2:])}
+    if group == 1 or spatial == 2:
+        plain: Tensor = site.op("Conv", data, kernel, bias, **attrs)
+        return plain
+    if spatial == 1:
+        flat, row = site.reshape(data, [*shape[:2], 1, shape[2]]), site.reshape(kernel, [*sizes[:2], 1, sizes[2]])
+        wide = {"strides": [1, *strides], "dilations": [1, *dilations], "pads": [0, pads[0], 0, pads[1]]}
+        found: Tensor = site.op("Conv", flat, row, bias, group=group, kernel_shape=[1, sizes[2]], **wide)
+        return found
+    return _by_depth(site, x, weight, bias, group, strides, dilations, pads)
+
+
+def _by_depth(
+    site: Site,
+    x: tuple[Tensor, tuple[int, ...]],
+    weight: tuple[Tensor, tuple[int, ...]],
+    bias: Tensor | None,
+    group: int,
+    strides: list[int],
+    dilations: list[int],
+    pads: list[int],
+) -> Tensor:
+    """A three-dimensional convolution as a sum over the depth of its kernel: every plane of it is two-dimensional.
+
+    Planes [N, C, D, H, W] -> [N, D, C, H, W] -> those that one plane of the kernel meets -> [N * out, C, H, W].
+    """
+    (data, (n, c, depth, *plane)), (kernel, (m, own, taps, *rest)) = x, weight
+    if pads[0] or pads[3]:
+        data = site.op("Pad", data, [0, 0, pads[0], 0, 0, 0, 0, pads[3], 0, 0])
+        depth += pads[0] + pads[3]
+    out = (depth - (taps - 1) * dilations[0] - 1) // strides[0] + 1
+    planes = site.op("Transpose", data, perm=[0, 2, 1, 3, 4])
+    sums: Tensor | None = None
+    for tap in range(taps):
+        start = tap * dilations[0]
+        met = site.slice(planes, 1, start, start + (out - 1) * strides[0] + 1, strides[0])
+        part: Tensor = site.op(
+            "Conv",
+            site.reshape(met, [n * out, c, *plane]),
+            site.reshape(site.slice(kernel, 2, tap, tap + 1), [m, own, *rest]),
+            bias if tap == 0 else None,
+            group=group,
+            strides=strides[1:],
+            dilations=dilations[1:],
+            pads=[*pads[1:3], *pads[4:6]],
+            kernel_shape=list(rest),
+        )
+        sums = part if sums is None else site.op("Add", sums, part)
+    size = [
+        (plane[i] + pads[1 + i] + pads[4 + i] - (rest[i] - 1) * dilations[1 + i] - 1) // strides[1 + i] + 1
+        for i in range(2)
+    ]
+    result: Tensor = site.op("Transpose", site.reshape(sums, [n, out, m, *size]), perm=[0, 2, 1, 3, 4])
+    return result
+
+
+def padding(site: Site, kernel: tuple[int, ...], least: int | None = 0) -> list[int]:
+    """The padding [begin..., end...] that a sliding window has, auto_pad worked out as ONNX Runtime does.
+
+    It does not count dilations there; a Conv that has both it refuses.
+
+    Args:
+        least: what an axis is padded by in all at least; None where steps longer than windows cut off the edges.
+    """
     spatial = len(kernel)
     mode = site.attr("auto_pad", "NOTSET")
     if mode == "NOTSET":
@@ -27,14 +123,13 @@ def padding(site: Site, kernel: tuple[int, ...]) -> list[int]:
         return [0] * 2 * spatial
     if mode not in ("SAME_UPPER", "SAME_LOWER"):
         raise CannotRewriteError(f"auto_pad {mode} is not known")
-    strides, dilations = site.attr("strides", [1] * spatial), site.attr("dilations", [1] * spatial)
     before, after = [], []
-    for size, k, stride, dilation in zip(site.shape()[2:], kernel, strides, dilations, strict=True):
+    for size, k, stride in zip(site.shape()[2:], kernel, site.attr("strides", [1] * spatial), strict=True):
         out = -(-size // stride)
-        amount = max(0, (out - 1) * stride + (k - 1) * dilation + 1 - size)
-        less, more = amount // 2, amount - amount // 2
-        before.append(less if mode == "SAME_UPPER" else more)
-        after.append(more if mode == "SAME_UPPER" else less)
+        amount = (out - 1) * stride + k - size
+        amount = amount if least is None else max(least, amount)
+        before.append(int((amount if mode == "SAME_UPPER" else amount + 1) / 2))  # towards zero
+        after.append(amount - before[-1])
     return [*before, *after]
 
 
@@ -59,10 +154,19 @@ def conv_transpose(site: Site) -> Replacement:
         after.append(out[2 + i] + reach - stuffed - before[-1])
     if any(before) or any(after):
         x = site.op("Pad", x, [0, 0, *before, 0, 0, *after])
-    kernel = _turned(site, weight, group)
-    bias = site.node.input(2)
-    result: Tensor = site.op("Conv", x, kernel, bias, group=group, dilations=dilations, kernel_shape=list(weight[2:]))
-    return result
+    ones = [1] * spatial
+    widened = tuple(o + d * (k - 1) for o, d, k in zip(out[2:], dilations, weight[2:], strict=True))
+    result = convolved(
+        site,
+        (x, (*data[:2], *widened)),
+        (_turned(site, weight, group), (group * weight[1], data[1] // group, *weight[2:])),
+        site.node.input(2),
+        group=group,
+        strides=ones,
+        dilations=dilations,
+        pads=[0] * 2 * spatial,
+    )
+    return site.reshape(result, out) if spatial == 1 else result
 
 
 def _transposed_starts(
@@ -109,10 +213,14 @@ def _turned(site: Site, weight: tuple[int, ...], group: int) -> Tensor:
 
 
 def gemm(site: Site) -> Replacement | None:
-    """Gemm whose third input counts nothing has no gradient: the input goes."""
-    if site.node.input(2) is None or site.attr("beta", 1.0) != 0.0:
+    """Gemm whose third input counts nothing has no gradient: the input goes; a number becomes a vector."""
+    if site.node.input(2) is None:
         return None
-    return site.like([site.tensor(0), site.tensor(1)], beta=None)
+    if site.attr("beta", 1.0) == 0.0:
+        return site.like([site.tensor(0), site.tensor(1)], beta=None)
+    if site.shape(site.tensor(2)):
+        return None
+    return site.like([site.tensor(0), site.tensor(1), site.reshape(site.tensor(2), [1])])
 
 
 def matmul(site: Site) -> Replacement | None:

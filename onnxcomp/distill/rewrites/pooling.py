@@ -1,8 +1,11 @@
-"""Training forms of pooling."""
+"""Training forms of pooling.
+
+The runtime's own AveragePool and MaxPool have a right gradient where the windows lie within explicit padding. Where it
+works out the padding or rounds sizes up, and where windows are dilated, its gradients, and some of its values, are not
+those of the ONNX Runtime that the model is for: the windows are written out there.
+"""
 
 from __future__ import annotations
-
-from math import prod
 
 import numpy as np
 
@@ -11,14 +14,24 @@ from onnxcomp.distill.rewrites.linear import padding
 from onnxcomp.graph.ir import Array, Tensor
 from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Rewrite, Site
 
+LOWEST = float(np.finfo(np.float32).min)
+
 
 def max_pool(site: Site) -> Replacement | None:
-    """MaxPool has a gradient, unless its indices are read or stored column by column."""
+    """MaxPool has a gradient where its windows lie within explicit padding; elsewhere the padding is a node before."""
     if site.read(1):
         raise CannotRewriteError("the places of its maxima are read")
-    if not site.attr("storage_order", 0):
+    kernel, strides, dilations = _window(site)
+    if _written_out(site) and all(d == 1 for d in dilations) and not site.attr("storage_order", 0):
         return None
-    return [site.op("MaxPool", site.x, **{k: v for k, v in site.node.attrs.items() if k != "storage_order"}), None]
+    pads = _reach(site, kernel, strides, dilations)
+    spatial = len(kernel)
+    x = site.x
+    if any(pads):
+        amounts = [0, 0, *pads[:spatial], 0, 0, *pads[spatial:]]
+        x = site.op("Pad", x, amounts, np.asarray(LOWEST, site.dtype))
+    result: Tensor = site.op("MaxPool", x, kernel_shape=list(kernel), strides=strides, dilations=dilations)
+    return [result, None]
 
 
 def global_max_pool(site: Site) -> Replacement:
@@ -28,56 +41,21 @@ def global_max_pool(site: Site) -> Replacement:
 
 
 def average_pool(site: Site) -> Replacement | None:
-    """AveragePool has a wrong gradient where it is dilated, or 3-D with windows that overlap: a Conv with ones."""
-    kernel = tuple(site.attr("kernel_shape", ()))
-    strides = site.attr("strides", [1] * len(kernel))
-    overlap = len(kernel) > 2 and any(k > s for k, s in zip(kernel, strides, strict=True))
-    if not overlap and all(d == 1 for d in site.attr("dilations", [1])):
+    """AveragePool of one or two axes has a gradient where its padding is explicit; elsewhere a Conv with ones."""
+    kernel, strides, dilations = _window(site)
+    if _written_out(site) and len(kernel) < 3 and all(d == 1 for d in dilations):
         return None
-    return _window_mean(site, kernel)
-
-
-def _window_mean(site: Site, kernel: tuple[int, ...]) -> Tensor:
-    """Sum of each window by a Conv a channel, times one over the number of elements that count in it."""
-    shape, out = site.shape(), site.shape(site.node.outputs[0])
-    channels, spatial = shape[1], len(kernel)
-    strides, dilations = site.attr("strides", [1] * spatial), site.attr("dilations", [1] * spatial)
-    pads = padding(site, kernel)
-    for i in range(spatial):  # with ceil_mode the last window reaches beyond the padding
-        reach = (out[2 + i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
-        pads[spatial + i] = max(pads[spatial + i], reach - shape[2 + i] - pads[i])
-    share = 1 / _counts(site, kernel, shape[2:], out[2:], pads)
-    flat = site.reshape(site.x, [shape[0] * channels, 1, *shape[2:]])
-    ones = np.ones((1, 1, *kernel), site.dtype)
-    sums = site.op("Conv", flat, ones, pads=pads, strides=strides, dilations=dilations, kernel_shape=list(kernel))
-    scaled = site.op("Mul", sums, share.astype(site.dtype))
-    return site.reshape(scaled, out)
-
-
-def _counts(site: Site, kernel: tuple[int, ...], size: tuple[int, ...], out: tuple[int, ...], pads: list[int]) -> Array:
-    """How many elements count in each window, [1, 1, out...]."""
-    spatial = len(kernel)
-    strides, dilations = site.attr("strides", [1] * spatial), site.attr("dilations", [1] * spatial)
-    asked = padding(site, kernel)
-    whole = bool(site.attr("count_include_pad", 0))
-    counts = np.ones(out)
-    for i in range(spatial):
-        at = np.arange(out[i])[:, None] * strides[i] + np.arange(kernel[i]) * dilations[i] - pads[i]
-        low, high = (-asked[i], size[i] + asked[spatial + i]) if whole else (0, size[i])
-        column = ((at >= low) & (at < high)).sum(1)
-        counts = counts * column.reshape([-1 if a == i else 1 for a in range(spatial)])
-    return np.maximum(counts, 1)[None, None]
+    share = 1 / _counts(site, kernel, strides, dilations)
+    result: Tensor = site.op("Mul", _window_sum(site, site.x, kernel), share.astype(site.dtype))
+    return site.reshape(result, site.shape(site.node.outputs[0]))
 
 
 def lp_pool(site: Site) -> Replacement:
-    """LpPool: the p-th root of the sum of |x|^p, as an AveragePool over windows that all count as full."""
-    kernel = list(site.attr("kernel_shape", ()))
-    if any(d != 1 for d in site.attr("dilations", [1])) or (len(kernel) > 2):
-        raise CannotRewriteError("it is dilated or has more than two spatial axes")
-    kept_attrs = {k: v for k, v in site.node.attrs.items() if k in ("auto_pad", "pads", "strides", "ceil_mode")}
+    """LpPool: the p-th root of the sum of |x|^p over each window, a Conv with ones."""
+    kernel, _, _ = _window(site)
     power = site.attr("p", 2)
-    mean = site.op("AveragePool", _power(site, power), kernel_shape=kernel, count_include_pad=1, **kept_attrs)
-    return _root(site, site.op("Mul", mean, float(prod(kernel))), power)
+    total = _window_sum(site, _power(site, power), kernel)
+    return site.reshape(_root(site, total, power), site.shape(site.node.outputs[0]))
 
 
 def global_lp_pool(site: Site) -> Replacement:
@@ -85,6 +63,56 @@ def global_lp_pool(site: Site) -> Replacement:
     power = site.attr("p", 2)
     axes = list(range(2, len(site.shape())))
     return _root(site, site.reduce("ReduceSum", _power(site, power), axes), power)
+
+
+def _window(site: Site) -> tuple[tuple[int, ...], list[int], list[int]]:
+    """Sizes, strides and dilations of the windows."""
+    kernel = tuple(site.attr("kernel_shape", ()))
+    ones = [1] * len(kernel)
+    return kernel, list(site.attr("strides", ones)), list(site.attr("dilations", ones))
+
+
+def _written_out(site: Site) -> bool:
+    return site.attr("auto_pad", "NOTSET") == "NOTSET" and not site.attr("ceil_mode", 0)
+
+
+def _reach(site: Site, kernel: tuple[int, ...], strides: list[int], dilations: list[int]) -> list[int]:
+    """Padding [begin..., end...] that all windows lie within; with ceil_mode the last ones reach beyond the asked."""
+    shape, out, spatial = site.shape(), site.shape(site.node.outputs[0]), len(kernel)
+    pads = padding(site, kernel, None)
+    for i in range(spatial):
+        reach = (out[2 + i] - 1) * strides[i] + (kernel[i] - 1) * dilations[i] + 1
+        pads[spatial + i] = reach - shape[2 + i] - pads[i]  # less than asked where that does not fill a window
+    return pads
+
+
+def _window_sum(site: Site, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
+    """Sum of each window, [N * C, 1, out...]: a Conv with one channel, whatever the number of channels."""
+    shape, spatial = site.shape(), len(kernel)
+    _, strides, dilations = _window(site)
+    pads = _reach(site, kernel, strides, dilations)
+    flat = site.reshape(x, [shape[0] * shape[1], 1, *shape[2:]])
+    if min(pads) < 0:
+        flat, pads = site.op("Pad", flat, [0, 0, *pads[:spatial], 0, 0, *pads[spatial:]]), [0] * 2 * spatial
+    ones = np.ones((1, 1, *kernel), site.dtype)
+    sums: Tensor = site.op(
+        "Conv", flat, ones, pads=pads, strides=strides, dilations=dilations, kernel_shape=list(kernel)
+    )
+    return sums
+
+
+def _counts(site: Site, kernel: tuple[int, ...], strides: list[int], dilations: list[int]) -> Array:
+    """How many elements count in each window, [1, 1, out...]; what reaches beyond the asked padding never does."""
+    size, out, spatial = site.shape()[2:], site.shape(site.node.outputs[0])[2:], len(kernel)
+    asked = padding(site, kernel, None)
+    whole = bool(site.attr("count_include_pad", 0))
+    counts = np.ones(out)
+    for i in range(spatial):
+        at = np.arange(out[i])[:, None] * strides[i] + np.arange(kernel[i]) * dilations[i] - asked[i]
+        low, high = (-max(asked[i], 0), size[i] + max(asked[spatial + i], 0)) if whole else (0, size[i])
+        column = ((at >= low) & (at < high)).sum(1)
+        counts = counts * column.reshape([-1 if a == i else 1 for a in range(spatial)])
+    return np.maximum(counts, 1)[None, None]
 
 
 def _power(site: Site, power: int) -> Tensor:

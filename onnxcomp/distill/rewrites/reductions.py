@@ -107,7 +107,8 @@ def no_keep(site: Site) -> Replacement | None:
     """ReduceL2 and ReduceLogSumExp have a gradient only where they keep the axes that they reduce."""
     axes, keepdims = axes_of(site)
     if not axes:
-        raise CannotRewriteError("it reduces nothing")
+        alone: Tensor = site.x if site.node.op == "ReduceLogSumExp" else site.op("Abs", site.x)
+        return alone
     if keepdims:
         return None
     return site.reshape(site.reduce(site.node.op, site.x, axes), _reduced(site.shape(), axes, keepdims))

@@ -22,7 +22,7 @@ from onnx import helper
 from onnxruntime.capi import _pybind_state as capi
 
 from .channel import RefusedError
-from .optimizer import Flat, Vector
+from .optimizer import Flat
 
 Array = NDArray[Any]
 
