@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-
 PIECES, THREADS = 4, 4
 
 

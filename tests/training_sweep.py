@@ -7,6 +7,7 @@ gives a model by operator and seed, or None where ONNX Runtime does not take wha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import builders
@@ -21,10 +22,11 @@ Draw = Callable[[Net, Random], str]
 DRAWS: dict[str, Draw] = {}
 
 
-def draws(*names: str) -> Callable[[Draw], Draw]:
-    def enter(draw: Draw) -> Draw:
-        DRAWS.update(dict.fromkeys(names, draw))
-        return draw
+def draws(*names: str) -> Callable[[Callable[[Net, Random, str], str]], None]:
+    """Enter a function under operators; it is told which one is meant."""
+
+    def enter(draw: Callable[[Net, Random, str], str]) -> None:
+        DRAWS.update({name: partial(draw, kind=name) for name in names})
 
     return enter
 
@@ -33,7 +35,6 @@ def drawn(name: str, seed: int) -> ModelProto | None:
     """A model with this operator, the same for the same seed; None where ONNX Runtime refuses it."""
     random = np.random.default_rng([seed, *name.encode()])
     net = Net(seed=seed, opset=int(random.choice([17, 17, 18, 19])))
-    net.kind = name.split(" ")[0]  # type: ignore[attr-defined]
     try:
         result = DRAWS[name](net, random)
         proto = net.model(result, domains={MICROSOFT: 1})
@@ -112,8 +113,7 @@ def conv_transpose(net: Net, random: Random, spatial: int) -> str:
     return str(net.op("ConvTranspose", h, net.weight(4, out, *attrs["kernel_shape"]), *bias, group=group, **attrs))
 
 
-def pool(net: Net, random: Random, spatial: int) -> str:
-    kind = net.kind  # type: ignore[attr-defined]
+def pool(net: Net, random: Random, spatial: int, kind: str) -> str:
     h = image(net, random, spatial, 3)
     attrs = windows(random, spatial, dilated=net.opset >= 19 or kind == "MaxPool")
     if random.random() < 0.5 and (kind != "LpPool" or net.opset >= 18):
@@ -125,18 +125,15 @@ def pool(net: Net, random: Random, spatial: int) -> str:
     return str(net.op(kind, h, **attrs))
 
 
-WINDOWED: dict[str, Callable[[Net, Random, int], str]] = {
-    "Conv": conv,
-    "ConvTranspose": conv_transpose,
-    **dict.fromkeys(("AveragePool", "LpPool", "MaxPool"), pool),
-}
-for _kind, _draw in WINDOWED.items():
-    for _spatial in (1, 2, 3):
-        DRAWS[f"{_kind} {_spatial}-D"] = lambda net, random, d=_draw, s=_spatial: d(net, random, s)  # type: ignore[misc]
+for _spatial in (1, 2, 3):
+    DRAWS[f"Conv {_spatial}-D"] = partial(conv, spatial=_spatial)
+    DRAWS[f"ConvTranspose {_spatial}-D"] = partial(conv_transpose, spatial=_spatial)
+    for _kind in ("AveragePool", "LpPool", "MaxPool"):
+        DRAWS[f"{_kind} {_spatial}-D"] = partial(pool, spatial=_spatial, kind=_kind)
 
 
 @draws("Gemm")
-def gemm(net: Net, random: Random) -> str:
+def gemm(net: Net, random: Random, kind: str) -> str:
     rows, inner, columns = several(random, 3, 2, 5)
     turned = some(random, 0, 1)
     h = net.op("Mul", net.input(*((inner, rows) if turned else (rows, inner))), net.weight(1, scale=1.0))
@@ -150,7 +147,7 @@ def gemm(net: Net, random: Random) -> str:
 
 
 @draws("MatMul")
-def matmul(net: Net, random: Random) -> str:
+def matmul(net: Net, random: Random, kind: str) -> str:
     rows, inner, columns = several(random, 3, 1, 4)
     batch = several(random, int(random.integers(0, 3)), 1, 3)
     left, right = narrowed(random, batch), narrowed(random, batch)
@@ -164,8 +161,7 @@ def matmul(net: Net, random: Random) -> str:
 
 
 @draws("Add", "Sub", "Mul", "Div", "Max", "Min", "Mean", "Sum", "PRelu", "Pow")
-def binary(net: Net, random: Random) -> str:
-    kind = net.kind  # type: ignore[attr-defined]
+def binary(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random)
     other_shape = narrowed(random, shape)
     if kind == "PRelu":
@@ -182,7 +178,7 @@ def binary(net: Net, random: Random) -> str:
 
 
 @draws("Where")
-def where(net: Net, random: Random) -> str:
+def where(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random)
     mask = net.const(random.random(narrowed(random, shape)) < 0.5, np.bool_)
     operands = [h, net.weight(*narrowed(random, shape), scale=1.0)]
@@ -192,15 +188,14 @@ def where(net: Net, random: Random) -> str:
 
 
 @draws("Clip")
-def clip(net: Net, random: Random) -> str:
+def clip(net: Net, random: Random, kind: str) -> str:
     h, _ = tensor(net, random)
     bounds = [some(random, "", net.const(-0.4, np.float32), net.weight(scale=0.2))]
     return str(net.op("Clip", h, *bounds, some(random, "", net.const(0.5, np.float32))))
 
 
 @draws("Softmax", "LogSoftmax", "Hardmax", "LpNormalization", "MeanVarianceNormalization")
-def along_axis(net: Net, random: Random) -> str:
-    kind = net.kind  # type: ignore[attr-defined]
+def along_axis(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random)
     axis = int(random.integers(-len(shape), len(shape)))
     if kind == "MeanVarianceNormalization":
@@ -211,7 +206,7 @@ def along_axis(net: Net, random: Random) -> str:
 
 
 @draws("CumSum")
-def cumsum(net: Net, random: Random) -> str:
+def cumsum(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random)
     axis = net.const(int(random.integers(-len(shape), len(shape))), some(random, np.int64, np.int32))
     return str(net.op("CumSum", h, axis, exclusive=some(random, 0, 1), reverse=some(random, 0, 1)))
@@ -224,8 +219,7 @@ _REDUCING = (
 
 
 @draws(*_REDUCING)
-def reduction(net: Net, random: Random) -> str:
-    kind = net.kind  # type: ignore[attr-defined]
+def reduction(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random)
     if kind in ("ReduceLogSum", "ReduceProd"):
         h = net.op("Add", net.op("Abs", h), net.const(0.5, np.float32))
@@ -243,7 +237,7 @@ def reduction(net: Net, random: Random) -> str:
 
 
 @draws("BatchNormalization")
-def batch_norm(net: Net, random: Random) -> str:
+def batch_norm(net: Net, random: Random, kind: str) -> str:
     spatial = int(random.integers(0, 4))
     h = image(net, random, spatial, 3) if spatial else net.dense(net.input(2, 4), 4, 3)
     vectors = [net.positive(3), net.weight(3), net.weight(3, scale=0.2), net.positive(3)]
@@ -251,9 +245,8 @@ def batch_norm(net: Net, random: Random) -> str:
 
 
 @draws("InstanceNormalization", "GroupNormalization", "LRN")
-def image_norm(net: Net, random: Random) -> str:
-    kind = net.kind  # type: ignore[attr-defined]
-    h = image(net, random, int(random.integers(1, 4)), 4)
+def image_norm(net: Net, random: Random, kind: str) -> str:
+    h = image(net, random, 2 if kind == "LRN" else int(random.integers(1, 4)), 4)
     if kind == "LRN":
         return str(net.op(kind, h, size=some(random, 1, 2, 3, 5), alpha=0.4, beta=0.6, bias=1.2))
     if kind == "InstanceNormalization":
@@ -265,8 +258,7 @@ def image_norm(net: Net, random: Random) -> str:
 
 
 @draws("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-def layer_norm(net: Net, random: Random) -> str:
-    kind = net.kind  # type: ignore[attr-defined]
+def layer_norm(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random, 2)
     axis = int(random.integers(1, len(shape)))
     if kind == "RMSNormalization":
@@ -283,7 +275,7 @@ def layer_norm(net: Net, random: Random) -> str:
 
 
 @draws("Concat")
-def concat(net: Net, random: Random) -> str:
+def concat(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random)
     axis = int(random.integers(0, len(shape)))
     other = [d if a != axis else int(random.integers(1, 4)) for a, d in enumerate(shape)]
@@ -292,7 +284,7 @@ def concat(net: Net, random: Random) -> str:
 
 
 @draws("Split")
-def split(net: Net, random: Random) -> str:
+def split(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random)
     axis = int(random.integers(0, len(shape)))
     shape_there = shape[axis]
@@ -304,19 +296,21 @@ def split(net: Net, random: Random) -> str:
 
 
 @draws("Slice")
-def slices(net: Net, random: Random) -> str:
+def slices(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random)
     axes = sorted({int(a) for a in random.integers(0, len(shape), 2)})
     steps = [int(some(random, 1, 2, -1, -2)) for _ in axes]
-    starts = [int(random.integers(0, shape[a])) if s > 0 else int(random.integers(-2, 0)) for a, s in zip(axes, steps)]
+    starts = [
+        int(random.integers(0, shape[a])) if s > 0 else int(random.integers(-2, 0))
+        for a, s in zip(axes, steps, strict=True)
+    ]
     ends = [99 if s > 0 else -99 for s in steps]
     ports = [starts, ends, [a - len(shape) if random.random() < 0.3 else a for a in axes], steps]
     return str(net.op("Slice", h, *[net.const(p, some(random, np.int64)) for p in ports]))
 
 
 @draws("Gather", "GatherElements", "GatherND")
-def gather(net: Net, random: Random) -> str:
-    kind = net.kind  # type: ignore[attr-defined]
+def gather(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random, 2)
     axis = int(random.integers(0, len(shape)))
     size = shape[axis]
@@ -334,8 +328,7 @@ def gather(net: Net, random: Random) -> str:
 
 
 @draws("ScatterElements", "ScatterND")
-def scatter(net: Net, random: Random) -> str:
-    kind = net.kind  # type: ignore[attr-defined]
+def scatter(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random, 2)
     reduction = {"reduction": some(random, "none", "add")} if random.random() < 0.6 else {}
     if kind == "ScatterND":
@@ -348,7 +341,7 @@ def scatter(net: Net, random: Random) -> str:
 
 
 @draws("Pad")
-def pad(net: Net, random: Random) -> str:
+def pad(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random)
     mode = some(random, "constant", "constant", "reflect", "edge", *(["wrap"] if net.opset >= 19 else []))
     amounts = [int(random.integers(-1, min(d, 3))) for d in shape * 2]
@@ -357,8 +350,7 @@ def pad(net: Net, random: Random) -> str:
 
 
 @draws("Transpose", "Reshape", "Expand", "Tile", "Flatten", "Squeeze", "Unsqueeze", "Trilu", "TopK")
-def moves(net: Net, random: Random) -> str:
-    kind = net.kind  # type: ignore[attr-defined]
+def moves(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random, 2)
     rank = len(shape)
     axis = int(random.integers(-rank, rank))
@@ -385,8 +377,7 @@ def moves(net: Net, random: Random) -> str:
 
 
 @draws("DepthToSpace", "SpaceToDepth")
-def depth(net: Net, random: Random) -> str:
-    kind = net.kind  # type: ignore[attr-defined]
+def depth(net: Net, random: Random, kind: str) -> str:
     x = net.input(2, 3, 4, 6)
     h = net.op("Conv", x, net.weight(8, 3, 1, 1))
     mode = {"mode": some(random, "DCR", "CRD")} if kind == "DepthToSpace" else {}
@@ -394,7 +385,7 @@ def depth(net: Net, random: Random) -> str:
 
 
 @draws("Resize")
-def resize(net: Net, random: Random) -> str:
+def resize(net: Net, random: Random, kind: str) -> str:
     spatial = int(random.integers(1, 4))
     h = image(net, random, spatial, 2, 3, 5)
     attrs: dict[str, Any] = {"mode": some(random, "nearest", "linear", "cubic")}
@@ -411,8 +402,7 @@ def resize(net: Net, random: Random) -> str:
 
 
 @draws("LSTM", "GRU", "RNN")
-def recurrent(net: Net, random: Random) -> str:
-    kind = net.kind  # type: ignore[attr-defined]
+def recurrent(net: Net, random: Random, kind: str) -> str:
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
     steps, width, hidden = several(random, 3, 2, 5)
     direction = some(random, "forward", "reverse", "bidirectional")
@@ -432,7 +422,7 @@ def recurrent(net: Net, random: Random) -> str:
 
 
 @draws("QuantizeLinear")
-def quantized(net: Net, random: Random) -> str:
+def quantized(net: Net, random: Random, kind: str) -> str:
     h, shape = tensor(net, random, 2)
     kind = some(random, np.uint8, np.int8)
     ports = [net.const(0.05, np.float32)]
@@ -447,7 +437,7 @@ def quantized(net: Net, random: Random) -> str:
 
 
 @draws("Einsum")
-def einsum(net: Net, random: Random) -> str:
+def einsum(net: Net, random: Random, kind: str) -> str:
     sizes = dict(zip("abcd", (2, 3, 4, 5), strict=True))
     terms = ["".join(random.permutation(list("abcd"))[: int(random.integers(1, 4))]) for _ in range(2)]
     letters = sorted(set("".join(terms)))
@@ -467,14 +457,13 @@ _UNARY: dict[str, dict[str, Any]] = {
 
 
 @draws(*_UNARY)
-def unary(net: Net, random: Random) -> str:
-    kind = net.kind  # type: ignore[attr-defined]
+def unary(net: Net, random: Random, kind: str) -> str:
     h = image(net, random, int(random.integers(1, 4)), 3) if kind.startswith("Global") else tensor(net, random)[0]
     return str(net.op(kind, h, **_UNARY[kind]))
 
 
 @draws("Cast")
-def cast(net: Net, random: Random) -> str:
+def cast(net: Net, random: Random, kind: str) -> str:
     h, _ = tensor(net, random)
     through = some(random, TensorProto.DOUBLE, TensorProto.FLOAT)
     return str(net.op("Cast", net.op("Cast", h, to=through), to=TensorProto.FLOAT))
