@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -51,13 +52,23 @@ def convolved(
     """
     (data, shape), (kernel, sizes) = x, weight
     spatial = len(sizes) - 2
-    attrs = {"group": group, "strides": strides, "dilations": dilations, "pads": pads, "kernel_shape": list(sizes[2:])}
+    attrs: dict[str, Any] = {
+        "group": group,
+        "strides": strides,
+        "dilations": dilations,
+        "pads": pads,
+        "kernel_shape": list(sizes[2:]),
+    }
     if group == 1 or spatial == 2:
         plain: Tensor = site.op("Conv", data, kernel, bias, **attrs)
         return plain
     if spatial == 1:
         flat, row = site.reshape(data, [*shape[:2], 1, shape[2]]), site.reshape(kernel, [*sizes[:2], 1, sizes[2]])
-        wide = {"strides": [1, *strides], "dilations": [1, *dilations], "pads": [0, pads[0], 0, pads[1]]}
+        wide: dict[str, Any] = {
+            "strides": [1, *strides],
+            "dilations": [1, *dilations],
+            "pads": [0, pads[0], 0, pads[1]],
+        }
         found: Tensor = site.op("Conv", flat, row, bias, group=group, kernel_shape=[1, sizes[2]], **wide)
         return found
     return _by_depth(site, x, weight, bias, group, strides, dilations, pads)
