@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from onnxcomp.distill import environment
+from onnxcomp.distill import alike, environment
 from onnxcomp.distill.augment import Augment, Way
 from onnxcomp.errors import UsageError
 from onnxcomp.files import scratch
@@ -14,11 +14,13 @@ from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.literals import lift_weights
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
 from onnxcomp.passes.training import gradual, quantized
-from onnxcomp.passes.training.material import gather, samples_of
-from onnxcomp.passes.training.objective import Aim, pairs
-from onnxcomp.passes.training.quantized import Precision
+from onnxcomp.passes.training.material import gather, rehearsal, samples_of
+from onnxcomp.passes.training.objective import Aim, Pair, pairs
+from onnxcomp.passes.training.quantized import Precision, Quantization
 from onnxcomp.passes.training.trainer import Trainer
-from onnxcomp.runtime.progress import Progress
+from onnxcomp.runtime.progress import SILENT, Progress
+
+REHEARSED = 32  # samples on which everything is tried that can be refused before the training
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ class Distill(Pass):
             self.matching(graph, globs)
         taught = pairs(graph, context.original or graph.clone(), self.aim) if self.teacher == "original" else []
         teacher = (context.original or graph.clone()) if taught else None
+        self._rehearse(graph, context, teacher, taught, outcome)
         batch = min(self.batch, len(samples_of(context)))
         steps = self.steps or max(1, round((self.epochs or 1.0) * len(samples_of(context)) / batch))
         epochs = steps * batch / len(samples_of(context))
@@ -165,15 +168,27 @@ class Distill(Pass):
         outcome.summary = "; ".join(record.words for record in outcome.trainings)
         return outcome
 
+    def _rehearse(
+        self, graph: Graph, context: PassContext, teacher: Graph | None, taught: list[Pair], outcome: Outcome
+    ) -> None:
+        """Refuse what can be refused before anything is calibrated, asked or trained; the copy that trains is proven."""
+        material, sample = rehearsal(context, teacher, taught, REHEARSED)
+        quiet = replace(context, calibration=sample, progress=SILENT)
+        trainer = Trainer(self, graph.clone(), quiet, Outcome(), material, taught)
+        trainer.rehearse(self._plan(trainer) if self.bits or self.activation_bits else None)
+        outcome.notes += [note for note in trainer.outcome.notes if note.startswith(alike.NOT_COMPARED)]
+
+    def _plan(self, trainer: Trainer) -> Quantization:
+        edge = self.edge_bits if self.activation_bits else 0
+        precision = Precision(self.bits or 8, self.activation_bits, edge, self.optimizer, self.isa)
+        return quantized.plan(trainer.graph, precision, self.selects(trainer.graph), trainer.context)
+
     def _train(self, trainer: Trainer, steps: int, last: bool, seed: int) -> None:
         """One training; the last one on integers where bits are given."""
-        graph, context = trainer.graph, trainer.context
         if not last or not (self.bits or self.activation_bits):
             trainer.train(steps, seed=seed)
             return
-        edge = self.edge_bits if self.activation_bits else 0
-        precision = Precision(self.bits or 8, self.activation_bits, edge, self.optimizer, self.isa)
-        plan = quantized.plan(graph, precision, self.selects(graph), context)
+        plan = self._plan(trainer)
         learned = trainer.train(steps, plan, seed=seed)
         trainer.outcome.notes += plan.notes
         rounded = plan.reference(learned)

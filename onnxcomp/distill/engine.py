@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,30 @@ def gradient_moments(
         kind, _, name = key.partition(".")
         kinds[kind][name] = array
     return GradientMoments(**kinds)
+
+
+def forward(
+    graph: Graph, feeds: Mapping[str, Array], names: Sequence[str], *, runtime: environment.Environment | None = None
+) -> dict[str, Array]:
+    """The named tensors of a training graph as the training runtime computes them.
+
+    Raises:
+        ModelError: it does not run the graph.
+        EnvironmentLacksError, TrainingError: as `train`.
+    """
+    with scratch("train") as folder:
+        (folder / "model.onnx").write_bytes(training_bytes(graph))
+        store, none = _Store(folder), np.zeros((0, 1), np.int64)
+        job = {
+            "command": "forward",
+            "folder": str(folder),
+            "arrays": {name: store.described(array) for name, array in feeds.items()},
+            "order": store.described(none),
+            "held_out": store.described(none),
+            "outputs": list(names),
+        }
+        Work(runtime or environment.provide(), folder, job).run(SILENT, "comparing", total=0)
+        return _results(folder)[0]
 
 
 def training_bytes(graph: Graph) -> bytes:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from onnxcomp.errors import ModelError, OnnxcompError
 from onnxcomp.graph.evaluate import propagate
@@ -17,7 +16,7 @@ from onnxcomp.graph.literals import constant_value, is_numeric
 from onnxcomp.graph.shapes import infer
 from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.manager.raising import raise_opset
-from onnxcomp.runtime.session import open_session
+from onnxcomp.runtime.session import open_graph, open_session
 
 HALVES = ("float16", "bfloat16")
 NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -144,53 +143,66 @@ def fix_shapes(graph: Graph, bind: Mapping[str, tuple[int, ...]]) -> tuple[Shape
 
 
 def _as_run(graph: Graph, bind: Mapping[str, tuple[int, ...]], shapes: Shapes) -> tuple[Shapes, list[Node]]:
-    """Shapes with the sizes that ONNX Runtime gives windows whose padding or last step it works out itself.
+    """Shapes with the sizes that ONNX Runtime gives: windows whose padding or last step it works out, other domains.
 
-    There ONNX's inference has other sizes for some attributes, and everything behind would be taken for too large.
+    There ONNX's inference has other sizes for some attributes, and everything behind would be taken for too large. Of
+    operators of other domains it may know nothing.
     """
-    actual: dict[str, tuple[int, ...]] = {}
-    misjudged = []
+    actual: dict[str, TensorType] = {}
+    misjudged: list[Node] = []
     for node in graph.nodes:
         rounded = node.attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET") or node.attrs.get("ceil_mode")
-        if node.domain or node.op not in WINDOWS or not rounded:
+        window = not node.domain and node.op in WINDOWS and rounded
+        unknown = bool(node.domain) and any(t.name and shapes.static(t) is None for t in node.outputs)
+        if not window and not unknown:
             continue
-        found = _size_of(node, graph.opset, shapes)
-        if found is not None and found != shapes.static(node.outputs[0]):
-            actual[node.outputs[0].name] = found
-            misjudged.append(node)
+        changed = {
+            name: kind for name, kind in _types_of(graph, node, shapes).items() if kind != shapes.types.get(name)
+        }
+        if changed:
+            actual |= changed
+            misjudged += [node] if window else []
             shapes = _inferred_behind(graph, bind, actual)
     return shapes, misjudged
 
 
-def _size_of(node: Node, opset: int, shapes: Shapes) -> tuple[int, ...] | None:
-    """The shape that ONNX Runtime gives the first output of a node; None where it does not run it."""
-    given = [(t, shapes.static(t)) for t in node.inputs if t.name]
-    if any(shape is None for _, shape in given):
-        return None
-    feeds = {f"x{i}": np.zeros(shape or (), np.float32) for i, (_, shape) in enumerate(given)}
-    made = helper.make_node(node.op, list(feeds), ["y"], **dict(node.attrs))
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in feeds.items()]
-    window = helper.make_graph([made], "window", inputs, [onnx.ValueInfoProto(name="y")])
-    model = helper.make_model(window, opset_imports=[helper.make_opsetid("", opset)], ir_version=MOST_IR)
+def _types_of(graph: Graph, node: Node, shapes: Shapes) -> dict[str, TensorType]:
+    """The types and shapes that ONNX Runtime gives the outputs of a node alone; none where it does not run it."""
+    part = graph.clone()
+    tensors = part.tensors()
+    twin = next(n for n in part.nodes if n.name == node.name)
+    given = [t for t in dict.fromkeys(twin.inputs) if t.name and not isinstance(t, Constant)]
+    kinds = {t.name: (shapes.dtype(t), shapes.static(t)) for t in given}
+    if any(dtype is None or shape is None for dtype, shape in kinds.values()):
+        return {}
+    part.remove_nodes([n for n in part.nodes if n is not twin])
+    for tensor in given:
+        tensor.dtype, tensor.shape, tensor.envelope = *kinds[tensor.name], None
+    part.inputs, part.outputs = given, [tensors[t.name] for t in node.outputs if t.name]
+    for tensor in part.outputs:
+        tensor.shape, tensor.envelope = None, None
+    part.unused = []
+    feeds = {name: np.zeros(shape or (), dtype) for name, (dtype, shape) in kinds.items()}
     try:
-        return tuple(open_session(model.SerializeToString(), threads=1).run(feeds)["y"].shape)
+        found = open_graph(part, threads=1, optimize=False).run(feeds)
     except OnnxcompError:
-        return None
+        return {}
+    return {name: TensorType(array.dtype, tuple(array.shape)) for name, array in found.items()}
 
 
-def _inferred_behind(
-    graph: Graph, bind: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]
-) -> Shapes:
-    """Shapes where some tensors have these ones: the nodes that make them are left out of the inference."""
+def _inferred_behind(graph: Graph, bind: Mapping[str, tuple[int, ...]], actual: Mapping[str, TensorType]) -> Shapes:
+    """Shapes where some tensors have these types: the nodes that make them are left out of the inference."""
     copy = graph.clone()
     makers = [node for node in copy.nodes if any(t.name in actual for t in node.outputs)]
     made = [t for node in makers for t in node.outputs if t.name in actual]
     copy.remove_nodes(makers)
+    sizes = dict(bind)
     for tensor in made:
-        tensor.dtype, tensor.shape = np.dtype(np.float32), actual[tensor.name]
+        tensor.dtype, tensor.shape = actual[tensor.name].dtype, actual[tensor.name].shape
+        sizes[tensor.name] = tuple(int(d) for d in tensor.shape or () if isinstance(d, int))
     copy.inputs = [*copy.inputs, *made]
-    found = infer(copy, {**bind, **actual}, declared=False)
-    found.types.update((t.name, TensorType(t.dtype, actual[t.name])) for t in made)
+    found = infer(copy, sizes, declared=False)
+    found.types.update(actual)
     return found
 
 
@@ -261,7 +273,8 @@ def write_types(graph: Graph, bind: Mapping[str, tuple[int, ...]], before: Shape
     shapes = infer(graph, bind, declared=False)
     for node in graph.nodes:
         for tensor in node.outputs:
-            known = shapes.types.get(tensor.name) or before.types.get(tensor.name)
+            known, old = shapes.types.get(tensor.name), before.types.get(tensor.name)
+            known = old if known is None or (known.shape is None and old is not None) else known
             tensor.envelope = None
             tensor.shape = known.shape if known is not None else None
             if known is not None and known.dtype is not None:

@@ -12,7 +12,9 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -22,6 +24,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from onnxcomp.distill.augment import Augment
+from onnxcomp.distill.layout import Layout, to_front
 from onnxcomp.errors import DataError, ModelError, OutputError
 from onnxcomp.files import user_cache
 from onnxcomp.graph.io import to_bytes
@@ -29,6 +32,7 @@ from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.manager.base import SampleSource
 from onnxcomp.runtime.machine import machine, versions
 from onnxcomp.runtime.progress import Progress
+from onnxcomp.runtime.session import Session
 from onnxcomp.runtime.taps import tapped
 
 CACHE_BYTES = 4 << 30  # the teachers' answers in the user's cache; the oldest go
@@ -48,6 +52,7 @@ class Rows:
         plain: rows of one view of all training samples; `views` of these follow one another.
         held_out: rows at the end that are not trained on.
         digest: hash of all of them.
+        layout: where the model has what is row after row here.
     """
 
     folder: Path
@@ -58,6 +63,7 @@ class Rows:
     views: int = 1
     held_out: int = 0
     digest: str = ""
+    layout: Layout = Layout()  # noqa: RUF009 (frozen)
 
     def __len__(self) -> int:
         return self.plain * self.views + self.held_out
@@ -68,7 +74,7 @@ class Rows:
         return {name: tuple(array.shape[1:]) for name, array in self.arrays.items()}
 
     def batches(self, size: int | None = None, *, last: bool = False) -> Iterator[dict[str, Any]]:
-        """Feeds of consecutive rows; with `last` of those that are not trained on, where there are some."""
+        """Consecutive rows and the inputs that are the same for all; with `last` only rows that are not trained on."""
         step = size or ROWS_A_RUN
         first = len(self) - self.held_out if last and self.held_out else 0
         for start in range(first, len(self), step):
@@ -92,7 +98,8 @@ def write_rows(
         DataError: samples differ in shape, so that they fit no batch; or are no pictures and should be augmented.
         OutputError: the disk is full.
     """
-    rows = Rows(folder, plain=len(train), views=views if augment else 1)
+    layout = Layout.of(train)
+    rows = Rows(folder, plain=len(train), views=views if augment else 1, layout=layout)
     rows.held_out = 0 if held_out is None else len(held_out)
     generator = np.random.default_rng(seed)
     digest, at = hashlib.sha256(), 0
@@ -101,9 +108,10 @@ def write_rows(
     try:
         for samples, way in progress.track(passes, len(passes), "reading samples"):
             end = at + len(samples)
-            for feeds in samples.batches(ROWS_A_RUN):
-                count = _rows_of(feeds, end - at)
-                rows.constants |= {k: v for k, v in feeds.items() if not v.ndim or len(v) != count}
+            for given in samples.batches(ROWS_A_RUN):
+                feeds = layout.rows(given)
+                count = rows_in(feeds, layout, end - at)
+                rows.constants |= constants_of(feeds, layout, count)
                 varying = {k: v for k, v in feeds.items() if k not in rows.constants}
                 for name, array in way.views(varying, generator).items():
                     digest.update(np.ascontiguousarray(array).data)
@@ -131,7 +139,11 @@ def answers(
         OutputError: the cache cannot be written.
     """
     wanted = list(dict.fromkeys(names))
-    here = [machine().cpu, *(f"{name} {version}" for name, version in sorted(versions().items()))]
+    here = [
+        str(rows.layout.batch),
+        machine().cpu,
+        *(f"{name} {version}" for name, version in sorted(versions().items())),
+    ]
     key = hashlib.sha256(to_bytes(teacher) + "\n".join([*wanted, rows.digest, *here]).encode()).hexdigest()[:32]
     place = cache_folder() / key
     known = (place / MANIFEST).is_file()
@@ -158,9 +170,17 @@ def mean_square(array: Array) -> float:
 # -- small steps -------------------------------------------------------------------------------------------------------
 
 
-def _rows_of(feeds: Mapping[str, Array], left: int) -> int:
+def constants_of(feeds: Mapping[str, Array], layout: Layout, count: int) -> dict[str, Array]:
+    """The inputs that belong to every sample."""
+    one = {name for name in feeds if layout.places.input(name) is None}
+    return {name: array for name, array in feeds.items() if name in one or not array.ndim or len(array) != count}
+
+
+def rows_in(feeds: Mapping[str, Array], layout: Layout, left: int) -> int:
     """How many samples a feed holds: the first dimension that most inputs agree on."""
-    sizes = [len(a) for a in feeds.values() if a.ndim and len(a) <= min(left, ROWS_A_RUN)]
+    varying = [array for name, array in feeds.items() if layout.places.input(name) is not None]
+    most = min(left, max(ROWS_A_RUN, layout.batch or 0))
+    sizes = [len(a) for a in varying if a.ndim and len(a) <= most]
     if not sizes:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
         raise DataError("the inputs have no common batch dimension", where=shapes, do="give samples along axis 0")
@@ -173,12 +193,17 @@ def _put(rows: Rows, name: str, at: int, array: Array) -> None:
         rows.arrays[name] = open_memmap(path, mode="w+", dtype=array.dtype, shape=(len(rows), *array.shape[1:]))
     target = rows.arrays[name]
     if target.shape[1:] != array.shape[1:]:
-        raise DataError(
-            f"samples differ in shape: {list(target.shape[1:])} and {list(array.shape[1:])}",
-            where=f"input {name}",
-            do="pad them to one shape: training takes batches",
-        )
+        raise differing(name, target.shape[1:], array.shape[1:])
     target[at : at + len(array)] = array
+
+
+def differing(name: str, *shapes: tuple[int, ...]) -> DataError:
+    """What to say of samples that fit no batch."""
+    return DataError(
+        f"samples differ in shape: {' and '.join(str(list(shape)) for shape in dict.fromkeys(shapes))}",
+        where=f"input {name}",
+        do="pad them to one shape: training takes batches",
+    )
 
 
 def _labels(train: SampleSource, held_out: SampleSource | None, views: int) -> Array | None:
@@ -188,32 +213,56 @@ def _labels(train: SampleSource, held_out: SampleSource | None, views: int) -> A
     return np.concatenate([np.asarray(part) for part in parts])
 
 
+def ask(session: Session, part: Mapping[str, Array], rows: Rows, fixed: int | None = None) -> dict[str, Array]:
+    """What a model says to some rows, one row of every output for each.
+
+    Args:
+        fixed: rows that it takes at a time, filled up.
+
+    Raises:
+        ModelError: a tensor has no axis that counts the rows.
+    """
+    count = len(part[next(iter(rows.arrays))])
+    feeds = _filled(part, rows, fixed) if fixed is not None and count < fixed else part
+    asked = len(feeds[next(iter(rows.arrays))])
+    found = {}
+    for name, array in session.run(rows.layout.feeds(feeds)).items():
+        axis = rows.layout.axis_of(name, array.shape, asked)
+        if axis is None:
+            raise ModelError(
+                f"{name} {list(array.shape)} does not hold one row for each of {asked} samples",
+                where=f"tensor {name} of the teacher",
+                do="choose other features, or a teacher whose outputs have a value for every sample",
+            )
+        found[name] = to_front(array, axis)[:count]
+    return found
+
+
+def fixed_batch(session: Session, rows: Rows) -> int | None:
+    """Rows that a model takes at a time, and no others."""
+    ports = [port for port in session.inputs if port.name in rows.arrays and port.shape]
+    sizes = [port.shape[rows.layout.places.input(port.name) or 0] for port in ports]
+    return rows.layout.batch or next((size for size in sizes if isinstance(size, int) and size > 0), None)
+
+
 def _compute(teacher: Graph, names: list[str], rows: Rows, place: Path, threads: int, progress: Progress) -> None:
     staging = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
     try:
         staging.mkdir(parents=True)
-        session = tapped(teacher, names, threads)
-        fixed = next((p.shape[0] for p in session.inputs if p.shape and p.name in rows.arrays), None)
-        size = fixed if isinstance(fixed, int) and fixed > 0 else ROWS_A_RUN
+        session = tapped(teacher, names, 1)
+        fixed = fixed_batch(session, rows)
+        size = fixed or ROWS_A_RUN
         found: dict[str, Array] = {}
         at, total = 0, -(-len(rows) // size)
-        for part in progress.track(rows.batches(size), total, "asking the teacher"):
-            count = len(part[next(iter(rows.arrays))])
-            feeds = _filled(part, rows, fixed) if isinstance(fixed, int) and count < fixed else part
-            asked = len(feeds[next(iter(rows.arrays))])
-            for index, (name, array) in enumerate(session.run(feeds).items()):
-                if not array.ndim or len(array) != asked:
-                    raise ModelError(
-                        f"{name} {list(array.shape)} does not hold one row for each of {asked} samples",
-                        where=f"tensor {name} of the teacher",
-                        do="choose other features, or a teacher whose outputs have the batch as first axis",
-                    )
+        given = progress.track(rows.batches(size), total, "asking the teacher")
+        for answer in _in_order(lambda part: ask(session, part, rows, fixed), given, threads):
+            for index, (name, array) in enumerate(answer.items()):
                 if name not in found:
                     shape = (len(rows), *array.shape[1:])
                     _check_room(staging, prod(shape) * 4, name)
                     found[name] = open_memmap(staging / f"{index}.npy", mode="w+", dtype=np.float32, shape=shape)
-                found[name][at : at + count] = array[:count]
-            at += count
+                found[name][at : at + len(array)] = array
+            at += len(next(iter(answer.values())))
         found.clear()  # closes the maps, which writes them out
         (staging / MANIFEST).write_text("\n".join(names), encoding="utf-8")
         _settle(staging, place)
@@ -227,6 +276,20 @@ def _compute(teacher: Graph, names: list[str], rows: Rows, place: Path, threads:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _in_order(
+    work: Callable[[dict[str, Any]], dict[str, Array]], parts: Iterable[dict[str, Any]], threads: int
+) -> Iterator[dict[str, Array]]:
+    """Work done by several threads at a time, results in order: each run by one thread, so that sums are the same."""
+    waiting: deque[Future[dict[str, Array]]] = deque()
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for part in parts:
+            waiting.append(pool.submit(work, part))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def _check_room(folder: Path, wanted: int, name: str) -> None:
     free = shutil.disk_usage(folder).free
     if wanted > free * USED_DISK:
@@ -237,7 +300,7 @@ def _check_room(folder: Path, wanted: int, name: str) -> None:
         )
 
 
-def _filled(part: dict[str, Array], rows: Rows, size: int) -> dict[str, Array]:
+def _filled(part: Mapping[str, Array], rows: Rows, size: int) -> dict[str, Array]:
     """The last batch filled up to the size that the model fixes; what that adds is dropped from the answers."""
     return {k: np.resize(v, (size, *v.shape[1:])) if k in rows.arrays else v for k, v in part.items()}
 

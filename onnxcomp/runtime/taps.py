@@ -91,13 +91,13 @@ def fitting(graph: Graph, names: Sequence[str], samples: Batches, batch: int, bu
     return int(min(batch, max(1, budget_bytes // max(one, 1))))
 
 
-def tapped(graph: Graph, names: Sequence[str], threads: int) -> Session:
+def tapped(graph: Graph, names: Sequence[str], threads: int, *, optimize: bool = True) -> Session:
     """A session whose outputs are the named tensors and nothing else; it holds only the nodes they need."""
     copy = graph.clone()
     tensors = copy.tensors()
     copy.outputs = [tensors[name] for name in names]
     drop_unneeded(copy)
-    return open_graph(copy, threads=threads, arena=False)
+    return open_graph(copy, threads=threads, optimize=optimize, arena=False)
 
 
 def drop_unneeded(graph: Graph) -> None:

@@ -204,14 +204,32 @@ class _Writer:
         grid, scale = fake.grid, self._scale(fake.step)
         for name, ports in fake.tensors:
             tensor = self.tensors[name]
+            if ports is None and self.graph.is_output(tensor):
+                tensor = self._named_anew(tensor)
             readers = list(dict.fromkeys(tensor.consumers))
             rounded = self._rounded(tensor, scale, grid.levels.low - grid.zero, grid.levels.high - grid.zero)
             if ports is None:
                 self.graph.replace_uses(tensor, rounded, only=readers)
-                self.graph.outputs = [rounded if t is tensor else t for t in self.graph.outputs]
+                self._take_name(rounded, name)
             else:
                 for node, port in ports:
                     self.nodes[node].inputs[port] = rounded
+
+    def _named_anew(self, output: Tensor) -> Tensor:
+        """What makes an output makes another tensor instead, so that what is rounded bears the output's name."""
+        maker = output.producer
+        assert maker is not None
+        inner = Variable(self.graph.unique_name(f"{output.name}.exact"), output.dtype, output.shape)
+        maker.outputs[maker.outputs.index(output)] = inner
+        self.graph.replace_uses(output, inner)
+        return inner
+
+    def _take_name(self, rounded: Variable, name: str) -> None:
+        """Let what is rounded be the output of this name, where there is one."""
+        for at, output in enumerate(self.graph.outputs):
+            if output.name == name:
+                rounded.name, rounded.dtype, rounded.shape = name, output.dtype, output.shape
+                self.graph.outputs[at] = rounded
 
     def bias(self, fake: FakeBias) -> None:
         node = self.nodes[fake.node]

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from onnxcomp.distill.augment import Augment
+from onnxcomp.distill.layout import Layout, Places
 from onnxcomp.distill.losses import LABELS
-from onnxcomp.distill.teacher import Rows, answers, write_rows
+from onnxcomp.distill.teacher import (
+    ROWS_A_RUN,
+    Rows,
+    answers,
+    ask,
+    constants_of,
+    differing,
+    fixed_batch,
+    rows_in,
+    write_rows,
+)
 from onnxcomp.errors import DataError
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.manager.base import PassContext, SampleSource
 from onnxcomp.passes.training.objective import Pair
+from onnxcomp.runtime.taps import tapped
 
 MOST_VIEW_BYTES = 16 << 30  # of augmented views on the disk; more epochs than fit see the first ones again
 
@@ -97,6 +109,78 @@ def gather(
         if known:
             notes.append(f"the teacher's answers to {len(rows):,} rows came from the cache")
     return Material(rows, found, None if labels is None else labels.astype(np.int64), notes)
+
+
+@dataclass
+class Few:
+    """The first samples of a source, in memory; a source itself."""
+
+    rows: Rows
+    labels: Array | None
+    source: str = "the first samples"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def axes(self) -> Places:
+        """Where samples lie in the model's inputs and outputs."""
+        return self.rows.layout.places
+
+    @property
+    def batch(self) -> int | None:
+        """Samples a run where the model takes that many only."""
+        return self.rows.layout.batch
+
+    def batches(self, size: int | None = None) -> Iterator[dict[str, Array]]:
+        """Feeds."""
+        for part in self.rows.batches(self.batch or size):
+            yield self.rows.layout.feeds(part)
+
+
+def few(context: PassContext, count: int) -> Few:
+    """About so many samples, laid out as rows.
+
+    Raises:
+        DataError: there are no samples, or they fit no batch.
+    """
+    train = samples_of(context)
+    layout = Layout.of(train)
+    parts: list[dict[str, Array]] = []
+    constants: dict[str, Array] = {}
+    at = 0
+    for given in train.batches(min(count, ROWS_A_RUN)):
+        feeds = layout.rows(given)
+        own = rows_in(feeds, layout, len(train))
+        constants |= constants_of(feeds, layout, own)
+        parts.append({name: array for name, array in feeds.items() if name not in constants})
+        at += own
+        if at >= count:
+            break
+    for name in parts[0]:
+        if len({part[name].shape[1:] for part in parts}) > 1:
+            raise differing(name, *(part[name].shape[1:] for part in parts))
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    labels = None if train.labels is None else np.asarray(train.labels)
+    return Few(Rows(Path(), arrays, constants, plain=at, layout=layout), labels)
+
+
+def rehearsal(context: PassContext, teacher: Graph | None, pairs: list[Pair], count: int) -> tuple[Material, Few]:
+    """Material of a few samples and all labels, without a file written.
+
+    Raises:
+        ModelError: the teacher's tensors have no value for every sample.
+        DataError: as `few`.
+    """
+    sample = few(context, count)
+    rows, found = sample.rows, dict[str, Array]()
+    if teacher is not None:
+        session = tapped(teacher, [pair.teacher for pair in pairs], 1)
+        fixed = fixed_batch(session, rows)
+        parts = [ask(session, part, rows, fixed) for part in rows.batches(fixed)]
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    labels = sample.labels if sample.labels is not None and sample.labels.dtype.kind in "iu" else None
+    return Material(rows, found, None if labels is None else labels.astype(np.int64), []), sample
 
 
 def order(rows: Rows, steps: int, batch: int, seed: int) -> Array:

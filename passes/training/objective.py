@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,6 +46,7 @@ class Pair:
         output: it is one, and not a feature.
         required: an error where the two do not fit; else left out, and said.
         classes: the axis of classes that a Softmax behind it names.
+        place: the output whose layout the student's tensor has.
     """
 
     student: str
@@ -53,6 +54,7 @@ class Pair:
     output: bool
     required: bool = True
     classes: int | None = None
+    place: str = ""
 
     @property
     def fed(self) -> str:
@@ -81,9 +83,9 @@ def pairs(student: Graph, teacher: Graph, aim: Aim) -> list[Pair]:
             continue
         mine, other = softmax_of(student, output), softmax_of(teacher, twin)
         if mine is not None and other is not None:
-            found.append(Pair(mine[0].name, other[0].name, True, classes=mine[1]))
+            found.append(Pair(mine[0].name, other[0].name, True, classes=mine[1], place=output.name))
         else:
-            found.append(Pair(output.name, twin.name, True))
+            found.append(Pair(output.name, twin.name, True, place=output.name))
     if not found:
         raise ModelError("no output holds floating-point numbers", where="the outputs", do="nothing can be distilled")
     named = [pair for entry in aim.features for pair in _features(entry, student, teacher)]
@@ -139,8 +141,16 @@ def terms(
     return result, notes
 
 
-def label_terms(student: Graph, shapes: Mapping[str, tuple[int, ...]], labels: Array | None) -> list[Term]:
+def label_terms(
+    student: Graph,
+    shapes: Mapping[str, tuple[int, ...]],
+    labels: Array | None,
+    rows: Callable[[str, str], str] = lambda tensor, output: tensor,
+) -> list[Term]:
     """Without a teacher: cross-entropy of every output that labels fit.
+
+    Args:
+        rows: the name of a tensor with its samples along axis 0, laid as an output is; `shapes` then has it.
 
     Raises:
         DataError: there are no labels, or they fit no output.
@@ -149,10 +159,10 @@ def label_terms(student: Graph, shapes: Mapping[str, tuple[int, ...]], labels: A
         raise DataError("training without a teacher needs labels", where="--labels", do="give labels, or a teacher")
     result = []
     for output in student.outputs:
-        logits = logits_of(student, output).name
+        logits = rows(logits_of(student, output).name, output.name)
         axis = class_axis(shapes[logits], labels)
         if axis is None and labels.ndim == 1 and shapes[logits][1:] == (1,) and set(np.unique(labels)) <= {0, 1}:
-            result.append(Term("labels", logit_of(student, output).name, axis=-1))
+            result.append(Term("labels", rows(logit_of(student, output).name, output.name), axis=-1))
         elif axis is not None:
             check_labels(labels, shapes[logits][axis])
             result.append(Term("labels", logits, axis=axis))

@@ -7,15 +7,18 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from onnxcomp.distill import engine
+from onnxcomp.distill import alike, engine
+from onnxcomp.distill.layout import rows_first, take_rows
 from onnxcomp.distill.losses import Term, append_loss
 from onnxcomp.distill.task import Constraint, Feeding, Optimizer, Slice, Sparsity, TrainingResult, TrainingTask
+from onnxcomp.distill.teacher import ask, fixed_batch
 from onnxcomp.distill.trainable import Prepared, prepare
 from onnxcomp.distill.writeback import put_back
+from onnxcomp.errors import ModelError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coupling.analysis import analyse
 from onnxcomp.graph.ir import Array, Constant, Graph, Variable
@@ -131,9 +134,10 @@ class Trainer:
         rows, found = self.material.rows, []
         names = [t.name for t in self.graph.outputs if t.dtype is None or t.dtype.kind == "f"]
         sessions = [tapped(graph, names, self.context.threads) for graph in (self.graph, rounded)]
-        fixed = next((t.shape[0] for t in self.graph.inputs if t.shape and isinstance(t.shape[0], int)), COMPARED)
-        for feeds in itertools.islice(rows.batches(fixed, last=True), max(1, -(-COMPARED // fixed))):
-            ours, theirs = (session.run(feeds) for session in sessions)
+        fixed = fixed_batch(sessions[0], rows)
+        size = fixed or COMPARED
+        for part in itertools.islice(rows.batches(size, last=True), max(1, -(-COMPARED // size))):
+            ours, theirs = (ask(session, part, rows, fixed) for session in sessions)
             found.append([(ours[name], theirs[name]) for name in names])
         written, trained = (
             [np.concatenate([part[at][side] for part in found]) for at in range(len(names))] for side in (0, 1)
@@ -153,17 +157,10 @@ class Trainer:
 
     def _prepared(self, quantization: Quantization | None) -> tuple[Prepared, dict[str, Constraint]]:
         """The training form, rounded where asked for, and what each learned scale must keep."""
-        rows, batch = self.material.rows, self._batch
-        shapes = {name: (1, *shape) for name, shape in rows.sample_shapes.items()}
+        shapes = {name: (1, *shape) for name, shape in self.material.rows.sample_shapes.items()}
         operators = self.context.operators
-        work = self.graph.clone()
-        _bind(work, rows.constants)
-        frozen, fixed = self._frozen(work), _fixed_batch(work, rows.arrays)
-        statistics = self.options.statistics if fixed is None else "frozen"
-        batch = fixed or batch
-        plain = prepare(work, operators, shapes, batch, statistics=statistics, freeze=frozen)
-        if fixed is None and not plain.statistics and (batch := piece_of(batch)) != self._batch:
-            plain = prepare(work, operators, shapes, batch, statistics=statistics, freeze=frozen)
+        work, plain, statistics = self._plain(shapes)
+        batch = plain.batch
         if quantization is None:
             plain.require()
             return plain, {}
@@ -182,6 +179,39 @@ class Trainer:
         prepared.require()
         scales = {name: inserted.constraints[name] for name in inserted.trainable if name in prepared.trainable}
         return prepared, scales
+
+    def _plain(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Graph, Prepared, Literal["trained", "frozen"]]:
+        """The model as it takes rows, its training form without rounding, and what becomes of its statistics."""
+        rows, operators, batch = self.material.rows, self.context.operators, self._batch
+        work = self.graph.clone()
+        _bind(work, rows.constants)
+        take_rows(work, rows.layout)
+        frozen, fixed = self._frozen(work), rows.layout.batch or _fixed_batch(work, rows.arrays)
+        statistics = self.options.statistics if fixed is None else "frozen"
+        batch = fixed or batch
+        plain = prepare(work, operators, shapes, batch, statistics=statistics, freeze=frozen)
+        if fixed is None and not plain.statistics and (batch := piece_of(batch)) != self._batch:
+            plain = prepare(work, operators, shapes, batch, statistics=statistics, freeze=frozen)
+        return work, plain, statistics
+
+    def rehearse(self, quantization: Quantization | None = None) -> None:
+        """Everything that can be refused, on the few samples at hand; at last the copy that trains is proven.
+
+        Raises:
+            ModelError: nothing can be trained, or the copy computes something else.
+            UsageError, DataError: as the losses say.
+        """
+        shapes = {name: (1, *shape) for name, shape in self.material.rows.sample_shapes.items()}
+        work, plain, _ = self._plain(shapes)
+        plain.require()
+        self._frozen(work)
+        if quantization is not None:
+            self._prepared(quantization)
+        rows, count = self.material.rows, plain.batch
+        feeds = {name: np.resize(array, (count, *array.shape[1:])) for name, array in rows.arrays.items()}
+        form = replace(plain, graph=plain.graph.clone())
+        self._loss(form.graph, count)
+        self.outcome.notes += alike.check(work, plain, feeds, self.context.operators, threads=self.context.threads)
 
     def _proven(self, seed: int) -> float:
         """The error of the gradient before rounding is put in.
@@ -214,14 +244,33 @@ class Trainer:
         inferred = shape_tools.infer(work)
         shapes = {name: s for name, t in work.tensors().items() if (s := inferred.static(t)) is not None}
         labels = self.material.labels
+
+        def laid(name: str, output: str) -> str:
+            """The tensor with a row a sample."""
+            axis = self.material.rows.layout.axis_of(output or name, self._shape(shapes, name), batch)
+            placed = rows_first(work, name, axis or 0)
+            own = shapes[name]
+            shapes[placed] = own if not axis else (own[axis], *own[:axis], *own[axis + 1 :])
+            return placed
+
         if self.pairs:
-            found, notes = terms(self.pairs, self.options.aim, shapes, self.material.answers, labels)
+            pairs = [replace(pair, student=laid(pair.student, pair.place)) for pair in self.pairs]
+            found, notes = terms(pairs, self.options.aim, shapes, self.material.answers, labels)
             self.outcome.notes += [note for note in notes if note not in self.outcome.notes]
         else:
-            found = label_terms(work, shapes, labels)
+            found = label_terms(work, shapes, labels, laid)
         shapes |= materials.shapes_of(self.material, self.pairs, batch)
         append_loss(work, found, shapes, None if labels is None else (batch, *labels.shape[1:]))
         return found
+
+    def _shape(self, shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
+        if name in shapes:
+            return shapes[name]
+        raise ModelError(
+            f"the shape of {name} is known only when the model runs, and training needs it before",
+            where=f"tensor {name}",
+            do="export the model with fixed sizes, or name features whose sizes are known",
+        )
 
     # -- the task ------------------------------------------------------------------------------------------------------
 

@@ -67,6 +67,17 @@ class Session:
         if provider not in self._session.get_providers():
             raise RefusedError("environment", f"{provider} does not run here", do="onnxcomp doctor --setup-training")
 
+    def run(self, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+        """The named outputs."""
+        wanted = {port.name for port in self._session.get_inputs()}
+        try:
+            found = self._session.run(
+                list(names), {name: np.array(array) for name, array in feeds.items() if name in wanted}
+            )
+        except Exception as error:
+            raise _refused(error, "the training graph does not run") from error
+        return dict(zip(names, found, strict=True))
+
     def bound(self, arrays: Mapping[str, Array]) -> Callable[[], None]:
         """A function that runs the graph on these arrays, C-contiguous, by name of input or output."""
         binding = self._session.io_binding()
@@ -87,6 +98,22 @@ class Session:
                 raise _refused(error, "a step fails") from error
 
         return run
+
+
+def outputs_of(
+    model: onnx.ModelProto, feeds: Mapping[str, Array], names: Sequence[str], provider: str
+) -> dict[str, Array]:
+    """The named tensors as inference computes them.
+
+    Raises:
+        RefusedError: the runtime does not run the graph.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    _to_inference(copy)
+    del copy.graph.output[:]
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return Session(copy, 1, provider).run(feeds, names)
 
 
 class Part:

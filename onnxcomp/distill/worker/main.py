@@ -1,6 +1,6 @@
 """What does the worker do? It reads one job from standard input, does it, and says in JSON lines how it goes.
 
-Jobs: `train`, `check` (the gradient self-check alone) and `moments` (means of gradients). A job's arrays lie in files
+Jobs: `train`, `check` (the gradient self-check alone), `moments` (means of gradients) and `forward` (outputs). A job's arrays lie in files
 that it names; so do the results. The worker ends when its parent does: standard input closes then.
 """
 
@@ -71,6 +71,9 @@ class Job:
 
     def run(self) -> None:
         """Do what the job asks."""
+        if self.job["command"] == "forward":
+            self._forward()
+            return
         command = {"train": self._train, "check": self._check, "moments": self._moments}[self.job["command"]]
         made = self._made()
         self.channel.send("ready", parameters=len(made.values.vector))
@@ -109,6 +112,14 @@ class Job:
     def _check(self, made: Any) -> None:
         error = self._proven(made)
         self.channel.send("done", gradient_error=error, peak_memory_bytes=_peak_bytes())
+
+    def _forward(self) -> None:
+        """What the graph gives, as inference computes it, for the arrays as they are."""
+        from . import gradient
+
+        names = self.job["outputs"]
+        self._results(gradient.outputs_of(self.model, self.arrays, names, self.job["provider"]))
+        self.channel.send("done")
 
     def _moments(self, made: Any) -> None:
         """Means over batches of the gradient, its square, and the square of weight times gradient."""
