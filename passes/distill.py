@@ -171,7 +171,7 @@ class Distill(Pass):
     def _rehearse(
         self, graph: Graph, context: PassContext, teacher: Graph | None, taught: list[Pair], outcome: Outcome
     ) -> None:
-        """Refuse what can be refused before anything is calibrated, asked or trained; the copy that trains is proven."""
+        """Refuse what can be refused before anything is calibrated, asked or trained; prove the copy that trains."""
         material, sample = rehearsal(context, teacher, taught, REHEARSED)
         quiet = replace(context, calibration=sample, progress=SILENT)
         trainer = Trainer(self, graph.clone(), quiet, Outcome(), material, taught)

@@ -1,7 +1,8 @@
 """Does the copy that trains compute what the model computes? Both are run on real samples, and their outputs compared.
 
 The copy is run twice: by ONNX Runtime, which shows a wrong rewrite, and by the training runtime, whose kernels are
-older and differ for some attributes. A gradient that is checked against differences of the copy's own loss shows neither.
+older and differ for some attributes. A gradient that is checked against differences of the copy's own loss shows
+neither.
 """
 
 from __future__ import annotations

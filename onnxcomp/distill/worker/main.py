@@ -1,7 +1,7 @@
 """What does the worker do? It reads one job from standard input, does it, and says in JSON lines how it goes.
 
-Jobs: `train`, `check` (the gradient self-check alone), `moments` (means of gradients) and `forward` (outputs). A job's arrays lie in files
-that it names; so do the results. The worker ends when its parent does: standard input closes then.
+Jobs: `train`, `check` (the gradient self-check alone), `moments` (means of gradients) and `forward` (outputs). A job's
+arrays lie in files that it names; so do the results. The worker ends when its parent does: standard input closes then.
 """
 
 from __future__ import annotations
