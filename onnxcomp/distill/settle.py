@@ -11,7 +11,7 @@ from onnxcomp.errors import ModelError, OnnxcompError
 from onnxcomp.graph.evaluate import propagate
 from onnxcomp.graph.functions import inline_functions
 from onnxcomp.graph.io import runnable
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, elem_type
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, elem_type
 from onnxcomp.graph.literals import constant_value, is_numeric
 from onnxcomp.graph.shapes import infer
 from onnxcomp.graph.types import Shapes, TensorType
@@ -171,7 +171,7 @@ def _types_of(graph: Graph, node: Node, shapes: Shapes) -> dict[str, TensorType]
     part = graph.clone()
     tensors = part.tensors()
     twin = next(n for n in part.nodes if n.name == node.name)
-    given = [t for t in dict.fromkeys(twin.inputs) if t.name and not isinstance(t, Constant)]
+    given = [t for t in dict.fromkeys(twin.inputs) if t.name and isinstance(t, Variable)]
     kinds = {t.name: (shapes.dtype(t), shapes.static(t)) for t in given}
     if any(dtype is None or shape is None for dtype, shape in kinds.values()):
         return {}
