@@ -171,13 +171,14 @@ def _types_of(graph: Graph, node: Node, shapes: Shapes) -> dict[str, TensorType]
     part = graph.clone()
     tensors = part.tensors()
     twin = next(n for n in part.nodes if n.name == node.name)
-    given = [t for t in dict.fromkeys(twin.inputs) if t.name and isinstance(t, Variable)]
+    given: list[Variable] = [t for t in dict.fromkeys(twin.inputs) if isinstance(t, Variable) and t.name]
     kinds = {t.name: (shapes.dtype(t), shapes.static(t)) for t in given}
     if any(dtype is None or shape is None for dtype, shape in kinds.values()):
         return {}
     part.remove_nodes([n for n in part.nodes if n is not twin])
     for tensor in given:
-        tensor.dtype, tensor.shape, tensor.envelope = *kinds[tensor.name], None
+        tensor.dtype, tensor.envelope = kinds[tensor.name][0], None
+        tensor.shape = kinds[tensor.name][1]
     part.inputs, part.outputs = given, [tensors[t.name] for t in node.outputs if t.name]
     for tensor in part.outputs:
         tensor.shape, tensor.envelope = None, None
