@@ -169,7 +169,6 @@ def _as_run(graph: Graph, bind: Mapping[str, tuple[int, ...]], shapes: Shapes) -
 def _types_of(graph: Graph, node: Node, shapes: Shapes) -> dict[str, TensorType]:
     """The types and shapes that ONNX Runtime gives the outputs of a node alone; none where it does not run it."""
     part = graph.clone()
-    tensors = part.tensors()
     twin = next(n for n in part.nodes if n.name == node.name)
     given: list[Variable] = [t for t in dict.fromkeys(twin.inputs) if isinstance(t, Variable) and t.name]
     kinds = {t.name: (shapes.dtype(t), shapes.static(t)) for t in given}
@@ -179,9 +178,9 @@ def _types_of(graph: Graph, node: Node, shapes: Shapes) -> dict[str, TensorType]
     for tensor in given:
         tensor.dtype, tensor.envelope = kinds[tensor.name][0], None
         tensor.shape = kinds[tensor.name][1]
-    part.inputs, part.outputs = given, [tensors[t.name] for t in node.outputs if t.name]
-    for tensor in part.outputs:
-        tensor.shape, tensor.envelope = None, None
+    part.inputs, part.outputs = given, [t for t in twin.outputs if t.name]
+    for output in twin.outputs:
+        output.shape, output.envelope = None, None
     part.unused = []
     feeds = {name: np.zeros(shape or (), dtype) for name, (dtype, shape) in kinds.items()}
     try:
