@@ -223,7 +223,7 @@ def fold(graph: Graph, learned: set[Constant]) -> list[str]:
     if not wanted:
         return []
     try:
-        values = _computed(graph, [t.name for t in wanted])
+        values = computed(graph, [t.name for t in wanted])
     except OnnxcompError as error:
         return [f"what follows from constants is computed in every step: {error.what}"]
     for tensor in wanted:
@@ -232,7 +232,7 @@ def fold(graph: Graph, learned: set[Constant]) -> list[str]:
     return []
 
 
-def _computed(graph: Graph, names: list[str]) -> dict[str, Array]:
+def computed(graph: Graph, names: list[str]) -> dict[str, Array]:
     """Values of tensors that depend on no input, by ONNX Runtime."""
     part = graph.clone()
     tensors = part.tensors()

@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from onnxcomp.distill import settle
+from onnxcomp.distill import codes, settle
+from onnxcomp.distill.codes import Grid
 from onnxcomp.distill.parameters import LEARNED, STATISTICS, is_float, roles, roots_of
 from onnxcomp.distill.rebatch import is_fixed, rebatched
 from onnxcomp.distill.rewrites.normalization import frozen_batch_norm
@@ -21,6 +22,8 @@ from onnxcomp.graph.rewriting import CannotRewriteError, Pool, Rewrite, rewrite
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators
 
+INTEGER_PRODUCTS = frozenset({"ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger"})
+INTEGER_PRODUCTS |= {"MatMulIntegerToFloat", "QLinearConv", "QLinearMatMul"}
 Statistics = Literal["trained", "frozen"]
 
 
@@ -55,6 +58,7 @@ class Prepared:
         frozen: why each other float initializer stays, by name; single numbers aside.
         refused: nodes without a gradient on the way from a parameter to an output.
         notes: what else was changed, one sentence each.
+        grids: of trainable initializers that hold integers, the grid that they are trained and written back on.
     """
 
     graph: Graph
@@ -65,6 +69,7 @@ class Prepared:
     frozen: Mapping[str, str] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
+    grids: Mapping[str, Grid] = field(default_factory=dict)
 
     def require(self) -> None:
         """Raise where nothing is left to train.
@@ -74,13 +79,20 @@ class Prepared:
         """
         if self.trainable:
             return
+        integer = [node for node in self.graph.nodes if node.op in INTEGER_PRODUCTS]
+        if integer and not self.refused:
+            raise ModelError(
+                f"the products of this model run on integers, which carry no gradient: {integer[0].op}",
+                where=f"{len(integer)} nodes, {integer[0]} first",
+                do="train the float model with distill, then run quantize-dynamic on the result",
+            )
         names = ", ".join(f"{r.op} {r.node}" for r in self.refused[:5])
         raise ModelError(
             "nothing in this model can be trained" + (f": no gradient through {names}" if names else ""),
             where=self.refused[0].why if self.refused else "no float weight leads to an output",
             do="cut the model so that these nodes stand before all weights that should be trained"
             if self.refused
-            else "give a float model, not one with integer weights",
+            else "give a model whose weights are float, or integers that DequantizeLinear decodes",
         )
 
 
@@ -109,6 +121,7 @@ def prepare(
     work, notes = settle.modern(graph)
     settle.lift_constants(work)
     notes += settle.single_precision(work)
+    grids = codes.unfold(work, lambda names: settle.computed(work, names))
     bind = settle.input_shapes(work, sample_shapes or {}, batch)
     if is_fixed(work, batch):
         work, bind = _for_batch(work, operators, bind, settle.input_shapes(work, sample_shapes or {}, 1), notes)
@@ -118,6 +131,7 @@ def prepare(
     settle.drop_unread(work)
     found = {c: role for c, role in roles(work, operators, shapes).items() if c in theirs}
     chosen, frozen = _choose(work, found, freeze, also)
+    codes.round_where_read(work, grids, chosen, shapes)
     notes += settle.fold(work, set(chosen))
     search = _Search(work, operators, shapes, frozenset(chosen), statistics, freeze, frozenset(misjudged))
     refused = search.rewrite()
@@ -139,6 +153,7 @@ def prepare(
         frozen,
         tuple(refused),
         tuple(notes),
+        {name: grid for name, grid in grids.items() if any(c.name == name for c in trainable)},
     )
 
 
@@ -222,12 +237,12 @@ class _Search:
             if inputs and not node.domain and node.op in STEPS:
                 self._bring(node)  # what reads it gets no gradient, and the runtime must see that
                 continue
-            if not inputs or not any(t in moving for t in node.outputs):
+            if not inputs or (not node.bodies and not any(t in moving for t in node.outputs)):
                 if node in self.misjudged:
                     self._bring(node)  # the training runtime believes in the sizes that it infers
                 continue
             blocked = next((self.blocked[t] for t in node.outputs if t in self.blocked), None)
-            if blocked is None and self.wanted.isdisjoint(node.outputs):
+            if blocked is None and not node.bodies and self.wanted.isdisjoint(node.outputs):
                 continue
             reason = self._bring(node) if blocked is None else None
             if reason is not None:
@@ -276,6 +291,8 @@ class _Search:
 
     def _bring(self, node: Node) -> str | None:
         """Rewrite one node; a reason where that is not possible."""
+        if node.bodies:
+            return "no gradient flows through branches and loops"
         rule = self._rule(node)
         if rule is None:
             return "it has no gradient in the training runtime, and no form composed of operators that have one"

@@ -41,7 +41,9 @@ def put_back(graph: Graph, prepared: Prepared, values: Mapping[str, Array]) -> N
         holder = constants.get(name) or nodes.get(name)
         if name not in known or holder is None:
             raise ModelError("a trained value fits no initializer", where=name, do="report this: it is a defect")
-        _assign(holder, np.asarray(value), name)
+        grid = prepared.grids.get(name)
+        sound = grid is not None and np.isfinite(value).all()
+        _assign(holder, grid.stored(np.asarray(value)) if grid is not None and sound else np.asarray(value), name)
 
 
 def _assign(holder: Constant | Node, value: Array, name: str) -> None:

@@ -101,6 +101,7 @@ def _speed_words(bench: Benchmark) -> str:
 def _figures(report: Report) -> list[tuple[str, str, str, str]]:
     before, after = report.before, report.after
     rows = [
+        *_taught(report),
         ("size", size_text(before.bytes), size_text(after.bytes), f"{after.bytes / max(1, before.bytes):.1%}"),
         ("parameters", count_text(before.parameters), count_text(after.parameters), _zeros(report)),
         ("MACs, one sample", count_text(before.macs), count_text(after.macs), ""),
@@ -124,12 +125,19 @@ def _figures(report: Report) -> list[tuple[str, str, str, str]]:
         )
     if report.fidelity is not None:
         rows += _fidelity_rows(report.fidelity)
-    if report.teacher is not None and report.teacher.accuracy is not None:
-        taught = report.teacher.accuracy
+    return rows
+
+
+def _taught(report: Report) -> list[tuple[str, str, str, str]]:
+    """Student against teacher, which a training is about."""
+    teacher = report.teacher
+    if teacher is None:
+        return []
+    rows = list(nearness(teacher))
+    if teacher.accuracy is not None:
+        taught = teacher.accuracy
         words = f"{_signed(-taught.drop)} against the teacher"
         rows.append((f"{taught.metric}, teacher's", f"{taught.before:.4f}", f"{taught.after:.4f}", words))
-    if report.teacher is not None:
-        rows += nearness(report.teacher)
     return rows
 
 

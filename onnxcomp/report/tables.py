@@ -104,7 +104,7 @@ def nearness(teacher: TeacherRecord) -> list[tuple[str, str, str, str]]:
     words = "farther than before" if teacher.farther else "the worst output"
     rows = [("SQNR to the teacher", sqnr(old), sqnr(new), words)]
     if old.least_agreement is not None and new.least_agreement is not None:
-        rows.append(("teacher's top-1 met", f"{old.least_agreement:.2%}", f"{new.least_agreement:.2%}", ""))
+        rows.append(("same top-1 as the teacher", f"{old.least_agreement:.2%}", f"{new.least_agreement:.2%}", ""))
     return rows
 
 

@@ -38,6 +38,7 @@ MOST_PIECES = 8  # of a batch, that threads share
 LEAST_PIECE = 16  # rows; below, what a run costs besides its rows weighs more than idle threads
 RATES = (5e-3, 1.25e-3, 3e-4)  # tried in turn where none is given, as shares of each tensor's RMS
 PERFECT = 1e-7  # a loss that is float noise: nothing to gain
+MANY_ZEROS = 0.6  # alive at most: 2:4 patterns and pruned weights, and not what rounding to few levels empties
 FRESH = 16.0  # times the rate, for what has to be learned from nothing
 SCALE_UNIT = 0.2  # learned scales move more slowly than weights
 SMALLEST_UNIT = 0.01  # for biases that are all zero
@@ -75,7 +76,7 @@ class Trainer:
         constraints = self._constraints(prepared, scales)
         moving = {name: name for name in weights}
         if self.options.anchor:
-            moving = _anchored(prepared.graph, weights)
+            moving |= _anchored(prepared.graph, [name for name in weights if name not in prepared.grids])
             changed = {moving[n]: _around(prepared.graph, c, n) for n, c in constraints.items() if n in moving}
             constraints = {n: c for n, c in constraints.items() if n in scales} | changed
         losses = self._loss(prepared.graph, prepared.batch)
@@ -94,9 +95,9 @@ class Trainer:
         values = {n: v for n, v in result.parameters.items() if n in moving or n in prepared.statistics}
         values |= {n: before[n] + result.parameters[d] for n, d in moving.items() if n != d}
         put_back(self.graph, prepared, values)
-        for name, value in values.items():
-            if name in before and not np.array_equal(value, before[name]):
-                self.outcome.change(name, "trained")
+        for constant in self.graph.constants():
+            if constant.name in values and not np.array_equal(constant.values, before[constant.name]):
+                self.outcome.change(constant.name, "trained")
         if result.best_step == 0:
             self.outcome.notes.append("training brought nothing: the loss was lowest before the first step")
         self._record(result, losses, prepared, time.perf_counter() - start)
@@ -336,11 +337,21 @@ class Trainer:
 
     def _constraints(self, prepared: Prepared, scales: dict[str, Constraint]) -> dict[str, Constraint]:
         constants = {c.name: c for c in prepared.graph.constants()}
-        weights = [constants[name] for name in prepared.trainable if name not in scales]
+        weights = [constants[name] for name in prepared.trainable if name not in {*scales, *prepared.grids}]
         found = kept(weights, zeros=self.options.keep_zeros, bounds=self.options.keep_bounds)
         if found.words and found.words not in self.outcome.notes:
             self.outcome.notes.append(found.words)
-        return found.constraints | scales
+        return found.constraints | scales | self._on_grids(prepared, constants)
+
+    def _on_grids(self, prepared: Prepared, constants: Mapping[str, Constant]) -> dict[str, Constraint]:
+        """Weights stored as integers stay within their range; zeros stay where there are more than rounding makes."""
+        found = {}
+        for name, grid in prepared.grids.items():
+            alive = np.asarray(constants[name].values) != 0
+            pruned = self.options.keep_zeros and alive.ndim > 1 and alive.mean() < MANY_ZEROS
+            low, high = (np.broadcast_to(bound, alive.shape) for bound in grid.bounds)
+            found[name] = Constraint(alive if pruned else None, low, high)
+        return found
 
     def _sparsity(self, moving: Mapping[str, str]) -> Sparsity:
         """Penalties on weights; `moving` names what is trained for each initializer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxcomp.distill.codes import unpacked
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
 from onnxcomp.graph.rewriting import CannotRewriteError, Pool, Replacement, Rewrite, Site, rewrite
 from onnxcomp.graph.types import Shapes
@@ -116,11 +117,9 @@ def matmul_of_few_bits(site: Site) -> Replacement:
 
 
 def _unpacked(rows: Array, bits: int) -> Array:
-    """uint8 [n, bytes] of 2, 4 or 8 bits a code, the first in the lowest bits -> [n, codes]."""
     if bits not in (2, 4, 8):
         raise CannotRewriteError(f"codes of {bits} bits cross the bounds of bytes")
-    parts = [(rows >> np.uint8(start)) & np.uint8(2**bits - 1) for start in range(0, 8, bits)]
-    return np.stack(parts, -1).reshape(len(rows), -1)
+    return unpacked(rows, bits)
 
 
 MICROSOFT_RULES: dict[str, Rewrite] = {"MatMulNBits": matmul_of_few_bits}

@@ -22,6 +22,7 @@ from onnx import helper
 from onnxruntime.capi import _pybind_state as capi
 
 from .channel import RefusedError
+from .fixed import reads, split
 from .optimizer import Flat
 
 Array = NDArray[Any]
@@ -123,6 +124,7 @@ class Part:
         self.feeds = feeds
         self.loss = np.zeros((), np.float32)
         self.grads = Flat(shapes)
+        self.before: Callable[[], None] = _nothing
         self.gradient: Callable[[], None] = _unbound
         self.evaluation: Callable[[], None] = _unbound
 
@@ -138,6 +140,7 @@ class Part:
         for name, place in self.feeds.items():
             if name in arrays:
                 np.take(arrays[name], rows, axis=0, out=place)
+        self.before()
         run()
         return float(self.loss)
 
@@ -193,12 +196,16 @@ class Trainable:
             self.values.views[name][...] = onnx.numpy_helper.to_array(stored[name])
         self.statistics = {name: np.array(onnx.numpy_helper.to_array(stored[name])) for name in statistics}
         fixed = {name: array.shape for name, array in self.statistics.items()}
+        before = split(model, shapes | fixed)
+        given = {value.name for value in (before.graph.output if before is not None else ())}
         _parameters_to_inputs(model, shapes | fixed)
         self._pieces = pieces
         # running statistics are updated in place: no two threads at a time
         share = 1 if self.statistics or provider != "CPUExecutionProvider" else max(1, min(threads, pieces))
-        inputs = [value for value in model.graph.input if value.name not in shapes and value.name not in fixed]
-        self._parts = [Part({value.name: _batch(value) for value in inputs}, shapes) for _ in range(share)]
+        own = {value.name: value for value in before.graph.input} if before is not None else {}
+        own |= {value.name: value for value in model.graph.input if value.name not in shapes | fixed}
+        results = [own.pop(name) for name in given]
+        self._parts = [Part({name: _batch(value) for name, value in own.items()}, shapes) for _ in range(share)]
         self.feeds = self._parts[0].feeds
         self.grads = Flat(shapes) if pieces > 1 else self._parts[0].grads
         self.batch = next((len(place) for place in self.feeds.values() if place.ndim), 1)
@@ -209,8 +216,12 @@ class Trainable:
         if each > threads:
             _stay_on_one_core()
         sessions = Session(_with_gradients(model, trainable, loss), each, provider), Session(evaluation, each, provider)
+        first = None if before is None else Session(before, each, provider)
         for part in self._parts:
             arrays: dict[str, Array] = {**part.feeds, **self.values.views, **self.statistics, loss: part.loss}
+            arrays |= {value.name: _batch(value) for value in results}
+            if first is not None:
+                part.before = first.bound(arrays)
             grads = {f"{name}_grad": part.grads.views[name] for name in trainable}
             part.gradient, part.evaluation = sessions[0].bound(arrays | grads), sessions[1].bound(arrays)
         self._pool = ThreadPoolExecutor(share)
@@ -254,6 +265,10 @@ class Trainable:
                 part = free.popleft()
                 running.append((part, self._pool.submit(work, part, arrays, piece)))
         return loss / len(pieces)
+
+
+def _nothing() -> None:
+    """Where no node has to run before."""
 
 
 def _unbound() -> None:
@@ -309,23 +324,13 @@ def _drop_unneeded(model: onnx.ModelProto, loss: str) -> None:
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):
             kept.append(node)
-            needed.update(_reads(node))
+            needed.update(reads(node))
     del model.graph.node[:]
     model.graph.node.extend(reversed(kept))
     for entries in (model.graph.initializer, model.graph.input):
         used = [entry for entry in entries if entry.name in needed]
         del entries[:]
         entries.extend(used)
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    found = list(node.input)
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs):
-            for inner in body.node:
-                found += _reads(inner)
-            found += [output.name for output in body.output]
-    return found
 
 
 def _check_parameters(
