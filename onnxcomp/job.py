@@ -185,8 +185,9 @@ class Job:
         return {"command": shlex.join(words), "options": {i.field: _plain(given[i.field]) for i in asked}}
 
     def options_sha256(self) -> str:
-        """Hash of `options`, the same on every machine."""
-        return hashlib.sha256(json.dumps(self.options(), sort_keys=True).encode()).hexdigest()
+        """Hash of `options`, the same on every machine; how many threads share the work decides nothing."""
+        deciding = {key: value for key, value in self.options().items() if key != "threads"}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def _flat(owner: type[Any]) -> list[Setting]:

@@ -105,6 +105,16 @@ def test_two_runs_give_the_same_bytes(runtime: environment.Environment) -> None:
     assert one.losses == two.losses
 
 
+def test_any_number_of_threads_gives_the_same_bytes(runtime: environment.Environment) -> None:
+    found = []
+    for threads in (1, 2, 4):
+        asked = task(steps=4, threads=threads)
+        order = np.random.default_rng(5).integers(80, 400, (4, 4 * BATCH))
+        result = engine.train(replace(asked, feeding=replace(asked.feeding, order=order)), runtime=runtime)
+        found.append((result.losses, *(result.parameters[name].tobytes() for name in sorted(result.parameters))))
+    assert found[0] == found[1] == found[2]
+
+
 @pytest.mark.parametrize(("batch", "piece"), [(128, 16), (64, 16), (50, 25), (20, 20), (7, 7)])
 def test_batch_is_shared_evenly_and_not_too_thinly(batch: int, piece: int) -> None:
     assert piece_of(batch) == piece
