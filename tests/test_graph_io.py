@@ -642,3 +642,22 @@ def test_a_sparse_weight_that_fills_up_is_written_dense() -> None:
     weight.values = np.ones((40, 40), np.float32)
     after = encode(graph)
     assert not after.graph.sparse_initializer and len(after.graph.initializer) == 1
+
+
+@pytest.mark.parametrize("location", ["a" * 5000, "x/" * 3000, "a" * 300 + "/b"])
+def test_a_path_that_no_file_system_has_is_refused(location: str, tmp_path: Path) -> None:
+    proto = builders.mlp()
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    with pytest.raises(ModelError, match="malformed"):
+        io.load(builders.save(proto, tmp_path / "model.onnx"))
+
+
+def test_a_tensor_whose_data_do_not_fit_its_shape_is_refused_on_reading(tmp_path: Path) -> None:
+    proto = builders.mlp()
+    proto.graph.initializer[0].dims[0] += 1
+    with pytest.raises(ModelError, match="do not fit its shape") as caught:
+        io.load(builders.save(proto, tmp_path / "model.onnx"))
+    assert "fc1.weight" in caught.value.where

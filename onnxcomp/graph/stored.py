@@ -13,6 +13,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.ir import Array, Constant, Stored, stored_bytes
 
+LONGEST_NAME, LONGEST_PATH = 255, 4000  # of a file and of a path, as file systems have it
 _TYPES = frozenset(helper.get_all_tensor_dtypes())
 
 
@@ -84,7 +85,11 @@ def external_location(proto: onnx.TensorProto, folder: Path | None) -> tuple[Pat
     entries = {entry.key: entry.value for entry in proto.external_data}
     location = entries.get("location", "")
     where = f"tensor {proto.name}, external data {location!r}"
-    if "\0" in location:
+    if (
+        "\0" in location
+        or max(map(len, Path(location).parts), default=0) > LONGEST_NAME
+        or len(location) > LONGEST_PATH
+    ):
         raise ModelError("external data entry is malformed", where=where, do="export the model again")
     base = (folder or Path()).resolve()
     path = (base / location).resolve()
