@@ -79,8 +79,8 @@ GAPS: dict[str, dict[str, str]] = {
         "weights that would make it the identity are not looked for": "convolution products attention recurrent "
         "normalization",
         "the identity for single values of its inputs or attributes only, which exporters do not write": "PRelu Pow "
-        "Mod Mean Where Xor Clip LeakyRelu Elu Celu Selu Shrink ThresholdedRelu BitShift BitwiseAnd BitwiseOr BitwiseXor "
-        "Resize Upsample DepthToSpace SpaceToDepth Trilu pooling reductions",
+        "Mod Mean Where Xor Clip LeakyRelu Elu Celu Selu Shrink ThresholdedRelu BitShift BitwiseAnd BitwiseOr "
+        "BitwiseXor Resize Upsample DepthToSpace SpaceToDepth Trilu pooling reductions",
         "it changes every value, or nearly every": "Acos Acosh Asin Asinh Atan Atanh Cos Cosh Erf Exp Gelu HardSigmoid "
         "HardSwish IsInf IsNaN Log Mish Reciprocal Sigmoid Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ms.QuickGelu "
         "ms.Gelu ms.FastGelu ms.BiasGelu Equal Greater GreaterOrEqual Less LessOrEqual",
