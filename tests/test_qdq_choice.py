@@ -72,7 +72,7 @@ def test_the_noise_of_a_layer_is_what_quantizing_it_alone_costs() -> None:
         spec = f'quantize-qdq{{include=["{node.name}"],min_sqnr=0,rounding=nearest,bias_correction=false}}'
         alone, _ = quantized(proto, spec, feeds=feeds)
         measured = builders.sqnr_db(exact, builders.run(alone, feeds)[0])
-        assert -10 * np.log10(noise) == pytest.approx(measured, abs=1.5)
+        assert -10 * np.log10(sensitivity.worst(noise)) == pytest.approx(measured, abs=1.5)
 
 
 @pytest.mark.parametrize(("depthwise_us", "wanted"), [(10.2, 3), (14.0, 2)])
@@ -80,3 +80,22 @@ def test_a_larger_file_must_be_clearly_faster(depthwise_us: float, wanted: int) 
     costs = ruled(lambda node: depthwise_us if node.name == "depthwise" else 3.0, conversion=0.01)
     after, _ = quantized(builders.depthwise_cnn(), costs=costs)
     assert len(weights_of(after)) == wanted
+
+
+def test_noise_is_told_for_each_part_of_an_output() -> None:
+    exact = {"y": np.concatenate([np.full((4, 50, 4), 100.0), np.full((4, 50, 3), 0.5)], axis=2).astype(np.float32)}
+    other = {"y": exact["y"] + np.float32([0.0, 0.0, 0.0, 0.0, 0.05, 0.05, 0.05])}
+    noise = sensitivity.noise_of(exact, other, 4)
+    assert sensitivity.worst(noise) == pytest.approx(0.01, rel=0.1)  # of the small part alone
+    assert sensitivity.worst(sensitivity.together([noise, noise])) == pytest.approx(0.02, rel=0.1)
+    assert sensitivity.mean([noise, noise]) == pytest.approx(noise)
+
+
+def test_a_mask_in_the_output_changes_nothing_of_what_is_learned() -> None:
+    exact = np.random.default_rng(0).normal(0, 1, (64, 8)).astype(np.float32)
+    other = exact + np.float32(0.1)
+    plain = sensitivity.worst(sensitivity.noise_of({"y": exact[:, :6]}, {"y": other[:, :6]}, 64))
+    for filling in (-np.inf, -1e9, np.finfo(np.float32).min):
+        masked = [np.concatenate([a[:, :6], np.full((64, 2), filling, np.float32)], axis=1) for a in (exact, other)]
+        noise = sensitivity.noise_of({"y": masked[0]}, {"y": masked[1]}, 64)
+        assert sensitivity.worst(noise) == pytest.approx(plain, rel=0.1)

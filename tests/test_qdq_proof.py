@@ -159,6 +159,18 @@ def attention() -> Callable[[Net], str]:
     return build
 
 
+def before_relu(op: str, activation: str) -> Callable[[Net], str]:
+    """A product, an activation function and a float operator behind it."""
+
+    def build(net: Net) -> str:
+        x, w = net.input("N", 64), net.weight(64, 48)
+        x = net.op(op, x, w) if op == "MatMul" else net.op(op, x, w, net.weight(48))
+        limits = [net.const(end, np.float32) for end in (0.0, 6.0)] if activation == "Clip" else []
+        return str(net.op("Tanh", net.op(activation, x, *limits)))
+
+    return build
+
+
 SAME = {"pads": [1, 1, 1, 1]}
 ROWS = {
     "matmul-rank2": Row(dense("N", 16), 2),
@@ -175,6 +187,10 @@ ROWS = {
     "gemm-transB": Row(gemms(transB=1), 2),
     "gemm-alpha": Row(gemms(alpha=0.5), 1),
     "gemm-beta": Row(gemms(beta=0.5), 1),
+    "matmul-relu-float": Row(before_relu("MatMul", "Relu"), 1),
+    "matmul-clip-float": Row(before_relu("MatMul", "Clip"), 1),
+    "gemm-relu-float": Row(before_relu("Gemm", "Relu"), 1),
+    "gemm-clip-float": Row(before_relu("Gemm", "Clip"), 1),
     "conv1d": Row(convs(1, 1, 8, 16), 2),
     "conv3d": Row(convs(3, 1, 8, 16), 2),
     "conv1d-depthwise": Row(convs(1, 8, 8, 8), 2),

@@ -23,6 +23,7 @@ ATTEMPTS = 4
 COARSE_DB, COARSE_WORTH = 3.0, 0.95  # at most so much SQNR is given for one scale a weight, and at least so much time
 SMALLER = 1.03  # a placement that leaves more weights in float, and the file larger, must be faster by this
 WORTH = 0.99  # a placement must take at most this share of the float model's time
+WEIGHTY = 0.05  # of the noise that is allowed: what one layer brings in beyond it is a reason to leave it in float
 SENSITIVITY_FEEDS = 3
 
 Planned = tuple[Plan, dict[Variable, Grid]]
@@ -86,7 +87,7 @@ class Chooser:
         self.trials, self.operators, self.full, self.layers, self.replan = trials, operators, full, layers, replan
         self.coarsener = coarsener
         self.costs, self.least_db, self.threads, self.progress = costs, least_db, threads, progress
-        self._noise: dict[Node, float] | None = None
+        self._noise: dict[Node, sensitivity.Noise] | None = None
 
     def choose(self) -> Choice:
         """The placement to write, and the layers with it."""
@@ -100,7 +101,9 @@ class Chooser:
         everything = placement.units(plan)
         if self.costs is None:
             times = placement.guessed(plan, self.trials.shapes, self.operators)
-            return self._sound(everything, whole, times, 1.0)[0]
+            choice = self._sound(everything, whole, times, 1.0)[0]
+            self._explain(choice, times)
+            return choice
         graph = self.trials.graph
         integer = self.costs.node_times_us(whole)
         times = placement.measured(plan, self.trials.shapes, self.costs.node_times_us(graph), integer, whole)
@@ -159,7 +162,7 @@ class Chooser:
         if self.costs is not None:
             fast &= placement.best(self.full[0], self.trials.target, self.trials.graph, times, {}, 0.0, toll)
         reached = self.trials.sqnr_db(candidate)
-        most = 10 ** (-self.least_db / 10)
+        allowed = most = 10 ** (-self.least_db / 10)
         for _ in range(ATTEMPTS):
             if reached >= self.least_db or not plan.weighted:
                 break
@@ -169,14 +172,15 @@ class Chooser:
             candidate = self.trials.written(plan, grids, self.layers)
             choice = Choice(plan, grids)
             for node in self.full[0].weighted:
-                if node not in plan.weighted and node in fast and noise[node] > 0:
-                    own = -10 * np.log10(noise[node])
+                own_noise = sensitivity.worst(noise[node])
+                if node not in plan.weighted and node in fast and own_noise > WEIGHTY * allowed:
+                    own = -10 * np.log10(own_noise)
                     choice.refused[node] = f"too much error for what it gains: alone, it leaves {own:.0f} dB"
             reached = self.trials.sqnr_db(candidate)
             most *= 10 ** (min(reached - self.least_db, -1.0) / 10)
         return choice, candidate
 
-    def _noises(self) -> dict[Node, float]:
+    def _noises(self) -> dict[Node, sensitivity.Noise]:
         if self._noise is None:
             plan, grids = self.full
             self._noise = sensitivity.noises(

@@ -79,6 +79,7 @@ class Writer:
             stored = self._bias(layer)
             if stored is not None:
                 result.biases[node] = stored
+            self._unhide(node)
             result.outputs[node] = node.outputs[0]
         self.graph.remove_nodes((*self._gone, *self._unread()))
         return result
@@ -123,6 +124,19 @@ class Writer:
                     if node.inputs[port] is tensor:
                         node.inputs[port] = back
         return self._integers[tensor]
+
+    def _unhide(self, node: Node) -> None:
+        """Put a Sum of one between a product that gives float and a Relu or Clip that alone reads it.
+
+        ONNX Runtime looks through those for a Q, and where there is none it runs the product in float.
+        """
+        output = node.outputs[0]
+        readers = output.outputs
+        if not self.target.runs_here or len(readers) != 1 or readers[0].op not in self.target.folds:
+            return
+        raw = Variable(self.graph.unique_name("r"), output.dtype)
+        node.outputs[0] = raw
+        self._node("Sum", [raw], output)
 
     def _apart(self, tensor: Variable) -> Variable:
         """A float tensor that a Q may read: a Sum of one stops what would fuse the node before it with that Q."""

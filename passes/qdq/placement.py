@@ -17,6 +17,7 @@ from onnxcomp.ops.facts import Operators, volume
 from onnxcomp.passes.qdq.cut import Choices
 from onnxcomp.passes.qdq.forms import silu_of
 from onnxcomp.passes.qdq.regions import Plan
+from onnxcomp.passes.qdq.sensitivity import Noise, together, worst
 from onnxcomp.targets.base import Target
 
 # where nothing was measured: a core's multiply-accumulates and conversions a microsecond, about
@@ -24,7 +25,7 @@ MACS_A_US = 30e3
 ELEMENTS_A_US = 5e3
 INTEGER_GAIN = 0.5  # time of an integer kernel over float, about
 MOVED_BYTES_GAIN = 0.25  # a quarter of the bytes
-STEPS = 40
+STEPS, RISE = 60, 1.5  # prices of noise that are tried, each so much higher than the one before
 
 
 @dataclass(frozen=True)
@@ -152,17 +153,18 @@ def within(
     target: Target,
     graph: Graph,
     times: Times,
-    error: Mapping[Node, float],
+    noise: Mapping[Node, Noise],
     most: float,
     toll: float = 1.0,
 ) -> set[Node]:
-    """The fastest choice whose errors add up to at most so much noise over signal."""
+    """The fastest choice whose errors add up to at most so much noise over signal in every part of the outputs."""
+    error = {node: worst(share) for node, share in noise.items()}
     chosen = best(plan, target, graph, times, error, 0.0, toll)
     total = sum(times.exact.values()) or 1.0
     price = total * 1e-4
     for _ in range(STEPS):
-        if sum(error.get(node, 0.0) for node in chosen) <= most:
+        if worst(together(noise[node] for node in chosen if node in noise)) <= most:
             break
         chosen = best(plan, target, graph, times, error, price, toll)
-        price *= 2.0
+        price *= RISE
     return chosen

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -12,10 +13,12 @@ from onnxcomp.graph.ir import Array, Graph, Node, Tensor, Variable
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.weights import Layer
-from onnxcomp.runtime.closeness import noise_share, rows_of
+from onnxcomp.runtime.closeness import Tally, in_decibels, rows_of
 from onnxcomp.runtime.progress import Progress
 from onnxcomp.runtime.session import open_session
 from onnxcomp.targets.base import Target
+
+Noise: TypeAlias = dict[tuple[str, str], float]  # by output and part of it
 
 RELEVANT = 0.1  # layers with less than this part of the mean error are not looked at again
 
@@ -30,8 +33,8 @@ def noises(
     *,
     threads: int,
     progress: Progress,
-) -> dict[Node, float]:
-    """Noise over signal of the outputs' worst part when one layer alone is rounded: weights, what it reads and writes.
+) -> dict[Node, Noise]:
+    """Noise over signal power of each part of the outputs when one layer alone is rounded: weights, input and output.
 
     The float graph runs once a layer on the first feed, and on the others for the layers that matter.
 
@@ -44,17 +47,48 @@ def noises(
         session = open_session(model, threads=threads)
     outputs = [t.name for t in graph.outputs]
     off, on = np.asarray(False), np.asarray(True)
-    found: dict[Node, list[float]] = {node: [] for node in layers}
+    found: dict[Node, list[Noise]] = {node: [] for node in layers}
     todo = list(layers)
     for feed in feeds:
         switches = {**feed, **dict.fromkeys(names.values(), off)}
         exact = session.run(switches, outputs)
         for node in progress.track(todo, len(todo), "sensitivity of layers"):
-            other = session.run({**switches, names[node]: on}, outputs)
-            found[node].append(noise_share([exact], [other], [rows_of(feed)]))
-        total = sum(float(np.mean(values)) for values in found.values())
-        todo = [node for node in todo if np.mean(found[node]) * len(found) > RELEVANT * total]
-    return {node: float(np.mean(values)) for node, values in found.items()}
+            found[node].append(noise_of(exact, session.run({**switches, names[node]: on}, outputs), rows_of(feed)))
+        means = {node: mean(noises) for node, noises in found.items()}
+        total = worst(together(means.values()))
+        todo = [node for node in todo if worst(means[node]) * len(found) > RELEVANT * total]
+    return {node: mean(noises) for node, noises in found.items()}
+
+
+def noise_of(exact: Mapping[str, Array], other: Mapping[str, Array], rows: int) -> Noise:
+    """Noise over signal of each part of each output, by their names."""
+    noise = {}
+    for name, wanted in exact.items():
+        tally = Tally(varying=True)
+        tally.add(wanted, other[name], rows)
+        result = tally.result()
+        noise[name, ""] = 10 ** (-in_decibels(result) / 10)
+        noise |= {(name, part.name): 10 ** (-part.sqnr_db / 10) for part in result.parts}
+    return noise
+
+
+def together(noises: Iterable[Noise]) -> Noise:
+    """What several layers bring in, part by part."""
+    total: Noise = {}
+    for noise in noises:
+        for part, share in noise.items():
+            total[part] = total.get(part, 0.0) + share
+    return total
+
+
+def mean(noises: Sequence[Noise]) -> Noise:
+    """The mean over feeds."""
+    return {part: share / len(noises) for part, share in together(noises).items()}
+
+
+def worst(noise: Noise) -> float:
+    """The share of the part that suffers most."""
+    return max(noise.values(), default=0.0)
 
 
 def _switched(
