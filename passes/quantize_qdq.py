@@ -23,14 +23,13 @@ from onnxcomp.passes.qdq.trials import Trials, write
 from onnxcomp.passes.qdq.weights import Layer
 from onnxcomp.runtime import blas
 from onnxcomp.runtime.activations import Activation, collect
+from onnxcomp.runtime.closeness import rows_of
 from onnxcomp.targets.base import Target
 from onnxcomp.targets.table import find
 
 QUANTIZED_OPS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 )
-
-TRIAL_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,8 @@ class _Quantizer:
     def _choose(self, study: _Study) -> Choice:
         """A placement that ONNX Runtime runs as it says; what it would run otherwise is barred, and chosen anew."""
         threads = self.context.threads
-        feeds = refine.few(self.graph, self.samples, study.shapes)[:TRIAL_BATCHES]
+        held = refine.few(self.graph, self.samples, study.shapes)
+        feeds = refine.judged(self.samples, batch=rows_of(held[0]))
         native = self.options.isa == "native"
         trials = Trials(self.graph, self.target, study.shapes, feeds, threads, native=native)
         while True:

@@ -27,6 +27,7 @@ from onnxcomp.runtime.taps import Batches, stream
 BUDGET_BYTES = 48 * 2**20  # of the activations held, about
 LIVE = 6  # tensors of the largest size that are held at a time, about
 LEAST_SAMPLES, MOST_SAMPLES = 4, 512
+JUDGED_SAMPLES = 32
 ROWS = 8192
 MOST_FEATURES = 2304  # Cholesky of a larger matrix takes many seconds
 DAMPING = 0.1
@@ -83,6 +84,22 @@ def few(graph: Graph, samples: Batches, shapes: Shapes, batch: int = 8) -> list[
         found.append(feeds)
         taken += max((len(a) for a in feeds.values() if a.ndim), default=1)
         if taken >= count:
+            break
+    return found
+
+
+def judged(samples: Batches, batch: int = 8) -> list[dict[str, Array]]:
+    """The first samples, enough to tell how much placements cost: feeds whose inputs alone are held.
+
+    Scores of things that are rare in the data say nothing on the few samples whose activations fit into memory.
+    """
+    found: list[dict[str, Array]] = []
+    taken = held = 0
+    for feeds in samples.batches(batch):
+        found.append(feeds)
+        taken += max((len(a) for a in feeds.values() if a.ndim), default=1)
+        held += sum(a.nbytes for a in feeds.values())
+        if taken >= JUDGED_SAMPLES or held >= BUDGET_BYTES:
             break
     return found
 
