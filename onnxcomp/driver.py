@@ -26,7 +26,7 @@ from onnxcomp.ops.facts import Operators, load_operators
 from onnxcomp.report.html import write_html
 from onnxcomp.report.record import write_json
 from onnxcomp.results import Calibration, FileRef, LayerRecord, Report
-from onnxcomp.runtime.machine import check_threads, machine, peak_memory_bytes, usable_cores, versions
+from onnxcomp.runtime.machine import check_threads, conflict, machine, peak_memory_bytes, usable_cores, versions
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.budget import Budget, parse_size
@@ -155,6 +155,7 @@ def run(
             report.doubts += doubts(report.fidelity, report.accuracy, material.judge.labels)
             _write_model(report, job, final, measured)
         report.notes += measure.table_notes(job, measurer.costs)
+    report.notes += places.settle(job, accepted=report.verdict == "accepted")
     report.seconds = round(time.perf_counter() - start, 3)
     report.peak_memory_bytes = peak_memory_bytes()
     write_json(report, job.report_path)
@@ -294,7 +295,7 @@ def _begin(job: Job, graph: Graph, operators: Operators, material: Material) -> 
         warnings=list(material.doubts),
         guesses=list(material.guesses),
         request=job.request() | {"timed_shapes": {k: list(v) for k, v in material.sample_shapes.items()}},
-        notes=[*graph.notes, *_broken(graph, operators), *material.notes],
+        notes=[*filter(None, [conflict()]), *graph.notes, *_broken(graph, operators), *material.notes],
         doubts=list(material.copies),
     )
 
@@ -345,7 +346,10 @@ def _compress(job: Job, graph: Graph, context: PassContext, measurer: Measurer, 
         return []
     if job.recipe is not None:
         pipeline = recipes.find(job.recipe, job.target).pipeline
-        return [Chosen(pipeline, PassManager(pipeline, verify=job.verify).run(graph, context), False)]
+        result = PassManager(pipeline, verify=job.verify).run(graph, context)
+        # cleaning alone is worth writing where it changed something: it costs nothing
+        cleaned = result.changes > 0 and all(record.guarantee != "lossy" for record in result.records)
+        return [Chosen(pipeline, result, cleaned)]
     return _search(job, graph, context, measurer, report)
 
 

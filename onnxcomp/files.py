@@ -236,8 +236,8 @@ def sha256_of(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def json_of(path: Path, kind: type[OnnxcompError], do: str) -> Any:
-    """What a JSON file holds.
+def json_of(path: Path, kind: type[OnnxcompError], do: str, name: str = "file") -> Any:
+    """What a JSON file, of this name for people, holds.
 
     Raises:
         OnnxcompError: of this kind, where it cannot be read, is no JSON, or is nested without measure.
@@ -248,7 +248,7 @@ def json_of(path: Path, kind: type[OnnxcompError], do: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         what = error.strerror if isinstance(error, OSError) else f"no JSON: {error}"
-        raise kind(f"the file cannot be read: {what}", where=f"file {path}", do=do) from error
+        raise kind(f"the {name} cannot be read: {what}", where=f"file {path}", do=do) from error
 
 
 def _refused(path: Path, error: OSError) -> OutputError:

@@ -421,7 +421,7 @@ def decide(report: Report, job: Job, measured: Measurements, *, explicit: bool, 
         names = ", ".join(line.name for line in report.budget if not line.passed)
         report.verdict, report.exit_code, report.reason = "over-budget", code, f"missed: {names}"
     elif not explicit and not measured.better(report.before, job.objective):
-        unchanged(report, "the result is neither smaller nor faster than the original")
+        unchanged(report, _no_gain(report, job.objective))
     elif why := unsound(measured, Budget()):
         if searched:
             unchanged(report, f"on the samples that judge, {why}")
@@ -429,6 +429,14 @@ def decide(report: Report, job: Job, measured: Measurements, *, explicit: bool, 
             report.reason = f"{why}: a run without --passes would not take this"
     else:
         report.reason = _only_worse(report) or missed(report) or _otherwise(report)
+
+
+def _no_gain(report: Report, objective: str) -> str:
+    """Why a result is not better by the objective; one that is smaller all the same has an objective of its own."""
+    share = report.after.bytes / max(1, report.before.bytes)
+    if share < WORTH_SHARE and objective != "size":
+        return f"the result has {share:.0%} of the size and is no better for {objective}: --objective size takes it"
+    return "the result is neither smaller nor faster than the original"
 
 
 def _otherwise(report: Report) -> str:

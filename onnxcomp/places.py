@@ -205,6 +205,24 @@ def writes_of(job: Job) -> dict[str, Path | None]:
     }
 
 
+def settle(job: Job, *, accepted: bool) -> list[str]:
+    """Take an older model of ours from a place where it would pass for this run's; what was done, in words.
+
+    Where this run's model was refused, the one at the output's place is of another run; where it was accepted, the one
+    that an earlier run was refused for is out of date. What onnxcomp did not write stays.
+    """
+    from onnxcomp.verify.provenance import is_stamped  # only now: an unchanged build loads no onnx
+
+    older = job.rejected if accepted else job.out
+    if not older.is_file() or older.is_symlink():
+        return []
+    with suppress(ModelError, OSError):
+        if is_stamped(older):
+            older.unlink()
+            return [] if accepted else [f"{older}, the model of an earlier run, was removed"]
+    return [] if accepted else [f"{older} is no model of this run: it was there before"]
+
+
 def external_files(model: Path) -> list[Path]:
     """The files beside a model that hold its weights; none where it cannot be read: that is said elsewhere."""
     from onnxcomp.graph.io import model_files  # only now: an unchanged build loads no onnx

@@ -336,6 +336,9 @@ class Benchmark:
         options: what was asked of the provider for the models before and after, beyond its defaults.
         footprints: load time and memory before and after, where they were measured.
         calls: how many calls were timed, before and after.
+        compared: what `speedup` is a ratio of: the thread's processor time, or the time on the wall; the milliseconds
+            are always the wall's.
+        shapes: of the inputs that were timed, by name.
     """
 
     provider: str
@@ -353,6 +356,8 @@ class Benchmark:
     options: tuple[dict[str, Any], dict[str, Any]] | None = None
     footprints: tuple[Footprint, Footprint] | None = None
     calls: tuple[int, int] | None = None
+    compared: str = "wall"
+    shapes: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def outcome(self) -> Literal["faster", "slower", "no change"]:

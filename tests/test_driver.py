@@ -299,3 +299,32 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     report = onnxcomp.optimize(model, passes="quantize-weights{bits=8}", bench=False, verify=False)
     assert any(weight.name in note and "NaN" in note for note in report.notes)
     assert any("NaN" in skip.why for record in report.passes for skip in record.skips)
+
+
+def test_a_refused_run_leaves_no_older_model_at_its_place(digits: Path) -> None:
+    asked = ["optimize", digits, "--passes", "fuse-batchnorm", "--no-bench", "-o", "m.onnx", "-q"]
+    assert command(*asked) == 0 and Path("m.onnx").exists()
+    assert command(*asked, "--max-size", "10%") == 11
+    assert not Path("m.onnx").exists() and Path("m.rejected.onnx").exists()
+    notes = json.loads(Path("m.json").read_text())["notes"]
+    assert any("m.onnx" in note and "earlier run" in note for note in notes)
+    assert command(*asked) == 0
+    assert Path("m.onnx").exists() and not Path("m.rejected.onnx").exists()
+
+
+def test_a_model_that_is_not_ours_stays_at_the_output(digits: Path) -> None:
+    own = builders.save(builders.mlp(), Path("m.onnx")).read_bytes()
+    asked = ["optimize", digits, "--passes", "fuse-batchnorm", "--no-bench", "-o", "m.onnx", "-q", "--max-size", "10%"]
+    assert command(*asked) == 11
+    assert Path("m.onnx").read_bytes() == own
+    assert any("before" in note for note in json.loads(Path("m.json").read_text())["notes"])
+
+
+def test_what_a_recipe_without_loss_cleaned_is_written(tmp_path: Path) -> None:
+    proto = builders.residual_cnn()
+    output = proto.graph.output[0].name
+    proto.graph.node.append(onnx.helper.make_node("Identity", [output], ["same"], "same"))
+    proto.graph.output[0].name = "same"
+    path = builders.save(proto, tmp_path / "m.onnx")
+    assert command("optimize", path, "--recipe", "clean", "-q", "--no-bench") == 0
+    assert Path("m.opt.onnx").exists()

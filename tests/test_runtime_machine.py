@@ -105,3 +105,11 @@ def test_int8_arithmetic_is_what_the_instruction_sets_allow():
     assert found in ("exact", "saturating")
     if {"avx512_vnni", "avx_vnni", "dotprod", "i8mm"} & set(machine().isa):
         assert found == "exact"
+
+
+def test_two_builds_of_the_runtime_side_by_side_are_named_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"onnxruntime": "1.31.0", "onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr(module, "versions", lambda packages: installed)
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu" in module.conflict()
+    del installed["onnxruntime"]
+    assert module.conflict() == ""

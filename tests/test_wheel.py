@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ("onnxcomp", "passes", "pyproject.toml", "README.md", "LICENSE")
+SHIPPED = (
+    "onnxcomp",
+    "passes",
+    "docs",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "SECURITY.md",
+    "CHANGELOG.md",
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,12 @@ def test_sdist_is_enough_to_build_the_same_wheel(built: Built, tmp_path: Path) -
         assert {n: one.read(n) for n in one.namelist() if n.endswith(".py")} == {
             n: other.read(n) for n in other.namelist() if n.endswith(".py")
         }
+
+
+def test_sdist_holds_the_documentation(built: Built) -> None:
+    with tarfile.open(built.sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"docs/guide.md", "docs/decisions/README.md", "SECURITY.md", "CHANGELOG.md"} <= names
 
 
 def test_passes_import_from_the_unpacked_wheel(built: Built, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,6 @@ def _build(order: dict[str, Any]) -> dict[str, Any]:
         if report.verdict == "accepted":
             check_written(job, report)
             written = [*model_files(job.out), job.report_path, *pages]
-            _drop_rejected(job.rejected)
         else:
             written = [job.report_path]
         return {"exit_code": report.exit_code, "files": [str(path) for path in written]}
@@ -66,17 +64,6 @@ def _build(order: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         traceback.print_exc()
         return _failure(1, f"internal error: {type(error).__name__}: {error}", "this is a defect", "report it")
-
-
-def _drop_rejected(path: Path) -> None:
-    """Remove what an earlier build of this model was refused for, if onnxcomp wrote it."""
-    from onnxcomp.graph.io import read_proto
-    from onnxcomp.verify.provenance import PREFIX
-
-    if path.is_file():
-        with suppress(OnnxcompError):
-            if any(entry.key.startswith(PREFIX) for entry in read_proto(path).metadata_props):
-                path.unlink()
 
 
 def _failure(code: int, what: str, where: str, do: str) -> dict[str, Any]:

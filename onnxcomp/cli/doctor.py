@@ -51,7 +51,7 @@ def _tell() -> None:
 
     from onnxcomp.cli.screen import screen
     from onnxcomp.runtime.arithmetic import int8_arithmetic
-    from onnxcomp.runtime.machine import machine
+    from onnxcomp.runtime.machine import conflict, machine
 
     found = machine()
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -63,6 +63,8 @@ def _tell() -> None:
     table.add_row("instructions", " ".join(found.isa) or "unknown on this system")
     table.add_row("memory", f"{found.memory_bytes / 2**30:.1f} GiB" if found.memory_bytes else "unknown")
     table.add_row("packages", ", ".join(f"{name} {version}" for name, version in found.versions.items()))
+    if broken := conflict():
+        table.add_row("conflict", broken)
     table.add_row("int8", INT8[int8_arithmetic()])
     for name, state in [*_providers(), _parser()]:
         table.add_row(name, state)

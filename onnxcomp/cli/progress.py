@@ -31,6 +31,7 @@ class Bar:
         task = drawn.add_task(_words(text), total=total)
         try:
             for item in items:
+                drawn.update(task, description=_words(text))  # may have become that of this item
                 yield item
                 drawn.update(task, advance=1, description=_words(text))
         finally:
@@ -46,9 +47,17 @@ def _words(text: Text) -> str:
 
 def _start() -> Progress:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    words = TextColumn("{task.description}", markup=False)
+    columns = (words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     drawn = Progress(*columns, console=Console(stderr=True), transient=True)
     drawn.start()
     return drawn

@@ -146,7 +146,7 @@ def _show(found: PairVerdict, err: bool) -> None:
     rows = [("size", size_text(before), size_text(after), f"{after / max(1, before):.1%}")]
     if found.accuracy is not None:
         a = found.accuracy
-        rows.append((a.metric, f"{a.before:.4f}", f"{a.after:.4f}", f"drop {a.drop:+.4f} on {a.samples} samples"))
+        rows.append((a.metric, f"{a.before:.4f}", f"{a.after:.4f}", f"{-a.drop:+.4f} on {a.samples} samples"))
     if found.benchmark is not None:
         b, (low, high) = found.benchmark, found.benchmark.speedup_interval
         times = (f"{b.before_ms['p50']:.3f} ms", f"{b.after_ms['p50']:.3f} ms")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -104,8 +105,8 @@ class PassManager:
         probe = Probe(context, enabled=self.verify)
         start, inlined = self._open_functions(graph)
         result = RunResult(start)
-        passes = context.progress.track(self.pipeline.passes, len(self.pipeline.passes), "passes")
-        for item in passes:
+        running = [""]
+        for item in context.progress.track(self._named(running), len(self.pipeline.passes), lambda: running[0]):
             result.graph, record, trainings = self._one(item, result.graph, context, probe, strict)
             if inlined and (record.changes or start is graph):
                 record = replace(record, notes=(*record.notes, inlined))
@@ -128,6 +129,12 @@ class PassManager:
             return start, inline_functions(start)[0]
         except ModelError as error:
             return graph, f"local functions are left alone, and what they hold with them: {error.what}"
+
+    def _named(self, running: list[str]) -> Iterator[Pass]:
+        """The passes; the name of the one that is run stands in `running`."""
+        for item in self.pipeline.passes:
+            running[0] = f"pass {item.name}"
+            yield item
 
     def _one(
         self, item: Pass, graph: Graph, context: PassContext, probe: Probe, strict: bool

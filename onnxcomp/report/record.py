@@ -47,7 +47,7 @@ def read_json(path: Path) -> Report:
         DataError: the file is missing, or holds no report of schema 1.
     """
     where = f"file {path}"
-    content = json_of(path, DataError, "run again to write it")
+    content = json_of(path, DataError, "run again to write it", "report")
     if not isinstance(content, dict) or content.get("schema") != 1:
         raise DataError("this is no report of schema 1", where=where, do="give a report that onnxcomp wrote")
     try:

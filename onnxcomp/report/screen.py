@@ -110,8 +110,10 @@ def _figures(report: Report) -> list[tuple[str, str, str, str]]:
     for bench in report.benchmarks:
         low, high = bench.speedup_interval
         setting = f"latency, batch {bench.batch}, {bench.threads} thread{'s' * (bench.threads != 1)}"
-        words = f"{bench.speedup:.2f}x (95 %: {low:.2f} to {high:.2f})"
-        for title, key, extra in ((setting, "p50", words), ("  its 90th percentile", "p90", "")):
+        time = "processor time" if bench.compared == "processor" else "time"
+        words = f"{bench.speedup:.2f}x by {time} (95 %: {low:.2f} to {high:.2f})"
+        shapes = ", ".join(f"{name} {list(shape)}" for name, shape in bench.shapes.items())
+        for title, key, extra in ((setting, "p50", words), ("  its 90th percentile", "p90", shapes)):
             rows.append((title, f"{bench.before_ms[key]:.3f} ms", f"{bench.after_ms[key]:.3f} ms", extra))
     if report.accuracy is not None:
         accuracy = report.accuracy
@@ -209,7 +211,7 @@ def _layers(report: Report, console: Console, verbose: bool) -> None:
     lossy = sorted((x for x in report.layers if x.own_sqnr_db is not None), key=lambda x: x.own_sqnr_db or 0.0)
     if not lossy:
         return
-    console.print(Text("\nlayers that paid most (SQNR of the layer alone)", style="dim"))
+    console.print(Text("\nlayers with the largest error (SQNR of the layer alone)", style="dim"))
     rows = [
         (
             layer.node,

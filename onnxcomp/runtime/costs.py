@@ -92,7 +92,7 @@ class CostTable:
             DataError: the file is missing or no cost table.
         """
         path = Path(path)
-        data = json_of(path, DataError, "check --cost-table")
+        data = json_of(path, DataError, "check --cost-table", "cost table")
         if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("entries"), dict):
             raise DataError(
                 f"this is no cost table of schema {SCHEMA}", where=f"file {path}", do="let a run write it anew"

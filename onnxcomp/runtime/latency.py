@@ -31,7 +31,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,11 +143,13 @@ def bench_many(
     seconds *= len(contenders) - 1
     bench = _Bench(contenders, feed, provider, threads, seconds, np.random.default_rng(seed))
     with pinning.pinned(bench.cores):
-        for _ in progress.track(_rounds(contenders, seconds), ROUNDS, "measuring latency"):
+        for _ in progress.track(_rounds(contenders, seconds), None, "measuring latency"):
             bench.round()
     first = contenders[0]
     batch = next((int(array.shape[0]) for array in feed.values() if array.ndim), 1)
-    return [_benchmark(first, rival, bench.sessions[0], batch) for rival in contenders[1:]]
+    shapes = {name: list(array.shape) for name, array in feed.items()}
+    measured = [_benchmark(first, rival, bench.sessions[0], batch) for rival in contenders[1:]]
+    return [replace(one, shapes=shapes) for one in measured]
 
 
 @dataclass
@@ -381,6 +383,7 @@ def _benchmark(first: _Contender, rival: _Contender, session: Session, batch: in
         placement=(_counts(first), _counts(rival)),
         options=(first.entry.acceleration.to_json(), rival.entry.acceleration.to_json()),
         calls=(len(first.calls_ms), len(rival.calls_ms)),
+        compared="processor" if _runs_alone(session) else "wall",
     )
 
 

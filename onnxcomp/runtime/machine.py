@@ -103,6 +103,20 @@ def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
     return found
 
 
+def conflict() -> str:
+    """What is wrong with the installed builds of ONNX Runtime, with the cure; empty where nothing is.
+
+    Every build installs the same module: of two, the files of the one that came last are mixed with the other's.
+    """
+    builds = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml", "onnxruntime-training")
+    found = versions(builds)
+    if len(found) < 2:
+        return ""
+    kept = "onnxruntime-gpu" if "onnxruntime-gpu" in found else next(iter(found))
+    cure = f"pip uninstall -y {' '.join(found)} && pip install {kept}"
+    return f"{' and '.join(found)} are installed side by side and overwrite each other's files: {cure}"
+
+
 def usable_cores() -> int:
     """Cores this process may use: its affinity, cut by the quota of its control group."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

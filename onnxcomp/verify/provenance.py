@@ -189,6 +189,6 @@ def _given(path: Path) -> dict[str, Any]:
 
 def _read_report(path: Path) -> dict[str, Any] | None:
     """A report; None for a file of somebody else that happens to have its name."""
-    content = json_of(path, ModelError, "give the right report, or build again")
+    content = json_of(path, ModelError, "give the right one, or build again", "report")
     ours = isinstance(content, dict) and content.get("schema") == 1 and "tool" in content
     return content if ours else None
