@@ -239,11 +239,24 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How the SQNR of an output of a stateful model falls over the steps of its sequences, each model having its own
+    states: over the first quarter of the steps, and over the last."""
+
+    output: str
+    sequences: int
+    steps: int
+    first_db: float
+    last_db: float
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """Closeness of all outputs on `samples` samples that calibration did not see.
 
     `agreements`: how often both models decide the same, by the task that each output was taken for; `guesses` says what
     that was, a line each.
+    `drift`: of a stateful model, whose samples are steps.
     """
 
     samples: int
@@ -251,6 +264,7 @@ class Fidelity:
     outputs: dict[str, OutputFidelity]
     agreements: tuple[Agreement, ...] = ()
     guesses: tuple[str, ...] = ()
+    drift: Drift | None = None
 
     @property
     def worst_sqnr_db(self) -> float | None:

@@ -19,6 +19,7 @@ from onnxcomp.driver import optimize
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph.codec import decode
 from onnxcomp.runtime.taps import runs_over
+from onnxcomp.verify.judge import judge
 from onnxcomp.verify.opening import Opener
 
 FLOAT = builders.FLOAT
@@ -267,3 +268,26 @@ def test_a_stateful_model_is_judged_with_the_states_it_reached_itself(tmp_path: 
 def test_data_without_a_needed_input_still_say_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no array for the input"):
         opened(stateful(), tmp_path, {"a": random(4, FEATURES), "b": random(4, FEATURES)})
+
+
+def test_errors_that_grow_from_step_to_step_are_told(tmp_path: Path) -> None:
+    """The state decays slowly and is stored coarsely, so that its error piles up over a sequence."""
+    generator = builders.rng()
+    weights = {"d": np.full(HIDDEN, 0.99, np.float32), "W": builders.normal(generator, FEATURES, HIDDEN, scale=0.1)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["a"], "in"),
+        helper.make_node("Mul", ["state", "d"], ["b"], "keep"),
+        helper.make_node("Add", ["a", "b"], ["new_state"], "sum"),
+        helper.make_node("Tanh", ["new_state"], ["y"], "out"),
+    ]
+    inputs = [builders.value("x", FLOAT, ["N", FEATURES]), builders.value("state", FLOAT, ["N", HIDDEN])]
+    outputs = [builders.value(name, FLOAT, ["N", HIDDEN]) for name in ("y", "new_state")]
+    before = builders.save(builders.model(nodes, inputs, outputs, weights), tmp_path / "a.onnx")
+    weights["d"] = weights["d"] - np.float32(0.02)
+    after = builders.save(builders.model(nodes, inputs, outputs, weights), tmp_path / "b.onnx")
+    data = Opener(before).open({"x": np.abs(random(6, 40, FEATURES))}).samples()
+    drift = judge(before, after, data)[0].drift
+    assert drift is not None and (drift.output, drift.sequences, drift.steps) == ("y", 6, 40)
+    assert drift.last_db < drift.first_db - 5
+    alone = Opener(before).open({"x": random(30, FEATURES), "state": random(30, HIDDEN)}).samples()
+    assert judge(before, after, alone)[0].drift is None

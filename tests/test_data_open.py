@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from builders import model, save, value
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from onnxcomp.data import feeds
 from onnxcomp.data.dataset import Dataset
 from onnxcomp.data.feeds import convert
 from onnxcomp.data.inputs import InputSpec, inputs_of, with_shapes
@@ -521,3 +523,49 @@ def test_a_negative_size_is_free(tmp_path: Path) -> None:
     assert graph.inputs[0].shape == (None, 3)
     store(graph, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (np.zeros((6, 784), np.uint8), "pictures of 1 by 784 pixels"),
+        (np.zeros((6, 1, 784), np.uint8), "pictures of 1 by 784 pixels"),
+        (np.zeros((6, 0, 28, 3), np.uint8), "no height or no width"),
+        (np.zeros((6, 28, 0), np.uint8), "no height or no width"),
+        (np.zeros((6, 28, 28, 5), np.uint8), "cannot be read"),
+        (np.zeros((6, 5, 28, 28), np.uint8), "cannot be read"),
+    ],
+)
+def test_pictures_that_cannot_fit_are_named_and_not_stretched(raw: np.ndarray, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        open_data({"images": raw}, [InputSpec("x", F32, ("n", 3, 28, 28))]).samples()
+    assert caught.value.where and caught.value.do
+
+
+def test_pictures_of_five_channels_feed_a_model_of_five_channels() -> None:
+    raw = np.zeros((6, 8, 8, 5), np.uint8)
+    for spec in (InputSpec("x", F32, ("n", 5, 8, 8)), InputSpec("x", F32, ("n", 8, 8, 5))):
+        assert next(open_data({"images": raw}, [spec]).samples().batches(2))["x"].size == 2 * 8 * 8 * 5
+
+
+def test_rows_of_numbers_still_feed_flat_inputs() -> None:
+    raw = np.zeros((6, 784), np.uint8)
+    assert len(open_data({"images": raw}, [InputSpec("x", F32, ("n", 784))])) == 6
+
+
+def test_feeds_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "MOST_FEEDS", 50)
+
+    def endless():
+        while True:
+            yield {"x": np.zeros((1, 2), np.float32)}
+
+    with pytest.raises(DataError, match="never ends"):
+        open_data(endless, [InputSpec("x", F32, ("n", 2))])
+
+
+def test_a_pipe_among_test_sets_is_no_input(tmp_path: Path) -> None:
+    (tmp_path / "test_data_set_0").mkdir()
+    os.mkfifo(tmp_path / "test_data_set_0" / "input_0.pb")
+    with pytest.raises(DataError):
+        open_data(tmp_path, [InputSpec("x", F32, ("n", 2))])

@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 Feed = dict[str, Array]
 
 LABELS = "labels"  # the key under which a feed, or an .npz, carries its labels
-SPOOL_BYTES = 16 << 30
+SPOOL_BYTES, MOST_FEEDS = 16 << 30, 1 << 18  # of an iterator: more than anybody judges on, so it may never end
 READY = "store pictures as uint8 `images`, and every other array in the type and rank of the model's input"
 
 
@@ -157,7 +157,7 @@ class TestSets:
 
     def __getitem__(self, index: int) -> dict[str, Array]:
         folder = self._folders[index]
-        tensors = [_tensor(path) for path in _numbered(folder, "input_*.pb")]
+        tensors = [_tensor(path) for path in _files(folder)]
         names = [name for name, _ in tensors]
         if not set(self._names) <= set(names):
             # many files carry no names, or other ones: the number in the file name is the input's place
@@ -179,6 +179,8 @@ class Spooled:
         self._places: list[dict[str, tuple[int, np.dtype[Any]]]] = []
         iterator = iter(feeds)
         for count in itertools.count():
+            if count > MOST_FEEDS:
+                raise self._endless(f"the function gave more than {MOST_FEEDS:,} feeds, or never ends", where)
             with calling(where, "the data function has to yield dicts: input name -> array"):
                 feed = next(iterator, None)
             if feed is None:
@@ -201,11 +203,7 @@ class Spooled:
             array = array.astype(str)
         place = self._file.seek(0, io.SEEK_END)
         if place + array.nbytes > SPOOL_BYTES:
-            raise DataError(
-                f"the feeds take more than {SPOOL_BYTES >> 30} GiB, or never end",
-                where=where,
-                do="return a sequence (with len() and [index]): its feeds are read one by one, when needed",
-            )
+            raise self._endless(f"the feeds take more than {SPOOL_BYTES >> 30} GiB, or never end", where)
         try:
             np.save(self._file, array, allow_pickle=False)
         except OSError as error:
@@ -216,6 +214,11 @@ class Spooled:
             ) from error
         return place, array.dtype
 
+    @staticmethod
+    def _endless(what: str, where: str) -> DataError:
+        do = "return a sequence (with len() and [index]): its feeds are read one by one, when needed"
+        return DataError(what, where=where, do=do)
+
     def _get(self, place: int, dtype: np.dtype[Any]) -> Array:
         self._file.seek(place)
         # bfloat16 and the like come back as raw bytes: the view gives them their type again
@@ -224,9 +227,14 @@ class Spooled:
 
 def test_sets_in(folder: Path) -> list[Path]:
     """The `test_data_set_*` folders of a folder in order of their numbers, or the folder itself if it is one."""
-    if any(folder.glob("input_*.pb")):
+    if _files(folder):
         return [folder]
-    return [f for f in _numbered(folder, "test_data_set_*") if f.is_dir() and any(f.glob("input_*.pb"))]
+    return [f for f in _numbered(folder, "test_data_set_*") if f.is_dir() and _files(f)]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The inputs of a folder; a pipe or a device of such a name is none, since reading it may never end."""
+    return [path for path in _numbered(folder, "input_*.pb") if path.is_file()]
 
 
 def _numbered(folder: Path, pattern: str) -> list[Path]:

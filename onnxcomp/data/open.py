@@ -52,6 +52,7 @@ Indices = npt.NDArray[np.intp]
 Source = str | Path | Callable[[], Any] | Array | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
 IMAGES = "images"  # the key of raw pictures, and of arrays that come without a name
+PICTURES = "give [n, height, width] or [n, height, width, channels] of uint8, n pictures (1 for a single one)"
 ACCEPTED = (
     "give .npz or .npy, a folder of images, a folder with test_data_set_0/input_0.pb, or module.py:function that "
     "yields {input name: array}"
@@ -377,9 +378,20 @@ class _Opener:
 
     def _pixel_column(self, rows: Rows, spec: InputSpec) -> PixelColumn:
         first, size, channels = _raw_form(rows, spec)
+        if 0 in size:
+            raise DataError(
+                f"pictures of shape {list(rows.shape)} have no height or no width", where=rows.name, do=PICTURES
+            )
         if len(rows.shape) == 4 and rows.shape[1] in CHANNELS and rows.shape[3] in CHANNELS:
             self.guesses.append(f"{rows.name} of shape {list(rows.shape)} read as [n, height, width, channels]")
-        return PixelColumn(rows, self._resolve(spec, RawImages(size, channels)), channels_first=first)
+        pixels = self._resolve(spec, RawImages(size, channels))
+        if 1 in size and 1 not in (pixels.height, pixels.width):
+            raise DataError(
+                f"pictures of {size[0]} by {size[1]} pixels for a model that takes {pixels.height} by {pixels.width}",
+                where=f"{rows.name} of shape {list(rows.shape)}, input {spec}",
+                do=f"rows of numbers are not stretched to pictures: reshape them; {PICTURES}",
+            )
+        return PixelColumn(rows, pixels, channels_first=first)
 
     def _array_labels(self, table: Mapping[str, Rows]) -> Array | None:
         if self.given_labels is not None:
@@ -524,7 +536,8 @@ def _raw_form(rows: Rows, spec: InputSpec) -> tuple[bool, tuple[int, int], int]:
     if len(shape) == 3 and shape[2] not in (3, 4):
         return False, (shape[1], shape[2]), 1
     if len(shape) == 4:
-        wanted = {spec.fixed(axis) for axis in range(1, 4)} if spec.rank == 4 else set()
+        ends = {spec.fixed(1), spec.fixed(3)} - {None} if spec.rank == 4 else set()
+        wanted = {count for count in ends if count in CHANNELS} or ends  # [N, 3, 32, 32] has 3 channels and not 32
         if shape[3] in CHANNELS or (shape[1] not in CHANNELS and shape[3] in wanted):
             return False, (shape[1], shape[2]), shape[3]
         if shape[1] in CHANNELS or shape[1] in wanted:
@@ -532,7 +545,7 @@ def _raw_form(rows: Rows, spec: InputSpec) -> tuple[bool, tuple[int, int], int]:
     raise DataError(
         f"pictures of shape {list(shape)} cannot be read",
         where=rows.name,
-        do="give [n, height, width] or [n, height, width, channels] of uint8, n pictures (1 for a single one)",
+        do=PICTURES,
     )
 
 

@@ -127,6 +127,10 @@ def windows(steps: int) -> list[Indices]:
 class Carry:
     """Gives a model the states that it reached itself, step after step, where samples are steps of sequences.
 
+    Attributes:
+        step: the number of the last step in its sequence; None where samples stand alone.
+        carried: outputs that are states.
+
     Args:
         states: which output is which input of the next step; none where samples stand alone.
         starts: which of the samples begin a sequence, in their order.
@@ -135,11 +139,17 @@ class Carry:
     def __init__(self, states: Sequence[State] = (), starts: Sequence[bool] | npt.NDArray[np.bool_] = ()) -> None:
         self._states, self._starts = states, iter(starts)
         self._held: dict[str, Array] = {}
+        self.carried = frozenset(state.output for state in states)
+        self.step: int | None = None
 
     def into(self, feed: dict[str, Array]) -> dict[str, Array]:
         """The feed of the next step, with the states of the step before it."""
-        if not self._states or next(self._starts, True):
+        if not self._states:
             return feed
+        if next(self._starts, True):
+            self.step = 0
+            return feed
+        self.step = (self.step or 0) + 1
         return {**feed, **self._held}
 
     def keep(self, outputs: dict[str, Array]) -> dict[str, Array]:

@@ -163,6 +163,9 @@ def _fidelity_rows(fidelity: Fidelity) -> list[tuple[str, str, str, str]]:
         if agreement.kind != "state" and (single is None or single.top1_agreement is None):
             value = "-" if agreement.value is None else f"{agreement.value:.2%}"
             rows.append(("agreement", "", value, f"{agreement.measure}, {', '.join(agreement.outputs)}"))
+    if (drift := fidelity.drift) is not None:
+        times = f"{drift.first_db:.1f} dB in the first quarter of {drift.steps} steps"
+        rows.append(("SQNR over time", "", f"{drift.last_db:.1f} dB", f"output {drift.output}, last quarter; {times}"))
     return rows
 
 

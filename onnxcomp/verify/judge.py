@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from onnxcomp.data.metric import Metric
@@ -10,6 +11,7 @@ from onnxcomp.runtime.acceleration import PLAIN, Acceleration
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.accuracy import Collected, scored
 from onnxcomp.verify.agreement import Agreeing, TaskBook
+from onnxcomp.verify.drift import Drifting
 from onnxcomp.verify.fidelity import Closeness, Source
 from onnxcomp.verify.pair import Runner, Samples
 
@@ -46,12 +48,13 @@ def judge(
         EnvironmentLacksError: the provider does not run on this machine.
     """
     runner = Runner(before, after, provider=provider, threads=threads, acceleration=acceleration)
-    closeness, collected = Closeness(runner.varying), Collected()
+    closeness, collected, drifting = Closeness(runner.varying), Collected(), Drifting()
     agreeing = Agreeing(tasks or TaskBook(before))
     for answer in runner.answers(samples, progress=progress):
         closeness.add(answer)
         agreeing.add(answer)
+        drifting.add(answer)
         if metric is not None:
             collected.add(answer)
-    found = agreeing.told(closeness.result(source))
+    found = replace(agreeing.told(closeness.result(source)), drift=drifting.result())
     return found, None if metric is None else scored(metric, collected, samples.labels)

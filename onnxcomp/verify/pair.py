@@ -62,11 +62,16 @@ class Interface:
 
 @dataclass(frozen=True)
 class Answer:
-    """Outputs of one batch: `rows` samples, the outputs of each model by name, and what went in."""
+    """Outputs of one batch: `rows` samples, the outputs of each model by name, and what went in.
+
+    `step`: of a stateful model's sequence, None elsewhere; `carried` names the outputs that are states.
+    """
 
     rows: int
     outputs: tuple[dict[str, Array], ...]
     inputs: dict[str, Array] = field(default_factory=dict)
+    step: int | None = None
+    carried: frozenset[str] = frozenset()
 
 
 def check_runs(model: Path) -> None:
@@ -143,7 +148,7 @@ class Runner:
         if not self.large:
             for feed in progress.track(samples.batches(size), total, text):
                 found = tuple(carry.keep(self._run(i, carry.into(feed))) for i, carry in enumerate(carries))
-                yield Answer(self._rows(feed), found, feed)
+                yield Answer(self._rows(feed), found, feed, carries[0].step, carries[0].carried)
             return
         last = len(self._open) - 1
         with ExitStack() as stack:
@@ -157,7 +162,7 @@ class Runner:
             for feed in progress.track(samples.batches(size), total, text):
                 stored = [pickle.load(spool) for spool in spools]
                 given = carries[last].keep(self._run(last, carries[last].into(feed)))
-                yield Answer(self._rows(feed), (*stored, given), feed)
+                yield Answer(self._rows(feed), (*stored, given), feed, carries[last].step, carries[last].carried)
 
     def _session(self, index: int) -> Session:
         session = self._sessions[index]
