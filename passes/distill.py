@@ -18,6 +18,7 @@ from onnxcomp.passes.training.material import gather, rehearsal, samples_of
 from onnxcomp.passes.training.objective import Aim, Pair, pairs
 from onnxcomp.passes.training.quantized import Precision, Quantization
 from onnxcomp.passes.training.trainer import Trainer
+from onnxcomp.passes.training.turned import batch_first
 from onnxcomp.runtime.progress import SILENT, Progress
 
 REHEARSED = 32  # samples on which everything is tried that can be refused before the training
@@ -149,6 +150,13 @@ class Distill(Pass):
         self.selects(graph)
         for globs in (self.freeze, self.train, self.fresh):
             self.matching(graph, globs)
+        with batch_first(graph, context) as turned:
+            self._run(graph, turned, outcome)
+        outcome.summary = "; ".join(record.words for record in outcome.trainings)
+        return outcome
+
+    def _run(self, graph: Graph, context: PassContext, outcome: Outcome) -> None:
+        """Train a graph whose samples lie along axis 0."""
         taught = pairs(graph, context.original or graph.clone(), self.aim) if self.teacher == "original" else []
         teacher = (context.original or graph.clone()) if taught else None
         self._rehearse(graph, context, teacher, taught, outcome)
@@ -165,8 +173,6 @@ class Distill(Pass):
                 graph.sort()
                 last = index == self.rounds - 1 or prune is None
                 self._train(trainer, max(1, round(share * steps)), last, index)
-        outcome.summary = "; ".join(record.words for record in outcome.trainings)
-        return outcome
 
     def _rehearse(
         self, graph: Graph, context: PassContext, teacher: Graph | None, taught: list[Pair], outcome: Outcome
