@@ -255,6 +255,7 @@ class _Quantizer:
                 compensate=options.rounding == "compensated",
                 correct=options.bias_correction,
                 threads=self.context.threads,
+                memory=self.context.memory.staged,
                 progress=self.context.progress,
             )
 

@@ -115,6 +115,7 @@ def refine(
     compensate: bool,
     correct: bool,
     threads: int,
+    memory: int,
     progress: Progress,
 ) -> None:
     """Change the weights and biases in the written graph, in place.
@@ -126,11 +127,12 @@ def refine(
         batches: feeds, all of them held.
         compensate: round weights again with error compensation.
         correct: correct biases.
+        memory: bytes of activations held; what is more lies in temporary files.
     """
     names = {aim.exact: aim.axis for aim in wanted.values()}
     names |= {aim.add[2]: aim.axis for aim in wanted.values() if aim.add is not None}
     goal = _means(exact, names, batches, threads) if correct else {}
-    stages = Stages(graph, batches, threads)
+    stages = Stages(graph, batches, threads, memory=memory)
     ahead = set(layers)
     for node in progress.track(list(layers), len(layers), "rounding layers"):
         layer = layers[node]
