@@ -8,9 +8,11 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from onnxcomp.distill.rewrites.common import keep
-from onnxcomp.distill.rewrites.table import RULES
+from onnxcomp.distill.forms import rules
+from onnxcomp.ops.facts import load_operators
+from onnxcomp.ops.gradients.common import keep
 
+RULES = rules(load_operators())
 PAGE = Path(__file__).resolve().parent / "trainable.md"
 BEGIN, END = "<!-- operators:begin -->\n", "<!-- operators:end -->"
 

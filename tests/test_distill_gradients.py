@@ -16,7 +16,6 @@ from training_cases import CASES, TRAINING_ONLY, feeds
 
 import onnxcomp.distill
 from onnxcomp.distill import environment
-from onnxcomp.distill.rewrites.table import RULES
 from onnxcomp.distill.trainable import Prepared, prepare
 from onnxcomp.errors import EnvironmentLacksError, OutputError
 from onnxcomp.graph.codec import decode, encode

@@ -14,7 +14,6 @@ from nets import Net
 from onnx import ModelProto
 
 from onnxcomp.distill import engine, environment
-from onnxcomp.distill.rewrites.recurrent import MICROSOFT
 from onnxcomp.distill.task import Feeding, Optimizer, TrainingTask
 from onnxcomp.distill.trainable import Prepared, prepare
 from onnxcomp.errors import EnvironmentLacksError, OutputError
@@ -22,6 +21,7 @@ from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.io import load
 from onnxcomp.graph.ir import Graph, Variable
 from onnxcomp.ops.facts import load_operators
+from onnxcomp.ops.gradients.recurrent import MICROSOFT
 
 OPERATORS = load_operators()
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "architectures"

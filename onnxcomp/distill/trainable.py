@@ -11,16 +11,16 @@ import numpy as np
 
 from onnxcomp.distill import codes, settle
 from onnxcomp.distill.codes import Grid
+from onnxcomp.distill.forms import STEPS, rule_of
 from onnxcomp.distill.parameters import LEARNED, STATISTICS, is_float, roles, roots_of
 from onnxcomp.distill.rebatch import is_fixed, rebatched
-from onnxcomp.distill.rewrites.normalization import frozen_batch_norm
-from onnxcomp.distill.rewrites.quantization import straighten
-from onnxcomp.distill.rewrites.table import STEPS, rule_of
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.ir import Constant, Graph, Node, Tensor
 from onnxcomp.graph.rewriting import CannotRewriteError, Pool, Rewrite, rewrite
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators
+from onnxcomp.ops.gradients.normalization import frozen_batch_norm
+from onnxcomp.ops.gradients.quantization import straighten
 
 INTEGER_PRODUCTS = frozenset({"ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger"})
 INTEGER_PRODUCTS |= {"MatMulIntegerToFloat", "QLinearConv", "QLinearMatMul"}

@@ -10,6 +10,8 @@ from onnxcomp.graph.ir import Node
 from onnxcomp.graph.noops import Known, Rule, Same, one_input
 from onnxcomp.ops import zeros
 from onnxcomp.ops.broadcasting import elementwise
+from onnxcomp.ops.gradients import activations as activations_forms
+from onnxcomp.ops.gradients.common import keep
 from onnxcomp.ops.record import OpFacts, ZeroView
 
 
@@ -43,18 +45,18 @@ def _both_sides(view: ZeroView) -> set[int]:
 _meets = partial(OpFacts, elementwise=True, coupling=elementwise)
 
 RECORDS = (
-    _meets("Add", zeros=zeros.every, noop=neutral(-0.0, (0, 1))),
-    _meets("Sub", zeros=zeros.every, noop=neutral(0.0, (1,))),
-    _meets("Mul", zeros=zeros.one, noop=neutral(1.0, (0, 1))),
-    _meets("Div", noop=neutral(1.0, (1,))),
-    _meets("Pow"),
+    _meets("Add", gradient=keep, zeros=zeros.every, noop=neutral(-0.0, (0, 1))),
+    _meets("Sub", gradient=keep, zeros=zeros.every, noop=neutral(0.0, (1,))),
+    _meets("Mul", gradient=keep, zeros=zeros.one, noop=neutral(1.0, (0, 1))),
+    _meets("Div", gradient=keep, noop=neutral(1.0, (1,))),
+    _meets("Pow", gradient=activations_forms.power),
     _meets("Mod"),
-    _meets("Max", zeros=zeros.every, noop=one_input),
-    _meets("Min", zeros=zeros.every, noop=one_input),
-    _meets("Mean", zeros=zeros.every),
-    _meets("Sum", zeros=zeros.every, noop=one_input),
-    _meets("PRelu", vector_ports=(1,), zeros=zeros.kept),
-    _meets("Where", zeros=_both_sides),
+    _meets("Max", gradient=keep, zeros=zeros.every, noop=one_input),
+    _meets("Min", gradient=keep, zeros=zeros.every, noop=one_input),
+    _meets("Mean", gradient=activations_forms.mean, zeros=zeros.every),
+    _meets("Sum", gradient=activations_forms.total, zeros=zeros.every, noop=one_input),
+    _meets("PRelu", gradient=activations_forms.prelu, vector_ports=(1,), zeros=zeros.kept),
+    _meets("Where", gradient=activations_forms.where, zeros=_both_sides),
     _meets("And", zeros=zeros.one, noop=neutral(1.0, (0, 1))),
     _meets("Or", noop=neutral(0.0, (0, 1))),
     *(_meets(op) for op in ("Xor", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")),

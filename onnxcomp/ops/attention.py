@@ -12,6 +12,7 @@ from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Dim, Node
 from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops import zeros
 from onnxcomp.ops.broadcasting import close_all
+from onnxcomp.ops.gradients import attention as attention_forms
 from onnxcomp.ops.record import OpFacts, Weight, ZeroView, elements, volume
 from onnxcomp.ops.shapes import as_first, rows_by
 
@@ -371,7 +372,7 @@ def quantized_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
 
 
 RECORDS = (
-    OpFacts("Attention", macs=standard_macs, coupling=standard, zeros=_values),
+    OpFacts("Attention", gradient=attention_forms.attention, macs=standard_macs, coupling=standard, zeros=_values),
     OpFacts(
         "Attention",
         MICROSOFT_DOMAIN,
@@ -410,8 +411,14 @@ RECORDS = (
         coupling=grouped,
         zeros=_values,
     ),
-    OpFacts("RotaryEmbedding", coupling=rotary, zeros=zeros.kept),
+    OpFacts("RotaryEmbedding", gradient=attention_forms.rotary, coupling=rotary, zeros=zeros.kept),
     OpFacts(
-        "RotaryEmbedding", MICROSOFT_DOMAIN, half=((0, 2, 3), (0,)), shape=as_first, coupling=rotary, zeros=zeros.kept
+        "RotaryEmbedding",
+        MICROSOFT_DOMAIN,
+        gradient=attention_forms.rotary_of_runtime,
+        half=((0, 2, 3), (0,)),
+        shape=as_first,
+        coupling=rotary,
+        zeros=zeros.kept,
     ),
 )

@@ -10,6 +10,8 @@ from onnxcomp.graph.coupling.flow import Kept, Labels, Step
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
 from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops.broadcasting import close_all
+from onnxcomp.ops.gradients import linear as linear_forms
+from onnxcomp.ops.gradients import microsoft as microsoft_forms
 from onnxcomp.ops.record import OpFacts, Weight, elements, volume
 from onnxcomp.ops.shapes import inferred_as
 
@@ -132,11 +134,18 @@ def fused_conv_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
 
 
 RECORDS = (
-    OpFacts("Conv", weights=conv_weights, macs=conv_macs, coupling=conv),
-    OpFacts("ConvTranspose", weights=conv_transpose_weights, macs=conv_transpose_macs, coupling=conv_transpose),
+    OpFacts("Conv", gradient=linear_forms.conv, weights=conv_weights, macs=conv_macs, coupling=conv),
+    OpFacts(
+        "ConvTranspose",
+        gradient=linear_forms.conv_transpose,
+        weights=conv_transpose_weights,
+        macs=conv_transpose_macs,
+        coupling=conv_transpose,
+    ),
     OpFacts(
         "FusedConv",
         MICROSOFT_DOMAIN,
+        gradient=microsoft_forms.fused_conv,
         half=((0, 1, 2, 3), (0,)),
         weights=conv_weights,
         macs=conv_macs,

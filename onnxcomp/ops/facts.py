@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -73,7 +73,7 @@ class Operators:
                 found.append((weight, constant))
         return found
 
-    def __iter__(self) -> Iterable[OpFacts]:
+    def __iter__(self) -> Iterator[OpFacts]:
         return iter(self._table.values())
 
 

@@ -11,6 +11,8 @@ from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Constant, Node
 from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops import zeros
 from onnxcomp.ops.broadcasting import close_all
+from onnxcomp.ops.gradients import movement as movement_forms
+from onnxcomp.ops.gradients.common import keep
 from onnxcomp.ops.record import OpFacts, Weight
 
 
@@ -121,16 +123,17 @@ def block_table_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]
 RECORDS = (
     OpFacts(
         "Gather",
+        gradient=keep,
         weights=gather_weights,
         moves_data=True,
         packed={0: table_elements},
         coupling=gather,
         zeros=zeros.kept,
     ),
-    OpFacts("GatherElements", moves_data=True, shape_ports=(1,), coupling=one_axis_passes_not),
-    OpFacts("GatherND", moves_data=True, shape_ports=(1,), coupling=one_axis_passes_not),
-    OpFacts("ScatterElements", shape_ports=(1,), coupling=one_axis_passes_not),
-    OpFacts("ScatterND", shape_ports=(1,), coupling=one_axis_passes_not),
+    OpFacts("GatherElements", gradient=keep, moves_data=True, shape_ports=(1,), coupling=one_axis_passes_not),
+    OpFacts("GatherND", gradient=keep, moves_data=True, shape_ports=(1,), coupling=one_axis_passes_not),
+    OpFacts("ScatterElements", gradient=movement_forms.scatter, shape_ports=(1,), coupling=one_axis_passes_not),
+    OpFacts("ScatterND", gradient=movement_forms.scatter, shape_ports=(1,), coupling=one_axis_passes_not),
     OpFacts("OneHot", shape_ports=(1,)),
     OpFacts(
         "GatherBlockQuantized",

@@ -11,6 +11,8 @@ from onnxcomp.graph.ir import Array, Constant, Node, Variable
 from onnxcomp.graph.noops import TO_THE_END, Known, first, one_input, permutation
 from onnxcomp.graph.partial import slice_of
 from onnxcomp.ops import zeros
+from onnxcomp.ops.gradients import movement as movement_forms
+from onnxcomp.ops.gradients.common import keep
 from onnxcomp.ops.record import OpFacts, ZeroView
 
 _LOWEST = np.iinfo(np.int64).min
@@ -419,14 +421,16 @@ def _pad_zeros(view: ZeroView) -> set[int]:
 RECORDS = (
     OpFacts(
         "Transpose",
+        gradient=movement_forms.transpose,
         moves_data=True,
         coupling=transpose,
         zeros=zeros.kept,
         noop=first("keeps every axis in place", _transpose_keeps),
     ),
-    OpFacts("Concat", moves_data=True, coupling=concat, zeros=zeros.parts, noop=one_input),
+    OpFacts("Concat", gradient=keep, moves_data=True, coupling=concat, zeros=zeros.parts, noop=one_input),
     OpFacts(
         "Split",
+        gradient=movement_forms.split,
         moves_data=True,
         shape_ports=(1,),
         coupling=split,
@@ -435,15 +439,24 @@ RECORDS = (
     ),
     OpFacts(
         "Slice",
+        gradient=movement_forms.slice_,
         moves_data=True,
         shape_ports=(1, 2, 3, 4),
         coupling=slice_,
         zeros=zeros.kept,
         noop=first("takes everything", _slice_keeps),
     ),
-    OpFacts("Pad", shape_ports=(1, 3), coupling=pad, zeros=_pad_zeros, noop=first("pads nothing", _pad_keeps)),
+    OpFacts(
+        "Pad",
+        gradient=movement_forms.pad,
+        shape_ports=(1, 3),
+        coupling=pad,
+        zeros=_pad_zeros,
+        noop=first("pads nothing", _pad_keeps),
+    ),
     OpFacts(
         "Expand",
+        gradient=keep,
         moves_data=True,
         shape_ports=(1,),
         coupling=expand,
@@ -452,6 +465,7 @@ RECORDS = (
     ),
     OpFacts(
         "Tile",
+        gradient=keep,
         moves_data=True,
         shape_ports=(1,),
         coupling=tile,
@@ -460,7 +474,19 @@ RECORDS = (
     ),
     OpFacts("Resize", shape_ports=(1, 2, 3), coupling=resize, zeros=zeros.kept),
     OpFacts("Upsample", shape_ports=(1,), coupling=resize, zeros=zeros.kept),
-    OpFacts("DepthToSpace", moves_data=True, coupling=depth_to_space, zeros=zeros.kept),
-    OpFacts("SpaceToDepth", moves_data=True, coupling=space_to_depth, zeros=zeros.kept),
-    OpFacts("Trilu", coupling=last_two_fixed),
+    OpFacts(
+        "DepthToSpace",
+        gradient=movement_forms.depth_to_space,
+        moves_data=True,
+        coupling=depth_to_space,
+        zeros=zeros.kept,
+    ),
+    OpFacts(
+        "SpaceToDepth",
+        gradient=movement_forms.space_to_depth,
+        moves_data=True,
+        coupling=space_to_depth,
+        zeros=zeros.kept,
+    ),
+    OpFacts("Trilu", gradient=keep, coupling=last_two_fixed),
 )

@@ -11,6 +11,10 @@ from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
 from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops import zeros
 from onnxcomp.ops.broadcasting import broadcast, close_all
+from onnxcomp.ops.gradients import activations as activations_forms
+from onnxcomp.ops.gradients import microsoft as microsoft_forms
+from onnxcomp.ops.gradients import normalization as normalization_forms
+from onnxcomp.ops.gradients.common import keep
 from onnxcomp.ops.record import OpFacts, ZeroView
 from onnxcomp.ops.reductions import along_axis
 from onnxcomp.ops.shapes import as_first, like
@@ -129,17 +133,31 @@ def _shifted(view: ZeroView) -> set[int]:
 RECORDS = (
     OpFacts(
         "BatchNormalization",
+        gradient=normalization_forms.batch_norm,
         vector_ports=(1, 2),
         statistics_ports=(3, 4),
         coupling=batch_norm,
         zeros=zeros.scaled_and_shifted,
     ),
-    OpFacts("InstanceNormalization", vector_ports=(1, 2), coupling=instance_norm, zeros=_shifted),
-    OpFacts("GroupNormalization", vector_ports=(1, 2), shape=as_first, coupling=group_norm),
-    OpFacts("LayerNormalization", vector_ports=(1, 2), coupling=layer_norm),
-    OpFacts("RMSNormalization", vector_ports=(1,), coupling=layer_norm),
+    OpFacts(
+        "InstanceNormalization",
+        gradient=normalization_forms.instance_norm,
+        vector_ports=(1, 2),
+        coupling=instance_norm,
+        zeros=_shifted,
+    ),
+    OpFacts(
+        "GroupNormalization",
+        gradient=normalization_forms.group_norm,
+        vector_ports=(1, 2),
+        shape=as_first,
+        coupling=group_norm,
+    ),
+    OpFacts("LayerNormalization", gradient=normalization_forms.layer_norm, vector_ports=(1, 2), coupling=layer_norm),
+    OpFacts("RMSNormalization", gradient=normalization_forms.rms_norm, vector_ports=(1,), coupling=layer_norm),
     OpFacts(
         "SimplifiedLayerNormalization",
+        gradient=normalization_forms.rms_norm,
         half=((0, 1), (0,)),
         vector_ports=(1,),
         shape=layer_norm_types,
@@ -148,6 +166,7 @@ RECORDS = (
     OpFacts(
         "SkipLayerNormalization",
         MICROSOFT_DOMAIN,
+        gradient=microsoft_forms.skip_layer_norm,
         half=((0, 1, 2, 3, 4), (0, 3)),
         vector_ports=(2, 3, 4),
         shape=skip_layer_norm_types,
@@ -156,15 +175,20 @@ RECORDS = (
     OpFacts(
         "SkipSimplifiedLayerNormalization",
         MICROSOFT_DOMAIN,
+        gradient=microsoft_forms.skip_rms_norm,
         half=((0, 1, 2, 3), (0, 3)),
         vector_ports=(2, 3),
         shape=skip_layer_norm_types,
         coupling=skip_layer_norm,
     ),
-    OpFacts("MeanVarianceNormalization", shape=as_first, coupling=mean_variance),
-    OpFacts("LRN", coupling=neighbours, zeros=zeros.kept),
-    OpFacts("LpNormalization", coupling=lp_normalize, zeros=zeros.kept, sums="norm"),
-    OpFacts("Softmax", coupling=along_axis),
-    OpFacts("LogSoftmax", coupling=along_axis),
-    OpFacts("Hardmax", coupling=along_axis),
+    OpFacts(
+        "MeanVarianceNormalization", gradient=normalization_forms.mean_variance, shape=as_first, coupling=mean_variance
+    ),
+    OpFacts("LRN", gradient=normalization_forms.local_response, coupling=neighbours, zeros=zeros.kept),
+    OpFacts(
+        "LpNormalization", gradient=normalization_forms.lp_norm, coupling=lp_normalize, zeros=zeros.kept, sums="norm"
+    ),
+    OpFacts("Softmax", gradient=keep, coupling=along_axis),
+    OpFacts("LogSoftmax", gradient=keep, coupling=along_axis),
+    OpFacts("Hardmax", gradient=activations_forms.constant_steps, coupling=along_axis),
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from onnxcomp.graph.coupling.flow import Step
 from onnxcomp.ops import zeros
+from onnxcomp.ops.gradients import pooling as pooling_forms
+from onnxcomp.ops.gradients.common import keep
 from onnxcomp.ops.record import OpFacts
 
 
@@ -18,10 +20,10 @@ def pool(step: Step) -> None:
 
 
 RECORDS = (
-    OpFacts("MaxPool", moves_data=True, coupling=pool, zeros=zeros.kept),
-    OpFacts("GlobalMaxPool", moves_data=True, coupling=pool, zeros=zeros.kept),
-    OpFacts("AveragePool", coupling=pool, zeros=zeros.kept),
-    OpFacts("GlobalAveragePool", coupling=pool, zeros=zeros.kept),
-    OpFacts("LpPool", coupling=pool, zeros=zeros.kept),
-    OpFacts("GlobalLpPool", coupling=pool, zeros=zeros.kept),
+    OpFacts("MaxPool", gradient=pooling_forms.max_pool, moves_data=True, coupling=pool, zeros=zeros.kept),
+    OpFacts("GlobalMaxPool", gradient=pooling_forms.global_max_pool, moves_data=True, coupling=pool, zeros=zeros.kept),
+    OpFacts("AveragePool", gradient=pooling_forms.average_pool, coupling=pool, zeros=zeros.kept),
+    OpFacts("GlobalAveragePool", gradient=keep, coupling=pool, zeros=zeros.kept),
+    OpFacts("LpPool", gradient=pooling_forms.lp_pool, coupling=pool, zeros=zeros.kept),
+    OpFacts("GlobalLpPool", gradient=pooling_forms.global_lp_pool, coupling=pool, zeros=zeros.kept),
 )

@@ -12,6 +12,9 @@ from onnxcomp.graph.coupling.flow import Axes, Labels, Step
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
 from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops import zeros
+from onnxcomp.ops.gradients import linear as linear_forms
+from onnxcomp.ops.gradients import microsoft as microsoft_forms
+from onnxcomp.ops.gradients import quantization as quantization_forms
 from onnxcomp.ops.record import OpFacts, Weight, elements, volume
 from onnxcomp.ops.shapes import broadcast, like, rows_by
 
@@ -227,12 +230,21 @@ def einsum(step: Step) -> None:
 
 
 RECORDS = (
-    OpFacts("Gemm", weights=gemm_weights, macs=gemm_macs, coupling=gemm),
-    OpFacts("MatMul", weights=matmul_weights, macs=matmul_macs, coupling=matmul, zeros=zeros.one, sums="products"),
-    OpFacts("Einsum", weights=einsum_weights, macs=einsum_macs, coupling=einsum),
+    OpFacts("Gemm", gradient=linear_forms.gemm, weights=gemm_weights, macs=gemm_macs, coupling=gemm),
+    OpFacts(
+        "MatMul",
+        gradient=linear_forms.matmul,
+        weights=matmul_weights,
+        macs=matmul_macs,
+        coupling=matmul,
+        zeros=zeros.one,
+        sums="products",
+    ),
+    OpFacts("Einsum", gradient=linear_forms.einsum, weights=einsum_weights, macs=einsum_macs, coupling=einsum),
     OpFacts(
         "FusedGemm",
         MICROSOFT_DOMAIN,
+        gradient=microsoft_forms.fused_gemm,
         half=((0, 1, 2), (0,)),
         weights=gemm_weights,
         macs=gemm_macs,
@@ -242,6 +254,7 @@ RECORDS = (
     OpFacts(
         "FusedMatMul",
         MICROSOFT_DOMAIN,
+        gradient=microsoft_forms.fused_matmul,
         half=((0, 1), (0,)),
         weights=fused_matmul_weights,
         macs=turned_matmul_macs,
@@ -276,6 +289,7 @@ RECORDS = (
     OpFacts(
         "MatMulNBits",
         MICROSOFT_DOMAIN,
+        gradient=quantization_forms.matmul_of_few_bits,
         shape=block_types,
         macs=block_weights_macs,
         quantization_ports=(2, 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from onnxcomp.graph.coupling.flow import Kept, Step
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
 from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops.broadcasting import close_all
+from onnxcomp.ops.gradients import recurrent as recurrent_forms
 from onnxcomp.ops.record import OpFacts, Weight, elements, volume
 
 
@@ -71,8 +73,12 @@ def lstm_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
     return [TensorType(kind, (data[0], ways, data[1], hidden)), last, last]
 
 
+_cell = partial(OpFacts, weights=recurrent_weights, macs=recurrent_macs, coupling=recurrent)
+
 RECORDS = (
-    *(OpFacts(op, weights=recurrent_weights, macs=recurrent_macs, coupling=recurrent) for op in ("LSTM", "GRU", "RNN")),
+    _cell("LSTM", gradient=recurrent_forms.recurrent("LSTMTraining", 4, 2)),
+    _cell("GRU", gradient=recurrent_forms.recurrent("GRUTraining", 3, 1)),
+    _cell("RNN", gradient=recurrent_forms.unrolled),
     OpFacts(
         "DynamicQuantizeLSTM",
         MICROSOFT_DOMAIN,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from onnxcomp.graph.coupling.flow import Axes, Step, positive
 from onnxcomp.ops import zeros
+from onnxcomp.ops.gradients import reductions as reductions_forms
+from onnxcomp.ops.gradients.common import keep
 from onnxcomp.ops.record import OpFacts
 
 
@@ -55,18 +59,35 @@ def along_axis(step: Step) -> None:
         step.emit(axes, index)
 
 
+_sum = partial(OpFacts, shape_ports=(1,), coupling=sums, zeros=zeros.kept, sums="zeros")
+
 RECORDS = (
-    *(
-        OpFacts(op, shape_ports=(1,), coupling=sums, zeros=zeros.kept, sums="zeros")
-        for op in ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
+    _sum("ReduceL1", gradient=reductions_forms.absolute_sum),
+    _sum("ReduceL2", gradient=reductions_forms.no_keep),
+    _sum("ReduceSum", gradient=reductions_forms.plain),
+    _sum("ReduceSumSquare", gradient=reductions_forms.square_sum),
+    OpFacts("ReduceMean", gradient=reductions_forms.plain, shape_ports=(1,), coupling=reduce, zeros=zeros.kept),
+    OpFacts(
+        "ReduceMax",
+        gradient=reductions_forms.extreme(1),
+        moves_data=True,
+        shape_ports=(1,),
+        coupling=reduce,
+        zeros=zeros.kept,
     ),
-    OpFacts("ReduceMean", shape_ports=(1,), coupling=reduce, zeros=zeros.kept),
-    OpFacts("ReduceMax", moves_data=True, shape_ports=(1,), coupling=reduce, zeros=zeros.kept),
-    OpFacts("ReduceMin", moves_data=True, shape_ports=(1,), coupling=reduce, zeros=zeros.kept),
-    OpFacts("ReduceProd", shape_ports=(1,), coupling=reduce, zeros=zeros.kept),
-    *(OpFacts(op, shape_ports=(1,), coupling=reduce) for op in ("ReduceLogSum", "ReduceLogSumExp")),
+    OpFacts(
+        "ReduceMin",
+        gradient=reductions_forms.extreme(0),
+        moves_data=True,
+        shape_ports=(1,),
+        coupling=reduce,
+        zeros=zeros.kept,
+    ),
+    OpFacts("ReduceProd", gradient=reductions_forms.product, shape_ports=(1,), coupling=reduce, zeros=zeros.kept),
+    OpFacts("ReduceLogSum", gradient=reductions_forms.log_sum, shape_ports=(1,), coupling=reduce),
+    OpFacts("ReduceLogSumExp", gradient=reductions_forms.no_keep, shape_ports=(1,), coupling=reduce),
     OpFacts("ArgMax", coupling=along_axis),
     OpFacts("ArgMin", coupling=along_axis),
-    OpFacts("CumSum", shape_ports=(1,), coupling=along_axis, zeros=zeros.kept),
-    OpFacts("TopK", shape_ports=(1,), coupling=along_axis),
+    OpFacts("CumSum", gradient=reductions_forms.running_sum, shape_ports=(1,), coupling=along_axis, zeros=zeros.kept),
+    OpFacts("TopK", gradient=keep, shape_ports=(1,), coupling=along_axis),
 )

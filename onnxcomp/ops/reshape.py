@@ -11,6 +11,7 @@ from onnxcomp.graph.ir import Dim, Node
 from onnxcomp.graph.noops import Known, Same, first, same_shape
 from onnxcomp.graph.partial import axes_of
 from onnxcomp.ops import zeros
+from onnxcomp.ops.gradients.common import keep
 from onnxcomp.ops.movement import patch_elements
 from onnxcomp.ops.record import OpFacts
 
@@ -192,13 +193,24 @@ def _reshaped(node: Node, known: Known) -> Same | None:
 RECORDS = (
     OpFacts(
         "Reshape",
+        gradient=keep,
         moves_data=True,
         shape_ports=(1,),
         coupling=reshape,
         zeros=zeros.kept,
         noop=first("keeps the shape", _reshape_keeps),
     ),
-    OpFacts("Flatten", moves_data=True, coupling=reshape, zeros=zeros.kept, noop=_reshaped),
-    OpFacts("Squeeze", moves_data=True, shape_ports=(1,), coupling=squeeze, zeros=zeros.kept, noop=_reshaped),
-    OpFacts("Unsqueeze", moves_data=True, shape_ports=(1,), coupling=unsqueeze, zeros=zeros.kept, noop=_reshaped),
+    OpFacts("Flatten", gradient=keep, moves_data=True, coupling=reshape, zeros=zeros.kept, noop=_reshaped),
+    OpFacts(
+        "Squeeze", gradient=keep, moves_data=True, shape_ports=(1,), coupling=squeeze, zeros=zeros.kept, noop=_reshaped
+    ),
+    OpFacts(
+        "Unsqueeze",
+        gradient=keep,
+        moves_data=True,
+        shape_ports=(1,),
+        coupling=unsqueeze,
+        zeros=zeros.kept,
+        noop=_reshaped,
+    ),
 )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcomp.distill.rewrites.common import keep
-from onnxcomp.distill.rewrites.normalization import by_root_mean_square
 from onnxcomp.graph.ir import Tensor
-from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Rewrite, Site
+from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Site
+from onnxcomp.ops.gradients.normalization import by_root_mean_square
 
 SKIP_EPSILON = 1e-12  # default of the Skip operators
 _ACTIVATIONS = ("Relu", "Sigmoid", "Tanh")  # fused ones without parameters; LeakyRelu and Clip have them
@@ -112,16 +111,3 @@ def _outputs(site: Site, result: Tensor, total: Tensor) -> Replacement:
     if site.read(1) or site.read(2):
         raise CannotRewriteError("its mean or deviation is read")
     return [result, None, None, total]
-
-
-MICROSOFT_RULES: dict[str, Rewrite] = {
-    "BiasGelu": keep,
-    "FastGelu": fast_gelu,
-    "FusedConv": fused_conv,
-    "FusedGemm": fused_gemm,
-    "FusedMatMul": fused_matmul,
-    "Gelu": keep,
-    "QuickGelu": quick_gelu,
-    "SkipLayerNormalization": skip_layer_norm,
-    "SkipSimplifiedLayerNormalization": skip_rms_norm,
-}

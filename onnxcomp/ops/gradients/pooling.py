@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcomp.distill.rewrites.common import kept
-from onnxcomp.distill.rewrites.linear import padding
 from onnxcomp.graph.ir import Array, Tensor
-from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Rewrite, Site
+from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Site
+from onnxcomp.ops.gradients.linear import padding
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -129,13 +128,3 @@ def _root(site: Site, x: Tensor, power: int) -> Tensor:
         return x
     result: Tensor = site.op("Sqrt", x) if power == 2 else site.op("Pow", x, 1.0 / power)
     return result
-
-
-RULES: dict[str, Rewrite] = {
-    **kept("GlobalAveragePool"),
-    "AveragePool": average_pool,
-    "GlobalLpPool": global_lp_pool,
-    "GlobalMaxPool": global_max_pool,
-    "LpPool": lp_pool,
-    "MaxPool": max_pool,
-}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxcomp.graph.ir import Tensor
-from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Rewrite, Site
+from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Site
 
 MASKED = -np.inf
 
@@ -108,7 +108,3 @@ def _rotated(site: Site, cosines: Tensor, sines: Tensor, positions: Tensor | Non
     if folded:
         result = site.reshape(site.op("Transpose", result, perm=[0, 2, 1, 3]), [batch, rows, heads * size])
     return [result]
-
-
-RULES: dict[str, Rewrite] = {"Attention": attention, "RotaryEmbedding": rotary}
-MICROSOFT_RULES: dict[str, Rewrite] = {"RotaryEmbedding": rotary_of_runtime}

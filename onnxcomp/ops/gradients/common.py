@@ -5,22 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from onnxcomp.graph.ir import Tensor
-from onnxcomp.graph.rewriting import Replacement, Rewrite, Site
+from onnxcomp.graph.rewriting import Replacement, Site
 
 
 def keep(site: Site) -> Replacement | None:
     """Its own gradient is right."""
     return None
-
-
-def table(**rules: Rewrite) -> dict[str, Rewrite]:
-    """A family's table, by operator."""
-    return dict(sorted(rules.items()))
-
-
-def kept(*operators: str) -> dict[str, Rewrite]:
-    """Operators whose own gradient is right."""
-    return dict.fromkeys(operators, keep)
 
 
 def positive(axes: Iterable[int], rank: int) -> list[int]:

@@ -125,10 +125,3 @@ def _plain(site: Site, states: int, but: tuple[str, ...] = ()) -> None:
     for name in ("activations", "activation_alpha", "activation_beta", "clip", "input_forget"):
         if name not in but and site.attr(name, None):
             raise CannotRewriteError(f"its attribute {name} is set")
-
-
-RULES: dict[str, Rewrite] = {
-    "GRU": recurrent("GRUTraining", 3, 1),
-    "LSTM": recurrent("LSTMTraining", 4, 2),
-    "RNN": unrolled,
-}

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxcomp.distill.rewrites.common import kept
 from onnxcomp.graph.ir import Tensor
-from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Rewrite, Site
+from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Site
 
 LEAST_NORM = 1e-30  # where all is zero, a norm is; 0 / 0 must not be
 MVN_EPSILON = 1e-9  # added to the deviation in MeanVarianceNormalization's definition
@@ -147,17 +146,3 @@ def mean_variance(site: Site) -> Replacement:
     deviation = site.op("Sqrt", site.reduce("ReduceMean", site.op("Mul", centred, centred), axes))
     result: Tensor = site.op("Div", centred, site.op("Add", deviation, MVN_EPSILON))
     return result
-
-
-RULES: dict[str, Rewrite] = {
-    **kept("Softmax", "LogSoftmax"),
-    "BatchNormalization": batch_norm,
-    "GroupNormalization": group_norm,
-    "InstanceNormalization": instance_norm,
-    "LRN": local_response,
-    "LayerNormalization": layer_norm,
-    "LpNormalization": lp_norm,
-    "MeanVarianceNormalization": mean_variance,
-    "RMSNormalization": rms_norm,
-    "SimplifiedLayerNormalization": rms_norm,
-}

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxcomp.distill.rewrites.linear import along
 from onnxcomp.errors import OnnxcompError
 from onnxcomp.graph.ir import Array, elem_type
-from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Rewrite, Site
+from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Site
+from onnxcomp.ops.gradients.linear import along
 from onnxcomp.runtime.session import open_session
 
 
@@ -64,6 +64,3 @@ def _matrix(site: Site, old: int, new: int, scale: float) -> Array:
     if found.shape != (old, 1, 1, new):
         raise CannotRewriteError("ONNX Runtime gives it another size than shape inference does")
     return found.reshape(old, new).astype(site.dtype)
-
-
-RULES: dict[str, Rewrite] = {"Resize": resize}

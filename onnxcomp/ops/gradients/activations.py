@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from onnxcomp.distill.rewrites.common import chain, keep, kept, negative_part
 from onnxcomp.graph.ir import Tensor, elem_type
-from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Rewrite, Site
+from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Site
+from onnxcomp.ops.gradients.common import chain, negative_part
 
 SELU_ALPHA, SELU_GAMMA = 1.67326319217681884765625, 1.05070102214813232421875  # defaults of the operator
 SOFTPLUS_LINEAR = 20.0  # beyond it softplus(x) = x in float32
@@ -230,39 +230,3 @@ def atanh(site: Site) -> Replacement:
     ratio = site.op("Div", site.op("Add", x, 1.0), site.op("Sub", 1.0, x))
     result: Tensor = site.op("Mul", site.op("Log", ratio), 0.5)
     return result
-
-
-RULES: dict[str, Rewrite] = {
-    **kept("Abs", "Add", "Cos", "Div", "Erf", "Exp", "LeakyRelu", "Log", "Max", "Min", "Mul", "Neg", "Reciprocal"),
-    **kept("Relu", "Sigmoid", "Sin", "Sqrt", "Sub", "Tanh", "Identity", "Cast", "Gelu"),
-    "Round": keep,  # its gradient passes straight through: the engine registers it so
-    "Acosh": acosh,
-    "Asinh": asinh,
-    "Atanh": atanh,
-    "CastLike": cast_like,
-    "Ceil": constant_steps,
-    "Celu": celu,
-    "Clip": clip,
-    "Cosh": cosh,
-    "Dropout": dropout,
-    "Elu": elu,
-    "Floor": constant_steps,
-    "HardSigmoid": hard_sigmoid,
-    "HardSwish": hard_swish,
-    "Hardmax": constant_steps,
-    "Mean": mean,
-    "Mish": mish,
-    "PRelu": prelu,
-    "Pow": power,
-    "Selu": selu,
-    "Shrink": shrink,
-    "Sign": constant_steps,
-    "Sinh": sinh,
-    "Softplus": softplus,
-    "Softsign": softsign,
-    "Sum": total,
-    "Swish": swish,
-    "Tan": tan,
-    "ThresholdedRelu": thresholded_relu,
-    "Where": where,
-}

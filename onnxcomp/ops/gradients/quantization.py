@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcomp.distill.codes import unpacked
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
-from onnxcomp.graph.rewriting import CannotRewriteError, Pool, Replacement, Rewrite, Site, rewrite
+from onnxcomp.graph.rewriting import CannotRewriteError, Pool, Replacement, Site, rewrite
 from onnxcomp.graph.types import Shapes
 
 MICROSOFT = "com.microsoft"
@@ -119,7 +118,5 @@ def matmul_of_few_bits(site: Site) -> Replacement:
 def _unpacked(rows: Array, bits: int) -> Array:
     if bits not in (2, 4, 8):
         raise CannotRewriteError(f"codes of {bits} bits cross the bounds of bytes")
-    return unpacked(rows, bits)
-
-
-MICROSOFT_RULES: dict[str, Rewrite] = {"MatMulNBits": matmul_of_few_bits}
+    parts = [(rows >> np.uint8(start)) & np.uint8(2**bits - 1) for start in range(0, 8, bits)]
+    return np.stack(parts, -1).reshape(len(rows), -1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxcomp.distill.rewrites.common import kept, positive
 from onnxcomp.graph.ir import Tensor
-from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Rewrite, Site
+from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Site
+from onnxcomp.ops.gradients.common import positive
 
 
 def transpose(site: Site) -> Replacement | None:
@@ -117,17 +117,3 @@ def space_to_depth(site: Site) -> Replacement:
     b = site.attr("blocksize", 1)
     moved = site.op("Transpose", site.reshape(site.x, [n, c, h // b, b, w // b, b]), perm=[0, 3, 5, 1, 2, 4])
     return site.reshape(moved, [n, c * b * b, h // b, w // b])
-
-
-RULES: dict[str, Rewrite] = {
-    **kept("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Reshape"),
-    **kept("Squeeze", "Tile", "TopK", "Trilu", "Unsqueeze"),
-    "DepthToSpace": depth_to_space,
-    "Pad": pad,
-    "ScatterElements": scatter,
-    "ScatterND": scatter,
-    "Slice": slice_,
-    "SpaceToDepth": space_to_depth,
-    "Split": split,
-    "Transpose": transpose,
-}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.graph.ir import Tensor
-from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Rewrite, Site
+from onnxcomp.graph.rewriting import CannotRewriteError, Replacement, Site
 
 
 def conv(site: Site) -> Replacement | None:
@@ -312,12 +312,3 @@ def along(site: Site, x: Tensor, rank: int, axis: int, matrix: np.ndarray) -> Te
     moved = site.op("MatMul", site.op("Transpose", x, perm=perm), matrix)
     back: Tensor = site.op("Transpose", moved, perm=[int(p) for p in np.argsort(perm)])
     return back
-
-
-RULES: dict[str, Rewrite] = {
-    "Conv": conv,
-    "ConvTranspose": conv_transpose,
-    "Einsum": einsum,
-    "Gemm": gemm,
-    "MatMul": matmul,
-}

@@ -6,10 +6,10 @@ from math import prod
 
 import numpy as np
 
-from onnxcomp.distill.rewrites.common import chain, positive
-from onnxcomp.distill.rewrites.linear import along
 from onnxcomp.graph.ir import Tensor
 from onnxcomp.graph.rewriting import AXES_AS_INPUT, CannotRewriteError, Replacement, Rewrite, Site
+from onnxcomp.ops.gradients.common import chain, positive
+from onnxcomp.ops.gradients.linear import along
 
 MOST_FACTORS = 64  # ReduceProd becomes that many nodes at most
 
@@ -117,18 +117,3 @@ def no_keep(site: Site) -> Replacement | None:
 def plain(site: Site) -> Replacement | None:
     """ReduceSum and ReduceMean, which may reduce nothing."""
     return None if axes_of(site)[0] else site.x
-
-
-RULES: dict[str, Rewrite] = {
-    "ReduceL2": no_keep,
-    "ReduceLogSumExp": no_keep,
-    "ReduceMean": plain,
-    "ReduceSum": plain,
-    "CumSum": running_sum,
-    "ReduceL1": absolute_sum,
-    "ReduceLogSum": log_sum,
-    "ReduceMax": extreme(1),
-    "ReduceMin": extreme(0),
-    "ReduceProd": product,
-    "ReduceSumSquare": square_sum,
-}
