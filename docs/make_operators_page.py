@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx
 
-from onnxcomp.distill.rewrites.table import rule_of
+from onnxcomp.distill.forms import rule_of
 from onnxcomp.graph.ir import Node
 from onnxcomp.ops import tables
 from onnxcomp.ops.facts import load_operators

@@ -11,13 +11,13 @@ from nets import Net
 from onnx import ModelProto, TensorProto, helper
 
 from onnxcomp.distill import alike, engine, environment
-from onnxcomp.distill.rewrites.common import keep
 from onnxcomp.distill.trainable import prepare
 from onnxcomp.errors import EnvironmentLacksError, ModelError, OutputError
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.rewriting import Site
 from onnxcomp.ops.facts import Operators, load_operators
+from onnxcomp.ops.gradients.common import keep
 from onnxcomp.ops.tables import RECORDS
 
 OPERATORS = load_operators()

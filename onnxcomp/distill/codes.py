@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcomp.graph.coded import pack
+from onnxcomp.graph.coded import pack, unpacked
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
 from onnxcomp.graph.types import Shapes, TensorType
 
@@ -151,12 +151,6 @@ def _as_product(graph: Graph, node: Node, packed: Constant, grid: Grid) -> None:
         product = graph.add_node("MatMul", [x, turned], name=f"{node.name}.product").outputs[0]
         graph.add_node("Add", [product, bias], name=f"{node.name}.bias", outputs=[output])
     graph.sort()
-
-
-def unpacked(rows: Array, bits: int) -> Array:
-    """uint8 [n, bytes] of 2, 4 or 8 bits a code, the first in the lowest bits -> [n, codes]."""
-    parts = [(rows >> np.uint8(start)) & np.uint8(2**bits - 1) for start in range(0, 8, bits)]
-    return np.stack(parts, -1).reshape(len(rows), -1)
 
 
 def _dequantized(node: Node) -> tuple[Constant, Grid, Node] | None:

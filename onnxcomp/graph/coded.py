@@ -65,6 +65,12 @@ class Coded:
         return values.reshape(shape)
 
 
+def unpacked(rows: Array, bits: int) -> Array:
+    """uint8 [n, bytes] of 2, 4 or 8 bits a code, the first in the lowest bits -> [n, codes]."""
+    parts = [(rows >> np.uint8(start)) & np.uint8(2**bits - 1) for start in range(0, 8, bits)]
+    return np.stack(parts, -1).reshape(len(rows), -1)
+
+
 def pack(codes: Array, bits: int) -> Array:
     """Codes of 1, 2, 4 or 8 bits as bytes, the first in the lowest bits: uint8 [ceil(size * bits / 8)]."""
     flat = codes.reshape(-1)

@@ -1,1 +1,1 @@
-"""Which form of an operator has a right gradient in the training runtime? Functions by family; the records name them."""
+"""Which form of an operator has a right gradient in the training runtime? Functions by family."""

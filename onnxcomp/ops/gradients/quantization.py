@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxcomp.graph.coded import unpacked
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
 from onnxcomp.graph.rewriting import CannotRewriteError, Pool, Replacement, Site, rewrite
 from onnxcomp.graph.types import Shapes
@@ -118,5 +119,4 @@ def matmul_of_few_bits(site: Site) -> Replacement:
 def _unpacked(rows: Array, bits: int) -> Array:
     if bits not in (2, 4, 8):
         raise CannotRewriteError(f"codes of {bits} bits cross the bounds of bytes")
-    parts = [(rows >> np.uint8(start)) & np.uint8(2**bits - 1) for start in range(0, 8, bits)]
-    return np.stack(parts, -1).reshape(len(rows), -1)
+    return unpacked(rows, bits)
