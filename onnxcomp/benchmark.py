@@ -64,8 +64,8 @@ class BenchTable:
                 "before": str(row.variants[0].model),
                 "after": str(variant.model),
                 "labels": [row.variants[0].label, variant.label],
-                "shapes": row.shapes,
                 **asdict(bench),
+                "shapes": row.shapes,
                 "outcome": bench.outcome,
             }
             for row in self.rows

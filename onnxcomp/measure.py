@@ -426,7 +426,8 @@ def decide(report: Report, job: Job, measured: Measurements, *, explicit: bool, 
         if searched:
             unchanged(report, f"on the samples that judge, {why}")
         else:
-            report.reason = f"{why}: a run without --passes would not take this"
+            worse = _only_worse(report)
+            report.reason = worse or f"{why}: a run without --passes would not take this"
     else:
         report.reason = _only_worse(report) or missed(report) or _otherwise(report)
 

@@ -232,13 +232,13 @@ def test_values_between_equal_steps_pass_no_gradient_but_stay_in_the_graph() -> 
     assert ready.frozen["w0"] == "no gradient leads from an output to it"
 
 
-def test_integer_weights_are_decoded_ahead_and_frozen() -> None:
+def test_integer_weights_are_decoded_ahead_and_trained_on_their_grid() -> None:
     net = Net()
     x = net.input("N", 6)
     codes, scale = net.const(np.arange(24).reshape(6, 4) - 12, np.int8), net.const([0.1, 0.2, 0.3, 0.4], np.float32)
     weight = net.op("DequantizeLinear", codes, scale, net.const([0] * 4, np.int8), axis=1)
     ready = check(net.model(net.dense(net.op("Relu", net.op("MatMul", x, weight)), 4, 3)), gone="DequantizeLinear")
-    assert set(ready.trainable) == {"w3", "w4"}
+    assert set(ready.trainable) == {"k0", "w3", "w4"}
 
 
 def test_a_third_party_gives_the_training_form_of_its_own_operator() -> None:

@@ -67,7 +67,8 @@ class Chooser:
         replan: gives the plan and grids for some of its nodes.
         coarsener: gives layers one scale for all their outputs.
         costs: times of this machine, or None to leave all to the target's table.
-        least_db: signal to noise ratio that the outputs must keep before weights and biases are refined.
+        least_db: signal to noise ratio that the worst part of the outputs must keep before weights and biases are
+            refined; 0 sets no limit, since a part may be worse than that.
     """
 
     def __init__(
@@ -86,7 +87,8 @@ class Chooser:
     ) -> None:
         self.trials, self.operators, self.full, self.layers, self.replan = trials, operators, full, layers, replan
         self.coarsener = coarsener
-        self.costs, self.least_db, self.threads, self.progress = costs, least_db, threads, progress
+        self.costs, self.threads, self.progress = costs, threads, progress
+        self.least_db = least_db if least_db > 0 else -np.inf
         self._noise: dict[Node, sensitivity.Noise] | None = None
 
     def choose(self) -> Choice:
