@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from random_models import random_feeds, random_model
+from random_models import outputs, random_feeds, random_model
 
 from onnxcomp.errors import UsageError
 from onnxcomp.graph import io
@@ -400,9 +400,14 @@ def test_types_behind_operators_of_onnx_runtime_are_known() -> None:
     weights = {"b": builders.normal(generator, 16), "w": builders.normal(generator, 16, 64)}
     ports = builders.value("x", builders.FLOAT, ["N", 16]), builders.value("y", builders.FLOAT, ["N", 64])
     proto = builders.model(nodes, ports[:1], ports[1:], weights, domains={"com.microsoft": 1}, check=False)
-    record = PassManager(Pipeline.parse("convert-float16")).run(decode(proto)).records[0]
-    assert record.summary.startswith("1 of 2 float32 nodes")
-    assert [skip.node for skip in record.skips] == ["gelu"]
+    feeds = builders.feeds_of(proto, batch=8)
+    after, skips, record = convert(proto)
+    assert record.summary.startswith("2 of 2 float32 nodes")
+    assert not skips
+    assert {t.name: t.data_type for t in after.graph.initializer} == {"b": HALF, "w": HALF}
+    (a,), (b,) = outputs(proto, feeds), outputs(after, feeds)
+    assert b.dtype == np.float32
+    np.testing.assert_allclose(b, a, atol=2e-3 * float(np.abs(a).max()))
 
 
 def test_an_operator_whose_parts_mix_types_stays_float32() -> None:

@@ -546,11 +546,14 @@ def test_any_architecture_with_any_placement_stays_close(name: str) -> None:
     assert all(builders.sqnr_db(a.astype(np.float64), b.astype(np.float64)) > 8 for a, b in pairs)
 
 
-def test_local_functions_are_left_alone_with_a_reason() -> None:
+def test_what_local_functions_hold_is_quantized_in_the_place_of_their_calls() -> None:
     before = builders.function_model()
-    feeds = builders.feeds_of(before, batch=8)
-    result = PassManager(Pipeline.parse("quantize-qdq")).run(decode(before), PassContext(calibration=Feeds(feeds)))
-    assert any("local function" in skip.why for skip in result.records[-1].skips)
+    after, record = quantized(before, samples=256)
+    assert record.changes == 2
+    assert any("local functions inlined" in note for note in record.notes)
+    assert not after.functions
+    assert len(weights_of(after)) == 2
+    assert fidelity(before, after) > 30
 
 
 def test_weights_behind_other_nodes_are_named_or_folded() -> None:

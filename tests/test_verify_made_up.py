@@ -44,3 +44,14 @@ def test_a_given_size_is_believed(tmp_path: Path) -> None:
     made = made_up_for(path, inputs_of(path)[0], 1, shapes={"x": (1, 6000)})
     assert next(made.samples().batches(1))["x"].shape == (1, 6000)
     assert not made.guesses
+
+
+def test_a_width_of_zero_is_kept(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    inputs, outputs = [value("x", TensorProto.FLOAT, ["n", 0])], [value("y", TensorProto.FLOAT, ["n", 4])]
+    path = save(model(nodes, inputs, outputs, {"w": np.zeros((0, 4), np.float32)}), tmp_path / "m.onnx")
+    (spec,), _ = inputs_of(path)
+    assert (spec.shape, spec.dims) == (("n", 0), "[n, 0]")
+    made = made_up_for(path, (spec,), 3)
+    assert next(made.samples().batches(1))["x"].shape == (1, 0)
+    assert not any("dimension 1" in guess for guess in made.guesses)

@@ -257,6 +257,13 @@ def test_a_state_decides_nothing():
     assert [a.kind for a in found] == ["decisions", "state"]
 
 
+def test_a_number_without_axes_is_judged_as_a_number():
+    total = np.array(2.5, np.float32)
+    (found,), (guess,) = judged({"y": total}, {"y": total})
+    assert found.kind == "regression"
+    assert "numbers" in guess
+
+
 def test_rows_that_vary_in_number_are_matched_wherever_they_stand():
     picked = rng().integers(0, 50, (40, 3))
     other = np.concatenate([rng(1).permutation(picked[:36]), picked[:2] + 1000])

@@ -3,7 +3,7 @@
 What clip-weights and prune-weights do to a weight can be written as operators in front of the port that reads it. A
 model with those operators and the model that the pass wrote must give the same outputs: with weights that several nodes
 share, weights in bodies of If, Loop and Scan, weights that come through Transpose, Reshape, Identity and Constant,
-weights that something else than a layer reads too, and functions.
+weights that something else than a layer reads too, and functions, whose nodes stand in the place of their calls.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode
+from onnxcomp.graph.functions import inline_functions
 from onnxcomp.graph.ir import Constant, Graph, Node, Variable
 from onnxcomp.graph.literals import lift_weights
 from onnxcomp.manager.pipeline import PassManager, Pipeline
@@ -76,6 +77,7 @@ def oracle(graph: Graph, edit: Edit, *, whole: bool) -> onnx.ModelProto:
         whole: leave a weight alone that is read as something else too: it cannot change without changing that.
     """
     copy = graph.clone()
+    inline_functions(copy)
     lift_weights(copy)
     raise_opset(copy, 16)
     operators, owners = load_operators(), copy.owners()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,11 @@ class InputSpec:
     @property
     def dims(self) -> str:
         """The shape in words: `[batch, 3, 32, 32]`."""
-        return "of unknown rank" if self.shape is None else "[" + ", ".join(str(d or "?") for d in self.shape) + "]"
+        return (
+            "of unknown rank"
+            if self.shape is None
+            else "[" + ", ".join("?" if d is None else str(d) for d in self.shape) + "]"
+        )
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype if self.dtype != np.dtype(object) else 'string'} {self.dims}"
@@ -146,11 +150,17 @@ def _spec(tensor: Variable, axis: int | None, where: str) -> InputSpec:
             where=where,
             do="export the model with tensor inputs",
         )
-    return InputSpec(tensor.name, tensor.dtype, _dims(tensor), axis)
+    # ONNX Runtime takes the 0 of an input at its word
+    zeros = [place for place in range(len(tensor.shape or ())) if place != axis]
+    return InputSpec(tensor.name, tensor.dtype, _dims(tensor, zeros), axis)
 
 
-def _dims(tensor: Variable) -> tuple[Dim, ...] | None:
+def _dims(tensor: Variable, zeros: Collection[int] = ()) -> tuple[Dim, ...] | None:
+    """The sizes; 0 or less stands for "any" in files of several exporters, but not a 0 along the axes `zeros`."""
     if tensor.shape is None:
         return None
-    # a size of 0 or less stands for "any" in files of several exporters
-    return tuple((d if d > 0 else None) if isinstance(d, int) else d or None for d in tensor.shape)
+    least = [0 if axis in zeros else 1 for axis in range(len(tensor.shape))]
+    return tuple(
+        (d if d >= low else None) if isinstance(d, int) else d or None
+        for d, low in zip(tensor.shape, least, strict=True)
+    )

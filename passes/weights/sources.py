@@ -34,6 +34,7 @@ def stored_weights(graph: Graph, operators: Operators) -> dict[Constant, str]:
         for constant in graph.constants()
         if constant.dtype.name in FLOATS
         and constant not in coded
+        and constant.consumers  # else it is an output and nothing more
         and len(constant.shape) > 1
         and constant.size >= LEAST_ELEMENTS
         and _is_weight(constant, operators)

@@ -162,7 +162,7 @@ def _guessed(name: str, array: Array, seen: Seen) -> tuple[Callable[[], Measure]
         return lambda: Decisions(name, 0.5), "decisions (probabilities)"
     if array.ndim == 4 and seen.image is not None:
         return _map(name, array, seen, tail)
-    flat = array.reshape(seen.rows, -1) if array.shape[0] == seen.rows else None
+    flat = array.reshape(seen.rows, -1) if array.shape[:1] == (seen.rows,) else None
     if flat is not None and flat.shape[1] == max(array.shape[1:], default=0):
         return _vector(name, flat, tail)
     if array.ndim == 3 and (_last_is_normalised(tail) or seen.text):
