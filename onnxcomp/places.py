@@ -64,11 +64,13 @@ def _would_overwrite(name: str, path: Path, read: Path) -> OutputError:
 
 
 def _check_writable(name: str, path: Path) -> None:
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # which the folder tells in better words
+        path.lstat()
     check_replaceable(path)
     folder = path.resolve().parent
     while not folder.exists():  # it is made with the file
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError("the output folder cannot be written", where=f"folder {folder}", do=f"choose another {name}")
 
 

@@ -15,6 +15,11 @@ from onnxcomp.build.first import first_config, toml
 from onnxcomp.cli.main import main
 
 
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # relative names are those of the test's own folder
+
+
 def command(*arguments: str | Path) -> int:
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in arguments])
@@ -49,8 +54,7 @@ def test_every_key_stands_there_with_its_default(digits: Path, tmp_path: Path) -
     assert config.entry_of(model).job.budget.max_drop == 0.01
 
 
-def test_it_builds_as_it_is(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_it_builds_as_it_is(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "m.onnx").write_bytes(digits.read_bytes())
     assert command("init", "models/m.onnx") == 0

@@ -169,7 +169,7 @@ def test_keys_are_the_flags_with_underscores() -> None:
 
     command = group.get_command(click.Context(group), "optimize")
     assert command is not None
-    flags = {p.name for p in command.params} - {"quiet", "verbose", "model"}
+    flags = {p.name for p in command.params} - {"quiet", "verbose", "model", "save_config"}
     keys = {key.name for key in (*config.model_keys(), *config.preprocess_keys())}
     assert flags <= keys
     assert keys - flags == {"path", "name", "depends"}

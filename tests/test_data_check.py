@@ -160,7 +160,7 @@ def test_command_takes_every_flag(files, capsys) -> None:
         (["--data", "none.npz"], 4), (["--data", "m.onnx"], 4), ([], 2), (["--data", "d.npz", "--scale", "x"], 2),
         (["--data", "d.npz", "--resize", "none"], 2), (["--data", "d.npz", "--shape", "x=1x2x"], 2),
         (["--data", "d.npz", "--shape", "y=1"], 2), (["--data", "d.npz", "--labels", "none.npy"], 4),
-        (["--data", "d.npz", "--metric", "none.py:f"], 2), (["--data", "d.npz", "-o", "none/s.png"], 6),
+        (["--data", "d.npz", "--metric", "none.py:f"], 2), (["--data", "d.npz", "-o", "d.npz/s.png"], 6),
     ],
 )  # fmt: skip
 def test_errors_are_three_lines_and_their_exit_code(files, capsys, arguments: list[str], code: int) -> None:

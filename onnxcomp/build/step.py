@@ -299,13 +299,19 @@ class _Run:
                     self.state.write(entry, replace(record, parts=now))
 
     def _withdraw(self, entry: ModelEntry) -> list[str]:
-        """Take an earlier build away from where the refused one would stand; only files that are as we left them."""
+        """Take an earlier build away from where the refused one would stand; only files that are as we left them.
+
+        The run that was refused may have done so already: what is told is what is gone.
+        """
         record = self.state.read(entry)
         self.state.forget(entry)
         notes = []
         for path, digest in record.outputs.items() if record else ():
-            if Path(path) != entry.job.report_path and self._remove(path, digest):
-                notes.append(f"removed {path}, which an earlier state of the configuration had made")
+            if Path(path) == entry.job.report_path:
+                continue
+            self._remove(path, digest)
+            if not (self.config.folder / path).exists():
+                notes.append(f"{path}, which an earlier state of the configuration had made, is no longer there")
         return notes
 
     def _remove(self, path: str, digest: str) -> bool:
