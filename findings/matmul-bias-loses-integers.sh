@@ -11,48 +11,11 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check onnx==1.23.2 onnxruntime==1.31.1 numpy==2.4.6
-ORT_DISABLE_TELEMETRY=1 "$folder/venv/bin/python" - <<'PYTHON'
-import collections
-import sys
-import tempfile
-
+here=$(cd "$(dirname "$0")" && pwd)
+ORT_DISABLE_TELEMETRY=1 PYTHONPATH="$here" PYTHONDONTWRITEBYTECODE=1 "$folder/venv/bin/python" - <<'PYTHON'
 import numpy as np
-import onnx
-import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
-
-ort.set_default_logger_severity(4)
-NONE, ALL = ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-random = np.random.default_rng(0)
-
-
-def model(nodes, shape, weights, opset=17):
-    inits = [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    graph = helper.make_graph(nodes, "g", [x], [y], inits)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8).SerializeToString()
-
-
-def session(bytes_, level=ALL, out=None):
-    options = ort.SessionOptions()
-    options.graph_optimization_level = level
-    if out:
-        options.optimized_model_filepath = out
-    return ort.InferenceSession(bytes_, options, providers=["CPUExecutionProvider"])
-
-
-def kernels(bytes_, level=ALL):
-    with tempfile.TemporaryDirectory() as folder:
-        session(bytes_, level, f"{folder}/o.onnx")
-        return collections.Counter(n.op_type for n in onnx.load(f"{folder}/o.onnx").graph.node)
-
-
-def expect(what, holds):
-    print(("as stated: " if holds else "CHANGED: ") + what)
-    if not holds:
-        sys.exit(1)
-
+from common import expect, kernels, model, random
+from onnx import helper
 
 weight = (random.standard_normal((64, 64)) / 8).astype(np.float32)
 scale = np.float32(np.abs(weight).max() / 127)
