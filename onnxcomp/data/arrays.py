@@ -13,6 +13,7 @@ import tempfile
 import threading
 import zipfile
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
 
@@ -205,14 +206,13 @@ def open_npy(path: Path) -> Rows:
         file = path.open("rb", buffering=0)
     except OSError as error:
         raise DataError(f"cannot read {path.name}: {error.strerror or error}", where=str(path)) from error
-    try:
+    with ExitStack() as stack:  # closes the file unless all of it holds
+        stack.enter_context(file)
         header = _Header(file, path.name)
         held = path.stat().st_size - header.length
         if held < header.bytes:
             raise _too_short(path.name, header.bytes, held)
-    except BaseException:
-        file.close()
-        raise
+        stack.pop_all()
     return FileRows(path.name, file, header.length, header)
 
 
@@ -254,17 +254,15 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Ro
 
 
 def _stored(path: Path, name: str, member: zipfile.ZipInfo, header: _Header) -> Rows:
-    file = path.open("rb", buffering=0)
-    try:
+    with ExitStack() as stack:  # closes the file unless all of it holds
+        file = stack.enter_context(path.open("rb", buffering=0))
         file.seek(member.header_offset)
         fields = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
         offset = member.header_offset + LOCAL_HEADER.size + fields[-2] + fields[-1] + header.length
         held = path.stat().st_size - offset
         if held < header.bytes:
             raise _too_short(name, header.bytes, held)
-    except BaseException:
-        file.close()
-        raise
+        stack.pop_all()
     return FileRows(name, file, offset, header)
 
 
