@@ -30,7 +30,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from real import measures
-from real.catalog import MODELS, Feed, RealModel, parts_of, session_of
+from real.catalog import MODELS, RealModel, parts_of
+from real.feeds import Feed, session_of
 from real.material import Material
 
 CLEAN = "fold-constants,cleanup,fuse-batchnorm"
