@@ -246,6 +246,24 @@ def test_a_terminated_run_ends_as_an_interrupted_one(
     assert not any(path.name.startswith("onnxcomp-") for path in scratch.iterdir())
 
 
+def test_an_interrupt_within_executed_source_ends_with_the_documented_code(
+    digits: Path, digits_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """CPython remembers such an interrupt beyond its handling: `python -m` would end by a signal."""
+    (tmp_path / "own.py").write_text("def stops(outputs, labels):\n    exec('raise KeyboardInterrupt')\n")
+    judged = ["verify", digits, digits, "--data", digits_data[0], "--metric", "own.py:stops"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "onnxcomp", *map(str, judged)],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 130, ended.stderr
+    assert "interrupted" in ended.stderr
+
+
 def test_several_inputs_and_a_custom_metric(tmp_path: Path) -> None:
     model = builders.save(builders.transformer(), tmp_path / "t.onnx")
     for name, seed in (("a.npz", 1), ("b.npz", 2)):

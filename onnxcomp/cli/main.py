@@ -145,6 +145,9 @@ def _from_interrupt(error: BaseException | None) -> bool:
 
 def _interrupted() -> int:
     click.echo("interrupted: nothing was written", err=True)
+    # an interrupt that met source being executed (a dataclass is made so) is remembered by CPython as unhandled, and
+    # `python -m` then kills itself whatever the exit code: executing anything else forgets it
+    exec("")
     return TOLD_TO_END
 
 
