@@ -11,31 +11,30 @@ from typing import Any, Literal
 
 from onnxcomp import measure, places, recipes
 from onnxcomp._version import __version__
-from onnxcomp.errors import DataError, ModelError, OnnxcompError, UsageError
-from onnxcomp.files import remove_abandoned_scratch, scratch, sha256_of
+from onnxcomp.errors import ModelError, OnnxcompError, UsageError
+from onnxcomp.files import sha256_of
 from onnxcomp.graph import cost
 from onnxcomp.graph.health import broken_weights
 from onnxcomp.graph.io import load, model_files, save
 from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
-from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
-from onnxcomp.material import Material, prepare
-from onnxcomp.measure import Measurements, Measurer, Trial, cost_model
-from onnxcomp.ops.facts import Operators, load_operators
+from onnxcomp.manager.pipeline import Pipeline, RunResult
+from onnxcomp.material import prepare
+from onnxcomp.measure import Measurements, Trial
+from onnxcomp.ops.facts import Operators
 from onnxcomp.report.html import write_html
 from onnxcomp.report.record import write_json
 from onnxcomp.results import Calibration, FileRef, LayerRecord, Report
-from onnxcomp.runtime.machine import check_threads, conflict, machine, peak_memory_bytes, usable_cores, versions
+from onnxcomp.runtime.machine import conflict, machine, peak_memory_bytes, usable_cores, versions
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.budget import Budget, parse_size
 from onnxcomp.verify.evidence import doubts
 from onnxcomp.verify.judge import judge
-from onnxcomp.verify.pair import check_runs
-from onnxcomp.verify.provenance import stamp
-from onnxcomp.verify.tasks import parse_task
 from onnxcomp.verify.weights import histograms
+from onnxcomp.work.asked import pipeline_of
+from onnxcomp.work.study import Study
 
 CLEARLY_FASTER, SMALL_SHARE = 0.8, 0.4  # of the original's time and size: no recipe that computes in float does better
 COVERED = 0.9  # share of a model's MACs: where so much is integer, no other recipe can gain much
@@ -96,65 +95,18 @@ def run(
         OnnxcompError: as `optimize`.
     """
     start = time.perf_counter()
-    check_options(job)
-    places.check_job(job)
-    remove_abandoned_scratch()
-    graph = load(job.model, keep_initializer_inputs=job.keep_initializer_inputs)
-    if job.verify or job.bench:
-        check_runs(job.model)
-    operators = load_operators()
-    material = prepare(job, graph, trains=_asked_for(job).trains, progress=progress)
-    places.check(places.loaded_files(), places.writes_of(job))  # now the user's own functions are loaded
-    if material.metric is not None and job.verify:
-        trains = _asked_for(job).trains
-        guessed = measure.check_metric(job.model, material.judge, material.metric, whole=trains, threads=job.threads)
-        material.guesses += guessed
-    report = _begin(job, graph, operators, material)
-    context = PassContext(
-        operators=operators,
-        target=job.target,
-        calibration=material.calibrate,
-        probes=material.calibrate if material.calibrate is not None else material.select,
-        training=material.train,
-        held_out=material.select if material.train is not None else None,
-        original=graph if job.teacher is None else _teacher(job, graph),
-        sample_shapes=material.sample_shapes,
-        memory=material.memory,
-        seed=job.seed,
-        threads=job.threads or usable_cores(),
-        progress=progress,
-        alone=alone,
-    )
-    with scratch() as folder:
-        measurer = Measurer(
-            source=job.model,
-            original=graph,
-            stats=report.before,
-            folder=folder,
-            samples=material.judge,
-            select=material.select,
-            metric=material.metric,
-            synthetic=material.synthetic,
-            context=context,
-            seed=job.seed,
-            bench=job.bench,
-            verify=job.verify,
-            bench_seconds=job.bench_seconds,
-            costs=cost_model(job, material.calibrate or material.judge, alone),
-            tasks=TaskBook(job.model, job.task),
-            alone=alone,
-        )
-        context.evaluator, context.costs = measurer, measurer.costs
-        candidates = _compress(job, graph, context, measurer, report)
+    with Study.open(job, progress=progress, alone=alone) as study:
+        report = _begin(study)
+        candidates = _compress(study, report)
         if candidates:
-            chosen, final, measured = _finalist(job, candidates, measurer, report)
-            _fill(report, job, graph, final, chosen, measured, operators)
+            chosen, final, measured = _finalist(study, candidates, report)
+            _fill(report, study, final, chosen, measured)
             if job.teacher is not None:
-                report.teacher = measurer.taught(final, job.teacher)
+                report.teacher = study.measurer.taught(final, job.teacher)
             measure.decide(report, job, measured, explicit=chosen.explicit, searched=chosen.searched)
-            report.doubts += doubts(report.fidelity, report.accuracy, material.judge.labels)
+            report.doubts += doubts(report.fidelity, report.accuracy, study.material.judge.labels)
             _write_model(report, job, final, measured)
-        report.notes += measure.table_notes(job, measurer.costs)
+        report.notes += measure.table_notes(job, study.costs)
     report.notes += places.settle(job, accepted=report.verdict == "accepted")
     report.seconds = round(time.perf_counter() - start, 3)
     report.peak_memory_bytes = peak_memory_bytes()
@@ -180,7 +132,7 @@ def check_written(job: Job, report: Report, progress: Progress = SILENT) -> None
     fidelity, accuracy = report.fidelity, report.accuracy
     if job.verify:
         graph = load(job.model, keep_initializer_inputs=job.keep_initializer_inputs)
-        material = prepare(job, graph, trains=_asked_for(job).trains, doubting=False)
+        material = prepare(job, graph, trains=pipeline_of(job).trains, doubting=False)
         kind: Literal["data", "synthetic"] = "synthetic" if material.synthetic else "data"
         threads = job.threads or usable_cores()
         fidelity, accuracy = judge(
@@ -212,71 +164,9 @@ def check_written(job: Job, report: Report, progress: Progress = SILENT) -> None
 # -- preparing -------------------------------------------------------------------------------------------------
 
 
-def check_options(job: Job) -> None:
-    """Find contradictions and unknown names in what was asked, without a look at any file.
-
-    Raises:
-        UsageError: options exclude each other, or a pass, option or recipe does not exist.
-        DataError: a budget needs data, and there is none.
-    """
-    if job.passes is not None and job.recipe is not None:
-        raise UsageError("--passes and --recipe exclude each other", where="the options", do="give one of them")
-    budget = job.budget
-    if not job.verify and any(x is not None for x in (budget.max_drop, budget.min_sqnr, budget.min_agreement)):
-        raise UsageError("a quality budget needs verification", where="--no-verify", do="drop --no-verify")
-    if not job.bench and job.budget.min_speedup is not None:
-        raise UsageError("--min-speedup needs the benchmark", where="--no-bench", do="drop --no-bench")
-    if job.calib_samples < 1 or (job.eval_samples is not None and job.eval_samples < 1):
-        raise UsageError("sample counts must be 1 or more", where="--calib-samples, --eval-samples", do="raise them")
-    if not 0 <= job.seed < 2**63:
-        raise UsageError(f"a seed is a whole number from 0 on, not {job.seed}", where="--seed", do="give another one")
-    check_threads(job.threads)
-    _asked_for(job)
-    for flag, limit in (("--min-sqnr", budget.min_sqnr), ("--min-agreement", budget.min_agreement)):
-        if job.data is None and not job.allow_random and limit is not None:
-            raise DataError(f"{flag} needs data", where=flag, do="give real samples with --data")
-    parse_task(job.task)
-
-
-def _asked_for(job: Job) -> Pipeline:
-    """The pipeline that the job names; an empty one where recipes are to be tried.
-
-    Raises:
-        UsageError: the spec is malformed, or names a pass, option or recipe that does not exist.
-    """
-    if job.recipe is not None:
-        return recipes.find(job.recipe, job.target).pipeline
-    if isinstance(job.passes, Pipeline):
-        return job.passes
-    return Pipeline.parse(job.passes) if job.passes is not None else Pipeline()
-
-
-def _teacher(job: Job, graph: Graph) -> Graph:
-    """The model to learn from.
-
-    Raises:
-        ModelError: it cannot be read, or its inputs or outputs are others.
-        UsageError: no pass learns from it.
-    """
-    assert job.teacher is not None
-    if not _asked_for(job).trains:
-        raise UsageError("a teacher is given, and no pass trains", where="--teacher", do="add distill to --passes")
-    teacher = load(job.teacher)
-    for ours, theirs, what in ((graph.inputs, teacher.inputs, "inputs"), (graph.outputs, teacher.outputs, "outputs")):
-        if [t.name for t in ours] != [t.name for t in theirs]:
-            raise ModelError(
-                f"teacher and student have other {what}",
-                where=f"{', '.join(t.name for t in theirs)} and {', '.join(t.name for t in ours)}",
-                do="give two models that take and give the same",
-            )
-    return teacher
-
-
-def _begin(job: Job, graph: Graph, operators: Operators, material: Material) -> Report:
-    files = model_files(job.model)
+def _begin(study: Study) -> Report:
+    job, graph, material, before = study.job, study.original, study.material, study.stats
     found = machine()
-    size = sum(path.stat().st_size for path in files)
-    before = cost.stats(graph, operators, file_bytes=size, sample=material.sample_shapes)
     installed = versions()
     calibrate = material.calibrate
     return Report(
@@ -288,14 +178,14 @@ def _begin(job: Job, graph: Graph, operators: Operators, material: Material) -> 
         },
         machine=found.to_json(),
         seed=job.seed,
-        source=FileRef(str(job.model), sha256_of(*files)),
+        source=FileRef(str(job.model), study.source_sha256),
         before=before,
         after=before,
         calibration=None if calibrate is None else Calibration(len(calibrate), material.source),
         warnings=list(material.doubts),
         guesses=list(material.guesses),
         request=job.request() | {"timed_shapes": {k: list(v) for k, v in material.sample_shapes.items()}},
-        notes=[*filter(None, [conflict()]), *graph.notes, *_broken(graph, operators), *material.notes],
+        notes=[*filter(None, [conflict()]), *graph.notes, *_broken(graph, study.operators), *material.notes],
         doubts=list(material.copies),
     )
 
@@ -330,14 +220,15 @@ class Chosen:
         return self.result.graph
 
 
-def _compress(job: Job, graph: Graph, context: PassContext, measurer: Measurer, report: Report) -> list[Chosen]:
+def _compress(study: Study, report: Report) -> list[Chosen]:
     """Run what was asked for, or try recipes until one holds. None where nothing changed or nothing was better.
 
     Of several the best stands first: the others count where it does not hold on the samples that judge.
     """
+    job = study.job
     if job.passes is not None:
-        pipeline = _asked_for(job)
-        result = PassManager(pipeline, verify=job.verify).run(graph, context)
+        pipeline = pipeline_of(job)
+        result = study.run(pipeline, on_failure="raise")
         report.passes, report.training = result.records, result.trainings
         if result.changes:
             return [Chosen(pipeline, result, True)]
@@ -346,29 +237,30 @@ def _compress(job: Job, graph: Graph, context: PassContext, measurer: Measurer, 
         return []
     if job.recipe is not None:
         pipeline = recipes.find(job.recipe, job.target).pipeline
-        result = PassManager(pipeline, verify=job.verify).run(graph, context)
+        result = study.run(pipeline, on_failure="raise")
         # cleaning alone is worth writing where it changed something: it costs nothing
         cleaned = result.changes > 0 and all(record.guarantee != "lossy" for record in result.records)
         return [Chosen(pipeline, result, cleaned)]
-    return _search(job, graph, context, measurer, report)
+    return _search(study, report)
 
 
-def _search(job: Job, graph: Graph, context: PassContext, measurer: Measurer, report: Report) -> list[Chosen]:
+def _search(study: Study, report: Report) -> list[Chosen]:
     """Try recipes; those that are sound and better, the best by the objective first.
 
     One that decides nearly always as the original does goes before one that does not. For latency the search ends
     early: with the first recipe whose integer arithmetic covers nearly all of the work, and before those that compute
     in float once one of integers is clearly faster and small.
     """
+    job, context = study.job, study.context
     held: list[tuple[Trial, Chosen]] = []
     for recipe in recipes.candidates(
-        graph, has_data=context.calibration is not None, objective=job.objective, target=job.target
+        study.original, has_data=context.calibration is not None, objective=job.objective, target=job.target
     ):
         best = held[0][0] if held and held[0][0].agrees else None
         if best is not None and job.objective == "latency" and _enough(best, recipe, report):
             break
         try:
-            result = PassManager(recipe.pipeline, verify=job.verify, on_failure="rollback").run(graph, context)
+            result = study.run(recipe.pipeline)
         except ModelError as error:
             report.notes.append(f"recipe {recipe.name} does not fit this model: {error.what}")
             continue
@@ -376,7 +268,7 @@ def _search(job: Job, graph: Graph, context: PassContext, measurer: Measurer, re
         if recipe.aim and not any(record.changes for record in result.records if record.name in recipe.aim):
             report.notes.append(f"recipe {recipe.name} was left: {' and '.join(recipe.aim)} found nothing to do")
             continue
-        trial = measurer.trial(result.graph, job.budget, job.objective)
+        trial = study.measurer.trial(result.graph, job.budget, job.objective)
         if not trial.sound or not trial.better:
             report.notes.append(f"recipe {recipe.name} was tried and left: {trial.why}")
             continue
@@ -397,16 +289,14 @@ def _preferred(trial: Trial, other: Trial, objective: str) -> bool:
     return trial.agrees if trial.agrees != other.agrees else trial.preferred_to(other, objective)
 
 
-def _finalist(
-    job: Job, candidates: list[Chosen], measurer: Measurer, report: Report
-) -> tuple[Chosen, Graph, Measurements]:
+def _finalist(study: Study, candidates: list[Chosen], report: Report) -> tuple[Chosen, Graph, Measurements]:
     """The first candidate that holds on the samples that judge, as it will be written; the best one if none does."""
     found: list[tuple[Chosen, Graph, Measurements]] = []
     for chosen in candidates:
-        final = _stamped(job, chosen.graph, report, chosen)
-        measured = measurer.final(final, job.out.name)
+        final = study.stamped(chosen.graph, chosen.pipeline)
+        measured = study.measurer.final(final, study.job.out.name)
         found.append((chosen, final, measured))
-        why = measure.unsound(measured, job.budget) if chosen.searched else ""
+        why = measure.unsound(measured, study.job.budget) if chosen.searched else ""
         if not why:
             return found[-1]
         report.notes.append(f"{chosen.pipeline} was left: on the samples that judge, {why}")
@@ -428,33 +318,12 @@ def _covers(graph: Graph, context: PassContext) -> bool:
 # -- judging and writing ---------------------------------------------------------------------------------------
 
 
-def _stamped(job: Job, graph: Graph, report: Report, chosen: Chosen) -> Graph:
-    final = graph.clone()
-    marks = stamp(
-        version=__version__,
-        source_sha256=report.source.sha256,
-        spec=str(chosen.pipeline),
-        config_sha256=job.options_sha256(),
-    )
-    for key, value in marks.items():
-        final.set_metadata(key, value)
-    return final
-
-
-def _fill(
-    report: Report,
-    job: Job,
-    before: Graph,
-    after: Graph,
-    chosen: Chosen,
-    measured: Measurements,
-    operators: Operators,
-) -> None:
+def _fill(report: Report, study: Study, after: Graph, chosen: Chosen, measured: Measurements) -> None:
     report.passes, report.training = chosen.result.records, chosen.result.trainings
     report.after = measured.stats
     report.fidelity, report.accuracy = measured.fidelity, measured.accuracy
     report.benchmarks = [measured.benchmark] if measured.benchmark is not None else []
-    report.layers = _layers(before, after, operators, measured)
+    report.layers = _layers(study.original, after, study.operators, measured)
     report.notes += measured.notes
     report.guesses += measured.fidelity.guesses if measured.fidelity is not None else ()
 

@@ -176,6 +176,17 @@ class Measurer:
         agrees = budget.min_agreement is not None or not disagreeing(measured.fidelity)
         return Trial(not unsound(measured, budget), better, score, why, measured.stats.bytes, kept, agrees)
 
+    def candidate(self, graph: Graph, *, samples: int | None = None, timed: bool = True) -> Measurements:
+        """What a candidate comes to on the selection samples, or on the first of them, and in a short benchmark.
+
+        Raises:
+            ModelError: the runtime refuses it.
+        """
+        path, files = self._written(graph, "candidate.onnx")
+        select = self.select if samples is None else self.select.head(samples)
+        timing = self._trial_benchmark if timed else None
+        return self._measure(graph, path, files, select, self._selection_metric(), timing)
+
     def final(self, graph: Graph, name: str) -> Measurements:
         """Everything the report says of the result, measured on a file with the bytes that will be written."""
         path, files = self._written(graph, name)
@@ -227,7 +238,7 @@ class Measurer:
         return own_sqnr_db(self.original, graph, samples, context.operators, threads=context.threads)
 
     def _measure(
-        self, graph: Graph, path: Path, files: list[Path], samples: Samples, metric: Metric | None, timed: Timed
+        self, graph: Graph, path: Path, files: list[Path], samples: Samples, metric: Metric | None, timed: Timed | None
     ) -> Measurements:
         context = self.context
         fidelity = accuracy = benchmark = None
@@ -244,9 +255,9 @@ class Measurer:
                 progress=context.progress,
             )
             notes += _meaningless(fidelity)
-        if self.bench and (missing := self._missing()):
+        if self.bench and timed is not None and (missing := self._missing()):
             notes.append(missing)
-        elif self.bench:
+        elif self.bench and timed is not None:
             benchmark = timed(graph, path, next(iter(samples.batches(1))))
         size = sum(file.stat().st_size for file in files)
         stats = cost.stats(graph, context.operators, file_bytes=size, sample=context.sample_shapes)

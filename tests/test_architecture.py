@@ -25,6 +25,7 @@ LAYERS: list[set[str]] = [
     {"job"},
     {"config"},
     {"recipes", "measure", "places", "material"},
+    {"work"},
     {"explanation"},
     {"driver", "inspection", "students", "testing", "benchmark"},
     {"build", "search"},

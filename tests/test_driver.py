@@ -297,7 +297,7 @@ def test_a_metric_that_cannot_be_taken_is_told_before_any_work(
     def work(*given: object) -> None:
         raise AssertionError("passes ran")
 
-    monkeypatch.setattr("onnxcomp.driver.PassManager.run", work)
+    monkeypatch.setattr("onnxcomp.manager.pipeline.PassManager.run", work)
     options = {"passes": spec, "data": str(tmp_path / "d.npz"), "labels": str(tmp_path / "y.npy"), "bench": False}
     with pytest.raises(DataError, match="top-1 needs an output"):
         onnxcomp.optimize(model, **options)

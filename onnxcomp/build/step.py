@@ -152,7 +152,7 @@ def _planned(config: Config, state: State, hashes: Hashes, only: Sequence[str], 
 
 def obstacle(item: Planned) -> OnnxcompError | None:
     """What would make the build of a model fail before any work, as far as that shows without opening a file."""
-    from onnxcomp.driver import check_options
+    from onnxcomp.work.asked import check_options
 
     job = item.entry.job
     inputs = {f"file {job.model.as_posix()}": ModelError, f"file {job.data}": DataError}

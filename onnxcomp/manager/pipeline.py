@@ -16,6 +16,7 @@ from onnxcomp.graph.opset import upgrade
 from onnxcomp.graph.shapes import check_structure
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.manager.guarantee import Probe, interface_of
+from onnxcomp.manager.prefixes import Kept, Prefixes
 from onnxcomp.manager.spec import parse_passes
 from onnxcomp.results import PassRecord, TrainingRecord
 
@@ -85,11 +86,13 @@ class PassManager:
         pipeline: what to run.
         verify: check guarantees by running the model before and after each exact or close pass.
         on_failure: `raise` stops at a broken promise; `rollback` undoes the pass, records why, and goes on.
+        prefixes: what other pipelines on the same graph, in the same context, already did; None to run all passes.
     """
 
     pipeline: Pipeline
     verify: bool = True
     on_failure: Literal["raise", "rollback"] = "raise"
+    prefixes: Prefixes | None = None
 
     def run(self, graph: Graph, context: PassContext | None = None) -> RunResult:
         """Run all passes. The graph given is not changed.
@@ -101,21 +104,45 @@ class PassManager:
         """
         context = context or PassContext()
         self.pipeline.check_needs(context)
-        strict = _strict_enough(graph)
-        probe = Probe(context, enabled=self.verify)
-        start, inlined = self._open_functions(graph)
-        result = RunResult(start)
+        prefixes = self.prefixes if self.prefixes is not None else Prefixes(graph, most_graphs=0)
+        if prefixes.strict is None:
+            prefixes.strict = _strict_enough(graph)
+        if prefixes.probe is None:
+            prefixes.probe = Probe(context, enabled=self.verify)
+        done, known = self._known(graph, prefixes)
+        start, inlined = known.start, known.inlined
+        result = RunResult(known.graph, list(known.records), list(known.trainings))
         running = [""]
-        for item in context.progress.track(self._named(running), len(self.pipeline.passes), lambda: running[0]):
-            result.graph, record, trainings = self._one(item, result.graph, context, probe, strict)
+        left = self.pipeline.passes[done:]
+        for item in context.progress.track(_named(left, running), len(left), lambda: running[0]):
+            result.graph, record, trainings = self._one(item, result.graph, context, prefixes.probe, prefixes.strict)
             if inlined and (record.changes or start is graph):
                 record = replace(record, notes=(*record.notes, inlined))
                 inlined = ""
             result.records.append(record)
             result.trainings += trainings
+            kept = Kept(start, inlined, result.graph, tuple(result.records), tuple(result.trainings))
+            prefixes.keep(self._mode(graph), self._specs[: len(result.records)], kept)
         if result.graph is start:  # functions stay where nothing was changed
             result.graph = graph.clone()
         return result
+
+    @property
+    def _specs(self) -> tuple[str, ...]:
+        return tuple(map(str, self.pipeline.passes))
+
+    def _mode(self, graph: Graph) -> str:
+        """What decides about a pass beside itself and those before it."""
+        opens = bool(graph.functions) and any(map(_rewrites, self.pipeline.passes))
+        return f"{self.on_failure}{', functions opened' if opens else ''}"
+
+    def _known(self, graph: Graph, prefixes: Prefixes) -> tuple[int, Kept]:
+        """How many passes are done already, and what they came to."""
+        found = prefixes.longest(self._mode(graph), self._specs)
+        if found is None:
+            start, inlined = self._open_functions(graph)
+            return 0, Kept(start, inlined, start)
+        return found
 
     def _open_functions(self, graph: Graph) -> tuple[Graph, str]:
         """A copy without local functions where a pass is to rewrite what they hold, and what is to be said of it.
@@ -129,12 +156,6 @@ class PassManager:
             return start, inline_functions(start)[0]
         except ModelError as error:
             return graph, f"local functions are left alone, and what they hold with them: {error.what}"
-
-    def _named(self, running: list[str]) -> Iterator[Pass]:
-        """The passes; the name of the one that is run stands in `running`."""
-        for item in self.pipeline.passes:
-            running[0] = f"pass {item.name}"
-            yield item
 
     def _one(
         self, item: Pass, graph: Graph, context: PassContext, probe: Probe, strict: bool
@@ -179,6 +200,13 @@ class PassManager:
             missed=outcome.missed,
         )
         return candidate, record, outcome.trainings
+
+
+def _named(passes: tuple[Pass, ...], running: list[str]) -> Iterator[Pass]:
+    """The passes; the name of the one that is run stands in `running`."""
+    for item in passes:
+        running[0] = f"pass {item.name}"
+        yield item
 
 
 def _rewrites(item: Pass) -> bool:

@@ -1,0 +1,229 @@
+"""What is one model's compression judged by? Source, data, metric and target, opened once for any number of trials."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from onnxcomp import places
+from onnxcomp._version import __version__
+from onnxcomp.errors import GuaranteeError, ModelError
+from onnxcomp.files import remove_abandoned_scratch, scratch, sha256_of
+from onnxcomp.graph import cost
+from onnxcomp.graph.io import load, model_files, save
+from onnxcomp.graph.ir import Graph
+from onnxcomp.job import Job
+from onnxcomp.manager.base import PassContext
+from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
+from onnxcomp.manager.prefixes import Prefixes
+from onnxcomp.material import Material, prepare
+from onnxcomp.measure import Measurements, Measurer, check_metric, cost_model, unsound
+from onnxcomp.ops.facts import load_operators
+from onnxcomp.results import ModelStats
+from onnxcomp.runtime.machine import usable_cores
+from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.verify.agreement import TaskBook
+from onnxcomp.verify.pair import check_runs
+from onnxcomp.verify.provenance import stamp
+from onnxcomp.work.asked import check_options, pipeline_of, teacher_of
+from onnxcomp.work.key import key_of
+from onnxcomp.work.trial import Measured
+
+
+class Study:
+    """A source model with all that decides how good a compressed one is. Made by `Study.open`.
+
+    Attributes:
+        job: what was asked; `passes` and `recipe` decide only whether data is set aside for training.
+        original: the source's graph; nobody changes it.
+        files: the source's, the .onnx file first.
+        stats: its size and cost.
+        material: the data, shared out.
+        context: what passes may use.
+        folder: scratch files; goes away with the study.
+    """
+
+    def __init__(self, job: Job, original: Graph, material: Material, context: PassContext, folder: Path) -> None:
+        self.job, self.original, self.material, self.context, self.folder = job, original, material, context, folder
+        self.operators = context.operators
+        self.files = model_files(job.model)
+        self.stats: ModelStats = cost.stats(
+            original,
+            self.operators,
+            file_bytes=sum(path.stat().st_size for path in self.files),
+            sample=material.sample_shapes,
+        )
+        self.costs = cost_model(job, material.calibrate or material.judge, context.alone)
+        self.measurer = Measurer(
+            source=job.model,
+            original=original,
+            stats=self.stats,
+            folder=folder,
+            samples=material.judge,
+            select=material.select,
+            metric=material.metric,
+            synthetic=material.synthetic,
+            context=context,
+            seed=job.seed,
+            bench=job.bench,
+            verify=job.verify,
+            bench_seconds=job.bench_seconds,
+            costs=self.costs,
+            tasks=TaskBook(job.model, job.task),
+            alone=context.alone,
+        )
+        context.evaluator, context.costs = self.measurer, self.costs
+        self._prefixes = Prefixes(original)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        job: Job,
+        *,
+        progress: Progress = SILENT,
+        alone: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> Iterator[Study]:
+        """Open source, data, metric and target of a job; its scratch files go with the block.
+
+        Args:
+            progress: shows long work.
+            alone: a context that every timing is made in, where other processes must not time meanwhile.
+
+        Raises:
+            OnnxcompError: a subclass tells what cannot be used: model, data, options, environment, output.
+        """
+        check_options(job)
+        places.check_job(job)
+        remove_abandoned_scratch()
+        graph = load(job.model, keep_initializer_inputs=job.keep_initializer_inputs)
+        if job.verify or job.bench:
+            check_runs(job.model)
+        operators = load_operators()
+        trains = pipeline_of(job).trains
+        material = prepare(job, graph, trains=trains, progress=progress)
+        places.check(places.loaded_files(), places.writes_of(job))  # now the user's own functions are loaded
+        if material.metric is not None and job.verify:
+            material.guesses += check_metric(
+                job.model, material.judge, material.metric, whole=trains, threads=job.threads
+            )
+        context = PassContext(
+            operators=operators,
+            target=job.target,
+            calibration=material.calibrate,
+            probes=material.calibrate if material.calibrate is not None else material.select,
+            training=material.train,
+            held_out=material.select if material.train is not None else None,
+            original=teacher_of(job, graph),
+            sample_shapes=material.sample_shapes,
+            memory=material.memory,
+            seed=job.seed,
+            threads=job.threads or usable_cores(),
+            progress=progress,
+            alone=alone,
+        )
+        with scratch() as folder:
+            yield cls(job, graph, material, context, folder)
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of everything that decides what a spec measures to: studies with equal keys measure the same."""
+        return key_of(self.job)
+
+    @cached_property
+    def source_sha256(self) -> str:
+        """Of the source's bytes, external data included."""
+        return sha256_of(*self.files)
+
+    def run(self, pipeline: Pipeline | str, *, on_failure: Literal["raise", "rollback"] = "rollback") -> RunResult:
+        """The graph that a pipeline makes of the source; first passes that another one shared are not run again.
+
+        Raises:
+            GuaranteeError: a pass broke a promise and `on_failure` is `raise`.
+            OnnxcompError: as the passes say.
+        """
+        pipeline = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
+        manager = PassManager(pipeline, verify=self.job.verify, on_failure=on_failure, prefixes=self._prefixes)
+        return manager.run(self.original, self.context)
+
+    def trial(self, spec: str, *, samples: int | None = None, timed: bool = True) -> Measured:
+        """What a spec comes to, on the selection samples: the same in every study with this one's key.
+
+        Times alone may differ; those that decide are kept in the cost table.
+
+        Args:
+            samples: judge on at most so many of the selection samples.
+            timed: measure latency, where the job does not leave it out.
+
+        Raises:
+            OnnxcompError: the spec is malformed, or needs what is not there. What the runtime refuses is a `Measured`
+                that is not sound.
+        """
+        start = time.perf_counter()
+        try:
+            result = self.run(spec)
+            found = self.measurer.candidate(result.graph, samples=samples, timed=timed)
+        except (ModelError, GuaranteeError) as error:
+            return Measured(spec, False, False, error.what, seconds=round(time.perf_counter() - start, 3))
+        return self._measured(spec, found, result.changes, start)
+
+    def final(self, spec: str) -> Measured:
+        """As `trial`, on the samples that judge and with a latency measured as long as the job asks for.
+
+        Raises:
+            OnnxcompError: as `trial`, and where the runtime refuses the result.
+        """
+        start = time.perf_counter()
+        result = self.run(spec)
+        found = self.measurer.final(self.stamped(result.graph, spec), self.job.out.name)
+        return self._measured(spec, found, result.changes, start)
+
+    def write(self, spec: str, path: Path) -> list[Path]:
+        """Write what a spec makes of the source, with its provenance; the files written, the .onnx file first.
+
+        Raises:
+            OnnxcompError: as the passes say.
+            OutputError: the file cannot be written.
+        """
+        return save(self.stamped(self.run(spec).graph, spec), path)
+
+    def stamped(self, graph: Graph, spec: Pipeline | str) -> Graph:
+        """A copy that says where it comes from."""
+        final = graph.clone()
+        marks = stamp(
+            version=__version__,
+            source_sha256=self.source_sha256,
+            spec=str(Pipeline.parse(spec) if isinstance(spec, str) else spec),
+            config_sha256=self.job.options_sha256(),
+        )
+        for key, value in marks.items():
+            final.set_metadata(key, value)
+        return final
+
+    def _measured(self, spec: str, found: Measurements, changes: int, start: float) -> Measured:
+        """A trial's figures; `start`: when it began."""
+        why = unsound(found, self.job.budget)
+        better = found.better(self.stats, self.job.objective)
+        bench, fidelity, accuracy = found.benchmark, found.fidelity, found.accuracy
+        speed = "" if bench is None else f", {1 / bench.speedup:.2f} of the time"
+        gain = "" if better else f"no gain: {found.stats.bytes / max(1, self.stats.bytes):.0%} of the size{speed}"
+        return Measured(
+            spec=spec,
+            sound=not why,
+            better=better,
+            why=why or gain,
+            bytes=found.stats.bytes,
+            macs=found.stats.macs,
+            latency_ms=None if bench is None else bench.after_ms["p50"],
+            latency_ratio=None if bench is None else 1 / bench.speedup,
+            accuracy=None if accuracy is None else accuracy.after,
+            drop=None if accuracy is None else accuracy.drop,
+            sqnr_db=None if fidelity is None else fidelity.worst_db,
+            agreement=None if fidelity is None else fidelity.agreement,
+            changes=changes,
+            seconds=round(time.perf_counter() - start, 3),
+        )

@@ -1,0 +1,165 @@
+"""Is a trial a pure function of its study and its spec? Equal figures, equal files, first passes that run once."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import builders
+import numpy as np
+import pytest
+
+import onnxcomp
+from onnxcomp.errors import UsageError
+from onnxcomp.files import sha256_of
+from onnxcomp.job import Job
+from onnxcomp.manager.base import Pass
+from onnxcomp.manager.prefixes import Kept, Prefixes
+from onnxcomp.manager.registry import find
+from onnxcomp.work.study import Study
+from onnxcomp.work.trial import Measured
+
+CLEAN = "fold-constants,cleanup,fuse-batchnorm"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def job(digits: Path, digits_data: tuple[Path, Path]) -> Job:
+    calibration, test = digits_data
+    return Job(digits, data=calibration, eval_data=test, bench=False, calib_samples=64, eval_samples=100)
+
+
+def test_a_trial_in_another_study_measures_the_same(job: Job) -> None:
+    spec = f"{CLEAN},quantize-qdq"
+    found: list[Measured] = []
+    keys: list[str] = []
+    for asked in (job, pickle.loads(pickle.dumps(job))):
+        with Study.open(asked) as study:
+            keys.append(study.key)
+            found.append(study.trial(spec))
+    assert keys[0] == keys[1]
+    assert replace(found[0], seconds=0) == replace(found[1], seconds=0)
+    first = found[0]
+    assert first.sound and first.better and first.why == ""
+    assert 0 < first.bytes < 0.5 * job.model.stat().st_size
+    assert first.sqnr_db is not None and first.agreement is not None and first.accuracy is not None
+    assert Measured.of_json(json.loads(json.dumps(first.to_json()))) == first
+
+
+def test_a_trial_that_the_passes_before_it_prepared_is_no_other(job: Job) -> None:
+    spec = f"{CLEAN},quantize-weights{{bits=8}}"
+    with Study.open(job) as alone:
+        expected = alone.trial(spec)
+        alone.write(spec, Path("alone.onnx"))
+    with Study.open(job) as study:
+        study.trial(f"{CLEAN},quantize-qdq")
+        study.trial(CLEAN)
+        assert replace(study.trial(spec), seconds=0) == replace(expected, seconds=0)
+        study.write(spec, Path("after.onnx"))
+    assert sha256_of(Path("after.onnx")) == sha256_of(Path("alone.onnx"))
+
+
+def test_what_a_study_writes_is_what_optimize_writes(job: Job) -> None:
+    spec = f"{CLEAN},quantize-qdq"
+    with Study.open(replace(job, passes=spec)) as study:
+        study.write(spec, Path("study.onnx"))
+        final = study.final(spec)
+    report = onnxcomp.optimize(
+        job.model,
+        output="m.onnx",
+        passes=spec,
+        data=job.data,
+        eval_data=job.eval_data,
+        bench=False,
+        calib_samples=64,
+        eval_samples=100,
+    )
+    assert report.output is not None
+    assert report.output.sha256 == sha256_of(Path("study.onnx"))
+    assert report.accuracy is not None and report.accuracy.after == final.accuracy
+    assert report.after.bytes == final.bytes
+
+
+def test_passes_that_specs_begin_with_run_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    for name in CLEAN.split(","):
+        kind: type[Pass] = find(name)
+        original = kind.run
+
+        def run(self, graph, context, original=original):  # type: ignore[no-untyped-def]
+            ran.append(str(self))
+            return original(self, graph, context)
+
+        monkeypatch.setattr(kind, "run", run)
+    with Study.open(job) as study:
+        results = [study.run(f"{CLEAN},{last}") for last in ("quantize-qdq", "quantize-weights{bits=8}")]
+        study.run("cleanup")
+    assert ran == [*CLEAN.split(","), "cleanup"]
+    assert [record.name for record in results[1].records] == [*CLEAN.split(","), "quantize-weights"]
+
+
+def test_local_functions_are_opened_only_for_pipelines_that_rewrite(tmp_path: Path) -> None:
+    model = builders.save(builders.function_model(), tmp_path / "m.onnx")
+    with Study.open(Job(model, bench=False, verify=False)) as study:
+        rewritten = study.run("cleanup,prune-weights{sparsity=0.5}").graph
+        assert study.run("cleanup").graph.functions and not rewritten.functions
+
+
+def test_fewer_samples_judge_where_that_is_asked_for(job: Job) -> None:
+    with Study.open(job) as study:
+        few = study.trial(CLEAN + ",quantize-qdq", samples=4)
+        assert few.agreement in (0, 0.25, 0.5, 0.75, 1)
+        assert few.bytes == study.trial(CLEAN + ",quantize-qdq").bytes
+
+
+def test_what_cannot_be_run_is_a_trial_that_is_not_sound(job: Job) -> None:
+    with Study.open(job) as study:
+        with pytest.raises(UsageError):
+            study.trial("no-such-pass")
+        changed_nothing = study.trial("drop-zero-channels")
+    assert changed_nothing.sound and not changed_nothing.better and changed_nothing.changes == 0
+    assert "no gain" in changed_nothing.why
+
+
+def test_the_key_holds_what_decides_and_no_more(job: Job, tmp_path: Path) -> None:
+    def key(**changes: object) -> str:
+        with Study.open(replace(job, **changes)) as study:  # type: ignore[arg-type]
+            return study.key
+
+    first = key()
+    assert first == key(threads=1) == key(passes="cleanup")
+    other = builders.save(builders.mlp(), tmp_path / "other.onnx")
+    with np.load(job.data) as stored:
+        arrays = dict(stored)
+    np.savez(tmp_path / "same.npz", **arrays)
+    name = next(iter(arrays))
+    np.savez(tmp_path / "data.npz", **{**arrays, name: arrays[name][::-1]})
+    keys = [key(seed=1), key(calib_samples=32), key(data=str(tmp_path / "data.npz"))]
+    with Study.open(Job(other, bench=False)) as study:
+        keys.append(study.key)
+    assert len({first, *keys}) == 5
+
+
+def test_what_is_kept_is_bounded() -> None:
+    graphs = [onnxcomp.load(builders.save(builders.mlp(seed=seed), Path(f"{seed}.onnx"))) for seed in range(4)]
+    source, *others = graphs
+    for graph in others:
+        for constant in graph.constants():
+            constant.values = np.array(constant.values)
+    size = sum(constant.nbytes for constant in others[0].constants())
+    prefixes = Prefixes(source, most_bytes=2 * size)
+    for number, graph in enumerate(others):
+        prefixes.keep("", ("a", str(number)), Kept(source, "", graph))
+        prefixes.keep("", ("a", str(number), "same"), Kept(source, "", graph))
+    assert prefixes.longest("", ("a", "0", "same")) is None
+    assert prefixes.longest("", ("a", "1", "same")) is not None
+    few = Prefixes(source, most_graphs=1)
+    few.keep("", ("a",), Kept(source, "", source))
+    few.keep("", ("a", "b"), Kept(source, "", source))
+    assert few.longest("", ("a", "c")) is None and few.longest("", ("a", "b")) is not None
