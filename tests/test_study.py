@@ -107,7 +107,7 @@ def test_passes_that_specs_begin_with_run_once(job: Job, monkeypatch: pytest.Mon
 def test_local_functions_are_opened_only_for_pipelines_that_rewrite(tmp_path: Path) -> None:
     model = builders.save(builders.function_model(), tmp_path / "m.onnx")
     with Study.open(Job(model, bench=False, verify=False)) as study:
-        rewritten = study.run("cleanup,prune-weights{sparsity=0.5}").graph
+        rewritten = study.run("cleanup,prune-weights{ratio=0.5}").graph
         assert study.run("cleanup").graph.functions and not rewritten.functions
 
 
