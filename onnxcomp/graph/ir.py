@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -464,6 +464,13 @@ class Graph:
         from onnxcomp.graph.clone import clone  # it builds the classes of this module
 
         return clone(self)
+
+    def become(self, other: Graph) -> None:
+        """Take over the contents of another model, which must not be used any more."""
+        for body in other._bodies:
+            body.parent = self if body.parent is other else body.parent
+        for item in fields(self):
+            setattr(self, item.name, getattr(other, item.name))
 
     def operators(self) -> dict[str, int]:
         """How many nodes of each operator, bodies included, by name."""

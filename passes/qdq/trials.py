@@ -45,7 +45,7 @@ class Trials:
     def written(self, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Layer]) -> Graph:
         """A copy of the graph with the plan written into it, weights as they are."""
         copy = self.graph.clone()
-        write(copy, self.target, *_moved(copy, plan, grids, layers))
+        write(copy, self.target, *moved(copy, plan, grids, layers))
         return copy
 
     def sqnr_db(self, graph: Graph) -> float:
@@ -77,7 +77,7 @@ def write(
     return written
 
 
-def _moved(
+def moved(
     copy: Graph, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Layer]
 ) -> tuple[Plan, dict[Variable, Grid], dict[Node, Layer]]:
     """The same plan in terms of the copy's nodes and tensors, found by their names."""
@@ -88,7 +88,7 @@ def _moved(
         found: Variable = tensors[tensor.name]
         return found
 
-    moved = Plan(
+    there = Plan(
         weighted={nodes[n.name]: weight for n, weight in plan.weighted.items()},
         joined={nodes[n.name]: ports for n, ports in plan.joined.items()},
         moving=[nodes[n.name] for n in plan.moving],
@@ -99,7 +99,7 @@ def _moved(
         fenced=set(plan.fenced),
     )
     return (
-        moved,
+        there,
         {at(t): grids[t] for t in plan.tensors},
         {nodes[n.name]: replace(layers[n], node=nodes[n.name]) for n in plan.weighted},
     )
