@@ -149,6 +149,7 @@ class Allocator:
             if np.allclose(again, weights, atol=0.05):
                 break
             weights = again
+        assert kept is not None
         return self._polished(kept, goal, limits)
 
     def front(self, goal: Goal, limits: Limits, points: int) -> list[Assignment]:
