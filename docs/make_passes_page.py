@@ -12,6 +12,7 @@ from onnxcomp.manager import registry
 from onnxcomp.manager.base import Guarantee, Pass
 from onnxcomp.manager.options import OptionInfo, describe
 from onnxcomp.manager.spelling import format_value
+from onnxcomp.report.passes import search_words
 
 PAGE = Path(__file__).resolve().parent / "passes.md"
 
@@ -40,6 +41,11 @@ def section(cls: type[Pass]) -> str:
     lines = [f"## {cls.name}", "", inspect.getdoc(cls) or "", "", promise(cls) + (f" Needs {needs}." if needs else "")]
     if options:
         lines += ["", "| option | type | default | meaning |", "|---|---|---|---|", *map(row, options)]
+    tried = [f"`{option.name}`: {option.search}" for option in options if option.search]
+    if tried:
+        lines += ["", f"A search tries {'; '.join(tried)}."]
+    if words := search_words(cls):
+        lines += ["", words]
     return "\n".join([*lines, ""])
 
 

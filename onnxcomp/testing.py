@@ -21,6 +21,7 @@ from onnxcomp.graph.ir import Array, Graph, Node, Tensor
 from onnxcomp.graph.shapes import check_structure
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, SampleSource
 from onnxcomp.manager.guarantee import interface_of
+from onnxcomp.manager.options import searched
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
 from onnxcomp.manager.spec import parse_passes
 
@@ -86,6 +87,7 @@ def _check_declaration(item: Pass) -> None:
         parameters is not None and parameters.frozen and "__dataclass_params__" in vars(cls), f"{name}: not frozen"
     )
     _require(bool(inspect.cleandoc(cls.__doc__ or "")), f"{name}: its class has no docstring")
+    searched(cls)  # raises where what a search may try does not fit
     for field in dataclasses.fields(cls):
         _require(bool(field.metadata.get("doc")), f"{name}: option {field.name} has no help text")
     (parsed,) = parse_passes(str(item), lambda _: cls)

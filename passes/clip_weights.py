@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxcomp.errors import UsageError
 from onnxcomp.graph.ir import Array, Constant, Graph
-from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, WeightUse, option
+from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, Range, WeightUse, option
 
 BLOCK_ELEMENTS = 2**22  # rows are worked on a block of about this many weights at a time
 COARSE, FINE, ZOOMS = 24, 8, 2  # candidates of the first search, of each closer look, and how many of those
@@ -31,11 +31,29 @@ class ClipWeights(Pass):
     name: ClassVar[str] = "clip-weights"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
 
-    method: Literal["absolute", "percentile", "sigma", "mse", "soft"] = option("mse", "how the bound is found")
+    method: Literal["absolute", "percentile", "sigma", "mse", "soft"] = option(
+        "mse", "how the bound is found", search=("mse", "percentile", "sigma")
+    )
     threshold: float | None = option(None, "the bound of absolute, the step of soft, in units of the weights", above=0)
-    percentile: float = option(99.9, "percentile of the magnitudes", above=0, maximum=100)
-    sigma: float = option(3.0, "standard deviations from the mean", above=0)
-    bits: int = option(8, "for mse: bits of the symmetric integers the weights are to become", minimum=2, maximum=16)
+    percentile: float = option(
+        99.9,
+        "percentile of the magnitudes",
+        above=0,
+        maximum=100,
+        search=Range(98.0, 99.99),
+        when={"method": ("percentile",)},
+    )
+    sigma: float = option(
+        3.0, "standard deviations from the mean", above=0, search=Range(2.5, 6.0), when={"method": ("sigma",)}
+    )
+    bits: int = option(
+        8,
+        "for mse: bits of the symmetric integers the weights are to become",
+        minimum=2,
+        maximum=16,
+        search=(8, 4),
+        when={"method": ("mse",)},
+    )
     per_channel: bool = option(True, "a bound for every output channel instead of one for the tensor")
 
     def validate(self) -> None:

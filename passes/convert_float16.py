@@ -17,7 +17,7 @@ from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.port_types import HALF, Port, made_from_attributes, ports, takes_half
 from onnxcomp.graph.positions import positional
 from onnxcomp.graph.types import Shapes, TensorType
-from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, option
+from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, Stage, option
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.ops.record import no_macs
 from onnxcomp.runtime.activations import Activation, collect
@@ -53,12 +53,16 @@ class ConvertFloat16(Pass):
 
     name: ClassVar[str] = "convert-float16"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
+    stage: ClassVar[Stage] = Stage.STORED
+    targets: ClassVar[frozenset[str]] = frozenset({"cuda"})
 
     headroom: float = option(
         4.0, "a tensor stays float32 when this times its largest value on the calibration data exceeds 65504", minimum=1
     )
     constants: Literal["keep", "saturate"] = option(
-        "keep", "a constant beyond 65504: keep its nodes float32, or saturate it well inside (masks of -3.4e38)"
+        "keep",
+        "a constant beyond 65504: keep its nodes float32, or saturate it well inside (masks of -3.4e38)",
+        search=("keep", "saturate"),
     )
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:

@@ -12,7 +12,7 @@ from onnxcomp.errors import UsageError
 from onnxcomp.files import scratch
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.literals import lift_weights
-from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, Stage, option
 from onnxcomp.passes.training import gradual, quantized
 from onnxcomp.passes.training.material import gather, rehearsal, samples_of
 from onnxcomp.passes.training.objective import Aim, Pair, pairs
@@ -43,12 +43,19 @@ class Distill(Pass):
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA, Need.TRAINING})
 
     epochs: float | None = option(
-        None, "times every training sample is seen; 1 where steps is not given", above=0.0, maximum=100_000
+        None,
+        "times every training sample is seen; 1 where steps is not given",
+        above=0.0,
+        maximum=100_000,
+        search=Range(0.5, 8.0, log=True),
     )
     steps: int | None = option(None, "batches to train on, in place of epochs", minimum=1, maximum=10_000_000)
     batch: int = option(64, "samples a step; fixed by the model where its inputs are", minimum=1, maximum=1_000_000)
     lr: float | None = option(
-        None, "learning rate after warm-up; 0.005, and smaller ones where that brings nothing", above=0.0
+        None,
+        "learning rate after warm-up; 0.005, and smaller ones where that brings nothing",
+        above=0.0,
+        search=(None, 0.002, 0.01, 0.02),
     )
     scaled: bool = option(True, "lr is a share of each tensor's own RMS, with adamw; false: the same step for all")
     optimizer: Literal["adamw", "sgd"] = option("adamw", "AdamW, or SGD with momentum")
@@ -76,8 +83,10 @@ class Distill(Pass):
     augment: tuple[Way, ...] = option((), "views of pictures, teacher and student the same: flip, crop, or both")
     padding: int = option(4, "pixels that crop may shift", minimum=1)
 
-    bits: Literal[0, 1, 2, 3, 4, 5, 6, 7, 8] = option(0, "bits of weights; 1: binary; 0: float")
-    activation_bits: Literal[0, 2, 3, 4, 5, 6, 7, 8] = option(0, "bits of activations; 0: float")
+    bits: Literal[0, 1, 2, 3, 4, 5, 6, 7, 8] = option(0, "bits of weights; 1: binary; 0: float", search=(0, 8, 4, 2))
+    activation_bits: Literal[0, 2, 3, 4, 5, 6, 7, 8] = option(
+        0, "bits of activations; 0: float", search=(0, 8), when={"bits": (8, 4, 2)}
+    )
     edge_bits: Literal[0, 1, 2, 3, 4, 5, 6, 7, 8] = option(
         8, "least bits of the first and the last layer where activations are quantized, as LSQ does; 0: as all others"
     )
@@ -116,6 +125,10 @@ class Distill(Pass):
             raise self._wrong("features and loss belong to a teacher", "leave them out")
         if self.bits == 1 and self.sparsity is not None:
             raise self._wrong("binary weights are never zero", "leave sparsity out, or give bits=2")
+
+    def belongs(self) -> Stage:
+        """Among those that write integers where it does."""
+        return Stage.INTEGER if self.bits or self.activation_bits else Stage.FLOAT
 
     def required(self) -> frozenset[Need]:
         """Labels as well where nothing else teaches."""

@@ -11,7 +11,7 @@ from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.branches import Branch, branches, innermost
 from onnxcomp.graph.cost import parameter_elements
 from onnxcomp.graph.ir import Constant, Graph, Node
-from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, option
 from onnxcomp.passes.structure.allocate import EXPONENT
 from onnxcomp.passes.structure.blocks import branch_errors, drop_all, without
 from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases
@@ -36,8 +36,15 @@ class PruneBlocks(Pass):
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
-    count: int | None = option(None, "branches to remove", minimum=1)
-    macs: float | None = option(None, "share of multiply-accumulates kept at most", above=0.0, below=1.0)
+    count: int | None = option(None, "branches to remove", minimum=1, search=Range(1, 3), one_of="target")
+    macs: float | None = option(
+        None,
+        "share of multiply-accumulates kept at most",
+        above=0.0,
+        below=1.0,
+        search=Range(0.6, 0.95),
+        one_of="target",
+    )
     params: float | None = option(None, "share of parameters kept at most", above=0.0, below=1.0)
     latency: float | None = option(None, "share of the time kept at most, measured here", above=0.0, below=1.0)
     max_error: float = option(

@@ -17,7 +17,7 @@ from onnxcomp.graph.coupling import streams
 from onnxcomp.graph.coupling.analysis import Coupling, Group, analyse, release
 from onnxcomp.graph.coupling.costing import Costing
 from onnxcomp.graph.ir import Graph, Node
-from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, option
 from onnxcomp.passes.structure.allocate import EXPONENT, Choice, allowed_counts, channels_each
 from onnxcomp.passes.structure.blocks import branch_errors
 from onnxcomp.passes.structure.elimination import Curve
@@ -52,9 +52,30 @@ class PruneChannels(Pass):
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
 
     ratio: float | None = option(None, "share of channels, heads and neurons to remove", above=0.0, below=1.0)
-    macs: float | None = option(None, "share of multiply-accumulates kept at most", above=0.0, below=1.0)
-    params: float | None = option(None, "share of parameters kept at most", above=0.0, below=1.0)
-    latency: float | None = option(None, "share of the time kept at most, measured here", above=0.0, below=1.0)
+    macs: float | None = option(
+        None,
+        "share of multiply-accumulates kept at most",
+        above=0.0,
+        below=1.0,
+        search=Range(0.3, 0.97),
+        one_of="target",
+    )
+    params: float | None = option(
+        None,
+        "share of parameters kept at most",
+        above=0.0,
+        below=1.0,
+        search=Range(0.05, 0.97, log=True),
+        one_of="target",
+    )
+    latency: float | None = option(
+        None,
+        "share of the time kept at most, measured here",
+        above=0.0,
+        below=1.0,
+        search=Range(0.4, 0.97),
+        one_of="target",
+    )
     keep: tuple[str, ...] = option((), 'widths by node, as "GLOB:16": channels, neurons or heads that stay')
     importance: Literal["auto", "l1", "l2", "fpgm", "bn", "random", "activation", "reconstruction", "taylor"] = option(
         "auto", "how units are ranked; auto: reconstruction with data, l2 without; taylor: by gradients, with labels"
@@ -64,7 +85,7 @@ class PruneChannels(Pass):
         "auto", "widths are multiples of this; auto: 8 for TensorRT, on CPU a kernel's block where it costs little"
     )
     min_keep: int = option(1, "fewest channels that stay in a layer", minimum=1)
-    streams: bool = option(False, "also channels that several layers add up (residual streams)")
+    streams: bool = option(False, "also channels that several layers add up (residual streams)", search=(False, True))
     blocks: bool = option(True, "whole residual branches may leave too, where that costs less (macs, params, latency)")
     compensate: bool = option(True, "solve the remaining weights again, whenever there is calibration data")
     damping: float = option(2e-3, "ridge of the refit, as a share of the mean diagonal of E[x x^T]", above=0.0)

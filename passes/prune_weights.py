@@ -41,13 +41,16 @@ class PruneWeights(Pass):
 
     name: ClassVar[str] = "prune-weights"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
+    targets: ClassVar[frozenset[str]] = frozenset({"tensorrt"})  # elsewhere zeros make no file or kernel better
 
     ratio: float | None = option(None, "share of the weights to remove, at least", above=0.0, maximum=1.0)
     threshold: float | None = option(None, "remove weights whose magnitude is below this", above=0.0)
     mean_scale: float | None = option(None, "remove weights below this times their tensor's mean magnitude", above=0.0)
     keep: int | None = option(None, "how many weights stay (with scope=layer: of each tensor)", minimum=0)
     min_norm: float | None = option(None, "remove tensors whose Euclidean norm is below this", above=0.0)
-    pattern: str | None = option(None, "n:m, at most n of every m neighbours along the input channels stay; 2:4")
+    pattern: str | None = option(
+        None, "n:m, at most n of every m neighbours along the input channels stay; 2:4", search=("2:4",)
+    )
     importance: Literal["auto", "magnitude", "wanda", "random", "obs"] = option(
         "auto", "what ranks weights; auto is obs where survivors are refitted, else magnitude"
     )

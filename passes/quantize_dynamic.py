@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import ONNX_DOMAIN, Array, Constant, Graph, Node, Variable, elem_type
-from onnxcomp.manager.base import CostModel, Guarantee, Outcome, Pass, PassContext, WeightUse, option
+from onnxcomp.manager.base import CostModel, Guarantee, Outcome, Pass, PassContext, Range, Stage, WeightUse, option
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.passes.weights import recurrent
 from onnxcomp.passes.weights.attention import attention_refusal, write_attention
@@ -41,19 +41,26 @@ class QuantizeDynamic(Pass):
 
     name: ClassVar[str] = "quantize-dynamic"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
+    stage: ClassVar[Stage] = Stage.INTEGER
+    targets: ClassVar[frozenset[str]] = frozenset({"cpu"})
 
     isa: Literal["portable", "native"] = option(
         "portable", "weights safe on every x86, or best on CPUs with VNNI (and ARM)"
     )
     embeddings: bool = option(True, "store tables that are looked up by row in int8, too")
     smooth: float = option(
-        0.7, "how much of the range of activations moves into weights; 0 leaves it", minimum=0, maximum=1
+        0.7,
+        "how much of the range of activations moves into weights; 0 leaves it",
+        minimum=0,
+        maximum=1,
+        search=Range(0.0, 0.9),
     )
     protect: float = option(
         0.0,
         "share of the products' work, the most sensitive first, done in 8-bit blocks (MatMulNBits): exact but slower",
         minimum=0,
         maximum=1,
+        search=Range(0.0, 1.0),
     )
     least: int = option(4096, "elements of the smallest weight worth it", minimum=1)
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from onnxcomp.errors import DataError
 from onnxcomp.graph.ir import Graph
-from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, Stage, option
 from onnxcomp.passes.qdq.quantizer import Quantizer
 from onnxcomp.targets.table import find
 
@@ -23,9 +23,13 @@ class QuantizeQdq(Pass):
 
     name: ClassVar[str] = "quantize-qdq"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
+    stage: ClassVar[Stage] = Stage.INTEGER
+    targets: ClassVar[frozenset[str]] = frozenset({"cpu", "tensorrt"})
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
-    activations: Literal["minmax", "percentile", "entropy", "mse"] = option("mse", "how activation ranges are chosen")
+    activations: Literal["minmax", "percentile", "entropy", "mse"] = option(
+        "mse", "how activation ranges are chosen", search=("mse", "minmax", "percentile", "entropy")
+    )
     percentile: float = option(
         99.999, "share of values inside the range, for activations=percentile", above=50, maximum=100
     )
@@ -41,9 +45,12 @@ class QuantizeQdq(Pass):
     placement: Literal["measured", "table"] = option(
         "measured",
         "integers where they are faster on this machine (where times are known), or wherever a kernel exists",
+        search=("measured", "table"),
     )
     min_sqnr: float = option(
-        20.0, "dB that the outputs keep before refinement: layers that cost most stay float; 0 lets all run on integers"
+        20.0,
+        "dB that the outputs keep before refinement: layers that cost most stay float; 0 lets all run on integers",
+        search=Range(0.0, 30.0),
     )
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:

@@ -13,7 +13,7 @@ from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coded import PACKING_OPSET, Coded, CodedWriter
 from onnxcomp.graph.ir import Array, Constant, Graph
 from onnxcomp.graph.rounding import Levels
-from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Stage, option
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.passes.weights.codebook import learn_levels, nearest_level
 from onnxcomp.passes.weights.coders import Coder, Error
@@ -44,21 +44,31 @@ class QuantizeWeights(Pass):
 
     name: ClassVar[str] = "quantize-weights"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
+    stage: ClassVar[Stage] = Stage.INTEGER
+    targets: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
 
-    bits: Literal[8, 4, 2] = option(8, "bits an integer takes; a codebook has 2**bits levels unless clusters says else")
+    bits: Literal[8, 4, 2] = option(
+        8, "bits an integer takes; a codebook has 2**bits levels unless clusters says else", search=(8, 4, 2)
+    )
     block: int | None = option(
         None,
         "elements along a row that share a scale, 0 for whole rows; by default 32 below 8 bits, and for 8 bits whole "
         "rows but for products, which run faster in blocks",
         minimum=0,
+        search=(None, 0, 16, 32, 64, 128),
+        when={"form": ("integer",)},
     )
-    form: Literal["integer", "binary", "ternary", "codebook"] = option("integer", "what the codes stand for")
+    form: Literal["integer", "binary", "ternary", "codebook"] = option(
+        "integer", "what the codes stand for", search=("integer", "codebook")
+    )
     scale: Literal["float", "pow2"] = option("float", "any scale, or powers of two only")
     low: int | None = option(None, "lowest integer, with high in place of bits", minimum=-128, maximum=0)
     high: int | None = option(None, "highest integer, with low in place of bits", minimum=0, maximum=255)
     clusters: int = option(0, "levels of a codebook; 0 means 2**bits", minimum=0, maximum=256)
     embeddings: bool = option(True, "tables that are looked up by row, too")
-    decoded: bool = option(True, "weights that no kernel reads as integers, too: decoded when the model is loaded")
+    decoded: bool = option(
+        True, "weights that no kernel reads as integers, too: decoded when the model is loaded", search=(True, False)
+    )
     error: Literal["auto", "round", "mse", "gptq"] = option(
         "auto", "least error by rounding, by scale (mse), of the layer's output (gptq); auto: gptq where data is given"
     )

@@ -12,7 +12,7 @@ import numpy as np
 from onnxcomp.graph.coded import Coded, CodedWriter, take_over
 from onnxcomp.graph.ir import Array, Constant, Graph, elem_type
 from onnxcomp.graph.rounding import Levels
-from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, SampleSource, option
+from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, Range, SampleSource, Stage, option
 from onnxcomp.passes.weights.coders import IntegerCoder
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.sources import described, reader, stored_weights
@@ -44,9 +44,14 @@ class StoreWeights(Pass):
 
     name: ClassVar[str] = "store-weights"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
+    stage: ClassVar[Stage] = Stage.STORED
+    targets: ClassVar[frozenset[str]] = frozenset({"cpu"})
 
     least_sqnr: float = option(
-        30.0, "dB that the outputs keep, beside the error that is there already; 0 takes 8 bits everywhere", minimum=0
+        30.0,
+        "dB that the outputs keep, beside the error that is there already; 0 takes 8 bits everywhere",
+        minimum=0,
+        search=Range(0.0, 50.0),
     )
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:

@@ -11,21 +11,32 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from onnxcomp.errors import EnvironmentLacksError, UsageError
 from onnxcomp.graph.ir import Constant, Graph, Node
-from onnxcomp.manager.options import checked, option
+from onnxcomp.manager.options import Range, checked, option
 from onnxcomp.manager.spelling import spelled
 from onnxcomp.ops.facts import Operators, Weight, load_operators, no_weights
 from onnxcomp.results import Change, Skip, TrainingRecord
 from onnxcomp.runtime.memory import Memory
 from onnxcomp.runtime.progress import SILENT, Progress
 
-__all__ = ["Guarantee", "Need", "Outcome", "Pass", "PassContext", "SampleSource", "WeightUse", "option"]
+__all__ = [
+    "Guarantee",
+    "Need",
+    "Outcome",
+    "Pass",
+    "PassContext",
+    "Range",
+    "SampleSource",
+    "Stage",
+    "WeightUse",
+    "option",
+]
 
 
 class Guarantee(Enum):
@@ -42,6 +53,15 @@ class Need(Enum):
     DATA = "calibration data"
     LABELS = "labels"
     TRAINING = "training"
+
+
+class Stage(IntEnum):
+    """Where in a pipeline a pass makes sense: those of an earlier stage first, those of one stage in any order."""
+
+    CLEAN = 0  # the model computes what it did, in fewer nodes
+    FLOAT = 1  # weights change, or are fewer, and are floats still
+    INTEGER = 2  # weights and activations become integers; what one pass took another leaves alone
+    STORED = 3  # what is float still takes fewer bits in the file
 
 
 class SampleSource(Protocol):
@@ -172,12 +192,19 @@ class Pass(ABC):
         guarantee: what it promises; override `promises` where that depends on options.
         tolerance: for CLOSE, the largest error of an output relative to the output's largest magnitude.
         needs: what it cannot work without; override `required` where that depends on options.
+        stage: where a search places it; by default in CLEAN, a lossy pass in FLOAT; override `belongs` where that
+            depends on options.
+        targets: the deployment targets that a search tries it for; None: all.
+        unsearched: why a search leaves it alone, in a clause; empty where it tries the pass.
     """
 
     name: ClassVar[str]
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
     tolerance: ClassVar[float] = 1e-4
     needs: ClassVar[frozenset[Need]] = frozenset()
+    stage: ClassVar[Stage | None] = None
+    targets: ClassVar[frozenset[str] | None] = None
+    unsearched: ClassVar[str] = ""
 
     include: tuple[str, ...] = dataclasses.field(
         default=(), kw_only=True, metadata={"doc": "globs of node or weight names to work on; empty means all"}
@@ -204,6 +231,12 @@ class Pass(ABC):
     def required(self) -> frozenset[Need]:
         """What these options need."""
         return self.needs
+
+    def belongs(self) -> Stage:
+        """The stage under these options."""
+        if self.stage is not None:
+            return self.stage
+        return Stage.FLOAT if self.guarantee is Guarantee.LOSSY else Stage.CLEAN
 
     def provide(self, progress: Progress) -> None:
         """Make sure that what `Need.TRAINING` stands for is there; called before any pass runs.

@@ -8,7 +8,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
@@ -22,6 +22,27 @@ class Bare:
     text: str
 
 
+@dataclass(frozen=True)
+class Range:
+    """Numbers that a search may try for an option, both ends included; `log`: a factor counts as much anywhere."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise UsageError(f"a range goes from a lower to a higher number, not {self}", where="option(search=...)")
+        if self.log and self.low <= 0:
+            raise UsageError(f"a range by factors starts above 0, not {self}", where="option(search=...)")
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}" + (" by factors" if self.log else "")
+
+
+Tried = Range | tuple[Any, ...]  # numbers between two ends, or choices
+
+
 def option(
     default: Any,
     doc: str,
@@ -30,37 +51,118 @@ def option(
     maximum: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    search: Tried | None = None,
+    when: Mapping[str, tuple[Any, ...]] | None = None,
+    one_of: str = "",
 ) -> Any:
-    """Declare an option of a pass: a dataclass field with its help text and bounds.
+    """Declare an option of a pass: a dataclass field with its help text, its bounds, and what a search may try.
 
     Args:
         default: value when the option is not given.
         doc: one line of help; names the unit.
         minimum, maximum: inclusive bounds of a number.
         above, below: exclusive bounds of a number.
+        search: what a search may try: choices, None among them where the option may be left out, or a `Range`.
+        when: tried only where another option, declared before, has one of these values.
+        one_of: a word that this option shares with others, of which a search gives exactly one.
     """
     bounds = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    given = {key: bound for key, bound in bounds.items() if bound is not None}
+    given: dict[str, Any] = {key: bound for key, bound in bounds.items() if bound is not None}
+    if search is not None:
+        given |= {"search": search, "when": dict(when or {}), "one_of": one_of}
     return dataclasses.field(default=default, metadata={"doc": doc, **given})
 
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """One option as help pages show it."""
+    """One option as help pages show it. `search`: what a search tries, in words; empty where it leaves the option."""
 
     name: str
     type: str
     default: Any
     doc: str
+    search: str = ""
 
 
 def describe(cls: type[Any]) -> list[OptionInfo]:
     """The options of a pass class, in order of declaration."""
     hints = typing.get_type_hints(cls)
     return [
-        OptionInfo(f.name, type_name(hints[f.name]), f.default, str(f.metadata.get("doc", "")))
+        OptionInfo(f.name, type_name(hints[f.name]), f.default, str(f.metadata.get("doc", "")), _search_text(f))
         for f in dataclasses.fields(cls)
     ]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """An option that a search may set.
+
+    Attributes:
+        name: of the option.
+        values: choices, or a range.
+        whole: whether the numbers of a range are whole.
+        when: it is set only where each of these options has one of these values.
+        one_of: of the options with this word exactly one is set; empty: it stands alone.
+    """
+
+    name: str
+    values: Tried
+    whole: bool
+    when: Mapping[str, tuple[Any, ...]]
+    one_of: str
+
+
+def searched(cls: type[Any]) -> tuple[Searched, ...]:
+    """What a search may set of a pass, in order of declaration.
+
+    Raises:
+        UsageError: a value does not fit the option's type or bounds, or `when` names no option that is searched before.
+    """
+    hints = typing.get_type_hints(cls)
+    found: list[Searched] = []
+    for item in dataclasses.fields(cls):
+        if "search" not in item.metadata:
+            continue
+        values, when = item.metadata["search"], item.metadata["when"]
+        ends = (values.low, values.high) if isinstance(values, Range) else values
+        if not ends or len(set(map(repr, ends))) < len(ends):
+            raise _unfit(cls, item.name, "its choices are none, or one twice")
+        for value in ends:
+            checked(cls, cls.name, item, hints[item.name], value)
+        for other, wanted in when.items():
+            before = next((one for one in found if one.name == other), None)
+            if before is None or isinstance(before.values, Range) or not set(wanted) <= set(before.values):
+                raise _unfit(cls, item.name, f"it depends on {other}={wanted}, which is not tried before it")
+        found.append(Searched(item.name, values, _is_whole(hints[item.name]), when, item.metadata["one_of"]))
+    return tuple(found)
+
+
+def _unfit(cls: type[Any], name: str, what: str) -> UsageError:
+    return UsageError(f"{cls.name}: what a search may try for {name} is wrong: {what}", where=f"pass {cls.name}")
+
+
+def _is_whole(hint: Any) -> bool:
+    """Whether numbers of a type are whole ones."""
+    return hint is int or (get_origin(hint) in (types.UnionType, typing.Union) and int in get_args(hint))
+
+
+def _search_text(item: dataclasses.Field[Any]) -> str:
+    """What a search tries for an option, as a person reads it."""
+    if "search" not in item.metadata:
+        return ""
+    values, when = item.metadata["search"], item.metadata["when"]
+    text = str(values) if isinstance(values, Range) else ", ".join(map(_word, values))
+    for other, wanted in when.items():
+        text += f", where {other} is {' or '.join(map(_word, wanted))}"
+    return text
+
+
+def _word(value: Any) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def type_name(hint: Any) -> str:

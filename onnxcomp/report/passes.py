@@ -31,13 +31,20 @@ def show_one(cls: type[Pass], console: Console) -> None:
     console.print(Text(f"outputs: {cls.guarantee.value}{promise}   needs: {_needs(cls.needs)}\n"))
     rows = [(item.name, item.type, default_text(item), item.doc) for item in describe(cls)]
     console.print(table(("option", "takes", "default", "meaning"), rows, prose=(1, 3)))
+    tried = [(item.name, item.search) for item in describe(cls) if item.search]
+    if tried:
+        console.print()
+        console.print(table(("option", "a search tries"), tried, prose=(1,)))
+    for line in filter(None, [search_words(cls)]):
+        console.print(Text(f"\n{line}"), soft_wrap=not console.is_terminal)
     console.print(Text(f"\nexample: --passes '{_example(cls)}'", style="dim"))
 
 
 def described(cls: type[Pass]) -> dict[str, Any]:
     """JSON-ready: what a pass does, promises and needs, and its options."""
     options = [
-        {"name": item.name, "type": item.type, "default": item.default, "help": item.doc} for item in describe(cls)
+        {"name": item.name, "type": item.type, "default": item.default, "help": item.doc, "search": item.search}
+        for item in describe(cls)
     ]
     return {
         "name": cls.name,
@@ -46,6 +53,13 @@ def described(cls: type[Pass]) -> dict[str, Any]:
         "help": inspect.getdoc(cls) or "",
         "options": options,
     }
+
+
+def search_words(cls: type[Pass]) -> str:
+    """Whether a search tries a pass at all, and for which targets; empty where it does, for all of them."""
+    if cls.unsearched:
+        return f"A search leaves it alone: {cls.unsearched}."
+    return f"A search tries it for {' and '.join(sorted(cls.targets))} only." if cls.targets is not None else ""
 
 
 def first_line(cls: type[Pass]) -> str:
