@@ -50,6 +50,9 @@ class QuantizeWeights(Pass):
     bits: Literal[8, 4, 2] = option(
         8, "bits an integer takes; a codebook has 2**bits levels unless clusters says else", search=(8, 4, 2)
     )
+    form: Literal["integer", "binary", "ternary", "codebook"] = option(
+        "integer", "what the codes stand for", search=("integer", "codebook")
+    )
     block: int | None = option(
         None,
         "elements along a row that share a scale, 0 for whole rows; by default 32 below 8 bits, and for 8 bits whole "
@@ -57,9 +60,6 @@ class QuantizeWeights(Pass):
         minimum=0,
         search=(None, 0, 16, 32, 64, 128),
         when={"form": ("integer",)},
-    )
-    form: Literal["integer", "binary", "ternary", "codebook"] = option(
-        "integer", "what the codes stand for", search=("integer", "codebook")
     )
     scale: Literal["float", "pow2"] = option("float", "any scale, or powers of two only")
     low: int | None = option(None, "lowest integer, with high in place of bits", minimum=-128, maximum=0)

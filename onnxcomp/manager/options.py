@@ -154,7 +154,7 @@ def _search_text(item: dataclasses.Field[Any]) -> str:
     text = str(values) if isinstance(values, Range) else ", ".join(map(_word, values))
     for other, wanted in when.items():
         text += f", where {other} is {' or '.join(map(_word, wanted))}"
-    return text
+    return text + (f", one {item.metadata['one_of']} at a time" if item.metadata["one_of"] else "")
 
 
 def _word(value: Any) -> str:
