@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxcomp.errors import EnvironmentLacksError, UsageError
 from onnxcomp.graph.ir import Constant, Graph, Node
-from onnxcomp.manager.options import Range, checked, option
+from onnxcomp.manager.options import Range, checked, hints_of, option
 from onnxcomp.manager.spelling import spelled
 from onnxcomp.ops.facts import Operators, Weight, load_operators, no_weights
 from onnxcomp.results import Change, Skip, TrainingRecord
@@ -214,7 +214,7 @@ class Pass(ABC):
     )
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = hints_of(type(self))
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if value is not item.default:

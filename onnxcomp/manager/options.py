@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 import types
@@ -84,9 +85,15 @@ class OptionInfo:
     search: str = ""
 
 
+@functools.cache
+def hints_of(cls: type[Any]) -> dict[str, Any]:
+    """The types of a pass's options; evaluated once, since every point of a search makes passes anew."""
+    return typing.get_type_hints(cls)
+
+
 def describe(cls: type[Any]) -> list[OptionInfo]:
     """The options of a pass class, in order of declaration."""
-    hints = typing.get_type_hints(cls)
+    hints = hints_of(cls)
     return [
         OptionInfo(f.name, type_name(hints[f.name]), f.default, str(f.metadata.get("doc", "")), _search_text(f))
         for f in dataclasses.fields(cls)
@@ -118,7 +125,7 @@ def searched(cls: type[Any]) -> tuple[Searched, ...]:
     Raises:
         UsageError: a value does not fit the option's type or bounds, or `when` names no option that is searched before.
     """
-    hints = typing.get_type_hints(cls)
+    hints = hints_of(cls)
     found: list[Searched] = []
     for item in dataclasses.fields(cls):
         if "search" not in item.metadata:

@@ -199,9 +199,9 @@ class Space:
         for dimension in self.dimensions:
             if dimension.active(point):
                 point[dimension.name] = dimension.fit(_told(dimension, told, places))
-        for item in rest:
-            if (again := next(p for p in self.passes(point) if p.name == item.name)) != item:
-                raise _not_here(item, f"nearest is {again}")
+        for again in self.passes(point)[len(self.prefix) :]:
+            if again != told[again.name]:
+                raise _not_here(told[again.name], f"nearest is {again}")
         return point
 
     @staticmethod
@@ -235,8 +235,12 @@ def space_of(
     for name in without:
         if name not in known:
             raise UsageError(f"there is no pass {name!r}", where="--without", do="see onnxcomp passes for the list")
-    for index, name in enumerate(known):
-        cls = find(name)
+    classes = {name: find(name) for name in known}  # looking at what is installed takes a while
+
+    def quick(name: str) -> type[Pass]:
+        return classes[name] if name in classes else find(name)
+
+    for index, (name, cls) in enumerate(classes.items()):
         options = searched(cls)
         why = _why_not(cls, options, target, data, labels, training)
         if name in without:
@@ -246,7 +250,7 @@ def space_of(
         elif cls.guarantee is Guarantee.LOSSY:
             moves.append(Move(cls, options, index))
     plain = recipes.PLAIN if target == "cpu" else recipes.CLEAN
-    return Space(parse_passes(plain, find), tuple(moves), left, find)
+    return Space(parse_passes(plain, quick), tuple(moves), left, quick)
 
 
 def _why_not(
