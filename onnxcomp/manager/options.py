@@ -85,9 +85,13 @@ class OptionInfo:
     search: str = ""
 
 
-@functools.cache
-def hints_of(cls: type[Any]) -> dict[str, Any]:
+def hints_of(cls: Any) -> dict[str, Any]:
     """The types of a pass's options; evaluated once, since every point of a search makes passes anew."""
+    return _hints(cls)
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 

@@ -90,7 +90,7 @@ class Move:
 
     def dimensions(self, places: int) -> Iterator[Dimension]:
         """What a point says of it; `places` are those of its stage."""
-        defaults = {item.name: item.default for item in dataclasses.fields(self.cls)}
+        defaults: dict[str, Any] = {item.name: item.default for item in dataclasses.fields(self.cls)}
         here = {self.name: (True,)}
         yield Dimension(self.name, (False, True), False)
         if places > 1:
