@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"passes", "verify", "report", "distill"},
     {"job"},
     {"config"},
-    {"recipes", "measure", "places", "material"},
+    {"recipes", "places"},
     {"work"},
     {"explanation"},
     {"driver", "inspection", "students", "testing", "benchmark"},

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxcomp import config, driver, measure
+from onnxcomp import config, driver
 from onnxcomp.build import fingerprint
 from onnxcomp.build.hashes import GRAIN_NS, Hashes
 from onnxcomp.build.step import build, depfile_text, plan
@@ -32,6 +32,7 @@ from onnxcomp.job import Job
 from onnxcomp.lock import file_lock
 from onnxcomp.results import BuildReport
 from onnxcomp.runtime import costs
+from onnxcomp.work import judging
 
 EXACT = "fold-constants,cleanup,fuse-batchnorm"
 HEAD = f'passes = "{EXACT}"\nbench = false\n'
@@ -397,8 +398,8 @@ def test_two_timings_never_run_at_once(tmp_path: Path, monkeypatch: pytest.Monke
         def __exit__(self, *_: object) -> None:
             events.append("out")
 
-    real = measure.compare
-    monkeypatch.setattr(measure, "compare", lambda *a, **k: events.append("timed") or real(*a, **k))
+    real = judging.compare
+    monkeypatch.setattr(judging, "compare", lambda *a, **k: events.append("timed") or real(*a, **k))
     monkeypatch.chdir(tmp_path)
     model = builders.save(builders.residual_cnn(), tmp_path / "m.onnx")
     driver.run(Job(model, passes=EXACT, bench_seconds=0.1), alone=Watch)

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import onnxcomp
-from onnxcomp import config, measure
+from onnxcomp import config
 from onnxcomp.build import fingerprint
 from onnxcomp.build.step import build
 from onnxcomp.errors import DataError, OutputError
 from onnxcomp.graph import codec
 from onnxcomp.runtime import costs
 from onnxcomp.runtime.costs import CostTable, MeasuredCosts, signature
+from onnxcomp.work import judging
 
 DEFAULT = "fold-constants,cleanup,fuse-batchnorm,quantize-qdq"
 FAST = {"bench": False, "eval_samples": 100, "calib_samples": 32}
@@ -199,7 +200,7 @@ def test_a_build_rests_on_the_table_that_it_completed_itself(
 def test_the_choice_of_a_recipe_is_replayed_too(
     digits: Path, digits_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "TRIAL_SECONDS", 0.02)
+    monkeypatch.setattr(judging, "TRIAL_SECONDS", 0.02)
     table = tmp_path / "times.json"
     options = {"data": digits_data[0], "cost_table": table, "bench_seconds": 0.05, **FAST, "bench": True}
     onnxcomp.optimize(digits, output=tmp_path / "a.onnx", **options)

@@ -158,18 +158,18 @@ def test_a_result_that_tensorrt_refuses_is_an_error_where_it_takes_the_original(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Where the original is refused as well, it is only said."""
-    from onnxcomp import measure
     from onnxcomp.runtime.tensorrt import Acceptance
     from onnxcomp.verify.acceptance import TensorrtVerdict
+    from onnxcomp.work import judging
 
     source = builders.save(builders.residual_cnn(), tmp_path / "m.onnx")
-    real = measure.ask_tensorrt
+    real = judging.ask_tensorrt
     bad = Acceptance("1.7", (("conv", "Conv", "no such form"),), ())
 
     def refuse(model: Path, shapes: Any) -> TensorrtVerdict:
         return real(model, shapes) if model == source and takes else TensorrtVerdict(model, {}, bad, {})
 
-    monkeypatch.setattr(measure, "ask_tensorrt", refuse)
+    monkeypatch.setattr(judging, "ask_tensorrt", refuse)
     options = {"passes": "fuse-batchnorm", "target": "tensorrt", "bench": False, "output": tmp_path / "o.onnx"}
     takes = True
     with pytest.raises(ModelError, match="refuses the result, and takes the original: Conv conv: no such form"):

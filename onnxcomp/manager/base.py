@@ -81,16 +81,6 @@ class SampleSource(Protocol):
         """Feeds by input name, ready for the model."""
 
 
-class Evaluator(Protocol):
-    """Judges a candidate graph on samples set aside for choosing."""
-
-    def sqnr_db(self, graph: Graph) -> float:
-        """Fidelity to the original model, the worst output, in dB."""
-
-    def accuracy(self, graph: Graph) -> float | None:
-        """The task metric; None where there are no labels."""
-
-
 class CostModel(Protocol):
     """What things cost on this machine; answers are recorded, so that a run can be repeated elsewhere."""
 
@@ -118,7 +108,7 @@ class PassContext:
         seed: for anything drawn at random.
         threads: for ONNX Runtime sessions.
         progress: shows long work.
-        evaluator, costs: set by the driver where a pass may measure while it works.
+        costs: what things cost on this machine; None where nothing is to be measured.
         alone: to be entered around every timing that a pass makes itself; other processes do not time meanwhile.
     """
 
@@ -134,7 +124,6 @@ class PassContext:
     seed: int = 0
     threads: int = 2
     progress: Progress = SILENT
-    evaluator: Evaluator | None = None
     costs: CostModel | None = None
     alone: Callable[[], AbstractContextManager[object]] = nullcontext
 

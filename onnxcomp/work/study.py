@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -20,8 +21,6 @@ from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
 from onnxcomp.manager.prefixes import Prefixes
-from onnxcomp.material import Material, prepare
-from onnxcomp.measure import Measurements, Measurer, check_metric, cost_model, unsound
 from onnxcomp.ops.facts import load_operators
 from onnxcomp.results import ModelStats
 from onnxcomp.runtime.machine import usable_cores
@@ -30,7 +29,10 @@ from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.pair import check_runs
 from onnxcomp.verify.provenance import stamp
 from onnxcomp.work.asked import check_options, pipeline_of, teacher_of
+from onnxcomp.work.choice import better, unsound
+from onnxcomp.work.judging import Judge, Measurements, check_metric, cost_model
 from onnxcomp.work.key import key_of
+from onnxcomp.work.material import Material, prepare
 from onnxcomp.work.trial import Measured
 
 
@@ -58,7 +60,7 @@ class Study:
             sample=material.sample_shapes,
         )
         self.costs = cost_model(job, material.calibrate or material.judge, context.alone)
-        self.measurer = Measurer(
+        self.judge = Judge(
             source=job.model,
             original=original,
             stats=self.stats,
@@ -76,7 +78,7 @@ class Study:
             tasks=TaskBook(job.model, job.task),
             alone=context.alone,
         )
-        context.evaluator, context.costs = self.measurer, self.costs
+        context.costs = self.costs
         self._prefixes = Prefixes(original)
 
     @classmethod
@@ -87,12 +89,14 @@ class Study:
         *,
         progress: Progress = SILENT,
         alone: Callable[[], AbstractContextManager[object]] = nullcontext,
+        again: bool = False,
     ) -> Iterator[Study]:
         """Open source, data, metric and target of a job; its scratch files go with the block.
 
         Args:
             progress: shows long work.
             alone: a context that every timing is made in, where other processes must not time meanwhile.
+            again: the job was carried out before, so that nothing need warn of its data.
 
         Raises:
             OnnxcompError: a subclass tells what cannot be used: model, data, options, environment, output.
@@ -101,13 +105,13 @@ class Study:
         places.check_job(job)
         remove_abandoned_scratch()
         graph = load(job.model, keep_initializer_inputs=job.keep_initializer_inputs)
-        if job.verify or job.bench:
+        if (job.verify or job.bench) and not again:
             check_runs(job.model)
         operators = load_operators()
         trains = pipeline_of(job).trains
-        material = prepare(job, graph, trains=trains, progress=progress)
+        material = prepare(job, graph, trains=trains, doubting=not again, progress=progress)
         places.check(places.loaded_files(), places.writes_of(job))  # now the user's own functions are loaded
-        if material.metric is not None and job.verify:
+        if material.metric is not None and job.verify and not again:
             material.guesses += check_metric(
                 job.model, material.judge, material.metric, whole=trains, threads=job.threads
             )
@@ -166,9 +170,18 @@ class Study:
         start = time.perf_counter()
         try:
             result = self.run(spec)
-            found = self.measurer.candidate(result.graph, samples=samples, timed=timed)
         except (ModelError, GuaranteeError) as error:
-            return Measured(spec, False, False, error.what, seconds=round(time.perf_counter() - start, 3))
+            return Measured(spec, False, False, error.what, seconds=_since(start))
+        found = self.weighed(spec, result, samples=samples, timed=timed)
+        return replace(found, seconds=_since(start))
+
+    def weighed(self, spec: str, result: RunResult, *, samples: int | None = None, timed: bool = True) -> Measured:
+        """As `trial`, of a pipeline that ran already."""
+        start = time.perf_counter()
+        try:
+            found = self.judge.candidate(result.graph, samples=samples, timed=timed)
+        except ModelError as error:
+            return Measured(spec, False, False, f"the runtime refuses it: {error.what}", seconds=_since(start))
         return self._measured(spec, found, result.changes, start)
 
     def final(self, spec: str) -> Measured:
@@ -179,7 +192,7 @@ class Study:
         """
         start = time.perf_counter()
         result = self.run(spec)
-        found = self.measurer.final(self.stamped(result.graph, spec), self.job.out.name)
+        found = self.judge.final(self.stamped(result.graph, spec), self.job.out.name)
         return self._measured(spec, found, result.changes, start)
 
     def write(self, spec: str, path: Path) -> list[Path]:
@@ -206,15 +219,15 @@ class Study:
 
     def _measured(self, spec: str, found: Measurements, changes: int, start: float) -> Measured:
         """A trial's figures; `start`: when it began."""
-        why = unsound(found, self.job.budget)
-        better = found.better(self.stats, self.job.objective)
+        why = unsound(found.fidelity, found.accuracy, self.job.budget)
+        gained = better(self.stats, found.stats, found.benchmark, self.job.objective)
         bench, fidelity, accuracy = found.benchmark, found.fidelity, found.accuracy
         speed = "" if bench is None else f", {1 / bench.speedup:.2f} of the time"
-        gain = "" if better else f"no gain: {found.stats.bytes / max(1, self.stats.bytes):.0%} of the size{speed}"
+        gain = "" if gained else f"no gain: {found.stats.bytes / max(1, self.stats.bytes):.0%} of the size{speed}"
         return Measured(
             spec=spec,
             sound=not why,
-            better=better,
+            better=gained,
             why=why or gain,
             bytes=found.stats.bytes,
             macs=found.stats.macs,
@@ -225,5 +238,9 @@ class Study:
             sqnr_db=None if fidelity is None else fidelity.worst_db,
             agreement=None if fidelity is None else fidelity.agreement,
             changes=changes,
-            seconds=round(time.perf_counter() - start, 3),
+            seconds=_since(start),
         )
+
+
+def _since(start: float) -> float:
+    return round(time.perf_counter() - start, 3)

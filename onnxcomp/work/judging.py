@@ -1,0 +1,260 @@
+"""How good is a candidate? Writes it to a scratch file and measures that file: size, fidelity, accuracy, latency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from onnxcomp.data.dataset import Samples
+from onnxcomp.data.metric import Metric, guesses_of
+from onnxcomp.errors import DataError, ModelError
+from onnxcomp.files import sha256_of
+from onnxcomp.graph import cost
+from onnxcomp.graph.io import model_files, save
+from onnxcomp.graph.ir import Graph
+from onnxcomp.job import Job
+from onnxcomp.manager.base import PassContext
+from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats, TeacherRecord
+from onnxcomp.runtime import tensorrt
+from onnxcomp.runtime.acceleration import Acceleration
+from onnxcomp.runtime.costs import CostTable, MeasuredCosts
+from onnxcomp.runtime.latency import Entry, compare
+from onnxcomp.runtime.providers import full_name, usability
+from onnxcomp.runtime.session import Feeds
+from onnxcomp.targets.table import find
+from onnxcomp.verify.acceptance import ask_tensorrt
+from onnxcomp.verify.accuracy import predict
+from onnxcomp.verify.agreement import TaskBook
+from onnxcomp.verify.judge import judge
+from onnxcomp.verify.layers import own_sqnr_db
+
+TRIAL_SECONDS = 1.5
+LAYER_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What was measured of one written file. `own_sqnr_db`: by layer, its own error in dB."""
+
+    stats: ModelStats
+    sha256: str
+    fidelity: Fidelity | None
+    accuracy: Accuracy | None
+    benchmark: Benchmark | None
+    own_sqnr_db: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+Timed = Callable[[Graph, Path, Feeds], Benchmark]
+
+
+@dataclass
+class Judge:
+    """Measures candidates against the source model.
+
+    Attributes:
+        source: the original file.
+        original: the original graph.
+        stats: its size and cost.
+        folder: for scratch files.
+        samples: what the report's figures are measured on; candidates never see them.
+        select: what candidates are compared on.
+        metric: the task metric, or None.
+        tasks: what each output is.
+        synthetic: whether the samples are made up.
+        alone: entered around every timing, where others must not time meanwhile.
+    """
+
+    source: Path
+    original: Graph
+    stats: ModelStats
+    folder: Path
+    samples: Samples
+    select: Samples
+    metric: Metric | None
+    synthetic: bool
+    context: PassContext
+    seed: int
+    bench: bool
+    verify: bool
+    bench_seconds: float
+    costs: MeasuredCosts | None = None
+    tasks: TaskBook | None = None
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def candidate(self, graph: Graph, *, samples: int | None = None, timed: bool = True) -> Measurements:
+        """What a candidate comes to on the selection samples, or on the first of them, and in a short benchmark.
+
+        Raises:
+            ModelError: the runtime refuses it.
+        """
+        path, files = self._written(graph, "candidate.onnx")
+        select = self.select if samples is None else self.select.head(samples)
+        timing = self._trial_benchmark if timed else None
+        return self._measure(graph, path, files, select, self._selection_metric(), timing)
+
+    def final(self, graph: Graph, name: str) -> Measurements:
+        """Everything the report says of the result, measured on a file with the bytes that will be written."""
+        path, files = self._written(graph, name)
+        found = self._measure(graph, path, files, self.samples, self.metric, self._benchmark)
+        notes = [target.why_not] if (target := find(self.context.target)).why_not else []
+        if target.name == "tensorrt":
+            notes += self._compiled(path)
+        found = replace(found, notes=(*found.notes, *notes))
+        if not self.verify:
+            return found
+        try:
+            errors = self._own_errors(graph)
+        except (ModelError, DataError) as error:
+            return replace(found, notes=(*found.notes, f"the error of single layers was not measured: {error.what}"))
+        return replace(found, own_sqnr_db=errors)
+
+    def compared(
+        self, path: Path, samples: Samples | None = None, metric: Metric | None = None
+    ) -> tuple[Fidelity, Accuracy | None]:
+        """A file against the source, on the samples that judge where no others are given.
+
+        Raises:
+            ModelError: the file does not load or run, or its inputs or outputs differ.
+        """
+        return judge(
+            self.source,
+            path,
+            self.samples if samples is None else samples,
+            self.metric if samples is None else metric,
+            tasks=self.tasks,
+            source="synthetic" if self.synthetic else "data",
+            threads=self.context.threads,
+            progress=self.context.progress,
+        )
+
+    def _compiled(self, path: Path) -> list[str]:
+        """What TensorRT's own parser says of the file, where it is installed.
+
+        Raises:
+            ModelError: it refuses the file, and takes the original.
+        """
+        if not tensorrt.installed():
+            return [f"TensorRT was not asked whether it takes the model: its parser is missing ({tensorrt.REMEDY})"]
+        found = ask_tensorrt(path, self.context.sample_shapes)
+        if not found.acceptance.accepted and ask_tensorrt(self.source, self.context.sample_shapes).acceptance.accepted:
+            raise ModelError(
+                "TensorRT refuses the result, and takes the original: " + "; ".join(list(found.lines())[1:]),
+                where=f"{self.source}, --target tensorrt",
+                do="leave the pass out that brought this in (onnxcomp verify MODEL --target tensorrt asks again)",
+            )
+        return list(found.lines())
+
+    def taught(self, graph: Graph, teacher: Path) -> TeacherRecord:
+        """How the result stands to another model that taught it, on the samples that judge."""
+        sha256 = sha256_of(*model_files(teacher))
+        if not self.verify:
+            return TeacherRecord(str(teacher), sha256)
+        path, _ = self._written(graph, "student.onnx")
+        fidelity, accuracy = judge(teacher, path, self.samples, self.metric, threads=self.context.threads)
+        before = None
+        if sha256 != sha256_of(*model_files(self.source)):
+            before, _ = judge(teacher, self.source, self.samples, threads=self.context.threads)
+        return TeacherRecord(str(teacher), sha256, accuracy, fidelity, before)
+
+    def _own_errors(self, graph: Graph) -> dict[str, float]:
+        context = self.context
+        samples = self.select.head(LAYER_SAMPLES)
+        return own_sqnr_db(self.original, graph, samples, context.operators, threads=context.threads)
+
+    def _measure(
+        self, graph: Graph, path: Path, files: list[Path], samples: Samples, metric: Metric | None, timed: Timed | None
+    ) -> Measurements:
+        context = self.context
+        fidelity = accuracy = benchmark = None
+        notes: list[str] = []
+        if self.verify:
+            fidelity, accuracy = self.compared(path, samples, metric)
+            notes += _meaningless(fidelity)
+        if self.bench and timed is not None and (missing := self._missing()):
+            notes.append(missing)
+        elif self.bench and timed is not None:
+            benchmark = timed(graph, path, next(iter(samples.batches(1))))
+        size = sum(file.stat().st_size for file in files)
+        stats = cost.stats(graph, context.operators, file_bytes=size, sample=context.sample_shapes)
+        found = Measurements(stats, sha256_of(*files), fidelity, accuracy, benchmark)
+        return replace(found, notes=tuple(notes))
+
+    def _missing(self) -> str:
+        """Why latency cannot be measured on the target here; empty where it can."""
+        target = self.context.target
+        probe = usability(full_name(target))
+        if probe.usable:
+            return ""
+        there = f"onnxcomp bench --provider {target} measures it where it does"
+        return f"latency was not measured: {target} does not run here ({probe.reason}); {there}"
+
+    def _benchmark(self, graph: Graph, path: Path, feed: Feeds) -> Benchmark:
+        del graph
+        with self.alone():
+            return self._compared(path, feed, self.bench_seconds)
+
+    def _trial_benchmark(self, graph: Graph, path: Path, feed: Feeds) -> Benchmark:
+        """A short one, or the recorded one: it decides which recipe is taken."""
+        if self.costs is None:
+            with self.alone():
+                return self._compared(path, feed, TRIAL_SECONDS)
+        return self.costs.comparison(self.original, graph, lambda: self._compared(path, feed, TRIAL_SECONDS))
+
+    def _compared(self, path: Path, feed: Feeds, seconds: float) -> Benchmark:
+        progress = self.context.progress
+        target = self.context.target
+        # what int8 has to beat on TensorRT is half precision
+        half = Acceleration(fp16=target == "tensorrt")
+        pair = (Entry(self.source, half), Entry(path, half))
+        return compare(*pair, feed, provider=target, seconds=seconds, seed=self.seed, progress=progress)
+
+    def _written(self, graph: Graph, name: str) -> tuple[Path, list[Path]]:
+        path = self.folder / name
+        files = save(graph, path)
+        return path, files
+
+    def _selection_metric(self) -> Metric | None:
+        """The metric, where it can be taken on the selection samples: not one that needs all of the data at once."""
+        metric = self.metric
+        if metric is None or metric.needs_all or (metric.needs_labels and self.select.labels is None):
+            return None
+        return metric
+
+
+def check_metric(model: Path, samples: Samples, metric: Metric, *, whole: bool, threads: int) -> tuple[str, ...]:
+    """Find out before long work whether the metric can be taken of the model as it is.
+
+    Args:
+        whole: also where the metric is a function that has to see all of the samples, which takes a run over them.
+
+    Returns:
+        What was guessed of it, a line each.
+
+    Raises:
+        DataError: it cannot, or labels do not fit.
+    """
+    if metric.needs_all and not whole:
+        return ()
+    part = samples if metric.needs_all else samples.head(LAYER_SAMPLES)
+    outputs = predict(model, part, threads=threads)
+    metric.score(outputs, part.labels)
+    return () if metric.needs_all else guesses_of(outputs, samples.labels)
+
+
+def _meaningless(fidelity: Fidelity) -> list[str]:
+    return [
+        f"output {name} of the original is NaN or infinite throughout: nothing can be told of its fidelity"
+        for name, output in fidelity.outputs.items()
+        if output.finite_share == 0
+    ]
+
+
+def cost_model(job: Job, samples: Samples, alone: Callable[[], AbstractContextManager[object]]) -> MeasuredCosts | None:
+    """Times of this machine, for the passes and the choice of a recipe; None where nothing is to be measured."""
+    if job.target != "cpu" or not (job.bench or job.cost_table is not None):
+        return None
+    table = CostTable.of_this_machine() if job.cost_table is None else CostTable.at(job.cost_table)
+    return MeasuredCosts(next(iter(samples.batches(1))), table=table, alone=alone)

@@ -1,0 +1,122 @@
+"""Which pipelines are tried for a job, and in which order do they stand afterwards?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from onnxcomp import recipes
+from onnxcomp.errors import ModelError
+from onnxcomp.graph.cost import integer_share
+from onnxcomp.graph.ir import Graph
+from onnxcomp.manager.pipeline import Pipeline, RunResult
+from onnxcomp.results import PassRecord, TrainingRecord
+from onnxcomp.work.asked import pipeline_of
+from onnxcomp.work.choice import agrees, ends_search, enough, preferred
+from onnxcomp.work.study import Study
+from onnxcomp.work.trial import Measured
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pipeline that may be taken, and what it made.
+
+    Attributes:
+        explicit: it was asked for pass by pass.
+        searched: it was found by trying recipes, so that the default run's own limits hold.
+    """
+
+    pipeline: Pipeline
+    result: RunResult
+    explicit: bool
+    searched: bool = False
+
+    @property
+    def graph(self) -> Graph:
+        """The rewritten graph."""
+        return self.result.graph
+
+
+@dataclass
+class Proposed:
+    """What a strategy came to.
+
+    Attributes:
+        candidates: the best first; the others count where it does not hold on the samples that judge.
+        why: why there is none, in words.
+        notes: what was tried and left.
+        records, trainings: of the pipeline that ran last.
+    """
+
+    candidates: list[Candidate] = field(default_factory=list)
+    why: str = ""
+    notes: list[str] = field(default_factory=list)
+    records: list[PassRecord] = field(default_factory=list)
+    trainings: list[TrainingRecord] = field(default_factory=list)
+
+
+def propose(study: Study) -> Proposed:
+    """Run what the job asks for, or try recipes until one holds.
+
+    Raises:
+        OnnxcompError: as the passes say.
+    """
+    job = study.job
+    if job.passes is None and job.recipe is None:
+        return try_recipes(study)
+    pipeline = pipeline_of(job)
+    result = study.run(pipeline, on_failure="raise")
+    found = Proposed(records=result.records, trainings=result.trainings)
+    if job.recipe is not None:
+        # cleaning alone is worth writing where it changed something: it costs nothing
+        cleaned = result.changes > 0 and all(record.guarantee != "lossy" for record in result.records)
+        found.candidates.append(Candidate(pipeline, result, cleaned))
+    elif result.changes:
+        found.candidates.append(Candidate(pipeline, result, True))
+    else:
+        useless = "training brought nothing, the weights stay as they were: " if result.trainings else ""
+        found.why = f"{useless}{missed(result.records) or 'the passes changed nothing'}"
+    return found
+
+
+def try_recipes(study: Study) -> Proposed:
+    """Try recipes in the order for the model; those that are sound and better, the best by the objective first.
+
+    For latency the search ends early: with the first recipe whose integer arithmetic covers nearly all of the work, and
+    before those that compute in float once one of integers is clearly faster and small.
+    """
+    job, proposed = study.job, Proposed()
+    held: list[tuple[Measured, Candidate]] = []
+    asked = {"has_data": study.material.calibrate is not None, "objective": job.objective, "target": job.target}
+    for recipe in recipes.candidates(study.original, **asked):  # type: ignore[arg-type]
+        best = held[0][0] if held and agrees(held[0][0], job.budget) else None
+        if best is not None and job.objective == "latency" and enough(best, recipe, study.stats.bytes):
+            break
+        try:
+            result = study.run(recipe.pipeline)
+        except ModelError as error:
+            proposed.notes.append(f"recipe {recipe.name} does not fit this model: {error.what}")
+            continue
+        proposed.records = result.records
+        if recipe.aim and not any(record.changes for record in result.records if record.name in recipe.aim):
+            proposed.notes.append(f"recipe {recipe.name} was left: {' and '.join(recipe.aim)} found nothing to do")
+            continue
+        found = study.weighed(str(recipe.pipeline), result)
+        if not found.sound or not found.better:
+            proposed.notes.append(f"recipe {recipe.name} was tried and left: {found.why}")
+            continue
+        first = not held or preferred(found, held[0][0], job.objective, job.budget)
+        held.insert(0 if first else len(held), (found, Candidate(recipe.pipeline, result, False, True)))
+        share = integer_share(result.graph, study.operators, study.material.sample_shapes)
+        if ends_search(found, recipe, share, job.objective, job.budget):
+            break
+    proposed.candidates = [candidate for _, candidate in held]
+    if not held:
+        proposed.why = "nothing that was tried made the model smaller or faster and kept it right"
+    for candidate in proposed.candidates[1:]:
+        proposed.notes.append(f"{candidate.pipeline} was tried and left: another is better for {job.objective}")
+    return proposed
+
+
+def missed(records: list[PassRecord]) -> str:
+    """What was asked of passes and not reached."""
+    return "; ".join(record.missed for record in records if record.missed)
