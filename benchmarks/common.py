@@ -24,11 +24,17 @@ def need_assets() -> Path:
     return ASSETS
 
 
-def onnxcomp(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does, in a folder of its own."""
+def onnxcomp(*arguments: str | Path, cwd: Path, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does, in a folder of its own.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer than allowed, and was ended.
+    """
     command = [sys.executable, "-m", "onnxcomp", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s
+    )
 
 
 def machine() -> dict[str, str]:

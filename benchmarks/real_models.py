@@ -1,24 +1,24 @@
 """Is the tool right on models that nobody here chose? Models out of pinned packages, each with its own task's measure.
 
-    python benchmarks/real_models.py [NAME ...] [--runs RUN,RUN] [--folder DIR] [--photos DIR]
+    python benchmarks/real_models.py [NAME ...] [--runs RUN,RUN] [--folder DIR] [--photos DIR] [--again] [--page]
 
-Runs are default, prune, 4-bit, distill and onnxruntime (its own quantization). Downloads the packages once into DIR
-(default: a folder of the user's cache), makes data as the models' users have them, runs `onnxcomp` as a user would, and
-judges the files in plain ONNX Runtime: agreement with the float model by the task's measure, the worst part of the
-outputs, size, and time (processor time of one thread, both models in turns in one process). Rows go to
-results/real-models.json and from there into docs/real-models.md.
+Runs are default, onnxruntime (its own quantization), 4-bit, prune and distill, each over all models before the next.
+Downloads the packages once into DIR (default: a folder of the user's cache), makes data as the models' users have them,
+runs `onnxcomp` as a user would, and judges the files in plain ONNX Runtime: agreement with the float model by the
+task's measure, the worst part of the outputs, size, and time (processor time of one thread, both models in turns in one
+process). A row goes to results/real-models.json as soon as it is known, and a run that was stopped goes on behind the
+last one; --again makes rows anew. --page only writes docs/real-models.md from the rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pickle
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ import common
 import numpy as np
 import onnx
 import onnxruntime
-from real import measures
+from real import measures, page
 from real.catalog import MODELS, RealModel, parts_of
 from real.feeds import Feed, session_of
 from real.material import Material
@@ -37,11 +37,12 @@ from real.material import Material
 CLEAN = "fold-constants,cleanup,fuse-batchnorm"
 RUNS: dict[str, tuple[str, ...]] = {
     "default": (),
-    "prune": ("--passes", f"{CLEAN},prune-channels{{macs=0.7}}"),
-    "4-bit": ("--passes", f"{CLEAN},quantize-weights{{bits=4,block=32}}"),
-    "distill": (),
     "onnxruntime": (),
+    "4-bit": ("--passes", f"{CLEAN},quantize-weights{{bits=4,block=32}}"),
+    "prune": ("--passes", f"{CLEAN},prune-channels{{macs=0.7}}"),
+    "distill": (),
 }
+LIMIT_SECONDS = 1200
 STEPS = 20
 READER = '''"""Feeds as the model takes them, one call each."""
 import pickle
@@ -173,7 +174,12 @@ def run_onnxcomp(prepared: Prepared, run: str, work: Path) -> dict[str, Any]:
     else:
         command = ["optimize", prepared.source, *RUNS[run], *data]
     start = time.monotonic()
-    done = common.onnxcomp(*command, "-o", after, "--report", report, cwd=work)
+    for old in (after, report):
+        old.unlink(missing_ok=True)
+    try:
+        done = common.onnxcomp(*command, "-o", after, "--report", report, cwd=work, timeout_s=LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {"exit_code": None, "seconds": LIMIT_SECONDS, "said": f"not done within {LIMIT_SECONDS} s"}
     row: dict[str, Any] = {"exit_code": done.returncode, "seconds": round(time.monotonic() - start, 1)}
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     row["said"] = (
@@ -201,6 +207,7 @@ def run_peer(prepared: Prepared, work: Path) -> dict[str, Any]:
 
     kinds = {node.op_type for node in onnx.load(prepared.source, load_external_data=False).graph.node}
     after, start = work / "onnxruntime.onnx", time.monotonic()
+    after.unlink(missing_ok=True)
     row: dict[str, Any] = {"setting": "static U8S8 per channel" if "Conv" in kinds else "dynamic per channel"}
     try:
         if "Conv" in kinds:
@@ -220,33 +227,47 @@ def run_peer(prepared: Prepared, work: Path) -> dict[str, Any]:
     return row | {"seconds": round(time.monotonic() - start, 1)}
 
 
+def made(name: str, run: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One row. Files stay under --folder, for the runs that start from them and for people who look into one."""
+    work = options.folder / "made" / name
+    work.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(name, options.folder, options.photos, work)
+    row = run_peer(prepared, work) if run == "onnxruntime" else run_onnxcomp(prepared, run, work)
+    return {"row": f"{name} {run}", "model": name, "run": run, "measure": MODELS[name].says, "code": state()} | row
+
+
+def state() -> str:
+    """The commit that a row is of."""
+    words = ["git", "-C", common.ROOT, "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*MODELS, []], metavar="NAME")
     parser.add_argument("--runs", default=",".join(RUNS))
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "onnxcomp-benchmarks")
     parser.add_argument("--photos", type=Path, default=common.ASSETS / "data" / "photos")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--page", action="store_true")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     runs = options.runs.split(",")
     if unknown := set(runs) - set(RUNS):
         parser.error(f"no run is called {', '.join(unknown)}: {', '.join(RUNS)}")
-    if not options.one:  # a model a process: what one leaves behind must not judge the next
-        for name in options.names or MODELS:
-            words = ["--runs", options.runs, "--folder", options.folder, "--photos", options.photos, "--one", name]
-            subprocess.run([sys.executable, __file__, *map(str, words)], check=False)
+    if options.one:
+        row = made(options.names[0], runs[0], options)
+        common.keep("real-models", [row], "row")
+        print(json.dumps(row, ensure_ascii=False), flush=True)
         return
-    for name in options.names:
-        with tempfile.TemporaryDirectory() as folder:
-            work = Path(folder)
-            prepared = prepare(name, options.folder, options.photos, work)
-            for run in runs:
-                row = run_peer(prepared, work) if run == "onnxruntime" else run_onnxcomp(prepared, run, work)
-                row = {"row": f"{name} {run}", "model": name, "run": run, "measure": MODELS[name].says} | row
-                common.keep("real-models", [row], "row")
-                print(json.dumps(row, ensure_ascii=False), flush=True)
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
+    if not options.page:
+        known = {row["row"] for row in common.keep("real-models", [], "row")} if not options.again else set()
+        for run, name in itertools.product(runs, options.names or MODELS):
+            if f"{name} {run}" not in known:  # a row a process: what one leaves behind must not judge the next
+                words = ["--runs", run, "--folder", options.folder, "--photos", options.photos, "--one", name]
+                subprocess.run([sys.executable, __file__, *map(str, words)], check=False)
+    page.write(common.keep("real-models", [], "row"), list(MODELS), list(RUNS))
 
 
 if __name__ == "__main__":

@@ -56,9 +56,8 @@ class Material:
 
     @cached_property
     def english(self) -> list[str]:
-        """Words of this project's own pages, in order."""
-        pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-        return " ".join(page.read_text(encoding="utf-8") for page in pages).split()
+        """Words of the licence, in order: prose that stays as it is while pages change."""
+        return (ROOT / "LICENSE").read_text(encoding="utf-8").split()
 
     def words(self, language: str) -> list[str]:
         """The word list of a language (`ru_RU`, `ar_AA`, `zh_CN`) that the package faker holds."""

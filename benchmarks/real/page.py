@@ -1,0 +1,91 @@
+"""How do the rows of real models read as a page? docs/real-models.md: one table a run, and what is not yet good."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import common
+
+Row = dict[str, Any]
+LOSS = 0.99
+EXITS = {0: "done", 13: "nothing could be improved"}
+
+
+def write(rows: Sequence[Row], models: Sequence[str], runs: Sequence[str]) -> None:
+    """Fill the part of the page between its marks."""
+    known = {row["row"]: row for row in rows}
+    found = {run: [known[f"{m} {run}"] for m in models if f"{m} {run}" in known] for run in runs}
+    text = [f"On {common.machine()['cpu']}, ONNX Runtime {common.machine()['onnxruntime']}."]
+    for run in runs:
+        if found[run]:
+            text.append(
+                f"## {run}\n\n{_summary(found[run])}\n\n{_table(found[run], found.get('onnxruntime', []), run)}"
+            )
+    text.append("## Not yet good\n\n" + ("\n".join(_open(found)) or "Nothing that these rows show."))
+    common.write_page(common.ROOT / "docs" / "real-models.md", "rows", "\n\n".join(text))
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    done = [r for r in rows if "agreement" in r]
+    kept = sum(r["agreement"] >= LOSS for r in done)
+    faster = sum(r["time"] < 0.97 for r in done)
+    return (
+        f"{len(rows)} models: {len(done)} written, of which {kept} keep 99 % of the task's agreement "
+        f"and {faster} take less time; {len(rows) - len(done)} ended without a model."
+    )
+
+
+def _table(rows: Sequence[Row], peers: Sequence[Row], run: str) -> str:
+    beside = {row["model"]: row for row in peers} if run == "default" else {}
+    head = ["model", "size", "time", "agreement", "measure", "worst part", "MB", "s"]
+    head += ["onnxruntime.quantization: size, time, agreement"] if beside else []
+    lines = []
+    for row in rows:
+        cells = [row["model"]]
+        if "agreement" in row:
+            worst = row["worst_part"]
+            other = row.get("agreement_other_size")
+            agreement = f"{row['agreement']:.3f}" + (f" (other size {other:.3f})" if other is not None else "")
+            cells += [f"{row['size']:.1%}", f"{row['time']:.2f}", agreement, row["measure"]]
+            cells.append(f"{worst[0]} {worst[1]} dB" if worst else "")
+        else:
+            cells += ["", "", "", row["measure"], _ending(row)]
+        cells += [row.get("peak_memory_mb", ""), round(row["seconds"])]
+        if beside:
+            peer = beside.get(row["model"], {})
+            cells.append(
+                f"{peer['size']:.1%}, {peer['time']:.2f}, {peer['agreement']:.3f}"
+                if "agreement" in peer
+                else _cell(peer.get("said", ""))
+            )
+        lines.append(cells)
+    return common.table(head, lines)
+
+
+def _ending(row: Row) -> str:
+    code = row.get("exit_code")
+    return _cell(EXITS[code] if code in EXITS else f"exit code {code}: {row.get('said', '')}")
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())[:110]
+
+
+def _open(found: dict[str, list[Row]]) -> list[str]:
+    """What is wrong or lossy, one line a row: errors of ours, slower files, agreement lost."""
+    lines = []
+    for run, rows in found.items():
+        for row in rows if run != "onnxruntime" else []:
+            faults = []
+            if row.get("exit_code") in (None, 1) or (row["exit_code"] or 0) < 0 or (row["exit_code"] or 0) > 128:
+                faults.append(_ending(row))
+            if row.get("agreement", 1) < LOSS:
+                faults.append(f'agreement {row["agreement"]:.3f}; its first line: "{_cell(row["said"])}"')
+            if row.get("agreement_other_size", 1) < LOSS:
+                faults.append(f"agreement {row['agreement_other_size']:.3f} at another size")
+            if row.get("time", 0) > 1.03:
+                faults.append(f"{row['time']:.2f} of the float model's time")
+            if faults:
+                lines.append(f"- {row['model']}, {run}: {'; '.join(faults)}")
+    return lines
