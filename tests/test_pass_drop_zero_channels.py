@@ -80,3 +80,22 @@ def test_nothing_zero_changes_nothing() -> None:
     result = run(graph_of(builders.residual_cnn()), "drop-zero-channels")
     assert result.changes == 0
     assert result.records[0].summary == "no unit is zero throughout"
+
+
+@pytest.mark.parametrize("port", [1, 2, 3])
+def test_hidden_units_leave_a_cell_with_a_computed_weight_only_where_that_follows(port: int) -> None:
+    net = Net()
+    weights = [net.weight(1, 6, 4), net.weight(1, 6, 2), net.weight(1, 12)]
+    shapes = [(1, 6, 4), (1, 6, 2), (1, 12)]
+    flat = net.weight(int(np.prod(shapes[port - 1])))
+    weights[port - 1] = net.op("Reshape", flat, net.const(list(shapes[port - 1])))
+    y = net.op("GRU", net.input(3, "N", 4), *weights, hidden_size=2)
+    model = net.model(net.dense(y, 2, 3))
+    for tensor in model.graph.initializer:
+        values = np.array(numpy_helper.to_array(tensor))
+        if values.dtype == np.float32:
+            values.reshape(-1)[1::2] = 0  # the second unit's column of R, and its row in what reads it
+            if values.shape == (2, 3):
+                values[1] = 0
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    check(model)

@@ -24,6 +24,7 @@ from onnxcomp.graph.ir import Node
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.results import PassRecord
+from onnxcomp.runtime import opening
 from onnxcomp.runtime.profile import kernels
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
@@ -272,6 +273,44 @@ def test_what_only_a_body_reads_is_taken_over_by_nothing_outside_of_it(reader: s
     after, _ = quantized(proto, "quantize-qdq{placement=table,min_sqnr=0}")
     assert stored(after)
     assert fidelity(proto, after, literal=True) > 25
+
+
+def net_with_bodies(path: list[str]) -> tuple[ModelProto, str]:
+    """A convolution whose output both branches of an If capture behind other nodes; the captured tensor's name."""
+    net = Net()
+    x = net.input(1, 3, 8, 8)
+    given = seen = net.op("Relu", net.conv(x, 3, 16, pads=[1, 1, 1, 1]))
+    for op in path:
+        seen = net.op(op, seen, **({"kernel_shape": [2, 2], "strides": [2, 2]} if op == "MaxPool" else {}))
+    branches = {
+        name: helper.make_graph([helper.make_node(op, [seen], [op])], op, [], [builders.value(op, 1, list("ABCD"))])
+        for name, op in (("then_branch", "Tanh"), ("else_branch", "Neg"))
+    }
+    some = net.op("Greater", net.op("ReduceMean", x, keepdims=0), net.const(0.0, np.float32))
+    proto = net.model(net.op("Add", net.op("If", some, **branches), net.op("ReduceMean", net.conv(given, 16, 8))))
+    return shape_inference.infer_shapes(proto), seen
+
+
+@pytest.mark.parametrize("path", [[], ["MaxPool"], ["Transpose", "Relu", "Transpose"]])
+@pytest.mark.parametrize("after", ["", ",cleanup"])
+def test_what_carries_integers_to_a_body_stands_behind_a_sum(path: list[str], after: str) -> None:
+    """ONNX Runtime moves Q and DQ along with data, and fails where a body captures what they come to."""
+    proto, seen = net_with_bodies(path)
+    written, _ = quantized(proto, f"quantize-qdq{{placement=table,min_sqnr=0}}{after}")
+    assert Q in builders.ops(written)
+    made = makers(written)
+    source = made[seen]
+    while source.op_type in ("MaxPool", "Transpose"):
+        source = made[source.input[0]]
+    assert source.op_type in ("Sum", "Relu")
+    assert fidelity(proto, written, literal=True) > 20
+
+
+def test_integers_that_end_the_process_of_the_runtime_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "death", lambda _: "SIGABRT")
+    written, record = quantized(net_with_bodies([])[0], "quantize-qdq{placement=table,min_sqnr=0}")
+    assert Q not in builders.ops(written)
+    assert {why for why in whys(record).values() if "SIGABRT" in why}
 
 
 def test_silu_runs_in_float_as_one_kernel(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.errors import DataError, ModelError
+from onnxcomp.graph.codec import decode
+from onnxcomp.runtime import opening
 from onnxcomp.runtime.session import Port, open_session
 
 FLOAT = TensorProto.FLOAT
@@ -250,3 +252,14 @@ def test_a_type_error_names_its_node():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with pytest.raises(ModelError, match="mixed"):
         open_session(model.SerializeToString())
+
+
+def test_how_a_process_ended_that_opened_a_model_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = decode(builders.mlp())
+    assert opening.death([graph]) == ""
+    nonsense = graph.clone()
+    nonsense.nodes[0].op = "Nonsense"
+    assert opening.death([graph, nonsense]) == ""
+    (tmp_path / "aborting.py").write_text("import os\nos.abort()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert opening.death([graph], "aborting") == "SIGABRT"

@@ -368,6 +368,16 @@ class Graph:
         root = self.root
         return any(tensor is out for scope in (root, *root._bodies) for out in scope.outputs)
 
+    def captured(self) -> set[Variable]:
+        """The tensors that a body reads and an outer graph makes or takes."""
+        found: set[Variable] = set()
+        for scope in self.scopes():
+            if scope.parent is not None:
+                read = {t for t in (*scope.outputs, *(t for n in scope.nodes for t in n.inputs)) if t.name}
+                made = {*scope.inputs, *(t for node in scope.nodes for t in node.outputs)}
+                found |= {t for t in read - made if isinstance(t, Variable)}
+        return found
+
     def owners(self) -> dict[Node, Graph]:
         """For every node, the graph or body whose list holds it."""
         return {node: scope for scope in self.scopes() for node in scope.nodes}

@@ -23,16 +23,19 @@ class Known:
         shapes: what is certain, see `infer(graph, declared=False)`.
         opset: of the default domain.
         replaceable: initializers that a caller may feed another value for.
+        quantized: Q and DQ stand in the graph, which a runtime fuses with what is beside them.
     """
 
     shapes: Shapes
     opset: int
     replaceable: frozenset[Constant] = field(default_factory=frozenset)
+    quantized: bool = False
 
     @classmethod
     def of(cls, graph: Graph, shapes: Shapes) -> Known:
         """For a main graph."""
-        return cls(shapes, graph.opset, frozenset(graph.kept_inputs))
+        quantized = any(node.op in ("QuantizeLinear", "DequantizeLinear") for node in graph.nodes)
+        return cls(shapes, graph.opset, frozenset(graph.kept_inputs), quantized)
 
     def values(self, node: Node, port: int) -> Array | None:
         """The fixed value at a port; None where it is omitted, computed or replaceable."""
@@ -102,3 +105,4 @@ def first(why: str, holds: Callable[[Node, Known], bool] = lambda node, known: T
 
 
 one_input = first("has one input", lambda node, known: len(node.inputs) == 1)
+fence = first("has one input", lambda node, known: len(node.inputs) == 1 and not known.quantized)

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from onnxcomp.graph.ir import Node
-from onnxcomp.graph.noops import Known, Rule, Same, one_input
+from onnxcomp.graph.noops import Known, Rule, Same, fence, one_input
 from onnxcomp.ops import zeros
 from onnxcomp.ops.broadcasting import elementwise
 from onnxcomp.ops.gradients import activations as activations_forms
@@ -54,7 +54,7 @@ RECORDS = (
     _meets("Max", gradient=keep, zeros=zeros.every, noop=one_input),
     _meets("Min", gradient=keep, zeros=zeros.every, noop=one_input),
     _meets("Mean", gradient=activations_forms.mean, zeros=zeros.every),
-    _meets("Sum", gradient=activations_forms.total, zeros=zeros.every, noop=one_input),
+    _meets("Sum", gradient=activations_forms.total, zeros=zeros.every, noop=fence),
     _meets("PRelu", gradient=activations_forms.prelu, vector_ports=(1,), zeros=zeros.kept),
     _meets("Where", gradient=activations_forms.where, zeros=_both_sides),
     _meets("And", zeros=zeros.one, noop=neutral(1.0, (0, 1))),

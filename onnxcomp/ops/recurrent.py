@@ -42,9 +42,9 @@ def recurrent(step: Step) -> None:
     else:
         size = len(hidden)
         for port in (1, 2, 3, 7):  # W, R, B, P: blocks of H along their second axis
-            labels = step.axes(port)[1] if step.has(port) else None
-            if labels is not None:
-                step.tie(hidden, step.together(labels.reshape(-1, size).T))
+            if step.has(port):
+                labels = step.axes(port)[1]  # none where the weight is computed: nothing of it leaves
+                step.tie(hidden, None if labels is None else step.together(labels.reshape(-1, size).T))
         for port in (5, 6):
             if step.has(port):
                 step.tie(hidden, step.axes(port)[2])

@@ -45,6 +45,17 @@ def ask(module: str, order: dict[str, Any], *, where: str, doing: str) -> dict[s
     return answer
 
 
+def death(module: str, order: dict[str, Any]) -> str:
+    """Run `python -m module`, which calls `serve`, and say how it ended, such as `SIGABRT`; empty where it answered."""
+    command = [sys.executable, "-P", "-m", module]
+    done = subprocess.run(
+        command, input=json.dumps(order).encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
+    )
+    if done.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
+    return ending(done.returncode) if done.returncode else ""
+
+
 def serve(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
     """The child's side; what `work` or a library prints goes to standard error."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")

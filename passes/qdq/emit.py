@@ -60,6 +60,7 @@ class Writer:
         self._shared: dict[tuple[object, ...], Constant] = {}
         self._weights: dict[tuple[Constant, int, bytes], tuple[Constant, Variable]] = {}
         self._gone: list[Node] = []
+        self._dequantized: list[Node] = []
         self._rewritten = set(plan.rewritten)
         self._reads = self._ports()
         # what each layer reads, before DequantizeLinear nodes take the tensors' places
@@ -82,7 +83,38 @@ class Writer:
             self._unhide(node)
             result.outputs[node] = node.outputs[0]
         self.graph.remove_nodes((*self._gone, *self._unread()))
+        if self.target.runs_here:
+            self._shelter()
         return result
+
+    def _shelter(self) -> None:
+        """Put a Sum of one between a DequantizeLinear and what carries its values to a body of If, Loop or Scan.
+
+        ONNX Runtime moves Q and DQ along with data, and cannot put them at a tensor that a body captures; a body may be
+        inlined before, so that what moves data in there counts as well.
+        """
+        captured = self.graph.captured()
+        if not captured:
+            return
+        for dequantize in self._dequantized:
+            output: Variable = dequantize.outputs[0]
+            readers = [node for node in dict.fromkeys(output.outputs) if node not in self._reads]
+            carrying = [node for node in readers if self._carries(node, captured)]
+            if output not in captured and not carrying:
+                continue
+            raw = Variable(self.graph.unique_name("d"), output.dtype)
+            for node in set(output.outputs).difference(readers):
+                for port, tensor in enumerate(node.inputs):
+                    if tensor is output:
+                        node.inputs[port] = raw
+            dequantize.outputs[0] = raw
+            self._node("Sum", [raw], output)
+
+    def _carries(self, node: Node, captured: set[Variable]) -> bool:
+        """Whether what a node gives are values of its input that come to a body, at other places."""
+        if node.op not in self.target.moves:
+            return False
+        return any(t in captured or any(self._carries(n, captured) for n in t.outputs) for t in node.outputs)
 
     # -- activations ---------------------------------------------------------------------------------------------------
 
@@ -158,7 +190,7 @@ class Writer:
         return kept
 
     def _dequantize(self, integers: Variable, grid: Grid, output: Variable) -> None:
-        self._node("DequantizeLinear", [integers, *self._grid(grid)], output)
+        self._dequantized.append(self._node("DequantizeLinear", [integers, *self._grid(grid)], output))
 
     def _on_integers(self, node: Node, source: Variable, grid: Grid) -> Variable:
         """Relu, Clip or Pad once more, on the integers."""
@@ -254,9 +286,10 @@ class Writer:
             self._shared[key] = self.graph.add_constant(base, values)
         return self._shared[key]
 
-    def _node(self, op: str, inputs: list[Tensor], output: Variable, **attrs: int) -> None:
+    def _node(self, op: str, inputs: list[Tensor], output: Variable, **attrs: int) -> Node:
         node = self.graph.add_node(op, inputs, name=op[0], attrs=dict(attrs), outputs=[output])
         node.unnamed = node.name  # thousands of names are a share of a small file, and nobody looks for these
+        return node
 
 
 def as_int32(bias: Array, scale: Array) -> Array:
