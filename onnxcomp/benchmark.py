@@ -17,13 +17,15 @@ from onnxcomp.data.open import Source
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.files import scratch
+from onnxcomp.report.notebook import fragment
+from onnxcomp.report.timings import LATENCY, latency_cells
 from onnxcomp.results import Benchmark, Footprint, finite
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration, is_quantized
 from onnxcomp.runtime.footprint import footprint
 from onnxcomp.runtime.latency import Entry, bench_many
 from onnxcomp.runtime.machine import check_threads, machine, versions
 from onnxcomp.runtime.progress import SILENT, Progress
-from onnxcomp.runtime.providers import TENSORRT, full_name, require
+from onnxcomp.runtime.providers import TENSORRT, full_name, require, short_name
 from onnxcomp.verify.opening import Opener
 
 Feed = dict[str, np.ndarray[Any, Any]]
@@ -56,6 +58,23 @@ class BenchTable:
     synthetic: bool
     guesses: tuple[str, ...]
     rows: tuple[Row, ...]
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """A row of text for each model at each setting: its label, provider, threads, batch, and latency."""
+        found = []
+        for row in self.rows:
+            sides = [(row.benchmarks[0], 0), *((bench, 1) for bench in row.benchmarks)]
+            for variant, (one, side) in zip(row.variants, sides, strict=True):
+                setting = (short_name(one.provider), str(one.threads), str(one.batch))
+                found.append((variant.label, *setting, *latency_cells(one, side)))
+        return found
+
+    def __repr__(self) -> str:
+        return f"<BenchTable {'; '.join(f'{row[0]} {row[4]} ms ({row[7]})' for row in self.cells())}>"
+
+    def _repr_html_(self) -> str:
+        title = f"latency on {'made-up samples' if self.synthetic else self.source}"
+        return fragment(title, ("model", "provider", "threads", "batch", *LATENCY), self.cells(), self.guesses)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready: a list with an entry for each pair at each setting."""

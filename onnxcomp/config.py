@@ -122,7 +122,7 @@ def entry_of(table: Mapping[str, Any]) -> ModelEntry:
         elif name not in keys:
             raise _unknown(name, [*keys, "preprocess"])
         else:
-            given[keys[name].owner][keys[name].field] = _value(keys[name], value)
+            given[keys[name].owner][keys[name].field] = value_of(keys[name], value)
     if "model" not in given[Job]:
         raise UsageError("the model has no path", where="path", do='say which file it is: path = "model.onnx"')
     for name in ("output", "report", "html"):
@@ -220,7 +220,7 @@ def _config(file: Path, table: dict[str, Any]) -> Config:
     settings: dict[str, Any] = {}
     for name, value in table.items():
         if name in own:
-            settings[name] = _value(own[name], value)
+            settings[name] = value_of(own[name], value)
         elif name in defaults:
             shared[name] = value
         elif name in only_models:
@@ -281,8 +281,12 @@ def _check_files(entries: list[ModelEntry]) -> None:
 # -- one key -------------------------------------------------------------------------------------------------------
 
 
-def _value(key: Setting, value: Any) -> Any:
-    """A TOML value turned into what the field takes."""
+def value_of(key: Setting, value: Any) -> Any:
+    """A plain value, as TOML has them, turned into what the field takes.
+
+    Raises:
+        UsageError: the field takes no such value.
+    """
     with _at(key.name):
         found = _converted(key, value)
     if isinstance(found, int | float):

@@ -19,6 +19,8 @@ from onnxcomp.graph.literals import lift_weights
 from onnxcomp.manager import registry
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.ops.facts import Operators, load_operators
+from onnxcomp.report.notebook import fragment
+from onnxcomp.report.tables import count_text, size_text
 from onnxcomp.results import ModelStats
 
 TRIED_BYTES = 64 * 2**20  # of weights: up to here a lossy pass is tried, beyond only what it may look at is told
@@ -73,6 +75,29 @@ class Inspection:
     groups: tuple[CoupledGroup, ...] = ()
     kept: dict[str, str] = field(default_factory=dict)
     prunable_macs_share: float | None = None
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What is said of the model as a whole, as text."""
+        stats = self.stats
+        common = sorted(self.operators.items(), key=lambda item: (-item[1], item[0]))[:8]
+        return [
+            ("size", size_text(stats.bytes)),
+            (
+                "parameters",
+                f"{count_text(stats.parameters)}, {stats.parameters - stats.nonzero_parameters:,} of them zero",
+            ),
+            ("MACs, one sample", count_text(stats.macs)),
+            ("nodes", f"{stats.nodes}: " + ", ".join(f"{count} {op}" for op, count in common)),
+            ("opset", f"{self.opset}" + (f", from {self.producer}" if self.producer else "")),
+            *(("input", f"{name} {kind}") for name, kind in self.inputs.items()),
+            *(("output", f"{name} {kind}") for name, kind in self.outputs.items()),
+        ]
+
+    def __repr__(self) -> str:
+        return f"<Inspection {self.path}: {', '.join(f'{words} {name}' for name, words in self.facts()[:3])}>"
+
+    def _repr_html_(self) -> str:
+        return fragment(self.path, ("", ""), self.facts(), self.notes)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready data. `kept`: layers whose outputs all stay, and why; known when groups were asked for."""

@@ -16,6 +16,7 @@ from onnxcomp.settings import Setting, setting, settings_of
 from onnxcomp.verify.budget import Budget, Size
 
 if TYPE_CHECKING:
+    from onnxcomp.data.metric import MetricSource
     from onnxcomp.manager.pipeline import Pipeline
 
 Objective = Literal["latency", "size", "accuracy", "macs"]
@@ -39,6 +40,7 @@ class Job:
         default=None,
         metavar="SPEC",
         group="First",
+        takes="Passes",
     )
     recipe: str | None = setting(
         "A named pipeline; with neither passes nor recipe several are tried.",
@@ -51,6 +53,7 @@ class Job:
         default=None,
         place="input",
         group="Training",
+        takes="Model",
     )
     data: Any = setting(
         "Samples: .npz, .npy, a folder of images or of test_data_set_N, or module.py:function that yields dicts.",
@@ -58,22 +61,39 @@ class Job:
         place="data",
         metavar="D",
         group="First",
+        takes="Source",
     )
     labels: Any = setting(
-        "Labels of data, .npy or .csv, where it carries none.", default=None, place="input", metavar="L", group="First"
+        "Labels of data, .npy or .csv, where it carries none.",
+        default=None,
+        place="input",
+        metavar="L",
+        group="First",
+        takes="LabelSource",
     )
     eval_data: Any = setting(
-        "Samples that judge; without it a part of data does.", default=None, place="data", metavar="D", group="First"
+        "Samples that judge; without it a part of data does.",
+        default=None,
+        place="data",
+        metavar="D",
+        group="First",
+        takes="Source",
     )
     eval_labels: Any = setting(
-        "Labels of eval_data, .npy or .csv.", default=None, place="input", metavar="L", group="Judging"
+        "Labels of eval_data, .npy or .csv.",
+        default=None,
+        place="input",
+        metavar="L",
+        group="Judging",
+        takes="LabelSource",
     )
-    metric: str | None = setting(
+    metric: MetricSource | None = setting(
         "The task's metric, (outputs, labels) -> number, :min where lower is better; top-1 where labels are given.",
         default=None,
         place="function",
         metavar="module.py:function[:min]",
         group="Judging",
+        takes="MetricSource",
     )
     task: str | None = setting(
         "What the outputs are: classes, decisions, tokens, pixels, ctc, boxes, embeddings, regression or state; or "
@@ -94,6 +114,7 @@ class Job:
         flag="--shape",
         metavar="NAME=1x3x224x224",
         group="Samples",
+        takes="Mapping[str, Sequence[int]]",
     )
     states: Mapping[str, str] = setting(
         "Of a stateful model: this output is this input of the next step; guessed from names if not given.",
@@ -178,7 +199,7 @@ class Job:
         given = {item.field: getattr(self, item.field) for item in _flat(Job)}
         given |= {item.field: getattr(self.preprocess, item.field) for item in settings_of(Preprocess)}
         given |= {item.field: getattr(self.budget, item.field) for item in settings_of(Budget)}
-        asked = [i for i in _all_settings() if i.field != "model" and given[i.field] != _default(i)]
+        asked = [i for i in _all_settings() if i.field != "model" and _differs(given[i.field], _default(i))]
         words = ["onnxcomp", "optimize", str(self.model)]
         for item in asked:
             words += _words(item, given[item.field])
@@ -201,6 +222,11 @@ def _all_settings() -> list[Setting]:
 def _default(item: Setting) -> Any:
     declared = item.owner.__dataclass_fields__[item.field]
     return declared.default_factory() if declared.default_factory is not dataclasses.MISSING else declared.default
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Whether a setting was given; the library's callers give arrays, which cannot be compared with None."""
+    return value is not default and (type(value) is not type(default) or bool(value != default))
 
 
 def _words(item: Setting, value: Any) -> list[str]:

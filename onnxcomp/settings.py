@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 # what a setting names: a file or function that is read, a file that is written, or nothing outside of itself
 Place = Literal["input", "data", "function", "output", ""]
+LOADED_LATE = ("Pipeline", "MetricSource")  # types that only checkers see here: the command line gives text for them
 # the headings that --help lists options under, in this order
 GROUPS = ("First", "Samples", "Pictures", "Judging", "Training", "GPU", "Run", "Output")
 Group = Literal["First", "Samples", "Pictures", "Judging", "Training", "GPU", "Run", "Output"]
@@ -32,6 +33,7 @@ def setting(
     maximum: float | None = None,
     read: Callable[[Any], Any] | None = None,
     off: str = "",
+    takes: str = "",
     **more: Any,
 ) -> Any:
     """A dataclass field that says all that flags, configuration, schema and docs need.
@@ -49,6 +51,7 @@ def setting(
         above: exclusive lower bound of a number.
         read: makes the value from text or a number; then the dataclass itself says what is wrong with it.
         off: what a flag says that turns it off, for a switch that is on by default.
+        takes: the type, as it is written, that the library's functions take, where that is not the field's own.
         more: further facts for the class that declares it.
     """
     told = {
@@ -64,6 +67,7 @@ def setting(
         "maximum": maximum,
         "read": read,
         "off": off,
+        "takes": takes,
         **more,
     }
     return dataclasses.field(default=default, default_factory=factory, metadata=told)
@@ -85,6 +89,8 @@ class Setting:
         flag: as the command line writes it; a switch that is on by default is turned off there.
         choices: the words it may take; empty where it is no such setting.
         off: the help of the flag that turns it off.
+        takes: the type that the library's functions take, where that is not `hint`.
+        optional: whether it may be None.
     """
 
     name: str
@@ -103,6 +109,8 @@ class Setting:
     maximum: float | None
     reads_itself: bool
     off: str
+    takes: str
+    optional: bool
 
     @property
     def holds_settings(self) -> bool:
@@ -117,7 +125,7 @@ class Setting:
 
 def settings_of(owner: type[Any]) -> Iterator[Setting]:
     """The settings that a dataclass declares, in order; fields of other kinds are not among them."""
-    hints = typing.get_type_hints(owner, localns={"Pipeline": str})
+    hints = typing.get_type_hints(owner, localns=dict.fromkeys(LOADED_LATE, str))
     for item in dataclasses.fields(owner):
         told = item.metadata
         if "help" not in told:
@@ -142,6 +150,8 @@ def settings_of(owner: type[Any]) -> Iterator[Setting]:
             maximum=told["maximum"],
             reads_itself=told["read"] is not None,
             off=told["off"],
+            takes=told["takes"],
+            optional=type(None) in typing.get_args(hints[item.name]),
         )
 
 

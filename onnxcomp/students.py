@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from onnxcomp.errors import ModelError
+from onnxcomp.files import scratch
 from onnxcomp.graph.io import load, save
 from onnxcomp.graph.ir import Constant, Graph, Node, Variable
-from onnxcomp.manager.base import Pass
+from onnxcomp.job import Job
+from onnxcomp.manager.base import Pass, exactly
+from onnxcomp.manager.pipeline import Pipeline
 from onnxcomp.manager.spec import make_pass
 from onnxcomp.ops.facts import Operators, Weight, load_operators
 
 PASSED = ("Softmax", "LogSoftmax", "Sigmoid", "Identity", "Add")  # between the last layer and the output
+
+
+@contextmanager
+def distillation(
+    student: Path, options: Mapping[str, Any], *, width: float | None, classes: int | None, **given: Any
+) -> Iterator[Job]:
+    """The job that trains a student; what it needs beside lies in a folder that goes with the block.
+
+    Args:
+        options: of the pass `distill`; with neither teacher nor this saying otherwise, labels teach.
+        width: first keep this share of all channels only.
+        classes: first give the student a new last layer for so many classes.
+        given: fields of `Job`.
+
+    Raises:
+        ModelError: there is no last layer to replace.
+        UsageError: an option that cannot be.
+    """
+    options = dict(options)
+    if given.get("teacher") is None:
+        options["teacher"] = "none"
+    with scratch() as folder:
+        model = student
+        if classes is not None:
+            model, new = with_classes(student, classes, folder, given.get("seed", 0))
+            options["fresh"] = (*options.get("fresh", ()), *map(exactly, new))
+        yield Job(model=model, passes=Pipeline((*narrower(width), make_pass("distill", options))), **given)
 
 
 def narrower(width: float | None) -> tuple[Pass, ...]:

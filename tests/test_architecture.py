@@ -29,6 +29,7 @@ LAYERS: list[set[str]] = [
     {"explanation"},
     {"driver", "inspection", "students", "testing", "benchmark"},
     {"build", "search"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]

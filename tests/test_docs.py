@@ -72,6 +72,24 @@ def test_the_test_of_the_page_passes(walkthrough: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_package_of_the_page_installs_and_its_pass_is_found(walkthrough: Path, tmp_path: Path) -> None:
+    """`pip install .` as the page has it; offline, so with what is installed already."""
+    copy = shutil.copytree(walkthrough, tmp_path / "copy", ignore=shutil.ignore_patterns("*.onnx", "__pycache__"))
+    install = [
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(tmp_path / "site"),
+    ]
+    done = python("-m", "pip", *install, ".", cwd=copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = python("-m", "onnxcomp", "passes", "fold-scale", cwd=tmp_path / "site")
+    assert shown.returncode == 0 and "largest" in shown.stdout, shown.stderr
+
+
 def test_the_entry_point_of_the_page_names_the_pass_of_the_page(walkthrough: Path) -> None:
     project = tomllib.loads((walkthrough / "pyproject.toml").read_text())["project"]
     ((name, target),) = project["entry-points"]["onnxcomp.passes"].items()
@@ -148,6 +166,21 @@ def test_page_of_operators_that_can_be_trained_is_current() -> None:
     assert (ROOT / "docs" / "trainable.md").read_text(encoding="utf-8") == script["page"](), (
         "run python docs/make_trainable_page.py"
     )
+
+
+def test_page_of_the_library_is_current() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "make_api_page.py"))
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == script["page"](), (
+        "run python docs/make_api_page.py"
+    )
+
+
+def test_example_of_the_librarys_page_runs(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("*.py", "*.md"))
+    ((_, code),) = blocks(ROOT / "docs" / "api.md", "python")
+    done = python("-c", code, cwd=tmp_path)
+    assert done.stdout == "accepted errors True\n", done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]  # a model in memory leaves no file
 
 
 def test_page_of_passes_is_current() -> None:

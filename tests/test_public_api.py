@@ -10,7 +10,7 @@ import pytest
 
 import onnxcomp
 
-NAMES = [name for name in onnxcomp.__all__ if name != "__version__"]
+NAMES = [name for name in onnxcomp.__all__ if name not in ("__version__", "Model")]  # the second is a union of types
 
 
 @pytest.mark.parametrize("name", NAMES)

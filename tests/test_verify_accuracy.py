@@ -58,7 +58,7 @@ def test_top1_drops_when_the_answers_turn_round(tmp_path: Path, samples: Given):
 
 
 def test_a_metric_that_should_fall_drops_when_it_rises(tmp_path: Path, samples: Given):
-    loss = Metric("loss", False, True, False, lambda outputs, labels: float(np.abs(outputs["y"]).mean()))
+    loss = Metric("loss", lambda outputs, labels: float(np.abs(outputs["y"]).mean()), higher_is_better=False)
     before, after = scaled(tmp_path / "a.onnx", 1), scaled(tmp_path / "b.onnx", 3)
     found = accuracy(before, after, samples, loss)
     assert found.drop == pytest.approx(found.after - found.before) and found.drop > 0

@@ -115,7 +115,7 @@ def _unknown_functions(entry: ModelEntry, folder: Path) -> Iterator[str]:
     if entry.depends:
         return
     for text in (job.data, job.eval_data, job.metric):
-        if text is None or ":" not in text or (folder / text).exists():
+        if not isinstance(text, str) or ":" not in text or (folder / text).exists():
             continue
         if module_file(text, folder) is None:
             yield text

@@ -9,6 +9,7 @@ import click
 
 from onnxcomp.cli import options
 from onnxcomp.job import Job
+from onnxcomp.report.timings import LATENCY, latency_cells
 from onnxcomp.runtime.acceleration import Acceleration
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from onnxcomp.results import Benchmark
 
 PIPED_WIDTH = 160  # a file or a pipe has no width of its own
-LATENCY = ("p50 ms", "p90 ms", "p99 ms", "speed-up (95 %)", "", "nodes on")
 LOADING = ("load ms", "again", "first run", "peak memory")
 NUMBERS = {"threads", "batch", "p50 ms", "p90 ms", "p99 ms", *LOADING}
 Cells = tuple[str, ...]
@@ -127,7 +127,7 @@ def _show(found: BenchTable, err: bool) -> None:
         sizes = [", ".join(f"{name} {list(shape)}" for name, shape in row.shapes.items()) for row in rows]
         console.print(Text(f"{provider}, {'; '.join(dict.fromkeys(sizes))}: {made_up}"))
         several = len(rows) > 1
-        console.print(_table(rows, LATENCY, _latency, several))
+        console.print(_table(rows, LATENCY, latency_cells, several))
         if rows[0].benchmarks[0].footprints is not None:
             console.print(Text("loaded alone, in a process of its own:"))
             console.print(_table(rows, LOADING, _loading, several))
@@ -147,15 +147,6 @@ def _table(rows: list[Row], titles: tuple[str, ...], cells: Callable[[Benchmark,
             lines.append((variant.label, *setting, *cells(bench, side)))
     head = ("model", *(("threads", "batch") if several else ()), *titles)
     return table(head, lines, right=[i for i, title in enumerate(head) if title in NUMBERS], prose=(0,))
-
-
-def _latency(bench: Benchmark, side: int) -> Cells:
-    times_ms = bench.after_ms if side else bench.before_ms
-    low, high = bench.speedup_interval
-    ratio = (f"{bench.speedup:.2f} ({low:.2f} to {high:.2f})", bench.outcome) if side else ("1.00", "")
-    nodes = bench.placement[side] if bench.placement is not None else {}
-    placed = ", ".join(f"{count} {name.removesuffix('ExecutionProvider').lower()}" for name, count in nodes.items())
-    return (*(f"{times_ms[key]:.3f}" for key in ("p50", "p90", "p99")), *ratio, placed)
 
 
 def _loading(bench: Benchmark, side: int) -> Cells:

@@ -53,20 +53,9 @@ def command(
     from onnxcomp.cli.finish import finish
     from onnxcomp.cli.progress import Bar
     from onnxcomp.driver import run
-    from onnxcomp.files import scratch
-    from onnxcomp.manager.base import exactly
-    from onnxcomp.manager.pipeline import Pipeline
     from onnxcomp.runtime.progress import SILENT
-    from onnxcomp.students import narrower, with_classes
+    from onnxcomp.students import distillation
 
-    if given["teacher"] is None:
-        options["teacher"] = "none"
-    with scratch() as folder:
-        model = student
-        if classes is not None:
-            model, new = with_classes(student, classes, folder, given["seed"])
-            options["fresh"] = (*options.get("fresh", ()), *map(exactly, new))
-        passes = Pipeline((*narrower(width), registry.find("distill")(**options)))
-        job = Job(model=model, passes=passes, **given)
+    with distillation(student, options, width=width, classes=classes, **given) as job:
         report = run(job, SILENT if quiet else Bar())
     return finish(job, report, quiet=quiet, verbose=bool(verbose))

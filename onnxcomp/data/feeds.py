@@ -135,6 +135,42 @@ def conform(feed: Mapping[str, Any], inputs: Sequence[InputSpec], where: str) ->
     return result
 
 
+def as_feed(item: Any, inputs: Sequence[InputSpec], where: str) -> Mapping[str, Any]:
+    """One item of a user's sequence or iterator as a feed: a dict, an array, or a tuple as data loaders give it.
+
+    A tuple holds an array for each input in the model's order, and may end with the labels; an array stands for the
+    only input. Arrays of one dimension less than their inputs are single samples.
+
+    Raises:
+        DataError: it is none of these.
+    """
+    feed: dict[str, Any] | None = None
+    if isinstance(item, Mapping):
+        feed = {str(name): value for name, value in item.items()}
+    elif (
+        isinstance(item, tuple | list) and len(item) in (len(inputs), len(inputs) + 1) and _arrays(item[: len(inputs)])
+    ):
+        feed = dict(zip([*(spec.name for spec in inputs), LABELS], item, strict=False))
+    elif len(inputs) == 1 and _arrays([item]):
+        feed = {inputs[0].name: item}
+    if feed is None:
+        raise DataError(
+            f"it is a {type(item).__name__}, not a dict or arrays",
+            where=where,
+            do="give {input name: array}, or an array for each input in the model's order",
+        )
+    given = [spec for spec in inputs if spec.name in feed]
+    ranks = {spec.name: np.ndim(feed[spec.name]) for spec in given}
+    if given and all(spec.axis == 0 and ranks[spec.name] + 1 == (spec.rank or 0) for spec in given):
+        feed |= {spec.name: np.asarray(feed[spec.name])[None] for spec in given}
+    return feed
+
+
+def _arrays(items: Sequence[Any]) -> bool:
+    """Whether all are arrays or tensors, whoever's."""
+    return all(hasattr(item, "__array__") for item in items)
+
+
 class Units(Protocol):
     """Feeds that can be read one by one, again and again."""
 
@@ -174,7 +210,7 @@ class TestSets:
 class Spooled:
     """Feeds of an iterator, kept in a temporary file: reading again gives the same values, and memory stays small."""
 
-    def __init__(self, feeds: Iterable[Any], where: str) -> None:
+    def __init__(self, feeds: Iterable[Any], inputs: Sequence[InputSpec], where: str) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the data set
         self._places: list[dict[str, tuple[int, np.dtype[Any]]]] = []
         iterator = iter(feeds)
@@ -182,13 +218,10 @@ class Spooled:
             if count > MOST_FEEDS:
                 raise self._endless(f"the function gave more than {MOST_FEEDS:,} feeds, or never ends", where)
             with calling(where, "the data function has to yield dicts: input name -> array"):
-                feed = next(iterator, None)
-            if feed is None:
+                item = next(iterator, None)
+            if item is None:
                 return
-            if not isinstance(feed, Mapping):
-                raise DataError(
-                    f"item {count} is a {type(feed).__name__}, not a dict", where=where, do="yield {input name: array}"
-                )
+            feed = as_feed(item, inputs, f"{where}, item {count}")
             self._places.append({str(name): self._put(value, where) for name, value in feed.items()})
 
     def __len__(self) -> int:

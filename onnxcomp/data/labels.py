@@ -14,9 +14,10 @@ from onnxcomp.data.arrays import open_npy
 from onnxcomp.errors import DataError
 
 Labels = npt.NDArray[Any]
+LabelSource = str | Path | Labels | Sequence[Any]
 
 
-def read_labels(source: str | Path | Labels | Sequence[Any], names: Sequence[str] | None = None) -> Labels:
+def read_labels(source: LabelSource, names: Sequence[str] | None = None) -> Labels:
     """Labels in the order of the samples, [n] or [n, ...]; int64 where they are whole numbers, else float64.
 
     Args:

@@ -24,16 +24,17 @@ class Metric:
 
     Attributes:
         name: as reports print it.
+        function: called with the outputs by name, [samples, ...] each, and the labels or None; gives a number.
         higher_is_better: its direction.
         needs_all: it sees the whole of the evaluation data at once, in order (pairs stay together).
         needs_labels: it cannot be computed without labels.
     """
 
     name: str
-    higher_is_better: bool
-    needs_all: bool
-    needs_labels: bool
     function: Score
+    higher_is_better: bool = True
+    needs_all: bool = True
+    needs_labels: bool = False
 
     def score(self, outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
         """The metric of outputs [samples, ...] by name, and of the samples' labels.
@@ -64,6 +65,9 @@ class Metric:
         return before - after if self.higher_is_better else after - before
 
 
+MetricSource = str | Score | Metric
+
+
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The same values in an array that a function cannot change for those that come after it."""
     view = array.view()
@@ -71,14 +75,21 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return view
 
 
-def parse_metric(text: str | None) -> Metric:
+def parse_metric(given: MetricSource | None) -> Metric:
     """Top-1 for None or `top1`; else `module.py:function`, with `:min` at the end where lower is better.
+
+    A function is a metric of which more is better; a `Metric` says itself which way it points.
 
     Raises:
         UsageError: no such file or function, or the file cannot be loaded.
     """
-    if text is None or text in ("top1", "top-1"):
-        return Metric("top1", True, False, True, top1)
+    if isinstance(given, Metric):
+        return given
+    if callable(given):
+        return Metric(getattr(given, "__name__", type(given).__name__), given)
+    if given is None or given in ("top1", "top-1"):
+        return Metric("top1", top1, needs_all=False, needs_labels=True)
+    text = given
     body, separator, direction = text.rpartition(":")
     lower = bool(separator) and direction == "min"
     reference = body if separator and direction in ("min", "max") else text
@@ -89,7 +100,7 @@ def parse_metric(text: str | None) -> Metric:
             do="leave it out for top-1, or write module.py:function[:min]",
         )
     function = load_function(reference, "--metric")
-    return Metric(reference.rpartition(":")[2], not lower, True, False, function)
+    return Metric(reference.rpartition(":")[2], function, higher_is_better=not lower)
 
 
 def scores_of(outputs: Outputs, labels: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:

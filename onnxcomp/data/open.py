@@ -29,6 +29,7 @@ from onnxcomp.data.feeds import (
     Spooled,
     TestSets,
     Units,
+    as_feed,
     check_shape,
     check_type,
     conform,
@@ -49,7 +50,7 @@ __all__ = ["Source", "open_data", "random_data"]
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.intp]
-Source = str | Path | Callable[[], Any] | Array | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+Source = str | Path | Callable[[], Any] | Array | Mapping[str, Any] | Iterable[Any]
 
 IMAGES = "images"  # the key of raw pictures, and of arrays that come without a name
 PICTURES = "give [n, height, width] or [n, height, width, channels] of uint8, n pictures (1 for a single one)"
@@ -87,6 +88,12 @@ def open_data(
     """
     specs = with_shapes(inputs, shapes)
     return _Opener(specs, preprocess or Preprocess(), labels, metadata or {}, tuple(states)).open(source)
+
+
+def is_stream(source: Source) -> bool:
+    """Whether a source is an iterator or the like, that gives its feeds in one go and perhaps never again."""
+    known = isinstance(source, str | Path | np.ndarray | Mapping) or callable(source)
+    return not known and isinstance(source, Iterable) and not hasattr(source, "__getitem__")
 
 
 @dataclass
@@ -148,9 +155,9 @@ class _Opener:
         if isinstance(values, np.ndarray):
             return self._from_arrays({IMAGES: Rows(name, values)}, name)
         if hasattr(values, "__len__") and hasattr(values, "__getitem__"):
-            return self._from_units(_Checked(cast(Units, values), name), name)
+            return self._from_units(_Checked(cast(Units, values), self.inputs, name), name)
         if isinstance(values, Iterable):
-            return self._from_units(Spooled(values, name), name)
+            return self._from_units(Spooled(values, self.inputs, name), name)
         raise DataError(f"{name} gave a {type(values).__name__}", where=name, do=ACCEPTED)
 
     # whole feeds
@@ -491,20 +498,16 @@ class _Leading:
 class _Checked:
     """A user's sequence of feeds, whose own errors are told as such."""
 
-    def __init__(self, units: Units, name: str) -> None:
-        self._units, self._name = units, name
+    def __init__(self, units: Units, inputs: Sequence[InputSpec], name: str) -> None:
+        self._units, self._inputs, self._name = units, inputs, name
 
     def __len__(self) -> int:
         return len(self._units)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         with calling(self._name, "the sequence has to give {input name: array} for each index"):
-            feed = self._units[index]
-        if not isinstance(feed, Mapping):
-            raise DataError(
-                f"item {index} is a {type(feed).__name__}, not a dict", where=self._name, do="give {input name: array}"
-            )
-        return feed
+            item = self._units[index]
+        return as_feed(item, self._inputs, f"{self._name}, item {index}")
 
 
 def _walk(units: Units) -> Iterable[tuple[int, Mapping[str, Any]]]:

@@ -41,8 +41,10 @@ def numbers(value: object) -> tuple[float, ...]:
     return tuple(number(part) for part in parts)
 
 
-def _option(help_text: str, read: Callable[[Any], Any], metavar: str = "", choices: tuple[str, ...] = ()) -> Any:
-    return setting(help_text, default=None, read=read, metavar=metavar, choices=choices, group="Pictures")
+def _option(
+    help_text: str, read: Callable[[Any], Any], metavar: str = "", choices: tuple[str, ...] = (), takes: str = ""
+) -> Any:
+    return setting(help_text, default=None, read=read, metavar=metavar, choices=choices, group="Pictures", takes=takes)
 
 
 def _level(value: object) -> int:
@@ -67,8 +69,11 @@ class Preprocess:
         "Subtracted after scaling; one number, or one a channel in the model's order, comma-separated.",
         numbers,
         "LIST",
+        takes="float | Sequence[float]",
     )
-    std: tuple[float, ...] | None = _option("Divided by at the end; like --mean.", numbers, "LIST")
+    std: tuple[float, ...] | None = _option(
+        "Divided by at the end; like --mean.", numbers, "LIST", takes="float | Sequence[float]"
+    )
     layout: str | None = _option("Where the model has its channels.", str, choices=("nchw", "nhwc"))
     color: str | None = _option("Order of the model's channels.", str, choices=("rgb", "bgr", "gray"))
     resize: str | None = _option(

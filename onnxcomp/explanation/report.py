@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from onnxcomp.report.explanation import COLUMNS, lines, rows
+from onnxcomp.report.notebook import fragment
 from onnxcomp.results import finite
 
 
@@ -72,6 +74,14 @@ class Explanation:
     culprits: int
     unmatched: tuple[tuple[str, ...], tuple[str, ...]]
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        worst = ", ".join(layer.node for layer in self.layers[: self.culprits])
+        return f"<Explanation {self.after}: {len(self.layers)} layers, most of the loss in {worst or 'none'}>"
+
+    def _repr_html_(self) -> str:
+        content = self.to_json()
+        return fragment(f"{self.after} against {self.before}", COLUMNS, rows(content), lines(content))
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready data, without NaN or Infinity."""

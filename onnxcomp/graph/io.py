@@ -79,6 +79,28 @@ def read_proto(path: Path) -> onnx.ModelProto:
     return model
 
 
+def read_whole(path: Path) -> onnx.ModelProto:
+    """The ModelProto of a file with all of its weights inside.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    model = read_proto(path)
+    onnx.load_external_data_for_model(model, str(path.parent))
+    return model
+
+
+def write_proto(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model that somebody made in memory, as it is.
+
+    Raises:
+        ModelError: it does not fit protobuf's 2 GiB.
+        OutputError: the folder cannot be written.
+    """
+    with atomic_write(path) as file:
+        file.write(_serialized(model))
+
+
 def save(graph: Graph, path: str | Path) -> list[Path]:
     """Write a model file so that it appears whole or not at all; the same graph gives the same bytes.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from onnxcomp.errors import DataError, GuaranteeError, ModelError
+from onnxcomp.errors import DataError, GuaranteeError, ModelError, UsageError
 from onnxcomp.graph.functions import inline_functions
 from onnxcomp.graph.io import total_bytes
 from onnxcomp.graph.ir import Graph
@@ -36,6 +36,23 @@ class Pipeline:
         """
         return cls(parse_passes(text))
 
+    @classmethod
+    def of(cls, passes: Passes) -> Pipeline:
+        """From a spec string, passes, or specs of single passes; a pipeline is itself.
+
+        Raises:
+            UsageError: it is none of these, or as `parse`.
+        """
+        if isinstance(passes, Pipeline):
+            return passes
+        items: Sequence[object] = [passes] if isinstance(passes, str) else passes
+        for item in items:
+            if not isinstance(item, Pass | str):
+                what = f"a pass is an object or its spec, not {item!r}"
+                raise UsageError(what, where="passes", do="give it as Cleanup() or 'cleanup'")
+        found = (parse_passes(item) if isinstance(item, str) else (item,) for item in items)
+        return cls(tuple(one for several in found for one in several))  # type: ignore[misc]
+
     def __str__(self) -> str:
         return ",".join(str(item) for item in self.passes)
 
@@ -62,6 +79,9 @@ class Pipeline:
                 raise DataError(f"{item.name} needs labels", where=f"pass {item}", do="give them with --labels")
             if Need.TRAINING in needs:
                 item.provide(context.progress)
+
+
+Passes = str | Pipeline | Sequence[Pass | str]
 
 
 @dataclass

@@ -17,16 +17,7 @@ def show(found: Any, console: Console, *, everything: bool = False) -> None:
     from rich.text import Text
 
     stats = found.stats
-    facts = [
-        ("size", size_text(stats.bytes)),
-        ("parameters", f"{count_text(stats.parameters)}, {stats.parameters - stats.nonzero_parameters:,} of them zero"),
-        ("MACs, one sample", count_text(stats.macs)),
-        ("nodes", f"{stats.nodes}: " + ", ".join(f"{n} {op}" for op, n in _by_count(found.operators))),
-        ("opset", f"{found.opset}" + (f", from {found.producer}" if found.producer else "")),
-        *(("input", f"{name} {kind}") for name, kind in found.inputs.items()),
-        *(("output", f"{name} {kind}") for name, kind in found.outputs.items()),
-    ]
-    console.print(table(("", ""), facts))
+    console.print(table(("", ""), found.facts()))
     layers = sorted(found.layers, key=lambda layer: -layer.macs)
     shown = found.layers if everything else [x for x in found.layers if x in layers[:MOST_LAYERS]]
     rows = [
@@ -68,10 +59,6 @@ def show_groups(found: Any, console: Console) -> None:
         console.print(table(("outputs that stay", "because"), list(found.kept.items())))
     for note in found.notes:
         console.print(Text(f"note: {note}", style="dim"))
-
-
-def _by_count(operators: dict[str, int]) -> list[tuple[str, int]]:
-    return sorted(operators.items(), key=lambda item: (-item[1], item[0]))[:8]
 
 
 def _share(layer: Any, stats: Any) -> str:

@@ -39,7 +39,7 @@ def show(report: Report, console: Console, *, verbose: bool = False, files: list
         console.print(Text.assemble(("warning  ", "bold yellow"), line), soft_wrap=not console.is_terminal)
     console.print(_headline(report), soft_wrap=not console.is_terminal)
     console.print()
-    console.print(table(("", "before", "after", ""), _figures(report), right=(1, 2), prose=(3,)))
+    console.print(table(("", "before", "after", ""), figures(report), right=(1, 2), prose=(3,)))
     _passes(report, console, verbose)
     _skips(report, console, verbose)
     _layers(report, console, verbose)
@@ -59,6 +59,11 @@ def show(report: Report, console: Console, *, verbose: bool = False, files: list
 
 def _headline(report: Report) -> str:
     style = {"accepted": "bold green", "over-budget": "bold red", "unchanged": "bold yellow"}[report.verdict]
+    return f"[{style}]{report.verdict}[/]  " + ", ".join(_escaped(w) for w in gist(report))
+
+
+def gist(report: Report) -> list[str]:
+    """What the first line says behind the verdict: size, speed, accuracy, why, and what it rests on."""
     words = []
     if report.verdict != "unchanged":
         words.append(f"{report.after.bytes / max(1, report.before.bytes):.1%} of the size")
@@ -68,8 +73,7 @@ def _headline(report: Report) -> str:
         words.append(f"{report.accuracy.metric} {_signed(-report.accuracy.drop)}")
     if report.reason:
         words.append(report.reason)
-    words += report.doubts[:MOST_DOUBTS]
-    return f"[{style}]{report.verdict}[/]  " + ", ".join(_escaped(w) for w in words)
+    return words + report.doubts[:MOST_DOUBTS]
 
 
 def _pruned_words(report: Report) -> list[str]:
@@ -98,7 +102,8 @@ def _speed_words(bench: Benchmark) -> str:
     return f"{bench.speedup:.2f} times the speed"
 
 
-def _figures(report: Report) -> list[tuple[str, str, str, str]]:
+def figures(report: Report) -> list[tuple[str, str, str, str]]:
+    """Rows of the table of a run: what, before, after, and more about it."""
     before, after = report.before, report.after
     rows = [
         *_taught(report),

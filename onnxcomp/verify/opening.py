@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from onnxcomp.data.dataset import Dataset
+from onnxcomp.data.feeds import Spooled
 from onnxcomp.data.inputs import Interface, interface_of
-from onnxcomp.data.open import Source, open_data
+from onnxcomp.data.open import Source, is_stream, open_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.data.states import State, states_of
 from onnxcomp.graph.io import load
@@ -49,6 +50,7 @@ class Opener:
         self.model, self.shapes, self.runs = model, shapes, runs
         self.graph = graph or load(model)
         self._given = states
+        self._streams: dict[int, tuple[Any, Spooled]] = {}
 
     @cached_property
     def interface(self) -> Interface:
@@ -72,7 +74,7 @@ class Opener:
             DataError: as `open_data`.
         """
         found = open_data(
-            data,
+            cast(Source, self._kept(data)) if is_stream(data) else data,
             self.interface.inputs,
             preprocess=preprocess,
             labels=labels,
@@ -83,6 +85,12 @@ class Opener:
         if settled:
             self.settle(found)
         return found
+
+    def _kept(self, stream: Any) -> Spooled:
+        """The feeds of an iterator, read once however often they are opened."""
+        if id(stream) not in self._streams:
+            self._streams[id(stream)] = stream, Spooled(stream, self.interface.inputs, "the given data")
+        return self._streams[id(stream)][1]
 
     def settle(self, *datasets: Dataset) -> None:
         """Let all data sets keep what running the model on the first one proves."""
