@@ -22,6 +22,7 @@ from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.budget import Budget, parse_size
 from onnxcomp.verify.evidence import doubts
 from onnxcomp.work.choice import unsound
+from onnxcomp.work.front import runnable_files
 from onnxcomp.work.judging import Measurements
 from onnxcomp.work.reporting import begin, decide, fill, table_notes, unchanged
 from onnxcomp.work.strategies import Candidate, Proposed, propose
@@ -95,7 +96,7 @@ def run(
                 report.teacher = study.judge.taught(final, job.teacher)
             decide(report, job, explicit=chosen.explicit, searched=chosen.searched)
             report.doubts += doubts(report.fidelity, report.accuracy, study.material.judge.labels)
-            _write_model(report, job, final, measured)
+            _write_model(report, study, final, measured)
         else:
             unchanged(report, proposed.why)
         report.notes += table_notes(job, study.costs)
@@ -123,8 +124,8 @@ def check_written(job: Job, report: Report, progress: Progress = SILENT) -> None
         raise OnnxcompError("the file on the disk is not the one that was measured", where=where, do=again)
     fidelity, accuracy = report.fidelity, report.accuracy
     if job.verify:
-        with Study.open(job, progress=progress, again=True) as study:
-            fidelity, accuracy = study.judge.compared(job.out)
+        with Study.open(job, progress=progress, again=True) as study, runnable_files(job.out) as (out,):
+            fidelity, accuracy = study.judge.compared(out)
     lines = job.budget.evaluate(
         before_bytes=report.before.bytes,
         after_bytes=size,
@@ -156,13 +157,18 @@ def _finalist(study: Study, proposed: Proposed, report: Report) -> tuple[Candida
     return found[0]
 
 
-def _write_model(report: Report, job: Job, graph: Graph, measured: Measurements) -> None:
+def _write_model(report: Report, study: Study, graph: Graph, measured: Measurements) -> None:
     if report.verdict == "unchanged":
         return
     rejected = report.verdict == "over-budget"
-    path = job.rejected if rejected else job.out
-    files = save(graph, path)
+    path = study.job.rejected if rejected else study.job.out
+    written = study.whole(graph)
+    files = save(written, path)
     report.output = FileRef(str(path), sha256_of(*files))
+    if study.parting is not None:  # what was measured is the part that runs
+        report.before = study.stats_of(study.parting.whole, study.files)
+        report.after = study.stats_of(written, files)
+        return
     if not rejected and report.output.sha256 != measured.sha256:
         raise OnnxcompError(
             "the file written is not the file that was measured", where=f"file {path}", do="check the disk, run again"

@@ -242,6 +242,29 @@ def test_nan_and_infinity_are_named_by_sample_and_input(bad: float) -> None:
     assert "sample 7" in caught.value.where and "input x" in caught.value.where
 
 
+def test_nan_and_infinity_are_taken_where_the_model_makes_something_finite_of_them() -> None:
+    ready = np.zeros((6, 1, 4, 5), np.float32)
+    ready[2], ready[4, 0, 1, 1] = -np.inf, np.nan
+    mask = np.full((1, 4, 5), -np.inf, np.float32)
+
+    def run(feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y": np.where(np.isinf(feed["x"]), 0, feed["x"])}  # a model that knows infinity, and not NaN
+
+    dataset = open_data({"x": ready}, [IMAGE])
+    dataset.give_session(run)
+    good = dataset.subset([0, 1, 2, 3])
+    np.testing.assert_array_equal(np.concatenate([f["x"] for f in good.batches(3)]), ready[:4])
+    assert any("infinity in input x" in problem for problem in dataset.problems)
+    with pytest.raises(DataError, match="NaN") as caught:
+        list(dataset.samples().batches(6))
+    assert "sample 4" in caught.value.where
+
+    spec = InputSpec("m", np.dtype(np.float32), (1, 4, 5))
+    fixed = open_data({"x": ready[:2], "m": mask}, [IMAGE, spec])
+    fixed.give_session(lambda feed: {"y": feed["x"]})
+    assert np.isneginf(next(fixed.samples().batches(2))["m"]).all()
+
+
 # whole feeds
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from onnxcomp.data.arrays import Rows
 from onnxcomp.data.axes import Axes
-from onnxcomp.data.feeds import Array, Feed, Units, check_finite, conform, convert
+from onnxcomp.data.feeds import Array, Feed, NotFiniteError, Units, check_finite, conform, convert
 from onnxcomp.data.images import ImageFiles, narrow
 from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.pixels import Pixels
@@ -26,8 +26,8 @@ NAMED = 10  # so many unreadable files are named, the rest counted
 class Column(Protocol):
     """One input's part of every sample."""
 
-    def read(self, indices: Indices) -> Array:
-        """The model's input for these samples."""
+    def read(self, indices: Indices, *, finite: bool = True) -> Array:
+        """The model's input for these samples; with `finite` NaN and infinity are refused."""
 
     @property
     def row_bytes(self) -> int:
@@ -43,10 +43,11 @@ class ReadyColumn:
     def __init__(self, rows: Rows, spec: InputSpec, *, axis: int = 0, single: bool = False) -> None:
         self._rows, self._spec, self._axis, self._single = rows, spec, axis, single
 
-    def read(self, indices: Indices) -> Array:
-        """The samples, converted and checked for NaN and infinity."""
+    def read(self, indices: Indices, *, finite: bool = True) -> Array:
+        """The samples, converted."""
         array = convert(self._rows.read(indices, self._axis), self._spec, self._rows.name)
-        check_finite(array, self._spec, self._rows.name, indices, self._axis)
+        if finite:
+            check_finite(array, self._spec, self._rows.name, indices, self._axis)
         return np.asarray(array[0]) if self._single else array
 
     @property
@@ -60,11 +61,12 @@ class ConstantColumn:
     """An input that is the same in every feed."""
 
     def __init__(self, array: Array, spec: InputSpec, name: str) -> None:
-        self._array = convert(array, spec, name)
-        check_finite(self._array, spec, name)
+        self._array, self._spec, self._name = convert(array, spec, name), spec, name
 
-    def read(self, indices: Indices) -> Array:
+    def read(self, indices: Indices, *, finite: bool = True) -> Array:
         """The constant."""
+        if finite:
+            check_finite(self._array, self._spec, self._name)
         return self._array
 
     @property
@@ -79,7 +81,7 @@ class PixelColumn:
     def __init__(self, rows: Rows, pixels: Pixels, *, channels_first: bool) -> None:
         self._rows, self.pixels, self._first = rows, pixels, channels_first
 
-    def read(self, indices: Indices) -> Array:
+    def read(self, indices: Indices, *, finite: bool = True) -> Array:
         """The pictures, preprocessed."""
         raw = self._rows.read(indices)
         if raw.dtype != np.uint8:
@@ -105,7 +107,7 @@ class FileColumn:
         self.files = files
         self.pixels = files.pixels
 
-    def read(self, indices: Indices) -> Array:
+    def read(self, indices: Indices, *, finite: bool = True) -> Array:
         """The pictures, preprocessed."""
         return self.files.read(indices)
 
@@ -123,8 +125,8 @@ class Reader(Protocol):
     def __len__(self) -> int:
         """How many samples."""
 
-    def read(self, indices: Indices) -> Feed:
-        """One feed of these samples."""
+    def read(self, indices: Indices, *, finite: bool = True) -> Feed:
+        """One feed of these samples; with `finite` NaN and infinity are refused."""
 
     @property
     def sample_bytes(self) -> int:
@@ -140,9 +142,9 @@ class RowReader:
     def __len__(self) -> int:
         return self._samples
 
-    def read(self, indices: Indices) -> Feed:
+    def read(self, indices: Indices, *, finite: bool = True) -> Feed:
         """One feed of these samples."""
-        return {name: column.read(indices) for name, column in self.columns.items()}
+        return {name: column.read(indices, finite=finite) for name, column in self.columns.items()}
 
     @property
     def sample_bytes(self) -> int:
@@ -162,10 +164,10 @@ class FeedReader:
     def __len__(self) -> int:
         return len(self.units)
 
-    def read(self, indices: Indices) -> Feed:
+    def read(self, indices: Indices, *, finite: bool = True) -> Feed:
         """The feed of the one index."""
         (index,) = indices
-        return conform(self.units[int(index)], self._inputs, f"{self._where}, feed {index}")
+        return conform(self.units[int(index)], self._inputs, f"{self._where}, feed {index}", finite=finite)
 
 
 class StepReader:
@@ -179,10 +181,10 @@ class StepReader:
     def __len__(self) -> int:
         return len(self.unrolled.sequence_of)
 
-    def read(self, indices: Indices) -> Feed:
+    def read(self, indices: Indices, *, finite: bool = True) -> Feed:
         """The feed of the one step."""
         (index,) = indices
-        return {**self.inner.read(indices), **self.unrolled.before(int(index))}
+        return {**self.inner.read(indices, finite=finite), **self.unrolled.before(int(index))}
 
     @property
     def sample_bytes(self) -> int:
@@ -231,6 +233,9 @@ class Dataset:
         columns = inner.columns if isinstance(inner, RowReader) else {}
         self.pixels = {n: c.pixels for n, c in columns.items() if isinstance(c, PixelColumn | FileColumn)}
         self._files = next((c.files for c in columns.values() if isinstance(c, FileColumn)), None)
+        self._run: Run | None = None
+        self._borne: set[int] = set()  # samples with NaN or infinity that the model takes
+        self._odd: set[str] = set()
 
     def __len__(self) -> int:
         """Samples that the source lists, images that turn out unreadable included."""
@@ -249,9 +254,37 @@ class Dataset:
         self._guesses = (*self._guesses, *remarks)
 
     def give_session(self, run: Run) -> None:
-        """Let the states of a stateful model be found by its float original."""
+        """Let the float original say which states a stateful model has, and whether it takes NaN or infinity."""
+        self._run = run
         if isinstance(self.reader, StepReader):
             self.reader.unrolled.run = run
+
+    def read(self, indices: Indices) -> Feed:
+        """One feed of these samples. NaN and infinity are taken where what the model makes of them is finite.
+
+        Raises:
+            DataError: a sample does not fit, or holds NaN or infinity that come out of the model again.
+        """
+        if self._borne.issuperset(indices.tolist()):
+            return self.reader.read(indices, finite=False)
+        try:
+            return self.reader.read(indices)
+        except NotFiniteError as error:
+            feed = self.reader.read(indices, finite=False)
+            if not self._takes(feed):
+                if self.reader.batch in (None, 1):
+                    for index in indices if len(indices) > 1 else ():
+                        self.read(np.asarray([index], np.intp))  # names the one that it does not take
+                raise
+            self._borne.update(indices.tolist())
+            self._odd.add(f"the data hold {error.value} in input {error.input}: what the model makes of it is finite")
+            return feed
+
+    def _takes(self, feed: Feed) -> bool:
+        if self._run is None:
+            return False
+        outputs = [np.asarray(value) for value in self._run(feed).values()]
+        return all(not np.isnan(v).any() and not np.isposinf(v).any() for v in outputs if v.dtype.kind == "f")
 
     @property
     def sequence_of(self) -> Indices | None:
@@ -274,7 +307,7 @@ class Dataset:
         """What was left out: unreadable images, counted and named, unused arrays; grows while images are read."""
         bad = self._files.bad if self._files else {}
         if not bad or not self._files:
-            return self._problems
+            return (*self._problems, *sorted(self._odd))
         verb = "image is unreadable and left" if len(bad) == 1 else "images are unreadable and left"
         named = [f"{self._files.files[i]}: {bad[i]}" for i in sorted(bad)[:NAMED]]
         more = [f"and {len(bad) - NAMED} more"] * (len(bad) > NAMED)
@@ -379,10 +412,9 @@ class Samples:
         Raises:
             DataError: a sample holds NaN or infinity, or does not fit; it is named.
         """
-        reader = self.dataset.reader
         step = self.step(size)
         for start in range(0, len(self.indices), step):
-            yield reader.read(self.indices[start : start + step])
+            yield self.dataset.read(self.indices[start : start + step])
 
     def head(self, n: int) -> Samples:
         """The first n; at least one batch where the model fixes its batch."""

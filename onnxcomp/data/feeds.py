@@ -95,24 +95,35 @@ def shape_fits(shape: Sequence[int], spec: InputSpec, rows: int | None = None) -
     )
 
 
+class NotFiniteError(DataError):
+    """A sample holds NaN or infinity. Some models take such samples: masks of -inf, NaN for a missing value."""
+
+    def __init__(self, value: str, where: str, name: str) -> None:
+        super().__init__(f"the data hold {value}", where=where, do="remove or mend the sample")
+        self.value, self.input = value, name
+
+
 def check_finite(
     array: Array, spec: InputSpec, where: str, samples: npt.NDArray[np.intp] | None = None, axis: int = 0
 ) -> None:
     """Check that no value is NaN or infinite; `samples` are the indices of the samples along the axis.
 
     Raises:
-        DataError: one is; it is named by sample and input.
+        NotFiniteError: one is; it is named by sample and input.
     """
     if array.dtype.kind != "f" or bool(np.isfinite(array).all()):
         return
     bad = np.argwhere(~np.isfinite(array))[0]
     value = "NaN" if np.isnan(array[tuple(bad)]) else "infinity"
     row = f"sample {samples[bad[axis]]}, " if samples is not None and len(bad) else ""
-    raise DataError(f"the data hold {value}", where=f"{where}, {row}input {spec.name}", do="remove or mend the sample")
+    raise NotFiniteError(value, f"{where}, {row}input {spec.name}", spec.name)
 
 
-def conform(feed: Mapping[str, Any], inputs: Sequence[InputSpec], where: str) -> Feed:
+def conform(feed: Mapping[str, Any], inputs: Sequence[InputSpec], where: str, *, finite: bool = True) -> Feed:
     """A whole feed in the model's names, types and shapes, in the order of its inputs.
+
+    Args:
+        finite: refuse NaN and infinity.
 
     Raises:
         DataError: an input is missing or unknown, or an array does not fit.
@@ -130,7 +141,8 @@ def conform(feed: Mapping[str, Any], inputs: Sequence[InputSpec], where: str) ->
         place = f"{where}, input {spec.name}"
         check_shape(array.shape, spec, place)
         array = convert(array, spec, place)
-        check_finite(array, spec, where)
+        if finite:
+            check_finite(array, spec, where)
         result[spec.name] = np.ascontiguousarray(array).reshape(array.shape)
     return result
 

@@ -30,7 +30,7 @@ class RandomReader:
     def __len__(self) -> int:
         return self._n
 
-    def read(self, indices: npt.NDArray[np.intp]) -> Feed:
+    def read(self, indices: npt.NDArray[np.intp], *, finite: bool = True) -> Feed:
         """One feed of these samples."""
         feed: Feed = {}
         for place, spec in enumerate(self._inputs):

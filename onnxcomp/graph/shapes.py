@@ -143,15 +143,16 @@ def _readable(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _set_apart(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Operators that ONNX Runtime keeps in ONNX's own domain without being of the standard: to the checker, foreign."""
-    from onnxcomp.ops.facts import installed
+    """Operators in ONNX's own domain that are not of the standard: to the checker, foreign.
 
-    operators = installed()
+    ONNX Runtime keeps some there, and tools put nodes for plugins of TensorRT there without a word on their domain.
+    """
+    local = {function.name for function in model.functions if function.domain in ("", "ai.onnx")}
     foreign = [
         node
         for body in _graphs(model.graph)
         for node in body.node
-        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type) and operators.has("", node.op_type)
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type) and node.op_type not in local
     ]
     for node in foreign:
         node.domain = MICROSOFT_DOMAIN

@@ -324,7 +324,8 @@ _LOAD_ADVICE = (
     (
         ("not a registered function/op", "No Op registered for", "Could not find an implementation"),
         "ONNX Runtime has no kernel for an operator",
-        "it can be rewritten but not run here: --no-verify --no-bench skip what needs a run",
+        "optimize compresses what stands in front of an operator that it does not know at all; or skip what needs a "
+        "run: --no-verify --no-bench, and no data",
     ),
     (
         ("guarantees* support", "is under development", "IR_VERSION", "IR version"),

@@ -14,6 +14,7 @@ from onnxcomp.runtime.machine import conflict, machine, versions
 from onnxcomp.verify.budget import Budget, exit_code
 from onnxcomp.verify.weights import histograms
 from onnxcomp.work.choice import WORTH_SHARE, better, disagreeing, unsound
+from onnxcomp.work.front import operator, told
 from onnxcomp.work.judging import Measurements
 from onnxcomp.work.strategies import Candidate, missed
 from onnxcomp.work.study import Study
@@ -43,8 +44,14 @@ def begin(study: Study) -> Report:
         warnings=list(material.doubts),
         guesses=list(material.guesses),
         request=job.request() | {"timed_shapes": {k: list(v) for k, v in material.sample_shapes.items()}},
-        notes=[*filter(None, [conflict()]), *graph.notes, *_broken(graph, study.operators), *material.notes],
-        doubts=list(material.copies),
+        notes=[
+            *filter(None, [conflict()]),
+            *(told(study.parting) if study.parting else ()),
+            *graph.notes,
+            *_broken(graph, study.operators),
+            *material.notes,
+        ],
+        doubts=[*material.copies, *([f"judged in front of {operator(study.parting)}"] if study.parting else ())],
     )
 
 

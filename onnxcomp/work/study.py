@@ -17,6 +17,7 @@ from onnxcomp.files import remove_abandoned_scratch, scratch, sha256_of
 from onnxcomp.graph import cost
 from onnxcomp.graph.io import load, model_files, save
 from onnxcomp.graph.ir import Graph
+from onnxcomp.graph.parting import Parting
 from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
@@ -30,6 +31,7 @@ from onnxcomp.verify.pair import check_runs
 from onnxcomp.verify.provenance import stamp
 from onnxcomp.work.asked import check_options, pipeline_of, teacher_of
 from onnxcomp.work.choice import better, unsound
+from onnxcomp.work.front import front_of, needs_runs
 from onnxcomp.work.judging import Judge, Measurements, check_metric, cost_model
 from onnxcomp.work.key import key_of
 from onnxcomp.work.material import Material, prepare
@@ -43,25 +45,31 @@ class Study:
         job: what was asked; `passes` and `recipe` decide only whether data is set aside for training.
         original: the source's graph; nobody changes it.
         files: the source's, the .onnx file first.
+        source: what is run and judged: the job's model, or the part of it that ONNX Runtime can run.
+        parting: the model and that part, where they are not the same.
         stats: its size and cost.
         material: the data, shared out.
         context: what passes may use.
         folder: scratch files; goes away with the study.
     """
 
-    def __init__(self, job: Job, original: Graph, material: Material, context: PassContext, folder: Path) -> None:
+    def __init__(
+        self,
+        job: Job,
+        original: Graph,
+        material: Material,
+        context: PassContext,
+        folder: Path,
+        source: Path,
+        parting: Parting | None = None,
+    ) -> None:
         self.job, self.original, self.material, self.context, self.folder = job, original, material, context, folder
         self.operators = context.operators
-        self.files = model_files(job.model)
-        self.stats: ModelStats = cost.stats(
-            original,
-            self.operators,
-            file_bytes=sum(path.stat().st_size for path in self.files),
-            sample=material.sample_shapes,
-        )
+        self.files, self.source, self.parting = model_files(job.model), source, parting
+        self.stats = self.stats_of(original, model_files(source))
         self.costs = cost_model(job, material.calibrate or material.judge, context.alone)
         self.judge = Judge(
-            source=job.model,
+            source=source,
             original=original,
             stats=self.stats,
             folder=folder,
@@ -75,7 +83,7 @@ class Study:
             verify=job.verify,
             bench_seconds=job.bench_seconds,
             costs=self.costs,
-            tasks=TaskBook(job.model, job.task),
+            tasks=TaskBook(source, job.task),
             alone=context.alone,
         )
         context.costs = self.costs
@@ -104,17 +112,31 @@ class Study:
         check_options(job)
         places.check_job(job)
         remove_abandoned_scratch()
-        graph = load(job.model, keep_initializer_inputs=job.keep_initializer_inputs)
+        with scratch() as folder:
+            yield cls._opened(job, folder, progress, alone, again)
+
+    @classmethod
+    def _opened(
+        cls,
+        job: Job,
+        folder: Path,
+        progress: Progress,
+        alone: Callable[[], AbstractContextManager[object]],
+        again: bool,
+    ) -> Study:
+        graph, source = load(job.model, keep_initializer_inputs=job.keep_initializer_inputs), job.model
+        parting = front_of(graph) if needs_runs(job) else None
+        if parting is not None:
+            graph, source = parting.front, folder / job.model.name
+            save(graph, source)
         if (job.verify or job.bench) and not again:
-            check_runs(job.model)
+            check_runs(source)
         operators = load_operators()
         trains = pipeline_of(job).trains
-        material = prepare(job, graph, trains=trains, doubting=not again, progress=progress)
+        material = prepare(replace(job, model=source), graph, trains=trains, doubting=not again, progress=progress)
         places.check(places.loaded_files(), places.writes_of(job))  # now the user's own functions are loaded
         if material.metric is not None and job.verify and not again:
-            material.guesses += check_metric(
-                job.model, material.judge, material.metric, whole=trains, threads=job.threads
-            )
+            material.guesses += check_metric(source, material.judge, material.metric, whole=trains, threads=job.threads)
         context = PassContext(
             operators=operators,
             target=job.target,
@@ -130,8 +152,7 @@ class Study:
             progress=progress,
             alone=alone,
         )
-        with scratch() as folder:
-            yield cls(job, graph, material, context, folder)
+        return cls(job, graph, material, context, folder, source, parting)
 
     @cached_property
     def key(self) -> str:
@@ -202,7 +223,16 @@ class Study:
             OnnxcompError: as the passes say.
             OutputError: the file cannot be written.
         """
-        return save(self.stamped(self.run(spec).graph, spec), path)
+        return save(self.whole(self.stamped(self.run(spec).graph, spec)), path)
+
+    def stats_of(self, graph: Graph, files: list[Path]) -> ModelStats:
+        """Size and cost of a graph that lies in files."""
+        size = sum(path.stat().st_size for path in files)
+        return cost.stats(graph, self.operators, file_bytes=size, sample=self.material.sample_shapes)
+
+    def whole(self, graph: Graph) -> Graph:
+        """What is written of a graph: with the nodes behind it that ONNX Runtime cannot run."""
+        return graph if self.parting is None else self.parting.rejoined(graph)
 
     def stamped(self, graph: Graph, spec: Pipeline | str) -> Graph:
         """A copy that says where it comes from."""

@@ -145,7 +145,7 @@ def _guessed(name: str, array: Array, seen: Seen) -> tuple[Callable[[], Measure]
     if not is_float(array.dtype):
         words = "classes or decisions, compared one by one" if array.dtype.kind != "O" else "texts"
         return lambda: Equal(name), words
-    if not array.size:
+    if not array.size or np.isnan(array).all():
         return lambda: Values(name), "numbers"
     if _is_state(array, seen):
         return lambda: Values(name, "state"), "a state that goes back in"
