@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.settings import Setting, setting, settings_of
+from onnxcomp.targets import table as targets
 from onnxcomp.verify.budget import Budget, Size
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from onnxcomp.manager.pipeline import Pipeline
 
 Objective = Literal["latency", "size", "accuracy", "macs"]
-Target = Literal["cpu", "cuda", "tensorrt"]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Job:
     )
     preprocess: Preprocess = setting("How raw pictures become the model's input.", factory=Preprocess, group="Pictures")
     allow_random: bool = setting("Calibrate on made-up samples if there is no data.", default=False, group="Samples")
-    target: Target = setting("Where the model will run.", default="cpu", group="First")
+    target: str = setting("Where the model will run.", default="cpu", group="First", choices=targets.names)
     objective: Objective = setting("What should get better.", default="latency", group="First")
     budget: Budget = setting("What the result must keep.", factory=Budget, group="First")
     report: Path | None = setting(

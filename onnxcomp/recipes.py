@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from onnxcomp.errors import UsageError
 from onnxcomp.graph.ir import Constant, Graph, Tensor
 from onnxcomp.manager.pipeline import Pipeline
+from onnxcomp.targets import table as targets
+from onnxcomp.targets.base import Target
 
 CLEAN = "fold-constants,cleanup,fuse-batchnorm,fuse-slices,cleanup"
 PLAIN = CLEAN.replace("fold-constants", "fold-constants{unpack=true}", 1)  # for recipes that store what is left
@@ -22,7 +24,7 @@ class Recipe:
         about: one line of help.
         aim: the passes that it is tried for; where they find nothing to do it is no other than `clean`.
         integer: whether it computes in integers.
-        elsewhere: its passes on targets other than the CPU, where weights are not decoded at load; the same if empty.
+        elsewhere: its passes on targets that do not decode stored weights at load; the same if empty.
     """
 
     name: str
@@ -38,9 +40,10 @@ class Recipe:
         """The passes, parsed."""
         return Pipeline.parse(self.spec)
 
-    def on(self, target: str) -> Recipe:
+    def on(self, target: Target) -> Recipe:
         """The recipe with the passes that suit a target."""
-        return self if target == "cpu" or not self.elsewhere else replace(self, spec=self.elsewhere, elsewhere="")
+        fits = target.decodes_at_load or not self.elsewhere
+        return self if fits else replace(self, spec=self.elsewhere, elsewhere="")
 
 
 RECIPES = {
@@ -110,7 +113,7 @@ def find(name: str, target: str = "cpu") -> Recipe:
     """
     if name not in RECIPES:
         raise UsageError(f"there is no recipe {name!r}", where="--recipe", do=f"choose one of {', '.join(RECIPES)}")
-    return RECIPES[name].on(target)
+    return RECIPES[name].on(targets.find(target))
 
 
 def candidates(graph: Graph, *, has_data: bool, objective: str, target: str = "cpu") -> list[Recipe]:
@@ -119,19 +122,14 @@ def candidates(graph: Graph, *, has_data: bool, objective: str, target: str = "c
     Attention moves the ranges of activations from sample to sample, so that one static scale a tensor loses much;
     there quantization at run time goes first. Elsewhere static scales are faster. The rest are fallbacks.
 
-    A GPU gets what it runs fast: half precision on CUDA, whose convolutions know no integers; int8 behind Q and DQ on
-    TensorRT, which takes neither quantization at run time nor weights with zero points.
+    What a target runs fast stands in its record: half precision on CUDA, whose convolutions know no integers; int8
+    behind Q and DQ on TensorRT, which takes neither quantization at run time nor weights with zero points.
     """
-    if target == "cuda":
-        names = ["weights4", "weights8", "half", "clean"] if objective == "size" else ["half", "clean"]
-    elif target == "tensorrt":
-        names = ["int8", "clean"]
-    else:
-        order = ["dynamic", "int8"] if has_attention(graph) else ["int8", "dynamic"]
-        if objective == "size":
-            order = ["weights4", *order]
-        names = [*order, "weights8", "stored", "clean"]
-    return [RECIPES[name].on(target) for name in names if has_data or not RECIPES[name].needs_data]
+    record = targets.find(target)
+    names = [*(record.size_recipes if objective == "size" else ()), *record.recipes]
+    if record.dynamic and has_attention(graph):
+        names.sort(key=lambda name: {"dynamic": 0, "int8": 1}.get(name, -1 if name in record.size_recipes else 2))
+    return [RECIPES[name].on(record) for name in names if has_data or not RECIPES[name].needs_data]
 
 
 def has_attention(graph: Graph) -> bool:

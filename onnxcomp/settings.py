@@ -27,7 +27,7 @@ def setting(
     key: str = "",
     flag: str = "",
     metavar: str = "",
-    choices: tuple[str, ...] = (),
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = (),
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
@@ -46,7 +46,7 @@ def setting(
         key: its name in the configuration, where that is not the field's.
         flag: its name on the command line, where that is not the field's: `-o/--output`, `--shape`.
         metavar: what stands for its value in --help.
-        choices: the words it may take; those of a Literal need no telling.
+        choices: the words it may take, or what lists them; those of a Literal need no telling.
         minimum, maximum: inclusive bounds of a number.
         above: exclusive lower bound of a number.
         read: makes the value from text or a number; then the dataclass itself says what is wrong with it.
@@ -144,7 +144,7 @@ def settings_of(owner: type[Any]) -> Iterator[Setting]:
             group=told["group"],
             place=told["place"],
             metavar=told["metavar"],
-            choices=told["choices"] or (typing.get_args(hint) if typing.get_origin(hint) is Literal else ()),
+            choices=_choices(told["choices"], hint),
             minimum=told["minimum"],
             above=told["above"],
             maximum=told["maximum"],
@@ -153,6 +153,11 @@ def settings_of(owner: type[Any]) -> Iterator[Setting]:
             takes=told["takes"],
             optional=type(None) in typing.get_args(hints[item.name]),
         )
+
+
+def _choices(told: tuple[str, ...] | Callable[[], tuple[str, ...]], hint: Any) -> tuple[str, ...]:
+    listed = told() if callable(told) else told
+    return listed or (typing.get_args(hint) if typing.get_origin(hint) is Literal else ())
 
 
 def without_none(hint: Any) -> Any:

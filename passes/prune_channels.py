@@ -31,6 +31,7 @@ from onnxcomp.passes.structure.trials import LEAST_SAMPLES, Candidate, Trials, c
 from onnxcomp.passes.structure.widths import MOST_ERROR, WORTH, Goal, Widths, nearest, within_sense
 from onnxcomp.runtime.blas import limited
 from onnxcomp.runtime.progress import Progress
+from onnxcomp.targets.table import find
 
 FEWEST_SAMPLES = 8  # on which a candidate is carried out and judged
 _MEASURED = ("activation", "reconstruction")
@@ -237,9 +238,8 @@ class PruneChannels(Pass):
     def _multiple(self, context: PassContext) -> int:
         if isinstance(self.multiple_of, int):
             return self.multiple_of
-        if context.target == "tensorrt":
-            return 8
-        return kernel_block() if context.target == "cpu" and self.latency is not None else 1
+        target = find(context.target)
+        return kernel_block() if target.blocked and self.latency is not None else target.channel_multiple
 
     def _can_try(self, choices: Sequence[Choice], context: PassContext) -> bool:
         """Whether candidates can be carried out and judged."""
@@ -249,7 +249,8 @@ class PruneChannels(Pass):
     def _in_blocks(self, choices: Sequence[Choice], context: PassContext) -> list[list[Choice]]:
         """The choices at widths that convolutions compute together, largest last; none where they are not free."""
         targets = (self.macs, self.params, self.ratio)
-        free = self.multiple_of == "auto" and context.target == "cpu" and any(target is not None for target in targets)
+        blocked = self.multiple_of == "auto" and find(context.target).blocked
+        free = blocked and any(target is not None for target in targets)
         convolved = any(c.group.kind == "channels" and len(c.counts) > 1 for c in choices)
         if not (free and convolved and self._can_try(choices, context)):
             return []

@@ -19,6 +19,7 @@ from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.rounding import LEVELS, int8_rows
 from onnxcomp.passes.weights.smoothing import Group, Verdict, measure
 from onnxcomp.passes.weights.sources import other_weights
+from onnxcomp.targets.table import find
 
 DYNAMIC_OPSET = 11  # DynamicQuantizeLinear
 PROTECTED_BLOCK = 32
@@ -68,7 +69,7 @@ class QuantizeDynamic(Pass):
         """Rewrite every product that gains, bodies of If, Loop and Scan included."""
         outcome = Outcome()
         uses = self.weights(graph, context, outcome)
-        if context.target != "cpu":
+        if not find(context.target).dynamic:
             for use in uses:
                 outcome.skip(use.node, f"{context.target} has no kernels for activations quantized at run time")
             return outcome

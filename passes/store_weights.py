@@ -17,6 +17,7 @@ from onnxcomp.passes.weights.coders import IntegerCoder
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.sources import described, reader, stored_weights
 from onnxcomp.passes.weights.trials import Trials
+from onnxcomp.targets.table import find
 
 CODER = IntegerCoder(Levels.signed(8), 8, 128)
 LEAST_SAVED_BYTES = 256  # the nodes that decode a weight take about as much
@@ -58,9 +59,9 @@ class StoreWeights(Pass):
         """Choose a form for every weight, then write them."""
         outcome = Outcome()
         wanted = self.selects(graph)
-        if context.target != "cpu":
+        if not find(context.target).decodes_at_load:
             for constant in stored_weights(graph, context.operators):
-                outcome.skip(reader(constant), f"{context.target} does not decode weights at load, as the CPU does")
+                outcome.skip(reader(constant), f"{context.target} does not decode weights at load")
             return outcome
         found: dict[Constant, _Form] = {}
         weights = stored_weights(graph, context.operators)

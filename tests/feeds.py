@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph.ir import Graph, Node
-from onnxcomp.targets.cpu import CPU
+from onnxcomp.targets.cpu import TARGET as CPU
 
 
 class Feeds:

@@ -20,7 +20,7 @@ from onnxcomp.passes.qdq.cut import Choices
 from onnxcomp.passes.qdq.ranges import Rule
 from onnxcomp.runtime.activations import collect
 from onnxcomp.runtime.progress import SILENT
-from onnxcomp.targets.cpu import CPU
+from onnxcomp.targets.cpu import TARGET as CPU
 
 Costs = tuple[list[float], dict[tuple[int, int], float]]
 

@@ -65,6 +65,17 @@ class Target:
         joins_bias: MatMul and an Add of one value a column become a Gemm before integer kernels are looked for.
         opset: least opset of the form that is written.
         why_not: why nothing is gained on this target, in words; empty where something is.
+        provider: what runs its files here, as in `bench --provider`; the target's own name if empty.
+        half_first: its own half precision is what a result has to beat, so that times are taken with it.
+        contrib: it has the operators that ONNX Runtime adds to ONNX (com.microsoft).
+        dynamic: it has kernels for activations that are quantized at run time.
+        decodes_at_load: weights stored in few bits are decoded once, when the model is opened, and cost no time later.
+        plain_storage: weights of few bits must stand behind one DequantizeLinear; no kernel reads them otherwise.
+        pair_limit: on x86 without VNNI two products add up in 16 bits, so that weights keep to 7 bits (`isa=portable`).
+        channel_multiple: channels are computed in groups of so many; pruning leaves multiples.
+        blocked: convolutions compute channels in blocks of the processor's vectors.
+        recipes: what the default run tries where no order of its own is better, the most promising first.
+        size_recipes: what goes before these where size is the objective.
     """
 
     name: str
@@ -83,3 +94,19 @@ class Target:
     joins_bias: bool = False
     opset: int = 13
     why_not: str = ""
+    provider: str = ""
+    half_first: bool = False
+    contrib: bool = False
+    dynamic: bool = False
+    decodes_at_load: bool = False
+    plain_storage: bool = False
+    pair_limit: bool = False
+    channel_multiple: int = 1
+    blocked: bool = False
+    recipes: tuple[str, ...] = ("clean",)
+    size_recipes: tuple[str, ...] = ()
+
+    @property
+    def runs_with(self) -> str:
+        """The provider that runs its files."""
+        return self.provider or self.name

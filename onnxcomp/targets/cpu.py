@@ -64,7 +64,7 @@ def _bias(node: Node, port: int) -> str:
     return "" if tensor is None or isinstance(tensor, Constant) else "its bias is computed"
 
 
-CPU = Target(
+TARGET = Target(
     name="cpu",
     kernels={
         "Conv": Kernel(weighted=True, refuses=conv),
@@ -98,4 +98,11 @@ CPU = Target(
     folds=frozenset({"Relu", "Clip"}),
     runs_here=True,
     joins_bias=True,
+    contrib=True,
+    dynamic=True,
+    decodes_at_load=True,
+    pair_limit=True,
+    blocked=True,
+    recipes=("int8", "dynamic", "weights8", "stored", "clean"),
+    size_recipes=("weights4",),
 )

@@ -59,7 +59,7 @@ def product(node: Node, weight: Weight | None, shapes: Shapes) -> str:
     return ""
 
 
-TENSORRT = Target(
+TARGET = Target(
     name="tensorrt",
     kernels={
         "Conv": Kernel(weighted=True, float_output=True, weight_zero_point=True, refuses=conv),
@@ -74,4 +74,8 @@ TENSORRT = Target(
     residual="shortcut",
     unified=frozenset({"Concat"}),
     separate=True,
+    half_first=True,
+    plain_storage=True,
+    channel_multiple=8,
+    recipes=("int8", "clean"),
 )

@@ -15,7 +15,7 @@ from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.io import load
 from onnxcomp.ops.facts import load_operators
 from onnxcomp.runtime.tensorrt import PRODUCTS, Acceptance, acceptance
-from onnxcomp.targets.tensorrt import TENSORRT
+from onnxcomp.targets.tensorrt import TARGET
 
 NO_RULE = "it has no Q and DQ"
 
@@ -96,7 +96,7 @@ def _reasons(model: Path, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, str
     shapes = shape_tools.infer(graph, dict(sizes))
     found = {}
     for node in graph.walk():
-        kernel = TENSORRT.kernels.get(node.op)
+        kernel = TARGET.kernels.get(node.op)
         name = node.name or f"node_of_{node.outputs[0].name}"
         if kernel is None and node.op in PRODUCTS:
             found[name] = f"TensorRT has no integer kernel for {node.op}"

@@ -129,7 +129,7 @@ class Quantizer:
         return study
 
     def _costs(self) -> CostModel | None:
-        return self.context.costs if self.options.placement == "measured" and self.target.name == "cpu" else None
+        return self.context.costs if self.options.placement == "measured" and self.target.runs_here else None
 
     def trials(self) -> Trials:
         """What plans really give, on a few samples."""

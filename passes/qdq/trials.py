@@ -68,7 +68,7 @@ def write(
     layers: dict[Node, Layer],
 ) -> emit.Written:
     """Write a plan into the graph whose nodes it names, in the target's own forms, and sort it."""
-    gates = target.name == "cpu" and any(forms.silu_of(tensor) is not None for tensor in plan.made)
+    gates = target.contrib and any(forms.silu_of(tensor) is not None for tensor in plan.made)
     declared = shape_tools.infer(graph) if gates else None
     written = emit.Writer(graph, target, plan, grids, layers).write()
     if declared is not None:

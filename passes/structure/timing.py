@@ -7,6 +7,7 @@ from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import CostModel, PassContext
 from onnxcomp.runtime.costs import MeasuredCosts
 from onnxcomp.runtime.machine import instruction_sets
+from onnxcomp.targets.table import find
 
 BLOCKS = (8, 16)  # channels that ONNX Runtime's float convolutions compute together
 
@@ -27,7 +28,7 @@ class Clock:
         self.costs: CostModel
         if context.costs is not None:
             self.costs = context.costs
-        elif context.calibration is not None and context.target == "cpu":
+        elif context.calibration is not None and find(context.target).runs_here:
             self.costs = MeasuredCosts(next(iter(context.calibration.batches(1))), alone=context.alone)
         else:
             raise EnvironmentLacksError(

@@ -123,7 +123,7 @@ class Quantization:
         written = write(self.graph, self.target, self.plan, grids, layers)
         writer = CodedWriter(self.graph)
         for node, stored in written.weights.items():
-            if bits[node] <= PACKED_BITS and self.target.name == "cpu":
+            if bits[node] <= PACKED_BITS and self.target.decodes_at_load:
                 writer.write(stored, packed(stored.values, bits[node]))
         if self.target.separate and self.shapes is not None:
             parts.separate(self.graph, layers, self.shapes)
@@ -215,7 +215,7 @@ def _weight_levels(bits: int, precision: Precision, target: Target) -> Levels | 
         return None
     if bits < 8:
         return Levels.signed(bits, narrow=False)
-    portable = precision.isa == "portable" and precision.activation_bits and target.name == "cpu"
+    portable = precision.isa == "portable" and precision.activation_bits and target.pair_limit
     return SAFE if portable else Levels.signed(8)
 
 

@@ -16,6 +16,7 @@ from onnxcomp.passes.weights.coders import BinaryCoder, Coder, Error, IntegerCod
 from onnxcomp.passes.weights.dequantize import dequantize_refusal
 from onnxcomp.passes.weights.kernels import SMALLEST_BLOCK, BlockGather, block_matmul_refusal, valid_block
 from onnxcomp.passes.weights.layout import Layout
+from onnxcomp.targets.table import find
 
 LEAST_SAVED_BYTES = 256  # the nodes that decode a weight take about as much
 FAST_TWO_BIT_BLOCK = 64  # 2-bit MatMulNBits in smaller blocks is slower than float
@@ -201,7 +202,7 @@ class Planner:
 
     def store(self, constant: Constant, uses: list[WeightUse], recipe: Recipe) -> Store:
         """Read as integers where a kernel does that fast, else decoded once at load."""
-        if self.target == "tensorrt":
+        if find(self.target).plain_storage:
             return "dequantize"
         if not recipe.centred or len(constant.consumers) != len(uses):
             return "folded"
