@@ -18,6 +18,7 @@ INT8 = {
 }
 BRINGS = {
     "cuda": "latency on an NVIDIA GPU: bench --provider cuda",
+    "openvino": "latency on Intel's runtime, and --target openvino: bench --provider openvino",
     "tensorrt": "int8 and half-precision kernels of an NVIDIA GPU: bench --provider tensorrt",
 }
 
@@ -100,7 +101,7 @@ def _providers() -> list[tuple[str, str]]:
     # the Azure provider sends inputs to a web service: nothing that this machine runs
     listed = [p for p in providers.built_in() if p not in (providers.CPU, "AzureExecutionProvider")]
     rows = [("provider cpu", "usable")]
-    for provider in dict.fromkeys([*listed, providers.CUDA, providers.TENSORRT]):
+    for provider in dict.fromkeys([*listed, providers.CUDA, providers.TENSORRT, providers.OPENVINO]):
         probe, short = providers.usability(provider), providers.short_name(provider)
         if probe.usable:
             rows.append((f"provider {short}", "usable"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxcomp.errors import UsageError
-from onnxcomp.runtime.providers import CUDA, TENSORRT, short_name
+from onnxcomp.runtime.providers import CUDA, OPENVINO, TENSORRT, short_name
 from onnxcomp.settings import setting
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Acceleration:
         metavar="NAME=MIN:OPT:MAX",
     )
     provider_option: tuple[str, ...] = _option(
-        (), "Any further option of the provider, by ONNX Runtime's name.", CUDA, TENSORRT, metavar="KEY=VALUE"
+        (), "Any further option of the provider, by its own name.", CUDA, TENSORRT, OPENVINO, metavar="KEY=VALUE"
     )
 
     def __post_init__(self) -> None:
@@ -82,6 +82,11 @@ class Acceleration:
         if not text.isdigit():
             raise UsageError(f"device_id is a number, not {text!r}", where="--provider-option", do="write device_id=1")
         return int(text)
+
+    @property
+    def pairs(self) -> Mapping[str, str]:
+        """The further options of the provider."""
+        return _pairs(self.provider_option)
 
     def check(self, provider: str) -> None:
         """Raise where a field was set that `provider` (a full name) does not have.
@@ -132,7 +137,7 @@ def chain(provider: str, acceleration: Acceleration, *, quantized: bool) -> Chai
     acceleration.check(provider)
     own = {CUDA: _cuda, TENSORRT: _tensorrt}.get(provider)
     options = dict(own(acceleration, quantized)) if own is not None else {}
-    options |= _pairs(acceleration.provider_option)
+    options |= acceleration.pairs
     # what TensorRT leaves runs on CUDA; a graph of CUDA's own would capture it twice
     same = {"device_id": str(acceleration.device_id)} if acceleration.device_id else {}
     return [(provider, options), (CUDA, same)] if provider == TENSORRT else [(provider, options)]

@@ -48,6 +48,7 @@ _PACKAGES = (
     "numpy",
     "pillow",
     "tensorrt-rtx-cu13-bindings",
+    "openvino",
 )
 
 

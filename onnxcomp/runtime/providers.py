@@ -23,7 +23,9 @@ from onnxcomp.errors import EnvironmentLacksError, UsageError
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
+OPENVINO = "OpenVINO"  # no provider of ONNX Runtime's: OpenVINO's own runtime, which reads ONNX itself
 SUFFIX = "ExecutionProvider"
+OPENVINO_REMEDY = 'pip install "onnxcomp[openvino]"'
 # the session option without which `get_provider_graph_assignment_info` refuses to answer
 RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 
@@ -64,18 +66,22 @@ class Placement:
 def full_name(name: str) -> str:
     """`cpu`, `cuda`, `tensorrt` or any of ONNX Runtime's names, in any case -> ONNX Runtime's full name.
 
+    `openvino` is OpenVINO's own runtime; ONNX Runtime's provider of that name is asked for by its full name.
+
     Raises:
         UsageError: ONNX Runtime knows no such provider.
     """
     import onnxruntime as ort
 
+    if name.lower() == OPENVINO.lower():
+        return OPENVINO
     known: dict[str, str] = {short_name(full): full for full in ort.get_all_providers()}
     found = known.get(name.lower().removesuffix(SUFFIX.lower()))
     if found is None:
         raise UsageError(
             f"there is no execution provider named {name!r}",
             where="--provider",
-            do=f"one of: {', '.join(sorted(known))}",
+            do=f"one of: {', '.join(sorted({*known, OPENVINO.lower()}))}",
         )
     return found
 
@@ -122,6 +128,10 @@ def built_in() -> list[str]:
 def usability(provider: str) -> Usability:
     """Run one MatMul on `provider` (a full name) and see where it ran. The answer is kept for the process."""
 
+    if provider == OPENVINO:
+        from onnxcomp.runtime import openvino
+
+        return openvino.usability()
     remedy = _REMEDY.get(provider, f"a build of ONNX Runtime that contains {provider}")
     if provider not in built_in():
         return Usability(provider, False, "this build of ONNX Runtime does not contain it", remedy)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
+Model = Path | str | bytes
 
 LARGE_BYTES = 256 << 20  # a graph with more weights is never copied in memory
 EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -208,7 +209,7 @@ def open_session(
 
     Args:
         model: a file (its external data is found beside it) or the bytes of a model.
-        provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name; never replaced by another one.
+        provider: `cpu`, `cuda`, `tensorrt`, `openvino` or ONNX Runtime's full name; never replaced by another one.
         threads: threads inside one operator; 0 means every usable core. Operators run one after another.
         optimize: ONNX Runtime's graph optimizations, all or none.
         lean: take little memory rather than time: weights stay mapped from their file and are not repacked, those
@@ -233,6 +234,10 @@ def open_session(
     threads = threads or usable_cores()
     where = "the model in memory" if isinstance(model, bytes) else str(model)
     source = model if isinstance(model, bytes) else _existing(Path(model))
+    if full == providers.OPENVINO:
+        from onnxcomp.runtime import openvino
+
+        return openvino.open_model(model, threads=threads, acceleration=acceleration, where=where)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is said by the errors raised here
     options.intra_op_num_threads = threads

@@ -66,6 +66,7 @@ class Target:
         opset: least opset of the form that is written.
         why_not: why nothing is gained on this target, in words; empty where something is.
         provider: what runs its files here, as in `bench --provider`; the target's own name if empty.
+        judges: what its provider answers, where it runs here, is what is judged; else ONNX Runtime's processor answers.
         half_first: its own half precision is what a result has to beat, so that times are taken with it.
         contrib: it has the operators that ONNX Runtime adds to ONNX (com.microsoft).
         dynamic: it has kernels for activations that are quantized at run time.
@@ -95,6 +96,7 @@ class Target:
     opset: int = 13
     why_not: str = ""
     provider: str = ""
+    judges: bool = False
     half_first: bool = False
     contrib: bool = False
     dynamic: bool = False

@@ -15,6 +15,7 @@ from onnxcomp.targets.cpu import TARGET as CPU
 TARGET = replace(
     CPU,
     name="openvino",
+    judges=True,
     runs_here=False,
     joins_bias=False,
     contrib=False,
