@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import ROOT, need_assets, onnxcomp, table, write_page
 
-from onnxcomp.verify.acceptance import ask_tensorrt
+from onnxcomp.verify.tensorrt import ask_tensorrt
 
 CLEAN = "fold-constants,cleanup,fuse-batchnorm,fuse-slices,cleanup"
 # min_sqnr=0: nothing is kept float for its error; what is float then is so by the rules of the target

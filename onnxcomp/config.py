@@ -312,7 +312,7 @@ def _converted(key: Setting, value: Any) -> Any:
     hint, origin = key.hint, typing.get_origin(key.hint)
     if key.choices and value in key.choices:
         return value
-    if hint in (str, Any) and isinstance(value, str) and (value or key.name == "name"):
+    if hint in (str, Any) and isinstance(value, str) and (value or key.name == "name") and not key.choices:
         return value
     if hint is Path and isinstance(value, str) and value:
         return Path(value)

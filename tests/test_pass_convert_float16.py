@@ -21,7 +21,7 @@ from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.passes.convert_float16 import ConvertFloat16, unfit
 from onnxcomp.recipes import candidates
 from onnxcomp.runtime import tensorrt
-from onnxcomp.verify.acceptance import ask_tensorrt
+from onnxcomp.verify.tensorrt import ask_tensorrt
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 

@@ -21,7 +21,7 @@ from onnxcomp.passes.qdq import parts
 from onnxcomp.passes.training import quantized as trained
 from onnxcomp.passes.training.quantized import Precision
 from onnxcomp.runtime import tensorrt
-from onnxcomp.verify.acceptance import ask_tensorrt
+from onnxcomp.verify.tensorrt import ask_tensorrt
 
 FLOAT = TensorProto.FLOAT
 SPEC = "quantize-qdq{activations=minmax,rounding=nearest,min_sqnr=0}"

@@ -35,7 +35,7 @@ Cells = tuple[str, ...]
     group="First",
     metavar="P",
     multiple=True,
-    help="cpu, cuda, tensorrt or ONNX Runtime's full name; again for each [default: cpu].",
+    help="cpu, cuda, tensorrt, openvino or ONNX Runtime's full name; again for each [default: cpu].",
 )
 @options.settings(
     Job, "data", "shapes", "states", "preprocess", "seed", seed="Of made-up data and of the models' turns."

@@ -91,7 +91,9 @@ def _training() -> str:
 
 
 def _standing(found: Environment) -> str:
-    place = "NVIDIA GPU" if found.kind == "cuda" else "processor"
+    from onnxcomp.distill import environment
+
+    place = "NVIDIA GPU" if found.kind == environment.CUDA else "processor"
     return f"usable on the {place}: {found.size_bytes / 1e6:.0f} MB in {found.folder}"
 
 

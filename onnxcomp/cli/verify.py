@@ -10,12 +10,13 @@ import click
 from onnxcomp.cli import options
 from onnxcomp.job import Job
 from onnxcomp.runtime.acceleration import Acceleration
+from onnxcomp.targets.table import names
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from onnxcomp.results import Fidelity
-    from onnxcomp.verify.acceptance import TensorrtVerdict
+    from onnxcomp.verify.compilers import Compiled
     from onnxcomp.verify.provenance import Provenance
     from onnxcomp.verify.verdict import PairVerdict
 
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
     seed="Of made-up samples.",
     threads="Threads; 0: every core.",
 )
-@options.option("--provider", default="cpu", show_default=True, help="cpu, cuda, tensorrt or ONNX Runtime's full name.")
+@options.option(
+    "--provider", default="cpu", show_default=True, help="cpu, cuda, tensorrt, openvino or ONNX Runtime's full name."
+)
 @options.option(
     "--target",
-    type=click.Choice(("tensorrt",)),
+    type=click.Choice(names()),
     help="Ask this target's own compiler, too, whether it takes the model, and what becomes int8; needs no GPU.",
 )
 @options.assembled("acceleration", Acceleration)
@@ -86,9 +89,9 @@ def command(
         functions=(data, given["metric"]),
         writes={"--json": json_file},
     )
-    compiled = _compiled(after, given["shapes"], quiet, err) if target is not None else None
-    extra = {} if compiled is None else {"tensorrt": compiled.to_json()}
-    refused = 0 if compiled is None or compiled.acceptance.accepted else ModelError.exit_code
+    compiled = _compiled(target, after, given["shapes"], quiet, err) if target is not None else None
+    extra: dict[str, Any] = {} if target is None or compiled is None else {target: compiled.to_json()}
+    refused = 0 if compiled is None or compiled.accepted else ModelError.exit_code
     code, origin = refused, None
     if len(models) == 1:
         if compiled is None or is_stamped(before):
@@ -124,11 +127,19 @@ def _standing(origin: Provenance) -> int:
     return origin.exit_code
 
 
-def _compiled(model: Path, shapes: dict[str, tuple[int, ...]], quiet: bool, err: bool) -> TensorrtVerdict:
+def _compiled(target: str, model: Path, shapes: dict[str, tuple[int, ...]], quiet: bool, err: bool) -> Compiled:
     from onnxcomp.cli.screen import echo
-    from onnxcomp.verify.acceptance import ask_tensorrt
+    from onnxcomp.errors import UsageError
+    from onnxcomp.targets.table import find
+    from onnxcomp.verify.compilers import ask
 
-    found = ask_tensorrt(model, shapes)
+    found = ask(find(target), model, shapes)
+    if found is None:
+        raise UsageError(
+            f"{target} has no compiler that can be asked here",
+            where=f"--target {target}",
+            do="leave --target out: a session says whether the model runs",
+        )
     if not quiet:
         for line in found.lines():
             echo(line, err=err)

@@ -67,6 +67,8 @@ class Target:
         why_not: why nothing is gained on this target, in words; empty where something is.
         provider: what runs its files here, as in `bench --provider`; the target's own name if empty.
         judges: what its provider answers, where it runs here, is what is judged; else ONNX Runtime's processor answers.
+        compiler: `module:function` that has its own compiler take a file and tell what becomes of it, as
+            `onnxcomp.verify.compilers` asks it; empty where none can be asked.
         half_first: its own half precision is what a result has to beat, so that times are taken with it.
         contrib: it has the operators that ONNX Runtime adds to ONNX (com.microsoft).
         dynamic: it has kernels for activations that are quantized at run time.
@@ -97,6 +99,7 @@ class Target:
     why_not: str = ""
     provider: str = ""
     judges: bool = False
+    compiler: str = ""
     half_first: bool = False
     contrib: bool = False
     dynamic: bool = False

@@ -16,6 +16,7 @@ TARGET = replace(
     CPU,
     name="openvino",
     judges=True,
+    compiler="onnxcomp.verify.openvino:ask",
     runs_here=False,
     joins_bias=False,
     contrib=False,

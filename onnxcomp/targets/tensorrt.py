@@ -74,6 +74,7 @@ TARGET = Target(
     residual="shortcut",
     unified=frozenset({"Concat"}),
     separate=True,
+    compiler="onnxcomp.verify.tensorrt:ask_tensorrt",
     half_first=True,
     plain_storage=True,
     channel_multiple=8,

@@ -41,6 +41,11 @@ class TensorrtVerdict:
         """How many products are int8 in the engine."""
         return sum(product.integer for product in self.acceptance.products)
 
+    @property
+    def accepted(self) -> bool:
+        """Whether it parses and builds."""
+        return self.acceptance.accepted
+
     def lines(self) -> Iterator[str]:
         """The verdict in words, the conclusion first."""
         found = self.acceptance
