@@ -22,6 +22,7 @@ from onnxcomp.manager.raising import raise_opset
 from onnxcomp.ops.record import no_macs
 from onnxcomp.runtime.activations import Activation, collect
 from onnxcomp.runtime.taps import tapped
+from onnxcomp.targets.base import Target
 
 SINGLE, HALF_DTYPE = np.dtype(np.float32), np.dtype(np.float16)
 LARGEST = 65504.0
@@ -54,7 +55,6 @@ class ConvertFloat16(Pass):
     name: ClassVar[str] = "convert-float16"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
     stage: ClassVar[Stage] = Stage.STORED
-    targets: ClassVar[frozenset[str]] = frozenset({"cuda"})
 
     headroom: float = option(
         4.0, "a tensor stays float32 when this times its largest value on the calibration data exceeds 65504", minimum=1
@@ -64,6 +64,10 @@ class ConvertFloat16(Pass):
         "a constant beyond 65504: keep its nodes float32, or saturate it well inside (masks of -3.4e38)",
         search=("keep", "saturate"),
     )
+
+    @classmethod
+    def suits(cls, target: Target) -> bool:  # noqa: D102 (as in Pass)
+        return target.half
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Convert in place.

@@ -17,6 +17,7 @@ from onnxcomp.passes.pruning.allocate import Curve, allocate, magnitude_curve
 from onnxcomp.passes.pruning.compensate import Compensation, Plan, curve_shares
 from onnxcomp.passes.pruning.layers import Layer, layer_of
 from onnxcomp.passes.pruning.select import Importance, Pattern, random_scores, removed_count, smallest
+from onnxcomp.targets.base import Target
 
 _CRITERIA = ("ratio", "threshold", "mean_scale", "keep", "min_norm", "pattern")
 _RANKED = ("ratio", "keep", "pattern")  # criteria that rank weights; the others compare them with a bound
@@ -41,7 +42,6 @@ class PruneWeights(Pass):
 
     name: ClassVar[str] = "prune-weights"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
-    targets: ClassVar[frozenset[str]] = frozenset({"tensorrt"})  # elsewhere zeros make no file or kernel better
 
     ratio: float | None = option(None, "share of the weights to remove, at least", above=0.0, maximum=1.0)
     threshold: float | None = option(None, "remove weights whose magnitude is below this", above=0.0)
@@ -57,6 +57,11 @@ class PruneWeights(Pass):
     scope: Literal["global", "layer"] = option("global", "rank all tensors together, or each for itself")
     compensate: bool | None = option(None, "refit the survivors on calibration data; by default when there is any")
     damping: float = option(1e-3, "ridge of the refit, a share of the mean input power", above=0.0, maximum=1.0)
+
+    @classmethod
+    def suits(cls, target: Target) -> bool:
+        """Elsewhere zeros make no file smaller and no kernel faster."""
+        return target.sparse
 
     def validate(self) -> None:
         """Exactly one criterion, and only options that mean something with it."""

@@ -19,6 +19,7 @@ from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.rounding import LEVELS, int8_rows
 from onnxcomp.passes.weights.smoothing import Group, Verdict, measure
 from onnxcomp.passes.weights.sources import other_weights
+from onnxcomp.targets.base import Target
 from onnxcomp.targets.table import find
 
 DYNAMIC_OPSET = 11  # DynamicQuantizeLinear
@@ -43,7 +44,6 @@ class QuantizeDynamic(Pass):
     name: ClassVar[str] = "quantize-dynamic"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
     stage: ClassVar[Stage] = Stage.INTEGER
-    targets: ClassVar[frozenset[str]] = frozenset({"cpu"})
 
     isa: Literal["portable", "native"] = option(
         "portable", "weights safe on every x86, or best on CPUs with VNNI (and ARM)"
@@ -64,6 +64,10 @@ class QuantizeDynamic(Pass):
         search=Range(0.0, 1.0),
     )
     least: int = option(4096, "elements of the smallest weight worth it", minimum=1)
+
+    @classmethod
+    def suits(cls, target: Target) -> bool:  # noqa: D102 (as in Pass)
+        return target.dynamic
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Rewrite every product that gains, bodies of If, Loop and Scan included."""

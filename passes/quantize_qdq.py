@@ -9,6 +9,7 @@ from onnxcomp.errors import DataError
 from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, Stage, option
 from onnxcomp.passes.qdq.quantizer import Quantizer
+from onnxcomp.targets.base import Target
 from onnxcomp.targets.table import find
 
 
@@ -24,7 +25,6 @@ class QuantizeQdq(Pass):
     name: ClassVar[str] = "quantize-qdq"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
     stage: ClassVar[Stage] = Stage.INTEGER
-    targets: ClassVar[frozenset[str]] = frozenset({"cpu", "tensorrt"})
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
     activations: Literal["minmax", "percentile", "entropy", "mse"] = option(
@@ -52,6 +52,10 @@ class QuantizeQdq(Pass):
         "dB that the outputs keep before refinement: layers that cost most stay float; 0 lets all run on integers",
         search=Range(0.0, 30.0),
     )
+
+    @classmethod
+    def suits(cls, target: Target) -> bool:  # noqa: D102 (as in Pass)
+        return bool(target.kernels)
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Quantize in place.

@@ -24,6 +24,7 @@ from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.plan import Plan, Planner, Recipe
 from onnxcomp.passes.weights.sources import other_weights, readers
 from onnxcomp.runtime.gram import Gram
+from onnxcomp.targets.base import Target
 
 DEFAULT_BLOCK = 32
 
@@ -45,7 +46,6 @@ class QuantizeWeights(Pass):
     name: ClassVar[str] = "quantize-weights"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
     stage: ClassVar[Stage] = Stage.INTEGER
-    targets: ClassVar[frozenset[str]] = frozenset({"cpu", "cuda"})
 
     bits: Literal[8, 4, 2] = option(
         8, "bits an integer takes; a codebook has 2**bits levels unless clusters says else", search=(8, 4, 2)
@@ -75,6 +75,10 @@ class QuantizeWeights(Pass):
     accuracy_level: Literal[0, 1, 4] = option(
         4, "MatMulNBits multiplies in 8-bit integers (4, fastest), in float (1), or as the kernel likes (0)"
     )
+
+    @classmethod
+    def suits(cls, target: Target) -> bool:  # noqa: D102 (as in Pass)
+        return target.contrib
 
     def validate(self) -> None:
         """Check the integer range and what goes with which form."""

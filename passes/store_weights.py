@@ -17,6 +17,7 @@ from onnxcomp.passes.weights.coders import IntegerCoder
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.sources import described, reader, stored_weights
 from onnxcomp.passes.weights.trials import Trials
+from onnxcomp.targets.base import Target
 from onnxcomp.targets.table import find
 
 CODER = IntegerCoder(Levels.signed(8), 8, 128)
@@ -46,7 +47,6 @@ class StoreWeights(Pass):
     name: ClassVar[str] = "store-weights"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
     stage: ClassVar[Stage] = Stage.STORED
-    targets: ClassVar[frozenset[str]] = frozenset({"cpu"})
 
     least_sqnr: float = option(
         30.0,
@@ -54,6 +54,10 @@ class StoreWeights(Pass):
         minimum=0,
         search=Range(0.0, 50.0),
     )
+
+    @classmethod
+    def suits(cls, target: Target) -> bool:  # noqa: D102 (as in Pass)
+        return target.decodes_at_load
 
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Choose a form for every weight, then write them."""

@@ -118,7 +118,7 @@ def test_recipes_are_points() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("convert-float16", "of use for cuda only"),
+        ("convert-float16", "of no use for cpu"),
         ("quantize-qdq,clip-weights", "comes too late"),
         ("clip-weights,clip-weights", "runs twice"),
         ("clip-weights{method=absolute,threshold=1.0}", "not tried"),

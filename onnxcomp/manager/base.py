@@ -24,6 +24,7 @@ from onnxcomp.ops.facts import Operators, Weight, load_operators, no_weights
 from onnxcomp.results import Change, Skip, TrainingRecord
 from onnxcomp.runtime.memory import Memory
 from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.targets.base import Target
 
 __all__ = [
     "Guarantee",
@@ -183,7 +184,6 @@ class Pass(ABC):
         needs: what it cannot work without; override `required` where that depends on options.
         stage: where a search places it; by default in CLEAN, a lossy pass in FLOAT; override `belongs` where that
             depends on options.
-        targets: the deployment targets that a search tries it for; None: all.
         unsearched: why a search leaves it alone, in a clause; empty where it tries the pass.
     """
 
@@ -192,7 +192,6 @@ class Pass(ABC):
     tolerance: ClassVar[float] = 1e-4
     needs: ClassVar[frozenset[Need]] = frozenset()
     stage: ClassVar[Stage | None] = None
-    targets: ClassVar[frozenset[str] | None] = None
     unsearched: ClassVar[str] = ""
 
     include: tuple[str, ...] = dataclasses.field(
@@ -201,6 +200,12 @@ class Pass(ABC):
     exclude: tuple[str, ...] = dataclasses.field(
         default=(), kw_only=True, metadata={"doc": "globs of node or weight names to leave alone"}
     )
+
+    @classmethod
+    def suits(cls, target: Target) -> bool:
+        """Whether the result is of use on a deployment target, so that a search tries it there."""
+        del target
+        return True
 
     def __post_init__(self) -> None:
         hints = hints_of(type(self))

@@ -9,6 +9,7 @@ from onnxcomp.manager.base import Need, Pass
 from onnxcomp.manager.options import OptionInfo, describe
 from onnxcomp.manager.spelling import format_value
 from onnxcomp.report.tables import table
+from onnxcomp.targets.table import BUILT_IN, find
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +60,8 @@ def search_words(cls: type[Pass]) -> str:
     """Whether a search tries a pass at all, and for which targets; empty where it does, for all of them."""
     if cls.unsearched:
         return f"A search leaves it alone: {cls.unsearched}."
-    return f"A search tries it for {' and '.join(sorted(cls.targets))} only." if cls.targets is not None else ""
+    suited = [name for name in BUILT_IN if cls.suits(find(name))]
+    return f"A search tries it for {' and '.join(suited)} only." if len(suited) < len(BUILT_IN) else ""
 
 
 def first_line(cls: type[Pass]) -> str:

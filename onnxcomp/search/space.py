@@ -21,6 +21,7 @@ from onnxcomp.manager.base import Guarantee, Need, Pass, Stage
 from onnxcomp.manager.options import Range, Searched, Tried, searched
 from onnxcomp.manager.pipeline import Pipeline
 from onnxcomp.manager.spec import Finder, make_pass, parse_passes
+from onnxcomp.targets import table as targets
 
 Value = bool | int | float | str | None
 Point = dict[str, Value]
@@ -249,7 +250,7 @@ def space_of(
             left[name] = why
         elif cls.guarantee is Guarantee.LOSSY:
             moves.append(Move(cls, options, index))
-    plain = recipes.PLAIN if target == "cpu" else recipes.CLEAN
+    plain = recipes.PLAIN if targets.find(target).decodes_at_load else recipes.CLEAN
     return Space(parse_passes(plain, quick), tuple(moves), left, quick)
 
 
@@ -261,8 +262,8 @@ def _why_not(
         return ""
     if cls.unsearched or not options:
         return cls.unsearched or "it does not say what a search may try"
-    if cls.targets is not None and target not in cls.targets:
-        return f"it is of use for {' and '.join(sorted(cls.targets))} only"
+    if not cls.suits(targets.find(target)):
+        return f"it is of no use for {target}"
     if Need.TRAINING in cls.needs and training:
         return training
     if Need.DATA in cls.needs and not data:

@@ -72,6 +72,8 @@ class Target:
         half_first: its own half precision is what a result has to beat, so that times are taken with it.
         contrib: it has the operators that ONNX Runtime adds to ONNX (com.microsoft).
         dynamic: it has kernels for activations that are quantized at run time.
+        half: half precision is computed faster than float.
+        sparse: kernels skip zeros in 2:4 patterns.
         decodes_at_load: weights stored in few bits are decoded once, when the model is opened, and cost no time later.
         plain_storage: weights of few bits must stand behind one DequantizeLinear; no kernel reads them otherwise.
         pair_limit: on x86 without VNNI two products add up in 16 bits, so that weights keep to 7 bits (`isa=portable`).
@@ -103,6 +105,8 @@ class Target:
     half_first: bool = False
     contrib: bool = False
     dynamic: bool = False
+    half: bool = False
+    sparse: bool = False
     decodes_at_load: bool = False
     plain_storage: bool = False
     pair_limit: bool = False

@@ -12,6 +12,7 @@ TARGET = Target(
     symmetric=True,
     moves={},
     contrib=True,
+    half=True,
     recipes=("half", "clean"),
     size_recipes=("weights4", "weights8"),
     why_not=(

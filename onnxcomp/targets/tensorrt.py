@@ -76,6 +76,7 @@ TARGET = Target(
     separate=True,
     compiler="onnxcomp.verify.tensorrt:ask_tensorrt",
     half_first=True,
+    sparse=True,
     plain_storage=True,
     channel_multiple=8,
     recipes=("int8", "clean"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnxcomp.data.dataset import Samples
 from onnxcomp.data.metric import Metric, guesses_of
-from onnxcomp.errors import DataError, ModelError
+from onnxcomp.errors import DataError, EnvironmentLacksError, ModelError
 from onnxcomp.files import sha256_of
 from onnxcomp.graph import cost
 from onnxcomp.graph.io import model_files, save
@@ -17,14 +17,14 @@ from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats, TeacherRecord
-from onnxcomp.runtime import tensorrt
 from onnxcomp.runtime.acceleration import Acceleration
 from onnxcomp.runtime.costs import CostTable, MeasuredCosts
 from onnxcomp.runtime.latency import Entry, compare
 from onnxcomp.runtime.providers import full_name, usability
 from onnxcomp.runtime.session import Feeds
+from onnxcomp.targets.base import Target
 from onnxcomp.targets.table import find
-from onnxcomp.verify.acceptance import ask_tensorrt
+from onnxcomp.verify import compilers
 from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.judge import judge
@@ -100,8 +100,7 @@ class Judge:
         path, files = self._written(graph, name)
         found = self._measure(graph, path, files, self.samples, self.metric, self._benchmark)
         notes = [target.why_not] if (target := find(self.context.target)).why_not else []
-        if target.name == "tensorrt":
-            notes += self._compiled(path)
+        notes += self._compiled(target, path)
         found = replace(found, notes=(*found.notes, *notes))
         if not self.verify:
             return found
@@ -126,24 +125,30 @@ class Judge:
             self.metric if samples is None else metric,
             tasks=self.tasks,
             source="synthetic" if self.synthetic else "data",
+            provider=judging_provider(self.context.target),
             threads=self.context.threads,
             progress=self.context.progress,
         )
 
-    def _compiled(self, path: Path) -> list[str]:
-        """What TensorRT's own parser says of the file, where it is installed.
+    def _compiled(self, target: Target, path: Path) -> list[str]:
+        """What the target's own compiler says of the file, where it has one and that is installed.
 
         Raises:
             ModelError: it refuses the file, and takes the original.
         """
-        if not tensorrt.installed():
-            return [f"TensorRT was not asked whether it takes the model: its parser is missing ({tensorrt.REMEDY})"]
-        found = ask_tensorrt(path, self.context.sample_shapes)
-        if not found.acceptance.accepted and ask_tensorrt(self.source, self.context.sample_shapes).acceptance.accepted:
+        shapes = self.context.sample_shapes
+        try:
+            found = compilers.ask(target, path, shapes)
+        except EnvironmentLacksError as error:
+            return [f"{target.name} was not asked whether it takes the model: {error.what} ({error.do})"]
+        if found is None:
+            return []
+        original = found if found.accepted else compilers.ask(target, self.source, shapes)
+        if not found.accepted and original is not None and original.accepted:
             raise ModelError(
-                "TensorRT refuses the result, and takes the original: " + "; ".join(list(found.lines())[1:]),
-                where=f"{self.source}, --target tensorrt",
-                do="leave the pass out that brought this in (onnxcomp verify MODEL --target tensorrt asks again)",
+                f"{target.name} refuses the result, and takes the original: " + "; ".join(list(found.lines())[1:]),
+                where=f"{self.source}, --target {target.name}",
+                do=f"leave the pass out that brought this in (onnxcomp verify MODEL --target {target.name} asks again)",
             )
         return list(found.lines())
 
@@ -185,10 +190,10 @@ class Judge:
     def _missing(self) -> str:
         """Why latency cannot be measured on the target here; empty where it can."""
         target = self.context.target
-        probe = usability(full_name(target))
+        probe = usability(full_name(find(target).runs_with))
         if probe.usable:
             return ""
-        there = f"onnxcomp bench --provider {target} measures it where it does"
+        there = f"onnxcomp bench --provider {find(target).runs_with} measures it where it does"
         return f"latency was not measured: {target} does not run here ({probe.reason}); {there}"
 
     def _benchmark(self, graph: Graph, path: Path, feed: Feeds) -> Benchmark:
@@ -205,11 +210,10 @@ class Judge:
 
     def _compared(self, path: Path, feed: Feeds, seconds: float) -> Benchmark:
         progress = self.context.progress
-        target = self.context.target
-        # what int8 has to beat on TensorRT is half precision
-        half = Acceleration(fp16=target == "tensorrt")
+        target = find(self.context.target)
+        half = Acceleration(fp16=target.half_first)  # what int8 has to beat
         pair = (Entry(self.source, half), Entry(path, half))
-        return compare(*pair, feed, provider=target, seconds=seconds, seed=self.seed, progress=progress)
+        return compare(*pair, feed, provider=target.runs_with, seconds=seconds, seed=self.seed, progress=progress)
 
     def _written(self, graph: Graph, name: str) -> tuple[Path, list[Path]]:
         path = self.folder / name
@@ -222,6 +226,12 @@ class Judge:
         if metric is None or metric.needs_all or (metric.needs_labels and self.select.labels is None):
             return None
         return metric
+
+
+def judging_provider(target: str) -> str:
+    """Which provider's answers are judged: the target's own where it says so and runs here, else ONNX Runtime's CPU."""
+    record = find(target)
+    return record.runs_with if record.judges and usability(full_name(record.runs_with)).usable else "cpu"
 
 
 def check_metric(model: Path, samples: Samples, metric: Metric, *, whole: bool, threads: int) -> tuple[str, ...]:
@@ -254,7 +264,7 @@ def _meaningless(fidelity: Fidelity) -> list[str]:
 
 def cost_model(job: Job, samples: Samples, alone: Callable[[], AbstractContextManager[object]]) -> MeasuredCosts | None:
     """Times of this machine, for the passes and the choice of a recipe; None where nothing is to be measured."""
-    if job.target != "cpu" or not (job.bench or job.cost_table is not None):
+    if not find(job.target).runs_here or not (job.bench or job.cost_table is not None):
         return None
     table = CostTable.of_this_machine() if job.cost_table is None else CostTable.at(job.cost_table)
     return MeasuredCosts(next(iter(samples.batches(1))), table=table, alone=alone)
