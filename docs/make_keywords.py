@@ -52,7 +52,7 @@ FUNCTIONS = {
     "explain": ["shapes", "seed", "threads", *PICTURES],
     "compare": [
         *("labels", "metric", "task", "eval_samples", "shapes", "states", "allow_random", "seed", "threads"),
-        *PICTURES,
+        *("bench", "bench_seconds", *PICTURES),
     ],
 }
 

@@ -13,8 +13,22 @@ from typing import TYPE_CHECKING, Any
 from onnxcomp._version import __version__
 
 if TYPE_CHECKING:
-    from onnxcomp.api import Built, Model, Result, Verdict, bench, build, distill, explain, inspect, optimize, verify
+    from onnxcomp.api import (
+        Built,
+        Model,
+        Result,
+        Verdict,
+        bench,
+        build,
+        compare,
+        distill,
+        explain,
+        inspect,
+        optimize,
+        verify,
+    )
     from onnxcomp.benchmark import BenchTable
+    from onnxcomp.comparison import Comparison
     from onnxcomp.data.metric import Metric
     from onnxcomp.errors import OnnxcompError
     from onnxcomp.explanation.report import Explanation
@@ -30,6 +44,7 @@ _HOMES = {
     "distill": "onnxcomp.api",
     "verify": "onnxcomp.api",
     "bench": "onnxcomp.api",
+    "compare": "onnxcomp.api",
     "inspect": "onnxcomp.api",
     "explain": "onnxcomp.api",
     "build": "onnxcomp.api",
@@ -38,6 +53,7 @@ _HOMES = {
     "Verdict": "onnxcomp.api",
     "Built": "onnxcomp.api",
     "BenchTable": "onnxcomp.benchmark",
+    "Comparison": "onnxcomp.comparison",
     "Inspection": "onnxcomp.inspection",
     "Explanation": "onnxcomp.explanation.report",
     "Report": "onnxcomp.results",
@@ -60,6 +76,7 @@ _HOMES = {
 __all__ = [
     "BenchTable",
     "Built",
+    "Comparison",
     "Explanation",
     "Graph",
     "Guarantee",
@@ -80,6 +97,7 @@ __all__ = [
     "__version__",
     "bench",
     "build",
+    "compare",
     "distill",
     "explain",
     "inspect",

@@ -35,10 +35,14 @@ def check(reads: Iterable[Path], writes: Mapping[str, Path | None]) -> None:
         OutputError: one is an input, no regular file, in a folder that cannot be written, or two are one.
     """
     asked = {name: path for name, path in writes.items() if path is not None}
-    for name in [name for name, path in asked.items() if path == STANDARD_OUTPUT]:
-        if name not in ("--json", "--report"):
+    printed = [name for name, path in asked.items() if path == STANDARD_OUTPUT]
+    for name in printed:
+        if name not in ("--json", "--report", "--markdown"):
             raise OutputError("only JSON goes to standard output", where=f"{name} -", do="give the name of a file")
         del asked[name]
+    if len(printed) > 1:
+        both = " and ".join(printed)
+        raise OutputError("two things cannot go to standard output", where=both, do="give one of them a file")
     for name, path in asked.items():
         try:
             _check_writable(name, path)

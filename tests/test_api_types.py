@@ -40,6 +40,8 @@ def run(proto: onnx.ModelProto, passes: list[onnxcomp.Pass]) -> onnx.ModelProto:
     table: onnxcomp.BenchTable = onnxcomp.bench("a.onnx", proto, batches=[1, 8], fp16=True)
     found: onnxcomp.Inspection = onnxcomp.inspect(proto, groups=True)
     why: onnxcomp.Explanation = onnxcomp.explain("a.onnx", None, feeds(), threads=1)
+    several: onnxcomp.Comparison = onnxcomp.compare("a.onnx", proto, b"", data=np.zeros(3), labels=[1], bench=False)
+    print(several.variants[1].stats.bytes)
     built: onnxcomp.Built = onnxcomp.build("onnxcomp.toml", only=["a*"])
     print(verdict.exit_code, table.rows, found.stats.macs, why.layers, built.exit_code)
     result = onnxcomp.optimize(proto)
@@ -57,6 +59,7 @@ WRONG = {
     'onnxcomp.bench("a.onnx", batches=3)': "arg-type",
     'onnxcomp.inspect("a.onnx", data="d.npz")': "data",
     'onnxcomp.explain("a.onnx", "b.onnx", 3)': "arg-type",
+    'onnxcomp.compare("a.onnx", "b.onnx", min_sqnr=3)': "min_sqnr",
     "onnxcomp.build(jobs=None)": "arg-type",
     'onnxcomp.optimize("m.onnx").verdikt': "attr-defined",
     'onnxcomp.inspect("m.onnx").stats.macs + "x"': "operator",

@@ -1,6 +1,6 @@
 """The library's functions: models and data as callers have them, and results to look at in a notebook."""
 
-from onnxcomp.api.functions import bench, build, distill, explain, inspect, optimize, verify
+from onnxcomp.api.functions import bench, build, compare, distill, explain, inspect, optimize, verify
 from onnxcomp.api.models import Model
 from onnxcomp.api.results import Built, Result, Verdict
 
@@ -11,6 +11,7 @@ __all__ = [
     "Verdict",
     "bench",
     "build",
+    "compare",
     "distill",
     "explain",
     "inspect",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from onnxcomp.benchmark import BenchTable
+    from onnxcomp.comparison import Comparison
     from onnxcomp.data.open import Source
     from onnxcomp.explanation.report import Explanation
     from onnxcomp.inspection import Inspection
@@ -165,6 +166,29 @@ def bench(
             progress=progress,
             **given,
         )
+
+
+def compare(
+    *models: Model, data: Source | None = None, progress: Progress = SILENT, **options: Unpack[keywords.CompareOptions]
+) -> Comparison:
+    """Set variants of a model side by side, whoever made them: size, MACs, latency, accuracy, closeness to the first.
+
+    Args:
+        models: two or more with the same inputs and outputs; paths, bytes or `onnx.ModelProto`.
+        data: samples, as `optimize` takes them; without any, closeness is told only with `allow_random`.
+        progress: shows long work.
+        options: those of `onnxcomp compare`, dashes as underscores; `bench=False` leaves out latency.
+
+    Raises:
+        UsageError: fewer than two models.
+        ModelError: a model does not load or run, or inputs or outputs differ.
+        DataError: data do not fit, or labels or a metric come without data.
+    """
+    from onnxcomp.comparison import compare as compared
+
+    with closing(Files()) as files:
+        given = read("compare", keywords.CompareOptions, options, files)
+        return compared([files.path(model) for model in models], data, progress=progress, **given)
 
 
 def inspect(model: Model, *, shapes: Mapping[str, Sequence[int]] | None = None, groups: bool = False) -> Inspection:

@@ -415,6 +415,10 @@ class CompareOptions(TypedDict, total=False):
     """For the split and everything drawn at random."""
     threads: int
     """Threads for calibration and verification, 0: every core; latency is measured with one."""
+    bench: bool
+    """Measure latency."""
+    bench_seconds: float
+    """How long to measure the final latency, in seconds."""
     scale: float | None
     """Factor for pixels of 0..255, before mean and std."""
     mean: float | Sequence[float] | None

@@ -27,6 +27,7 @@ COMMANDS = {
     "verify": ("verify", "Judge any pair of models, or an artifact's recorded provenance."),
     "explain": ("explain", "Which layers lose how much, why, and what to do about it."),
     "bench": ("bench", "Interleaved latency of models, with spread and node placement."),
+    "compare": ("compare", "Any number of variants in one table: size, latency, accuracy, closeness."),
     "build": ("build", "The build step: build what changed of the models in onnxcomp.toml."),
     "init": ("init", "Write a first onnxcomp.toml from a model, or add a model to it."),
     "data": ("data", "Look at data as the model sees it."),

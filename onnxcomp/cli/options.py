@@ -122,7 +122,7 @@ def _flag(item: Setting, text: str) -> Callable[[Command], Command]:
     names = (*item.flag.split("/"), item.field)
     common: dict[str, Any] = {"group": item.group, "help": text, "metavar": item.metavar or None}
     if item.negated:
-        common["help"] = item.off
+        common["help"] = item.off if text == item.help else text
         return option(*names, is_flag=True, default=False, callback=_turned_off, **common)
     if item.hint is bool:
         return option(*names, is_flag=True, **common)

@@ -31,13 +31,22 @@ def write_data(data: dict[str, Any], path: Path) -> None:
     Raises:
         OutputError: the folder cannot be written.
     """
-    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write text atomically; `-` is standard output.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    # a path that is no UTF-8 holds halves of surrogate pairs; written as JSON's own escapes they come back
+    content = text.encode("utf-8", "backslashreplace")
     if path == STANDARD_OUTPUT:
-        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+        sys.stdout.write(content.decode())
         return
     with atomic_write(path) as file:
-        # a path that is no UTF-8 holds halves of surrogate pairs; written as JSON's own escapes they come back
-        file.write(text.encode("utf-8", "backslashreplace") + b"\n")
+        file.write(content)
 
 
 def read_json(path: Path) -> Report:
