@@ -109,18 +109,23 @@ def _standing_files(read: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if Path(name).suffix.lower() in SAMPLES | SUFFIXES)
 
 
-def check_job(job: Job, *, config: Path | None = None) -> None:
+def check_job(
+    job: Job, *, config: Path | None = None, external: Callable[[Path], Iterable[Path]] | None = None
+) -> None:
     """Whether a job's inputs can be read and its outputs written, before any work.
 
     Args:
         config: the configuration that it comes from.
+        external: the further files of a model; read from it by default.
 
     Raises:
         OutputError: as `check`.
         ModelError, DataError, UsageError: an input is a pipe or a device, which may never end.
     """
     check_inputs(job)
-    reads = (path for path in reads_of(job) if path != job.cost_table)  # which is there to be added to
+    reads = (
+        path for path in reads_of(job, external=external) if path != job.cost_table
+    )  # which is there to be added to
     check(itertools.chain(reads, loaded_files(), [config] if config else []), writes_of(job))
 
 

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import builders
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 
 import onnxcomp
+from onnxcomp import driver
 from onnxcomp.errors import UsageError
 from onnxcomp.files import sha256_of
 from onnxcomp.job import Job
 from onnxcomp.manager.base import Pass
 from onnxcomp.manager.prefixes import Kept, Prefixes
 from onnxcomp.manager.registry import find
+from onnxcomp.verify.judge import judge
+from onnxcomp.verify.opened import OpenedModel
+from onnxcomp.verify.opening import Opener
 from onnxcomp.work.study import Study
 from onnxcomp.work.trial import Measured
 
@@ -163,3 +171,102 @@ def test_what_is_kept_is_bounded() -> None:
     few.keep("", ("a",), Kept(source, "", source))
     few.keep("", ("a", "b"), Kept(source, "", source))
     assert few.longest("", ("a", "c")) is None and few.longest("", ("a", "b")) is not None
+
+
+# -- the source is read once, opened once, run once --
+
+
+@dataclass
+class Counts:
+    """How often the source was parsed, and its file opened as a session."""
+
+    parsed: int = 0
+    opened: int = 0
+
+
+def counting(source: Path, monkeypatch: pytest.MonkeyPatch) -> Counts:
+    """Counts at the two doors through which every model comes: onnx's parser and the runtime's session."""
+    counts = Counts()
+    parse, start = onnx.load_model, ort.InferenceSession.__init__
+
+    def load_model(file: Any, *args: Any, **options: Any) -> Any:
+        counts.parsed += Path(file).resolve() == source.resolve()
+        return parse(file, *args, **options)
+
+    def session(self: Any, model: Any, *args: Any, **options: Any) -> None:
+        counts.opened += isinstance(model, str | Path) and Path(model).resolve() == source.resolve()
+        start(self, model, *args, **options)
+
+    monkeypatch.setattr(onnx, "load_model", load_model)
+    monkeypatch.setattr(ort.InferenceSession, "__init__", session)
+    return counts
+
+
+@pytest.mark.parametrize("objective", ["latency", "size"])
+def test_a_run_parses_its_source_once_and_opens_it_twice(
+    job: Job, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once as it is written, to see what it takes, and once as fast as it runs; however many recipes are tried."""
+    counts = counting(job.model, monkeypatch)
+    report = driver.run(replace(job, objective=objective, output=Path("m.onnx")))  # type: ignore[arg-type]
+    assert report.verdict == "accepted" and counts == Counts(1, 2)
+    report = driver.run(replace(job, objective=objective, output=Path("m.onnx")))  # type: ignore[arg-type]
+    assert report.verdict == "accepted" and counts == Counts(2, 4)  # nor because an older output stands
+
+
+def test_the_source_answers_each_sample_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Study.open(job) as study:
+        session = study.source.session("CPUExecutionProvider", study.context.threads)
+        rows: list[int] = []
+        run = session.run
+
+        def counted(feeds: Any, outputs: Any = None) -> Any:
+            rows.append(len(next(iter(feeds.values()))))
+            return run(feeds, outputs)
+
+        session.run = counted  # type: ignore[method-assign]
+        for spec in (CLEAN, f"{CLEAN},quantize-qdq", f"{CLEAN},quantize-weights{{bits=8}}"):
+            study.trial(spec)
+        tried = len(study.material.select)
+        assert tried <= sum(rows) <= tried + 32  # and one batch to see how many go together
+
+
+def test_answers_kept_are_the_answers(tmp_path: Path) -> None:
+    proto = builders.residual_cnn()
+    before, after = (builders.save(proto, tmp_path / f"{name}.onnx") for name in ("a", "b"))
+    name = proto.graph.input[0].name
+    shape = (40, *(d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim[1:]))
+    data = {name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    with closing(OpenedModel(before, folder=tmp_path)) as opened:
+        samples = Opener(opened).open(data).samples()
+        plain = judge(before, after, samples)
+        found = [judge(opened, after, part) for part in (samples, samples, samples.head(9), samples)]
+        assert found[0] == found[1] == found[3] == plain
+        assert found[2] == judge(before, after, samples.head(9)) != plain
+
+
+def test_answers_without_room_are_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxcomp.verify.opened.KEPT_BYTES", 0)
+    proto = builders.mlp()
+    before = builders.save(proto, tmp_path / "a.onnx")
+    data = {proto.graph.input[0].name: np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)}
+    with closing(OpenedModel(before, folder=tmp_path)) as opened:
+        samples = Opener(opened).open(data).samples()
+        assert judge(opened, before, samples) == judge(opened, before, samples) == judge(before, before, samples)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_models_too_large_to_be_open_together_are_run_one_after_the_other(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = builders.mlp()
+    paths = [builders.save(builders.mlp(seed=seed), tmp_path / f"{seed}.onnx") for seed in (0, 1)]
+    data = {proto.graph.input[0].name: np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)}
+    samples = Opener(paths[0]).open(data).samples()
+    expected = judge(*paths, samples)
+    monkeypatch.setattr("onnxcomp.verify.pair.LARGE_BYTES", 0)
+    with closing(OpenedModel(paths[0], folder=tmp_path if kept else None)) as opened:
+        for _ in range(2):
+            assert judge(opened, paths[1], samples)[0].outputs["y"].sqnr_db == pytest.approx(
+                expected[0].outputs["y"].sqnr_db
+            )

@@ -39,8 +39,17 @@ def load(path: str | Path, *, keep_initializer_inputs: bool = False) -> Graph:
         ModelError: the file is missing, truncated, not ONNX, too new, refers to missing external data, has functions
             that call themselves or come to too many nodes, or is not valid ONNX.
     """
-    path = Path(path)
+    return read(Path(path), keep_initializer_inputs=keep_initializer_inputs)[0]
+
+
+def read(path: Path, *, keep_initializer_inputs: bool = False) -> tuple[Graph, list[Path]]:
+    """As `load`; beside the graph the files that it lies in, as `model_files` tells them.
+
+    Raises:
+        ModelError: as `load`.
+    """
     model = read_proto(path)
+    files = _files_of(model, path)
     check_expansion(model)
     graph = decode(model, path.parent, keep_initializer_inputs=keep_initializer_inputs)
     graph.source = path.resolve()
@@ -49,7 +58,7 @@ def load(path: str | Path, *, keep_initializer_inputs: bool = False) -> Graph:
     if graph.nodes != written:
         graph.notes.append("the file's nodes did not stand in an order that runs, and were sorted")
     check_structure(graph, strict=False)
-    return graph
+    return graph, files
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -206,7 +215,10 @@ def model_files(path: Path) -> list[Path]:
     Raises:
         ModelError: as `load`.
     """
-    model = read_proto(path)
+    return _files_of(read_proto(path), path)
+
+
+def _files_of(model: onnx.ModelProto, path: Path) -> list[Path]:
     found = dict.fromkeys(external_location(t, path.parent)[0] for t in _external_tensors(model.graph))
     return [path, *found]
 

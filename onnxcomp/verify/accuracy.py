@@ -9,6 +9,7 @@ from onnxcomp.data.metric import Metric
 from onnxcomp.results import Accuracy
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Array
+from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import Answer, Runner, Samples, joined
 
 
@@ -33,7 +34,7 @@ class Collected:
 
 
 def predict(
-    model: Path, samples: Samples, *, provider: str = "cpu", threads: int = 0, progress: Progress = SILENT
+    model: Path | OpenedModel, samples: Samples, *, provider: str = "cpu", threads: int = 0, progress: Progress = SILENT
 ) -> dict[str, Array]:
     """The outputs of one model for all samples, by name: `[samples, ...]`.
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxcomp.results import Agreement, Fidelity
+from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import Answer
 from onnxcomp.verify.tasks import Measure, Seen, Tasks, look, parse_task
-from onnxcomp.verify.tasks.tails import tails_of
 
 
 class TaskBook:
@@ -22,14 +22,14 @@ class TaskBook:
         UsageError: there is no such task.
     """
 
-    def __init__(self, model: Path, asked: str | None = None) -> None:
-        self.model, self.asked = model, parse_task(asked)
+    def __init__(self, model: Path | OpenedModel, asked: str | None = None) -> None:
+        self.model, self.asked = OpenedModel.of(model), parse_task(asked)
         self.tasks: Tasks | None = None
 
     def measures(self, answer: Answer) -> list[Measure]:
         """New measures, for one run over samples that begins with this batch."""
         if self.tasks is None:
-            seen = Seen(answer.inputs, answer.outputs[0], answer.rows, tails_of(self.model))
+            seen = Seen(answer.inputs, answer.outputs[0], answer.rows, self.model.tails)
             self.tasks = look(seen, self.asked)
         return self.tasks.make()
 

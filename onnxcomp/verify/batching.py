@@ -17,11 +17,11 @@ from onnxcomp.data.dataset import Dataset
 from onnxcomp.data.inputs import interface_of
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.io import load
 from onnxcomp.graph.ir import Graph
 from onnxcomp.runtime.memory import Memory
-from onnxcomp.runtime.session import Array, Session, open_session
+from onnxcomp.runtime.session import Array, Session
 from onnxcomp.runtime.stages import peak_bytes
+from onnxcomp.verify.opened import OpenedModel
 
 SAME_SHARE = 3e-3  # of an output's energy: what quantization inside a model may differ by when the batch is another
 INSIDE = (2, 4, 8, 16, 32, 64, 128, 3, 5, 6, 10, 12, 20, 24)  # sizes to try where a model takes neither one nor two
@@ -29,7 +29,7 @@ INSIDE = (2, 4, 8, 16, 32, 64, 128, 3, 5, 6, 10, 12, 20, 24)  # sizes to try whe
 Outputs = Mapping[str, Array]
 
 
-def settle(model: Path, *datasets: Dataset, graph: Graph | None = None, memory: Memory = Memory()) -> None:  # noqa: B008
+def settle(model: Path | OpenedModel, *datasets: Dataset, memory: Memory = Memory()) -> None:  # noqa: B008
     """Run the model on one and two samples of the first data set, and let all keep what that proves.
 
     From then on no feed holds more samples than the model can be run on within the memory.
@@ -39,10 +39,11 @@ def settle(model: Path, *datasets: Dataset, graph: Graph | None = None, memory: 
     Raises:
         DataError: a sample cannot be read.
     """
-    graph = graph or load(model)
+    model = OpenedModel.of(model)
+    graph = model.graph
     declared = Axes(outputs={o.name: o.axis for o in interface_of(graph).outputs})
     try:
-        session = open_session(model, optimize=False, lean=True)
+        session = model.plain()
     except ModelError:
         return
     first = datasets[0]

@@ -13,12 +13,13 @@ from onnxcomp.verify.accuracy import Collected, scored
 from onnxcomp.verify.agreement import Agreeing, TaskBook
 from onnxcomp.verify.drift import Drifting
 from onnxcomp.verify.fidelity import Closeness, Source
+from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import Runner, Samples
 
 
 def judge(
-    before: Path,
-    after: Path,
+    before: Path | OpenedModel,
+    after: Path | OpenedModel,
     samples: Samples,
     metric: Metric | None = None,
     *,
@@ -32,7 +33,7 @@ def judge(
     """Closeness of the outputs, agreement by what they are, and with a metric its value before and after.
 
     Args:
-        before, after: model files with the same inputs and outputs.
+        before, after: model files, or models opened already, with the same inputs and outputs.
         samples: what both are run on; outputs are kept as a whole only when there is a metric.
         metric: the task metric, or None.
         tasks: what each output is; guessed if not given.

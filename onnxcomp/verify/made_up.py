@@ -10,11 +10,11 @@ from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.synthetic import LONGER, SEQUENCE, random_data
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.runtime.machine import check_room
-from onnxcomp.runtime.session import open_session
+from onnxcomp.verify.opened import OpenedModel
 
 
 def made_up_for(
-    model: Path,
+    model: Path | OpenedModel,
     inputs: Sequence[InputSpec],
     samples: int,
     seed: int = 0,
@@ -34,7 +34,7 @@ def made_up_for(
     first = random_data(inputs, samples, seed, shapes)
     if not first.guesses:
         return first
-    session = open_session(model, optimize=False, lean=True)
+    session = OpenedModel.of(model).plain()
     refused: DataError | ModelError | None = None
     for sequence in (SEQUENCE, *LONGER):
         made = random_data(inputs, samples, seed, shapes, sequence=sequence)

@@ -13,11 +13,10 @@ from onnxcomp.data.inputs import Interface, interface_of
 from onnxcomp.data.open import Source, is_stream, open_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.data.states import State, states_of
-from onnxcomp.graph.io import load
-from onnxcomp.graph.ir import Graph
 from onnxcomp.runtime.memory import Memory
 from onnxcomp.verify.batching import settle
 from onnxcomp.verify.made_up import made_up_for
+from onnxcomp.verify.opened import OpenedModel
 
 
 class Opener:
@@ -25,7 +24,6 @@ class Opener:
 
     Args:
         model: the file.
-        graph: what is in it, where that is at hand.
         shapes: sizes for free dimensions, by input.
         states: of a stateful model, which output is which input of the next step; guessed where none is given.
         runs: whether the model may be run, to find out how many samples it takes at a time.
@@ -38,17 +36,16 @@ class Opener:
 
     def __init__(
         self,
-        model: Path,
+        model: Path | OpenedModel,
         *,
-        graph: Graph | None = None,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         states: Mapping[str, str] | None = None,
         runs: bool = True,
         memory: Memory = Memory(),  # noqa: B008 (frozen)
     ) -> None:
         self.memory = memory
-        self.model, self.shapes, self.runs = model, shapes, runs
-        self.graph = graph or load(model)
+        self.model, self.shapes, self.runs = OpenedModel.of(model), shapes, runs
+        self.graph = self.model.graph
         self._given = states
         self._streams: dict[int, tuple[Any, Spooled]] = {}
 
@@ -95,7 +92,7 @@ class Opener:
     def settle(self, *datasets: Dataset) -> None:
         """Let all data sets keep what running the model on the first one proves."""
         if self.runs:
-            settle(self.model, *datasets, graph=self.graph, memory=self.memory)
+            settle(self.model, *datasets, memory=self.memory)
 
     def made_up(self, samples: int, seed: int = 0) -> Dataset:
         """Made-up samples that the model runs on.

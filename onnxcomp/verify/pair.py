@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import pickle
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from tempfile import SpooledTemporaryFile as TemporarySpool
 from typing import Protocol
 
 import numpy as np
@@ -19,19 +15,19 @@ from onnxcomp.data.axes import Axes
 from onnxcomp.data.dataset import Samples as Stored
 from onnxcomp.data.states import Carry
 from onnxcomp.errors import DataError, ModelError
-from onnxcomp.graph.io import model_files
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration, reference
 from onnxcomp.runtime.closeness import is_float
+from onnxcomp.runtime.machine import usable_cores
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.providers import full_name
-from onnxcomp.runtime.session import Array, Port, Session, open_session
+from onnxcomp.runtime.session import Array, Port, Session
+from onnxcomp.verify.opened import Given, OpenedModel, Recording
 
 # a batch is as large as these allow; more does not run faster and takes memory
 BATCH_ROWS = 32
 BATCH_BYTES = 4 << 20
 # two models of which the files are larger than this together are run one after the other
 LARGE_BYTES = 512 << 20
-SPOOL_BYTES = 64 << 20
 
 
 class Samples(Protocol):
@@ -74,13 +70,13 @@ class Answer:
     carried: frozenset[str] = frozenset()
 
 
-def check_runs(model: Path) -> None:
+def check_runs(model: Path | OpenedModel) -> None:
     """Find out before long work whether a model can be run and judged at all; nothing is computed.
 
     Raises:
         ModelError: the runtime refuses it, or an output is no tensor.
     """
-    session = open_session(model, optimize=False, lean=True)
+    session = OpenedModel.of(model).plain()
     for port in session.inputs:
         if port.dtype is None:
             raise ModelError(
@@ -105,15 +101,17 @@ class Runner:
     """
 
     def __init__(
-        self, *models: Path, provider: str = "cpu", threads: int = 0, acceleration: Acceleration = PLAIN
+        self,
+        *models: Path | OpenedModel,
+        provider: str = "cpu",
+        threads: int = 0,
+        acceleration: Acceleration = PLAIN,
     ) -> None:
-        self.large = sum(file.stat().st_size for model in models for file in model_files(model)) > LARGE_BYTES
+        self._models = [OpenedModel.of(model) for model in models]
+        self.large = sum(model.bytes for model in self._models) > LARGE_BYTES
         full = full_name(provider)
         options = [reference(full), *[acceleration] * (len(models) - 1)] if len(models) > 1 else [acceleration]
-        self._open = [
-            partial(open_session, model, provider=full, threads=threads, lean=self.large, acceleration=asked)
-            for model, asked in zip(models, options, strict=True)
-        ]
+        self._how = [(full, threads or usable_cores(), asked) for asked in options]
         self._sessions: list[Session | None] = [None for _ in models]
         self._axes = Axes()
         self.interfaces = [self._interface(index) for index in range(len(models))]
@@ -144,30 +142,48 @@ class Runner:
         size = self._batch_size(samples)
         total = math.ceil(len(samples) / size) if size else None
         size = size or 1
-        carries = [samples.carry() if isinstance(samples, Stored) else Carry() for _ in self._open]
-        if not self.large:
-            for feed in progress.track(samples.batches(size), total, text):
-                found = tuple(carry.keep(self._run(i, carry.into(feed))) for i, carry in enumerate(carries))
-                yield Answer(self._rows(feed), found, feed, carries[0].step, carries[0].carried)
-            return
-        last = len(self._open) - 1
-        with ExitStack() as stack:
-            spools = [stack.enter_context(TemporarySpool(max_size=SPOOL_BYTES)) for _ in range(last)]
-            for index, spool in enumerate(spools):
-                for feed in progress.track(samples.batches(size), total, text):
-                    given = carries[index].keep(self._run(index, carries[index].into(feed)))
-                    pickle.dump(given, spool, protocol=pickle.HIGHEST_PROTOCOL)
-                self._sessions[index] = None
-                spool.seek(0)
-            for feed in progress.track(samples.batches(size), total, text):
-                stored = [pickle.load(spool) for spool in spools]
-                given = carries[last].keep(self._run(last, carries[last].into(feed)))
-                yield Answer(self._rows(feed), (*stored, given), feed, carries[last].step, carries[last].carried)
+        before = [self._known(index, samples, size, progress, text) for index in range(len(self._models) - 1)]
+        known = [None if recording is None else recording.replay() for recording in before] + [None]
+        runs = [self._runs(index, samples) for index in range(len(self._models))]
+        first = self._models[0].record() if known[0] is None and len(self._models) > 1 else None
+        for feed in progress.track(samples.batches(size), total, text):
+            given = [run(feed) if past is None else next(past) for run, past in zip(runs, known, strict=True)]
+            if first is not None:
+                first.add(given[0])
+                first = first if self._models[0].room(first) else None
+            yield Answer(self._rows(feed), tuple(one.outputs for one in given), feed, given[0].step, given[0].carried)
+        if first is not None:
+            self._models[0].keep(samples, (size, *self._how[0]), first)
+
+    def _known(self, index: int, samples: Samples, size: int, progress: Progress, text: str) -> Recording | None:
+        """What a model gave for the samples, where that is known, or where it must not be in memory with the next."""
+        model, how = self._models[index], (size, *self._how[index])
+        found = model.recorded(samples, how)
+        if found is not None or not self.large:
+            return found
+        recording, run = Recording(model.folder), self._runs(index, samples)
+        total = math.ceil(len(samples) / size)
+        for feed in progress.track(samples.batches(size), total, text):
+            recording.add(run(feed))
+        self._sessions[index] = None
+        model.keep(samples, how, recording)
+        return recording
+
+    def _runs(self, index: int, samples: Samples) -> Callable[[dict[str, Array]], Given]:
+        """Runs a model on the samples' feeds in order; a stateful one is given its own states."""
+        carry = samples.carry() if isinstance(samples, Stored) else Carry()
+
+        def run(feed: dict[str, Array]) -> Given:
+            return Given(carry.keep(self._run(index, carry.into(feed))), carry.step, carry.carried)
+
+        return run
 
     def _session(self, index: int) -> Session:
         session = self._sessions[index]
         if session is None:
-            session = self._sessions[index] = self._open[index]()
+            provider, threads, acceleration = self._how[index]
+            session = self._models[index].session(provider, threads, lean=self.large, acceleration=acceleration)
+            self._sessions[index] = session
         return session
 
     def _interface(self, index: int) -> Interface:
@@ -190,14 +206,25 @@ class Runner:
         if self._rows(some) == 1:
             return 1
         # exporters often leave the batch free at the input and fix it in a Reshape: then only one at a time works
-        for index in range(len(self._open)):
+        return size if all(self._takes(index, samples, some, size) for index in range(len(self._models))) else 1
+
+    def _takes(self, index: int, samples: Samples, some: dict[str, Array], size: int) -> bool:
+        """Whether a model runs on so many samples at a time; asked once for each data set."""
+        asked, how = self._models[index].batches, (size, *self._how[index])
+        key = (id(samples.dataset), how) if isinstance(samples, Stored) else None
+        if key is None or key not in asked:
             try:
                 self._run(index, some)
             except (ModelError, DataError):
-                return 1
+                found = False
+            else:
+                found = True
             finally:
                 self._let_go(index)
-        return size
+            if key is None:
+                return found
+            asked[key] = found
+        return asked[key]
 
     def _rows(self, feed: dict[str, Array]) -> int:
         """Samples in a feed: along an input's axis of the batch where that is free, else of the first that has one."""

@@ -23,6 +23,7 @@ from onnxcomp.graph.ir import Constant, Graph, Node, Variable
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.taps import tapped
 from onnxcomp.verify.accuracy import predict
+from onnxcomp.verify.opened import OpenedModel
 
 Array = npt.NDArray[Any]
 Reopen = Callable[[Preprocess], Dataset]
@@ -60,7 +61,7 @@ def flags(option: Preprocess, given: Preprocess) -> str:
 
 
 def doubts(
-    model: Path,
+    model: Path | OpenedModel,
     graph: Graph,
     reopen: Reopen,
     given: Preprocess,
@@ -100,7 +101,7 @@ def doubts(
 
 
 def by_score(
-    model: Path,
+    model: Path | OpenedModel,
     reopen: Reopen,
     given: Preprocess,
     options: Sequence[Preprocess],

@@ -29,6 +29,7 @@ from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.layers import own_sqnr_db
+from onnxcomp.verify.opened import OpenedModel
 
 TRIAL_SECONDS = 1.5
 LAYER_SAMPLES = 8
@@ -55,8 +56,7 @@ class Judge:
     """Measures candidates against the source model.
 
     Attributes:
-        source: the original file.
-        original: the original graph.
+        source: the original model.
         stats: its size and cost.
         folder: for scratch files.
         samples: what the report's figures are measured on; candidates never see them.
@@ -67,8 +67,7 @@ class Judge:
         alone: entered around every timing, where others must not time meanwhile.
     """
 
-    source: Path
-    original: Graph
+    source: OpenedModel
     stats: ModelStats
     folder: Path
     samples: Samples
@@ -143,11 +142,11 @@ class Judge:
             return [f"{target.name} was not asked whether it takes the model: {error.what} ({error.do})"]
         if found is None:
             return []
-        original = found if found.accepted else compilers.ask(target, self.source, shapes)
+        original = found if found.accepted else compilers.ask(target, self.source.path, shapes)
         if not found.accepted and original is not None and original.accepted:
             raise ModelError(
                 f"{target.name} refuses the result, and takes the original: " + "; ".join(list(found.lines())[1:]),
-                where=f"{self.source}, --target {target.name}",
+                where=f"{self.source.path}, --target {target.name}",
                 do=f"leave the pass out that brought this in (onnxcomp verify MODEL --target {target.name} asks again)",
             )
         return list(found.lines())
@@ -160,14 +159,14 @@ class Judge:
         path, _ = self._written(graph, "student.onnx")
         fidelity, accuracy = judge(teacher, path, self.samples, self.metric, threads=self.context.threads)
         before = None
-        if sha256 != sha256_of(*model_files(self.source)):
+        if sha256 != sha256_of(*self.source.files):
             before, _ = judge(teacher, self.source, self.samples, threads=self.context.threads)
         return TeacherRecord(str(teacher), sha256, accuracy, fidelity, before)
 
     def _own_errors(self, graph: Graph) -> dict[str, float]:
         context = self.context
         samples = self.select.head(LAYER_SAMPLES)
-        return own_sqnr_db(self.original, graph, samples, context.operators, threads=context.threads)
+        return own_sqnr_db(self.source.graph, graph, samples, context.operators, threads=context.threads)
 
     def _measure(
         self, graph: Graph, path: Path, files: list[Path], samples: Samples, metric: Metric | None, timed: Timed | None
@@ -206,13 +205,13 @@ class Judge:
         if self.costs is None:
             with self.alone():
                 return self._compared(path, feed, TRIAL_SECONDS)
-        return self.costs.comparison(self.original, graph, lambda: self._compared(path, feed, TRIAL_SECONDS))
+        return self.costs.comparison(self.source.graph, graph, lambda: self._compared(path, feed, TRIAL_SECONDS))
 
     def _compared(self, path: Path, feed: Feeds, seconds: float) -> Benchmark:
         progress = self.context.progress
         target = find(self.context.target)
         half = Acceleration(fp16=target.half_first)  # what int8 has to beat
-        pair = (Entry(self.source, half), Entry(path, half))
+        pair = (Entry(self.source.path, half), Entry(path, half))
         return compare(*pair, feed, provider=target.runs_with, seconds=seconds, seed=self.seed, progress=progress)
 
     def _written(self, graph: Graph, name: str) -> tuple[Path, list[Path]]:

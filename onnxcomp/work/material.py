@@ -11,12 +11,12 @@ from onnxcomp.data.open import random_data
 from onnxcomp.data.split import split
 from onnxcomp.errors import DataError
 from onnxcomp.graph import cost
-from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
 from onnxcomp.ops.facts import load_operators
 from onnxcomp.runtime.machine import machine
 from onnxcomp.runtime.memory import Memory
 from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.opening import Opener
 from onnxcomp.verify.preprocessing import doubts
 
@@ -43,12 +43,12 @@ class Material:
 
 
 def prepare(
-    job: Job, graph: Graph, *, trains: bool = False, doubting: bool = True, progress: Progress = SILENT
+    job: Job, source: OpenedModel, *, trains: bool = False, doubting: bool = True, progress: Progress = SILENT
 ) -> Material:
     """Open the data of a job and share them out.
 
     Args:
-        graph: the model's.
+        source: the model.
         trains: whether a pass will train.
         doubting: ask whether other preprocessing would fit the model better.
         progress: shows long work.
@@ -60,13 +60,14 @@ def prepare(
     here = machine().memory_bytes
     memory = Memory.of(None if job.memory is None else job.memory.of(here or 0), here)
     runs = job.verify or job.bench
-    opener = Opener(job.model, graph=graph, shapes=job.shapes, states=job.states, runs=runs, memory=memory)
+    graph = source.graph
+    opener = Opener(source, shapes=job.shapes, states=job.states, runs=runs, memory=memory)
     if job.data is None:
         return _without_data(job, opener)
     opened = [(job.data, job.labels), (job.eval_data, job.eval_labels)]
     dataset, eval_dataset = (
-        None if source is None else opener.open(source, preprocess=job.preprocess, labels=labels, settled=False)
-        for source, labels in opened
+        None if data is None else opener.open(data, preprocess=job.preprocess, labels=labels, settled=False)
+        for data, labels in opened
     )
     assert dataset is not None
     opened_sets = [d for d in (dataset, eval_dataset) if d is not None]
@@ -92,11 +93,11 @@ def prepare(
     doubted: list[str] = []
     if doubting and job.verify:
         labels = job.labels if eval_dataset is None else job.eval_labels
-        source = job.data if eval_dataset is None else job.eval_data
+        data = job.data if eval_dataset is None else job.eval_data
         doubted = doubts(
-            job.model,
+            source,
             graph,
-            lambda chosen: opener.open(source, preprocess=chosen, labels=labels),
+            lambda chosen: opener.open(data, preprocess=chosen, labels=labels),
             job.preprocess,
             parts.select if eval_dataset is None else parts.judge,
             metric,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from onnxcomp._version import __version__
 from onnxcomp.errors import GuaranteeError, ModelError
 from onnxcomp.files import remove_abandoned_scratch, scratch, sha256_of
 from onnxcomp.graph import cost
-from onnxcomp.graph.io import load, model_files, save
+from onnxcomp.graph.io import save
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.parting import Parting
 from onnxcomp.job import Job
@@ -27,6 +27,7 @@ from onnxcomp.results import ModelStats
 from onnxcomp.runtime.machine import usable_cores
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.agreement import TaskBook
+from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import check_runs
 from onnxcomp.verify.provenance import stamp
 from onnxcomp.work.asked import check_options, pipeline_of, teacher_of
@@ -43,9 +44,10 @@ class Study:
 
     Attributes:
         job: what was asked; `passes` and `recipe` decide only whether data is set aside for training.
-        original: the source's graph; nobody changes it.
-        files: the source's, the .onnx file first.
-        source: what is run and judged: the job's model, or the part of it that ONNX Runtime can run.
+        source: what is run and judged: the job's model, or the part of it that ONNX Runtime can run. What it gave for
+            samples is kept.
+        original: its graph; nobody changes it.
+        files: the job's model, the .onnx file first.
         parting: the model and that part, where they are not the same.
         stats: its size and cost.
         material: the data, shared out.
@@ -56,21 +58,20 @@ class Study:
     def __init__(
         self,
         job: Job,
-        original: Graph,
+        source: OpenedModel,
         material: Material,
         context: PassContext,
         folder: Path,
-        source: Path,
+        files: list[Path],
         parting: Parting | None = None,
     ) -> None:
-        self.job, self.original, self.material, self.context, self.folder = job, original, material, context, folder
-        self.operators = context.operators
-        self.files, self.source, self.parting = model_files(job.model), source, parting
-        self.stats = self.stats_of(original, model_files(source))
+        self.job, self.source, self.material, self.context, self.folder = job, source, material, context, folder
+        self.original, self.operators = source.graph, context.operators
+        self.files, self.parting = files, parting
+        self.stats = self.stats_of(self.original, source.files)
         self.costs = cost_model(job, material.calibrate or material.judge, context.alone)
         self.judge = Judge(
             source=source,
-            original=original,
             stats=self.stats,
             folder=folder,
             samples=material.judge,
@@ -87,7 +88,7 @@ class Study:
             alone=context.alone,
         )
         context.costs = self.costs
-        self._prefixes = Prefixes(original)
+        self._prefixes = Prefixes(self.original)
 
     @classmethod
     @contextmanager
@@ -110,33 +111,39 @@ class Study:
             OnnxcompError: a subclass tells what cannot be used: model, data, options, environment, output.
         """
         check_options(job)
-        places.check_job(job)
         remove_abandoned_scratch()
-        with scratch() as folder:
-            yield cls._opened(job, folder, progress, alone, again)
+        with ExitStack() as stack:
+            folder = stack.enter_context(scratch())
+            keep = job.keep_initializer_inputs
+            whole = stack.enter_context(closing(OpenedModel(job.model, keep_initializer_inputs=keep, folder=folder)))
+            places.check_job(job, external=lambda model: _external(whole, model))
+            parting = front_of(whole.graph) if needs_runs(job) else None
+            source = whole
+            if parting is not None:
+                path = folder / job.model.name
+                save(parting.front, path)
+                source = stack.enter_context(closing(OpenedModel(path, graph=parting.front, folder=folder)))
+            material, context = cls._prepared(job, source, progress, alone, again)
+            yield cls(job, source, material, context, folder, whole.files, parting)
 
-    @classmethod
-    def _opened(
-        cls,
+    @staticmethod
+    def _prepared(
         job: Job,
-        folder: Path,
+        source: OpenedModel,
         progress: Progress,
         alone: Callable[[], AbstractContextManager[object]],
         again: bool,
-    ) -> Study:
-        graph, source = load(job.model, keep_initializer_inputs=job.keep_initializer_inputs), job.model
-        parting = front_of(graph) if needs_runs(job) else None
-        if parting is not None:
-            graph, source = parting.front, folder / job.model.name
-            save(graph, source)
+    ) -> tuple[Material, PassContext]:
+        """The data, shared out, and what passes may use."""
         if (job.verify or job.bench) and not again:
             check_runs(source)
         operators = load_operators()
         trains = pipeline_of(job).trains
-        material = prepare(replace(job, model=source), graph, trains=trains, doubting=not again, progress=progress)
+        material = prepare(job, source, trains=trains, doubting=not again, progress=progress)
         places.check(places.loaded_files(), places.writes_of(job))  # now the user's own functions are loaded
         if material.metric is not None and job.verify and not again:
             material.guesses += check_metric(source, material.judge, material.metric, whole=trains, threads=job.threads)
+        source.let_go()
         context = PassContext(
             operators=operators,
             target=job.target,
@@ -144,7 +151,7 @@ class Study:
             probes=material.calibrate if material.calibrate is not None else material.select,
             training=material.train,
             held_out=material.select if material.train is not None else None,
-            original=teacher_of(job, graph),
+            original=teacher_of(job, source.graph),
             sample_shapes=material.sample_shapes,
             memory=material.memory,
             seed=job.seed,
@@ -152,7 +159,7 @@ class Study:
             progress=progress,
             alone=alone,
         )
-        return cls(job, graph, material, context, folder, source, parting)
+        return material, context
 
     @cached_property
     def key(self) -> str:
@@ -274,3 +281,13 @@ class Study:
 
 def _since(start: float) -> float:
     return round(time.perf_counter() - start, 3)
+
+
+def _external(source: OpenedModel, model: Path) -> list[Path]:
+    """The files beside a model that hold its weights, those of the source without reading it again."""
+    if model != source.path:
+        return places.external_files(model)
+    with suppress(ModelError, OSError):
+        source.read()
+        return source.files[1:]
+    return []
