@@ -23,6 +23,8 @@ from onnxcomp.job import Job
 from onnxcomp.manager.base import Pass
 from onnxcomp.manager.prefixes import Kept, Prefixes
 from onnxcomp.manager.registry import find
+from onnxcomp.verify import opened as opened_module
+from onnxcomp.verify import pair
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.opening import Opener
@@ -246,7 +248,7 @@ def test_answers_kept_are_the_answers(tmp_path: Path) -> None:
 
 
 def test_answers_without_room_are_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxcomp.verify.opened.KEPT_BYTES", 0)
+    monkeypatch.setattr(opened_module, "KEPT_BYTES", 0)
     proto = builders.mlp()
     before = builders.save(proto, tmp_path / "a.onnx")
     data = {proto.graph.input[0].name: np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)}
@@ -264,7 +266,7 @@ def test_models_too_large_to_be_open_together_are_run_one_after_the_other(
     data = {proto.graph.input[0].name: np.random.default_rng(0).standard_normal((40, 16)).astype(np.float32)}
     samples = Opener(paths[0]).open(data).samples()
     expected = judge(*paths, samples)
-    monkeypatch.setattr("onnxcomp.verify.pair.LARGE_BYTES", 0)
+    monkeypatch.setattr(pair, "LARGE_BYTES", 0)
     with closing(OpenedModel(paths[0], folder=tmp_path if kept else None)) as opened:
         for _ in range(2):
             assert judge(opened, paths[1], samples)[0].outputs["y"].sqnr_db == pytest.approx(
