@@ -233,7 +233,7 @@ def judging_provider(target: str) -> str:
     return record.runs_with if record.judges and usability(full_name(record.runs_with)).usable else "cpu"
 
 
-def check_metric(model: Path, samples: Samples, metric: Metric, *, whole: bool, threads: int) -> tuple[str, ...]:
+def check_metric(model: OpenedModel, samples: Samples, metric: Metric, *, whole: bool, threads: int) -> tuple[str, ...]:
     """Find out before long work whether the metric can be taken of the model as it is.
 
     Args:
