@@ -140,6 +140,15 @@ class _Tensor:
         return self.constant.size - int(np.count_nonzero(self.constant.values))
 
 
+def _removes(tensor: _Tensor, plan: Plan) -> bool:
+    """Whether a plan asks for more zeros than there are; of a pattern that is not known before its ranking."""
+    if isinstance(plan, Pattern):
+        return True
+    if isinstance(plan, int):
+        return plan < tensor.constant.size - tensor.before
+    return bool((np.asarray(tensor.constant.values)[~plan] != 0).any())
+
+
 @dataclass
 class _Work:
     """One run of the pass."""
@@ -167,6 +176,8 @@ class _Work:
         run = Compensation(self.graph, self.context, self.options.ranking(self.context), self.options.damping)
         plans = self._plans(run)
         self._note_unmeasured(run)
+        if not any(_removes(tensor, plan) for tensor, plan in plans.items()):
+            return {}
         run.apply({t.layer: plan for t, plan in plans.items() if isinstance(t.layer, Layer)})
         self._note_unmeasured(run)
         for tensor, plan in plans.items():

@@ -6,15 +6,20 @@ import math
 from typing import Any
 
 import numpy as np
-from onnx import numpy_helper
+from onnx import AttributeProto, numpy_helper
 
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Stored, Tensor
+from onnxcomp.graph.stored import check_sparse, dense
 
 _FORMS = (("float", np.float32), ("int", np.int64), ("string", object))
 
 
 def constant_value(node: Node) -> Array | Stored | None:
-    """The value of a Constant node, where it lies where nothing changed it; None for sparse tensors and other nodes."""
+    """The value of a Constant node, where it lies where nothing changed it; None for other nodes.
+
+    Raises:
+        ModelError: a sparse tensor's indices do not fit it.
+    """
     if node.op != "Constant" or node.domain not in (None, "", "ai.onnx"):
         return None
     attrs: dict[str, Any] = node.attrs
@@ -25,6 +30,10 @@ def constant_value(node: Node) -> Array | Stored | None:
     if isinstance(attrs.get("value"), np.ndarray):
         array: Array = attrs["value"]
         return array
+    if isinstance(attrs.get("sparse_value"), AttributeProto):
+        sparse = attrs["sparse_value"].sparse_tensor
+        check_sparse(sparse)
+        return Stored(sparse, lambda: dense(sparse))
     for kind, dtype in _FORMS:
         for key in (f"value_{kind}", f"value_{kind}s"):
             if key in attrs:

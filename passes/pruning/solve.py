@@ -20,6 +20,7 @@ from onnxcomp.runtime.gram import Gram
 CHUNK_BYTES = 64 * 2**20
 MOST_STEPS, LEAST_STEPS = 32, 6  # of conjugate gradients
 ORDINARY = 4.0  # times the median power: what counts as ordinary
+ROUNDING = 1e-6  # of moments that are summed from float32 products, as a share of them
 LAYER_FLOPS = 6e10  # that one refit may spend on those steps
 
 
@@ -67,7 +68,8 @@ class Problem:
             r -= y_mean[:, :, None] * x_mean[:, None, :]
             power = power - y_mean**2
         scale = np.einsum("gii->gi", a).mean(axis=1)  # [group]; a channel that is always zero still gets a ridge
-        ridge = damping * np.maximum(np.maximum(scale, 1e-6 * scale.mean()), 1e-30)
+        noise = np.einsum("gii->gi", moments.second).mean(axis=1)  # what hardly varies about a large mean is rounding
+        ridge = np.maximum(damping * np.maximum(np.maximum(scale, 1e-6 * scale.mean()), 1e-30), ROUNDING * noise)
         a[:, np.arange(a.shape[1]), np.arange(a.shape[1])] += ridge[:, None]
         return cls(a, r + ridge[:, None, None] * old, np.maximum(power, 0.0), old, ridge, x_mean, y_mean)
 
