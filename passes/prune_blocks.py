@@ -17,7 +17,6 @@ from onnxcomp.passes.structure.blocks import branch_errors, drop_all, without
 from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases
 from onnxcomp.passes.structure.solving import solve_again, to_solve, whole
 from onnxcomp.passes.structure.timing import Clock
-from onnxcomp.runtime.blas import limited
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ class PruneBlocks(Pass):
                 do="for example prune-blocks{count=1}",
             )
 
-    @limited()
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Measure, choose, drop, make good."""
         outcome = Outcome()

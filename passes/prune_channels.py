@@ -29,7 +29,6 @@ from onnxcomp.passes.structure.taylor import taylor_moments
 from onnxcomp.passes.structure.timing import BLOCKS, kernel_block
 from onnxcomp.passes.structure.trials import LEAST_SAMPLES, Candidate, Trials, carry_out, hardly_worse, search
 from onnxcomp.passes.structure.widths import MOST_ERROR, WORTH, Goal, Widths, nearest, within_sense
-from onnxcomp.runtime.blas import limited
 from onnxcomp.runtime.progress import Progress
 from onnxcomp.targets.table import find
 
@@ -119,7 +118,6 @@ class PruneChannels(Pass):
         """The environment that takes gradients."""
         environment.provide()
 
-    @limited()
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Rank, choose, cut, make good.
 

@@ -19,6 +19,7 @@ from onnxcomp.manager.guarantee import Probe, interface_of
 from onnxcomp.manager.prefixes import Kept, Prefixes
 from onnxcomp.manager.spec import parse_passes
 from onnxcomp.results import PassRecord, TrainingRecord
+from onnxcomp.runtime import blas
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,8 @@ class PassManager:
         candidate = graph.clone()
         start = time.perf_counter()
         lifted = lift_weights(candidate) if _rewrites(item) else 0
-        outcome = item.run(candidate, context)
+        with blas.limited():  # for all passes alike, so that results do not depend on the number of cores either
+            outcome = item.run(candidate, context)
         if lifted and outcome.changes:
             outcome.notes.append(f"{lifted} weights that Constant nodes held became initializers")
         failure = ""

@@ -71,7 +71,7 @@ class Compensation:
             shares = curve_shares(size, share)
             keeps = [round(share * size) for share in shares]
             noise = self._noise(layer, problem)
-            steps = rounds(problem, keeps, self.importance, noise, flops=CURVE_FLOPS)
+            steps = rounds(problem, keeps, self.importance, noise, flops=CURVE_FLOPS, final=False)
             errors = [problem.relative_error(w) for _, w in steps]
             found[layer.node.name] = Curve(size, shares, [min(e, 1.0) for e in errors])
         return found

@@ -134,6 +134,7 @@ def rounds(
     noise: Array | None = None,
     *,
     flops: float = LAYER_FLOPS,
+    final: bool = True,
 ) -> Iterator[tuple[Array, Array]]:
     """Prune a layer to fewer and fewer weights, each time refitting the survivors and ranking them again.
 
@@ -142,20 +143,21 @@ def rounds(
     Args:
         keeps: falling counts of survivors, over the whole layer.
         flops: what one refit may spend, where it is not exact.
+        final: whether the last weights are to stay.
 
     Yields:
         (mask, weights) [group, out, in] after each round.
     """
     w = problem.old
     alive = w != 0
-    for keep in keeps:
+    for index, keep in enumerate(keeps):
         if keep < np.count_nonzero(alive):
             scores = np.where(alive, importances(problem, w, importance, noise), -1.0).reshape(-1)
             order = np.argpartition(-scores, keep - 1)[:keep] if keep else np.zeros(0, np.int64)
             alive = np.zeros(alive.size, bool)
             alive[order] = True
             alive = alive.reshape(w.shape)
-        w = problem.refit(alive, w, flops)
+        w = problem.refit(alive, w, flops, last=final and index == len(keeps) - 1)
         yield alive, w
 
 
@@ -171,5 +173,5 @@ def pattern_rounds(
         keep = max(pattern.keep, keep - step)
         scores = np.where(alive, importances(problem, w, importance, noise), -1.0)
         alive &= pattern.mask(scores, keep)
-        w = problem.refit(alive, w)
+        w = problem.refit(alive, w, last=keep == pattern.keep)
     return alive, w

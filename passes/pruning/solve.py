@@ -19,6 +19,7 @@ from onnxcomp.runtime.gram import Gram
 
 CHUNK_BYTES = 64 * 2**20
 MOST_STEPS, LEAST_STEPS = 32, 6  # of conjugate gradients
+SMALL_GAIN = 0.003  # of all that conjugate gradients gained: where a refit is not the last, a step below it ends them
 ORDINARY = 4.0  # times the median power: what counts as ordinary
 ROUNDING = 1e-6  # of moments that are summed from float32 products, as a share of them
 LAYER_FLOPS = 6e10  # that one refit may spend on those steps
@@ -119,7 +120,7 @@ class Problem:
         found: Array = np.einsum("gii->gi", self.a)[:, None, :]
         return found
 
-    def refit(self, mask: Array, start: Array, flops: float = LAYER_FLOPS) -> Array:
+    def refit(self, mask: Array, start: Array, flops: float = LAYER_FLOPS, *, last: bool = True) -> Array:
         """The best weights under a mask.
 
         Solved exactly where rows keep few weights, by conjugate gradients on all rows at once where that is cheaper.
@@ -128,6 +129,7 @@ class Problem:
             mask: [group, out, in] bool, True for survivors.
             start: where conjugate gradients begin.
             flops: how much those may cost.
+            last: whether the weights are to stay so; others are only ranked, and need not be the very best.
         """
         kept = mask.sum(axis=2, dtype=np.float64)
         _, _, width = mask.shape
@@ -137,7 +139,7 @@ class Problem:
         iterated = steps * mask.size * (2 * width / 50e9 + 8e-9)
         if exact <= iterated:
             return self._solve(mask)
-        return self._descend(mask, start, steps)
+        return self._descend(mask, start, steps, 0.0 if last else SMALL_GAIN)
 
     def best(self, mask: Array, refitted: Array) -> Array:
         """Row by row the better of the refitted weights and the old ones under the same mask."""
@@ -174,8 +176,11 @@ class Problem:
             start = stop
         return found.reshape(mask.shape)
 
-    def _descend(self, mask: Array, start: Array, steps: int) -> Array:
-        """Conjugate gradients with the diagonal as preconditioner; every step is one product for all rows."""
+    def _descend(self, mask: Array, start: Array, steps: int, least_gain: float) -> Array:
+        """Conjugate gradients with the diagonal as preconditioner; every step is one product for all rows.
+
+        A step that lowers the error by less than `least_gain` of all that was gained before is the last.
+        """
         a, allowed = self.a.astype(np.float32), mask.astype(np.float32)
         w = (start * mask).astype(np.float32)
         weight = (1.0 / self.diagonal).astype(np.float32)
@@ -184,6 +189,7 @@ class Problem:
         p = z
         rho = np.einsum("goi,goi->go", rest, z)[..., None]
         enough = 1e-6 * rho.max(initial=0.0)
+        gained = 0.0
         for _ in range(steps):
             if rho.max(initial=0.0) <= enough:
                 break
@@ -192,6 +198,10 @@ class Problem:
             alpha = np.divide(rho, curve, out=np.zeros_like(rho), where=curve > 0)
             w += alpha * p
             rest -= alpha * q
+            gain = float((alpha * rho)[..., 0].ravel() @ self.row_weights.ravel())  # twice what the error falls by
+            gained += gain
+            if gain < least_gain * gained:
+                break
             z = rest * weight
             before, rho = rho, np.einsum("goi,goi->go", rest, z)[..., None]
             p = z + np.divide(rho, before, out=np.zeros_like(rho), where=before > 0) * p
