@@ -52,7 +52,7 @@ GAPS: dict[str, dict[str, str]] = {
     "types": {},
     "units": {
         "its weight is packed in blocks or integers: prune before quantizing": "ConvInteger QLinearConv MatMulInteger "
-        "QLinearMatMul ms.DynamicQuantizeMatMul ms.MatMulIntegerToFloat ms.MatMulNBits ms.DynamicQuantizeLSTM "
+        "QLinearMatMul ms.QGemm ms.DynamicQuantizeMatMul ms.MatMulIntegerToFloat ms.MatMulNBits ms.DynamicQuantizeLSTM "
         "ms.QAttention ms.GatherBlockQuantized DynamicQuantizeLinear",
         "its values mean places or classes: nothing of them can leave": "OneHot NonZero classical",
         "sizes: the analysis follows them to the Reshape that reads them": "Shape Size",
@@ -60,7 +60,7 @@ GAPS: dict[str, dict[str, str]] = {
     },
     "zeros": {
         "its weight is packed in blocks or integers": "ConvInteger QLinearConv MatMulInteger QLinearMatMul "
-        "ms.DynamicQuantizeMatMul ms.MatMulIntegerToFloat ms.MatMulNBits ms.DynamicQuantizeLSTM ms.QAttention "
+        "ms.QGemm ms.DynamicQuantizeMatMul ms.MatMulIntegerToFloat ms.MatMulNBits ms.DynamicQuantizeLSTM ms.QAttention "
         "ms.GatherBlockQuantized",
         "zeros are moved by a mean or a shift, or counted in a sum of exponentials": "GroupNormalization "
         "LayerNormalization RMSNormalization SimplifiedLayerNormalization ms.SkipLayerNormalization "
@@ -87,8 +87,9 @@ GAPS: dict[str, dict[str, str]] = {
         "it gives other values than it reads": "lookup sizes drawing quantization classical",
     },
     "training": {
-        "integers have no gradient": "ConvInteger QLinearConv MatMulInteger QLinearMatMul ms.DynamicQuantizeMatMul "
-        "ms.MatMulIntegerToFloat ms.DynamicQuantizeLSTM ms.QAttention ms.GatherBlockQuantized ms.QuantizeLinear "
+        "integers have no gradient": "ConvInteger QLinearConv MatMulInteger QLinearMatMul ms.QGemm "
+        "ms.DynamicQuantizeMatMul ms.MatMulIntegerToFloat ms.DynamicQuantizeLSTM ms.QAttention ms.GatherBlockQuantized "
+        "ms.QuantizeLinear "
         "ms.DequantizeLinear DynamicQuantizeLinear BitwiseNot Not And Or Xor BitShift BitwiseAnd BitwiseOr BitwiseXor "
         "ArgMax ArgMin OneHot IsInf IsNaN",
         "steps, whose gradient is zero": "Mod Equal Greater GreaterOrEqual Less LessOrEqual",
@@ -102,7 +103,7 @@ GAPS: dict[str, dict[str, str]] = {
     "half": {
         "integers, truth values": "ConvInteger QLinearConv MatMulInteger BitwiseNot Not And Or Xor BitShift BitwiseAnd "
         "BitwiseOr BitwiseXor DynamicQuantizeLinear",
-        "the runtime's kernel is float32": "ms.DynamicQuantizeMatMul ms.MatMulIntegerToFloat ms.MatMulNBits "
+        "the runtime's kernel is float32": "ms.QGemm ms.DynamicQuantizeMatMul ms.MatMulIntegerToFloat ms.MatMulNBits "
         "ms.DynamicQuantizeLSTM ms.QAttention ms.GatherBlockQuantized ms.QuantizeLinear ms.DequantizeLinear",
         "ONNX defines it in float32": "ml.Scaler ml.Normalizer ml.Imputer ml.Binarizer ml.LabelEncoder "
         "ml.CategoryMapper ml.OneHotEncoder ml.ArrayFeatureExtractor ml.FeatureVectorizer ml.LinearRegressor "

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Array, Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators, Weight, no_macs
+from onnxcomp.ops.record import IntegerForm
 from onnxcomp.runtime.session import open_graph
 from onnxcomp.runtime.taps import drop_unneeded
 
@@ -21,39 +22,6 @@ MOST_HOPS = 12  # from a layer to the tensors where it is measured
 WEIGHT_BYTES = 1 << 30  # a larger weight is not decoded for a look
 
 
-@dataclass(frozen=True)
-class Form:
-    """Ports of an operator that takes its weight as integers.
-
-    Attributes:
-        like: the float operator that it computes.
-        data, weight: ports of the operands.
-        scale, zero: ports of the weight's scale and zero point; -1 where a later node scales.
-        bias: port, or -1.
-        entry: ports of the data operand's scale and zero point where that is an integer tensor.
-        exit: likewise of the output.
-    """
-
-    like: str
-    data: int
-    weight: int
-    scale: int = -1
-    zero: int = -1
-    bias: int = -1
-    entry: tuple[int, int] | None = None
-    exit: tuple[int, int] | None = None
-
-
-FORMS: dict[tuple[str, str], Form] = {
-    ("", "ConvInteger"): Form("Conv", 0, 1, zero=3),
-    ("", "MatMulInteger"): Form("MatMul", 0, 1, zero=3),
-    ("", "QLinearConv"): Form("Conv", 0, 3, 4, 5, 8, (1, 2), (6, 7)),
-    ("", "QLinearMatMul"): Form("MatMul", 0, 3, 4, 5, -1, (1, 2), (6, 7)),
-    (MICROSOFT_DOMAIN, "QGemm"): Form("Gemm", 0, 3, 4, 5, 6, (1, 2), (7, 8)),
-    (MICROSOFT_DOMAIN, "DynamicQuantizeMatMul"): Form("MatMul", 0, 1, 2, 3, 4),
-    (MICROSOFT_DOMAIN, "MatMulIntegerToFloat"): Form("MatMul", 0, 1, 3, 5, 6),
-    (MICROSOFT_DOMAIN, "MatMulNBits"): Form("MatMul", 0, 1, 2, 3, 5),
-}
 PASSED = {"QuantizeLinear", "DequantizeLinear", "Cast", "DynamicQuantizeLinear", "Identity"}
 MOVES = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
 AFFINE = {"Add", "Sub", "Mul", "Div", "BatchNormalization"}
@@ -177,22 +145,22 @@ def layers(graph: Graph, shapes: Shapes, operators: Operators) -> tuple[Reading,
     return reading, [_layer(node, form, index, reading) for index, (node, form) in enumerate(found)]
 
 
-def form_of(node: Node, reading: Reading) -> Form | None:
+def form_of(node: Node, reading: Reading) -> IntegerForm | None:
     """How a node takes input and weight; None where it multiplies no activations with a weight."""
-    domain = "" if node.domain in (None, "ai.onnx") else node.domain
-    form = FORMS.get((domain, node.op))
+    facts = reading.operators.facts(node)
+    form = facts.integers
     if form is None:
-        if reading.operators.facts(node).macs is no_macs:
+        if facts.macs is no_macs:
             return None
         data, weight = (1, 0) if reading.is_fixed(node.input(0)) else (0, 1)
-        form = Form(node.op, data, weight, bias=2 if node.op != "MatMul" else -1)
+        form = IntegerForm(node.op, data, weight, bias=2 if node.op != "MatMul" else -1)
     moving, weight_tensor = node.input(form.data), node.input(form.weight)
     if not isinstance(moving, Variable) or moving not in reading.moving or not reading.is_fixed(weight_tensor):
         return None
     return form
 
 
-def _around(node: Node, form: Form) -> list[Node]:
+def _around(node: Node, form: IntegerForm) -> list[Node]:
     """Nodes near a layer whose fixed operands may be asked for."""
     found, tensor = [], node.input(form.data)
     for _ in range(MOST_HOPS):
@@ -210,7 +178,7 @@ def _around(node: Node, form: Form) -> list[Node]:
     return found
 
 
-def _layer(node: Node, form: Form, index: int, reading: Reading) -> Layer:
+def _layer(node: Node, form: IntegerForm, index: int, reading: Reading) -> Layer:
     out = node.output()
     assert out is not None
     start = Place(out, *_ports(node, form.exit)) if form.exit else Place(out)
@@ -243,7 +211,7 @@ def _ports(node: Node, ports: tuple[int, int]) -> tuple[Tensor | None, Tensor | 
     return node.input(ports[0]), node.input(ports[1])
 
 
-def _behind(node: Node, form: Form, reading: Reading) -> tuple[Place, ...]:
+def _behind(node: Node, form: IntegerForm, reading: Reading) -> tuple[Place, ...]:
     """Where the input can be given, the nearest first."""
     tensor = node.input(form.data)
     assert isinstance(tensor, Variable)
@@ -392,7 +360,7 @@ def _is_float(tensor: Tensor, reading: Reading) -> bool:
     return dtype is None or dtype.kind == "f" or dtype.name.startswith("bfloat")
 
 
-def _weight(node: Node, form: Form, reading: Reading) -> tuple[Array | None, Array | None]:
+def _weight(node: Node, form: IntegerForm, reading: Reading) -> tuple[Array | None, Array | None]:
     """The weight as float32 [out, in] and the integers it is stored as, as far as they can be read."""
     value = reading.value(node.input(form.weight))
     if value is None:

@@ -12,7 +12,7 @@ from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops.broadcasting import close_all
 from onnxcomp.ops.gradients import linear as linear_forms
 from onnxcomp.ops.gradients import microsoft as microsoft_forms
-from onnxcomp.ops.record import OpFacts, Weight, elements, volume
+from onnxcomp.ops.record import IntegerForm, OpFacts, Weight, elements, volume
 from onnxcomp.ops.shapes import inferred_as
 
 
@@ -152,11 +152,18 @@ RECORDS = (
         shape=fused_conv_types,
         coupling=conv,
     ),
-    OpFacts("ConvInteger", macs=conv_macs, quantization_ports=(2, 3), packed={1: elements}),
+    OpFacts(
+        "ConvInteger",
+        macs=conv_macs,
+        quantization_ports=(2, 3),
+        integers=IntegerForm("Conv", 0, 1, zero=3),
+        packed={1: elements},
+    ),
     OpFacts(
         "QLinearConv",
         macs=qlinear_conv_macs,
         quantization_ports=(1, 2, 4, 5, 6, 7),
+        integers=IntegerForm("Conv", 0, 3, 4, 5, 8, (1, 2), (6, 7)),
         packed={3: elements, 8: elements},
     ),
 )

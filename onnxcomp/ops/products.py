@@ -15,7 +15,7 @@ from onnxcomp.ops import zeros
 from onnxcomp.ops.gradients import linear as linear_forms
 from onnxcomp.ops.gradients import microsoft as microsoft_forms
 from onnxcomp.ops.gradients import quantization as quantization_forms
-from onnxcomp.ops.record import OpFacts, Weight, elements, volume
+from onnxcomp.ops.record import IntegerForm, OpFacts, Weight, elements, volume
 from onnxcomp.ops.shapes import broadcast, like, rows_by
 
 
@@ -184,6 +184,15 @@ def by_weight_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
     return rows_by(node, shapes, weight[-1] if weight else None, np.dtype(np.float32))
 
 
+def integer_gemm_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
+    """QGemm: [M, K] times [K, N] or, with transB, [N, K]; integers as A's if the output has a scale, else float32."""
+    weight = shapes.static(node.input(3))
+    width = weight[0 if node.attrs.get("transB", 0) else 1] if weight else None
+    taken = like(node, shapes)
+    scaled = node.input(7) is not None and node.inputs[7].name
+    return rows_by(node, shapes, width, taken.dtype if scaled and taken is not None else np.dtype(np.float32))
+
+
 def block_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
     """MatMulNBits: K becomes N."""
     found = like(node, shapes)
@@ -263,12 +272,28 @@ RECORDS = (
         zeros=zeros.one,
         sums="products",
     ),
-    OpFacts("MatMulInteger", macs=matmul_macs, quantization_ports=(2, 3), packed={1: elements}),
+    OpFacts(
+        "MatMulInteger",
+        macs=matmul_macs,
+        quantization_ports=(2, 3),
+        integers=IntegerForm("MatMul", 0, 1, zero=3),
+        packed={1: elements},
+    ),
     OpFacts(
         "QLinearMatMul",
         macs=matmul_macs,
         quantization_ports=(1, 2, 4, 5, 6, 7),
+        integers=IntegerForm("MatMul", 0, 3, 4, 5, -1, (1, 2), (6, 7)),
         packed={3: elements},
+    ),
+    OpFacts(
+        "QGemm",
+        MICROSOFT_DOMAIN,
+        shape=integer_gemm_types,
+        macs=gemm_macs,
+        quantization_ports=(1, 2, 4, 5, 7, 8),
+        integers=IntegerForm("Gemm", 0, 3, 4, 5, 6, (1, 2), (7, 8)),
+        packed={3: elements, 6: elements},
     ),
     OpFacts(
         "DynamicQuantizeMatMul",
@@ -276,6 +301,7 @@ RECORDS = (
         shape=by_weight_types,
         macs=matmul_macs,
         quantization_ports=(2, 3),
+        integers=IntegerForm("MatMul", 0, 1, 2, 3, 4),
         packed={1: elements},
     ),
     OpFacts(
@@ -284,6 +310,7 @@ RECORDS = (
         shape=by_weight_types,
         macs=matmul_macs,
         quantization_ports=(2, 3, 4, 5),
+        integers=IntegerForm("MatMul", 0, 1, 3, 5, 6),
         packed={1: elements},
     ),
     OpFacts(
@@ -293,6 +320,7 @@ RECORDS = (
         shape=block_types,
         macs=block_weights_macs,
         quantization_ports=(2, 3),
+        integers=IntegerForm("MatMul", 0, 1, 2, 3, 5),
         packed={1: lambda n, codes: int(n.attrs["K"]) * int(n.attrs["N"])},
     ),
 )

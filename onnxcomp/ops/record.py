@@ -102,6 +102,29 @@ def no_macs(node: Node, shapes: Shapes) -> int:
 
 
 @dataclass(frozen=True)
+class IntegerForm:
+    """How an operator takes its operands as integers.
+
+    Attributes:
+        like: the float operator that it computes.
+        data, weight: ports of the operands.
+        scale, zero: ports of the weight's scale and zero point; -1 where a later node scales.
+        bias: port, or -1.
+        entry: ports of the data operand's scale and zero point where that is an integer tensor.
+        exit: likewise of the output.
+    """
+
+    like: str
+    data: int
+    weight: int
+    scale: int = -1
+    zero: int = -1
+    bias: int = -1
+    entry: tuple[int, int] | None = None
+    exit: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class OpFacts:
     """One operator.
 
@@ -113,6 +136,7 @@ class OpFacts:
         elementwise: each output element depends on the input elements at its place, after broadcasting.
         random: two runs may differ.
         quantization_ports: ports that hold scales and zero points, which are no parameters.
+        integers: how it takes its operands as integers; None where they are float.
         packed: number of weight elements that a port of packed or integer weights holds, by port; asked with the
             value there, wherever it stands (an initializer, a Constant node).
         shape_ports: ports whose values steer shapes and are no parameters either.
@@ -140,6 +164,7 @@ class OpFacts:
     elementwise: bool = False
     random: bool = False
     quantization_ports: tuple[int, ...] = ()
+    integers: IntegerForm | None = None
     packed: Mapping[int, Callable[[Node, Constant], int]] = field(default_factory=dict)
     shape_ports: tuple[int, ...] = ()
     vector_ports: tuple[int, ...] = ()
