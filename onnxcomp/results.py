@@ -118,6 +118,7 @@ class PassRecord:
     operators_after: dict[str, int] = field(default_factory=dict)
     rolled_back: str = ""
     missed: str = ""
+    documents: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

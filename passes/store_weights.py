@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -54,6 +54,9 @@ class StoreWeights(Pass):
         minimum=0,
         search=Range(0.0, 50.0),
     )
+    form: Literal["auto", "int8", "half"] = option(
+        "auto", "8 bits where the outputs allow it and half precision elsewhere, or one of them for all"
+    )
 
     @classmethod
     def suits(cls, target: Target) -> bool:  # noqa: D102 (as in Pass)
@@ -72,7 +75,7 @@ class StoreWeights(Pass):
         for constant, unfit in weights.items():
             chosen = all(wanted(node) for node in constant.consumers)
             why = unfit if chosen else "not selected by include and exclude"
-            form = None if why else _Form.of(constant, context)
+            form = None if why else _Form.of(constant, context, self.form)
             why = why or (form.why if form is not None else "")
             if form is None or why:
                 outcome.skip(reader(constant), why)
@@ -90,7 +93,7 @@ class StoreWeights(Pass):
         """Let weights take half precision until the outputs keep what they should."""
         free = [form for form in forms if form.bits == 8 and form.half_fits]
         feeds = _samples(context)
-        if not self.least_sqnr or not free:
+        if not self.least_sqnr or self.form != "auto" or not free:
             return
         if not feeds or sum(form.constant.nbytes for form in free) > MOST_BYTES:
             why = "no samples to run on" if not feeds else "they are too large to be held in memory twice"
@@ -126,8 +129,8 @@ class _Form:
     alone_db: float | None = None
 
     @classmethod
-    def of(cls, constant: Constant, context: PassContext) -> _Form:
-        """The smallest form that keeps the weight itself."""
+    def of(cls, constant: Constant, context: PassContext, wanted: str = "auto") -> _Form:
+        """The smallest form that keeps the weight itself, or the one that is wanted."""
         layout = Layout.of(constant.shape, described(constant, context.operators), 0)
         form = cls(constant, layout, 8, float("inf"), False)
         signal = noise = half_noise = 0.0
@@ -144,8 +147,11 @@ class _Form:
                 half_noise += _energy(rows - rows.astype(HALF).astype(np.float32))
         form.sqnr_db = _db(signal, noise)
         form.half_fits = constant.dtype.itemsize > 2 and _db(signal, half_noise) >= HALF_DB
-        if form.sqnr_db < OWN_DB:
+        if wanted == "half" or (wanted == "auto" and form.sqnr_db < OWN_DB):
             form.bits = 16
+        if wanted == "half" and not form.half_fits:
+            form.why = f"half precision does not hold {constant.name}"
+            return form
         if form.bits == 16 and not form.half_fits:
             form.why = f"8 bits keep {form.sqnr_db:.0f} dB of {constant.name}, and half precision does not hold it"
             if constant.dtype.itemsize == 2:

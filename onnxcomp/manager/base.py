@@ -140,6 +140,7 @@ class Outcome:
         notes: things the user should know, e.g. that the opset was raised.
         metrics: figures with their unit in the name, e.g. `clipped_share`.
         trainings: how each training of the pass went.
+        documents: what is worth a file of its own, JSON-ready, by name: `plan`, `front`.
     """
 
     changes: list[Change] = field(default_factory=list)
@@ -149,6 +150,7 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     trainings: list[TrainingRecord] = field(default_factory=list)
+    documents: dict[str, Any] = field(default_factory=dict)
 
     def change(self, node: Node | Constant | str, what: str) -> None:
         """Record one change."""

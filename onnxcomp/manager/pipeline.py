@@ -220,6 +220,7 @@ class PassManager:
             operators_after=operators_before if same else candidate.operators(),
             rolled_back=failure,
             missed=outcome.missed,
+            documents=outcome.documents,
         )
         return candidate, record, outcome.trainings
 

@@ -27,6 +27,7 @@ BUILTIN = {
     "quantize-dynamic": "onnxcomp.passes.quantize_dynamic:QuantizeDynamic",
     "quantize-weights": "onnxcomp.passes.quantize_weights:QuantizeWeights",
     "store-weights": "onnxcomp.passes.store_weights:StoreWeights",
+    "mixed-precision": "onnxcomp.passes.mixed_precision:MixedPrecision",
     "convert-float16": "onnxcomp.passes.convert_float16:ConvertFloat16",
 }
 

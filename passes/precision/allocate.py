@@ -59,6 +59,7 @@ class Problem:
             QuantizeLinear), where it is integer, beside its option's time.
         links: (one, other, microseconds): what it costs if the first is integer and the second is not.
         time_us, bytes: of all that has no choice.
+        worth: microseconds that a byte less is worth where time is to be small.
     """
 
     options: dict[Hashable, tuple[Option, ...]]
@@ -66,6 +67,7 @@ class Problem:
     links: list[tuple[Hashable, Hashable, float]] = field(default_factory=list)
     time_us: float = 0.0
     bytes: float = 0.0
+    worth: float = 0.0
 
     @property
     def parts(self) -> int:
@@ -90,6 +92,7 @@ class Assignment:
         choice: place of each layer's form among its options.
         integers: all that is integer, layers or not.
         noise: of each part, float64 [parts].
+        worth: as in the problem.
     """
 
     choice: Mapping[Hashable, int]
@@ -97,6 +100,7 @@ class Assignment:
     time_us: float
     bytes: float
     noise: Array
+    worth: float = 0.0
 
     @property
     def worst(self) -> float:
@@ -104,8 +108,12 @@ class Assignment:
         return float(self.noise.max(initial=0.0))
 
     def figure(self, goal: Goal) -> float:
-        """What a goal makes small."""
+        """What a limit is held against."""
         return {"time": self.time_us, "bytes": self.bytes, "noise": self.worst}[goal]
+
+    def cost(self, goal: Goal) -> float:
+        """What a goal makes small."""
+        return self.figure(goal) + (self.worth * self.bytes if goal == "time" else 0.0)
 
     def excess(self, limits: Limits) -> float:
         """By which share the limits are missed, summed up; 0 where they hold."""
@@ -196,6 +204,7 @@ class Allocator:
         """The exact optimum for prices of time, bytes and noise, each in units of what there is or may be of it."""
         unit = limits.noise if 0 < limits.noise < math.inf else 1.0
         time, size = prices["time"] / self._unit["time"], prices["bytes"] / self._unit["bytes"]
+        size += time * self.problem.worth
         error = prices["noise"] / unit
         # what costs nothing at these prices still breaks ties: the faster, then the smaller, then the truer
         time, size, error = time + 1e-9 / self._unit["time"], size + 1e-10 / self._unit["bytes"], error + 1e-12 / unit
@@ -261,7 +270,7 @@ class Allocator:
                 whole.add(item)
                 time += problem.own.get(item, 0.0)
         beside, others = self._islands.least(whole)
-        return Assignment(dict(choice), frozenset(whole | others), time + beside, size, noise)
+        return Assignment(dict(choice), frozenset(whole | others), time + beside, size, noise, problem.worth)
 
 
 class _Islands:
@@ -342,7 +351,7 @@ def _least(places: Sequence[int], costs: Sequence[float]) -> int:
 
 
 def _key(found: Assignment, goal: Goal, limits: Limits) -> tuple[float, float]:
-    return found.excess(limits), found.figure(goal)
+    return found.excess(limits), found.cost(goal)
 
 
 def _products(counts: Sequence[int]) -> Iterator[tuple[int, ...]]:

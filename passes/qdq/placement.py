@@ -6,8 +6,8 @@ neighbours do. All choices are made at once, as a minimum cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -103,20 +103,26 @@ def _line(samples: list[tuple[int, float]]) -> Callable[[int], float]:
     return lambda size: size * rate
 
 
-def best(
-    plan: Plan, target: Target, graph: Graph, times: Times, error: Mapping[Node, float], price: float, toll: float = 1.0
-) -> set[Node]:
-    """The nodes to run on integers.
+@dataclass
+class Conversions:
+    """What changes between float and integers cost beside the nodes' own times, in microseconds.
+
+    Attributes:
+        own: of a node, or of the QuantizeLinear of a tensor, where it is integer.
+        links: of the first where it is integer and the second is not.
+    """
+
+    own: dict[Hashable, float] = field(default_factory=dict)
+    links: list[tuple[Hashable, Hashable, float]] = field(default_factory=list)
+
+
+def conversions(plan: Plan, target: Target, graph: Graph, times: Times, toll: float = 1.0) -> Conversions:
+    """Where Q and DQ stand, depending on which nodes of a plan are integer.
 
     Args:
-        error: noise over signal that each weighted node brings into the outputs.
-        price: microseconds that one unit of error is worth.
         toll: conversions cost so much more than measured, for the changes of layout that come with them.
     """
-    either = units(plan)
-    choices = Choices()
-    for node in either:
-        choices.one(node, times.integer[node] - times.exact[node] + price * error.get(node, 0.0))
+    found, either = Conversions(), units(plan)
     made = {t: node for node in either for t in (plan.output(node), *node.outputs[1:]) if t.name}
     capable = set(either)
     for tensor in plan.tensors:
@@ -125,18 +131,38 @@ def best(
         others = _float_readers(graph, tensor, capable)
         if readers:
             need = ("Q", tensor)
-            for reader in readers:
-                choices.unequal(reader, need, float("inf"))
+            found.links += [(reader, need, float("inf")) for reader in readers]
             if maker is None:
-                choices.one(need, toll * times.quantize(tensor))
+                found.own[need] = toll * times.quantize(tensor)
             else:
-                choices.unequal(need, maker, toll * times.quantize(tensor))
+                found.links.append((need, maker, toll * times.quantize(tensor)))
         if maker is None or (maker in plan.weighted and target.kernels[maker.op].float_output):
             continue
         back = toll * times.dequantize(tensor)
-        choices.one(maker, back * others)
-        for reader in readers:
-            choices.unequal(maker, reader, back)
+        found.own[maker] = found.own.get(maker, 0.0) + back * others
+        found.links += [(maker, reader, back) for reader in readers]
+    return found
+
+
+def best(
+    plan: Plan, target: Target, graph: Graph, times: Times, error: Mapping[Node, float], price: float, toll: float = 1.0
+) -> set[Node]:
+    """The nodes to run on integers.
+
+    Args:
+        error: noise over signal that each weighted node brings into the outputs.
+        price: microseconds that one unit of error is worth.
+        toll: as in `conversions`.
+    """
+    either = units(plan)
+    choices = Choices()
+    for node in either:
+        choices.one(node, times.integer[node] - times.exact[node] + price * error.get(node, 0.0))
+    between = conversions(plan, target, graph, times, toll)
+    for item, cost in between.own.items():
+        choices.one(item, cost)
+    for one, other, cost in between.links:
+        choices.unequal(one, other, cost)
     chosen = choices.solve()
     return {node for node in either if node in chosen}
 

@@ -111,7 +111,8 @@ def _switched(
         kept = Variable(copy.unique_name("y"), np.dtype(np.float32))
         keep.nodes = [Node("Identity", copy.unique_name("same"), inputs=[raw], outputs=[kept])]
         keep.outputs = [kept]
-        change = _rounded(copy, target, plan, grids, layer, twins)
+        change = Graph(parent=copy, envelope=onnx.GraphProto(name="rounded"))
+        change.outputs = [rounded(copy, change, target, plan, grids, layer, twins)]
         copy.add_node(
             "If", [switch], name="either", attrs={"then_branch": change, "else_branch": keep}, outputs=[output]
         )
@@ -119,17 +120,28 @@ def _switched(
     return copy, names
 
 
-def _rounded(
-    copy: Graph, target: Target, plan: Plan, grids: Mapping[Variable, Grid], layer: Layer, twins: Mapping[str, Node]
-) -> Graph:
-    """A body that computes one layer on rounded weights, input and output."""
-    body = Graph(parent=copy, envelope=onnx.GraphProto(name="rounded"))
+def rounded(
+    copy: Graph,
+    scope: Graph,
+    target: Target,
+    plan: Plan,
+    grids: Mapping[Variable, Grid],
+    layer: Layer,
+    twins: Mapping[str, Node],
+) -> Variable:
+    """One layer once more, on rounded weights, input and output.
+
+    Args:
+        copy: of the plan's graph; constants go there.
+        scope: the graph or body that gets the nodes.
+        twins: the copy's nodes by name.
+    """
     node = layer.node
     twin = twins[node.name]
 
     def then(op: str, inputs: list[Tensor], attrs: Mapping[str, object] | None = None) -> Variable:
         made = Variable(copy.unique_name("t"), np.dtype(np.float32))
-        body.nodes.append(Node(op, copy.unique_name("n"), dict(attrs or {}), inputs, [made]))
+        scope.nodes.append(Node(op, copy.unique_name("n"), dict(attrs or {}), inputs, [made]))
         return made
 
     def on_grid(tensor: Tensor, grid: Grid) -> Variable:
@@ -153,5 +165,4 @@ def _rounded(
     written = plan.output(node)
     if written in plan.made:
         result = on_grid(result, grids[written])
-    body.outputs = [result]
-    return body
+    return result

@@ -1,0 +1,123 @@
+"""Does a graph keep what it must, on samples that nothing was fitted to, and how sure is that?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from onnxcomp.graph.ir import Array, Graph
+from onnxcomp.manager.base import SampleSource
+from onnxcomp.runtime.closeness import EXACT_DB, rows_of, worst_sqnr_db
+from onnxcomp.runtime.session import open_graph
+
+KEPT_BACK = 0.25  # of the samples: they judge, the others calibrate
+LEAST, MOST = 8, 48  # samples that judge
+HELD_BYTES = 64 * 2**20
+CONFIDENCE = 1.645  # standard deviations: 95 of 100, one-sided
+
+
+class Slice:
+    """Some of the samples of a source, in their order."""
+
+    def __init__(self, source: SampleSource, start: int, stop: int) -> None:
+        self._source, self._start, self._stop = source, start, stop
+
+    @property
+    def labels(self) -> np.ndarray[Any, Any] | None:
+        """Of these samples."""
+        labels = self._source.labels
+        return None if labels is None else labels[self._start : self._stop]
+
+    @property
+    def source(self) -> str:
+        """Where they come from."""
+        return self._source.source
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def batches(self, size: int | None = None) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """Feeds by input name; a model that fixes its batch gets whole ones."""
+        taken = 0
+        for feed in self._source.batches(size):
+            rows = rows_of(feed)
+            low, high = max(self._start - taken, 0), min(self._stop - taken, rows)
+            taken += rows
+            if low >= high:
+                if taken >= self._stop:
+                    return
+                continue
+            whole = low == 0 and high == rows
+            yield feed if whole else {k: v[low:high] if v.ndim and len(v) == rows else v for k, v in feed.items()}
+
+
+def shared_out(samples: SampleSource) -> tuple[SampleSource, SampleSource, bool]:
+    """Samples to calibrate on, samples to judge on, and whether those differ: too few are not cut."""
+    first = next(iter(samples.batches(1)))
+    step = rows_of(first)
+    kept = int(min(MOST, max(LEAST, len(samples) * KEPT_BACK))) // step * step
+    if not kept or len(samples) < 2 * kept:
+        return samples, Slice(samples, 0, min(len(samples), MOST)), False
+    at = (len(samples) - kept) // step * step
+    return Slice(samples, 0, at), Slice(samples, at, at + kept), True
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a graph keeps.
+
+    Attributes:
+        sqnr_db: of the worst part of the outputs over all samples.
+        sure_db: what as many unseen samples keep in 95 of 100 cases.
+        samples: it was judged on so many.
+    """
+
+    sqnr_db: float
+    sure_db: float
+    samples: int
+
+
+class Judge:
+    """Holds graphs against a reference on samples that are held."""
+
+    def __init__(self, reference: Graph, samples: SampleSource, threads: int) -> None:
+        self.threads = threads
+        self.feeds: list[Mapping[str, Array]] = []
+        held = 0
+        for feed in samples.batches(1):
+            self.feeds.append(feed)
+            held += sum(array.nbytes for array in feed.values())
+            if held >= HELD_BYTES:
+                break
+        self._expected = self._outputs(reference)
+
+    def verdict(self, graph: Graph) -> Verdict:
+        """What a graph keeps of the reference."""
+        found, rows = self._outputs(graph), [rows_of(feed) for feed in self.feeds]
+        whole = worst_sqnr_db(self._expected, found, rows)
+        each = [worst_sqnr_db([a], [b], [n]) for a, b, n in zip(self._expected, found, rows, strict=True)]
+        return Verdict(whole, whole - margin_db(each), sum(rows))
+
+    def _outputs(self, graph: Graph) -> list[dict[str, Array]]:
+        session = open_graph(graph, threads=self.threads)
+        return [session.run(dict(feed)) for feed in self.feeds]
+
+
+def margin_db(each: Sequence[float]) -> float:
+    """How much less than measured as many other samples may keep: from the spread of single samples, in dB.
+
+    Both the samples that were measured and those to come spread about the truth, hence the root of 2.
+    """
+    known = np.asarray([db for db in each if abs(db) < EXACT_DB])
+    if len(known) < 2:
+        return 0.0
+    return float(CONFIDENCE * np.sqrt(2) * known.std(ddof=1) / np.sqrt(len(known)))
+
+
+def head(samples: SampleSource, feeds: int) -> list[dict[str, Array]]:
+    """The first feeds."""
+    return list(islice(samples.batches(1), feeds))

@@ -1,0 +1,206 @@
+"""How much error does each form of each layer bring into the outputs? Measured at the layer, then carried to the end.
+
+Every form is run once on what the layer reads in the float model, with the kernels that will run it, which gives the
+error at its output. One model with an Add behind every layer then tells what such an error does to each part of the
+outputs. Forms of like size of error share a run: what reaches the outputs grows with the energy of the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxcomp.graph import shapes as shape_tools
+from onnxcomp.graph.ir import Array, Graph, Variable
+from onnxcomp.passes.precision.layers import Layer
+from onnxcomp.passes.qdq import sensitivity
+from onnxcomp.passes.qdq.ranges import Grid
+from onnxcomp.passes.qdq.regions import Plan
+from onnxcomp.passes.qdq.sensitivity import Noise, mean, noise_of, worst
+from onnxcomp.passes.qdq.weights import Layer as Integers
+from onnxcomp.runtime.closeness import rows_of
+from onnxcomp.runtime.progress import Progress
+from onnxcomp.runtime.session import Session, open_graph
+from onnxcomp.runtime.taps import drop_unneeded, tapped
+from onnxcomp.targets.base import Target
+
+RELEVANT = 0.2  # layers with less than this part of the mean error are not looked at on further samples
+ALIKE = 30.0  # errors within this factor of energy share a run
+
+Deltas = dict[str, list[Array]]  # by layer: the error of each activation that it writes
+
+
+@dataclass
+class Probe:
+    """The float model, opened so that layers can be looked at, and errors put in behind them."""
+
+    graph: Graph
+    layers: Sequence[Layer]
+    threads: int
+    _exact: Session = field(init=False)
+    _disturbed: Session = field(init=False)
+    _ports: dict[str, list[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._inputs = {t.name for t in self.graph.inputs}
+        names = dict.fromkeys(n for layer in self.layers for n in (*layer.reads, *layer.writes))
+        self._exact = tapped(self.graph, [n for n in names if n not in self._inputs], self.threads)
+        self._disturbed, self._ports = _disturbed(self.graph, self.layers, self.threads)
+        self.outputs = [t.name for t in self.graph.outputs]
+        self._off = {port: np.zeros((), np.float32) for ports in self._ports.values() for port in ports}
+
+    def values(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """What every layer reads and writes in the float model."""
+        return {**feed, **self._exact.run(dict(feed))}
+
+    def without(self, feed: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs without any error."""
+        return self._disturbed.run({**feed, **self._off}, self.outputs)
+
+    def behind(self, feed: Mapping[str, Array], layer: Layer, deltas: Sequence[Array]) -> dict[str, Array]:
+        """The outputs with errors added to what one layer writes."""
+        fed = dict(zip(self._ports[layer.name], deltas, strict=True))
+        return self._disturbed.run({**feed, **self._off, **fed}, self.outputs)
+
+
+def _disturbed(graph: Graph, layers: Sequence[Layer], threads: int) -> tuple[Session, dict[str, list[str]]]:
+    copy = graph.clone()
+    tensors = copy.tensors()
+    ports: dict[str, list[str]] = {}
+    for layer in layers:
+        for name in layer.writes:
+            tensor = tensors[name]
+            assert isinstance(tensor, Variable) and tensor.producer is not None
+            node = tensor.producer
+            raw = Variable(copy.unique_name("raw"), np.dtype(np.float32))
+            node.outputs[next(i for i, t in enumerate(node.outputs) if t is tensor)] = raw
+            added = Variable(copy.unique_name("error"), np.dtype(np.float32))
+            copy.inputs.append(added)
+            ports.setdefault(layer.name, []).append(added.name)
+            copy.add_node("Add", [raw, added], name="disturbed", outputs=[tensor])
+    copy.sort()
+    return open_graph(copy, threads=threads), ports
+
+
+class Alone:
+    """All layers of one form side by side, each of which reads what it reads in the float model."""
+
+    def __init__(self, graph: Graph, layers: Sequence[Layer], threads: int) -> None:
+        copy = graph.clone()
+        tensors, own = copy.tensors(), graph.tensors()
+        shapes = shape_tools.infer(graph)
+        self.layers, self._fed = layers, dict[str, str]()
+        given = {t.name for t in copy.inputs}
+        for name in dict.fromkeys(n for layer in layers for n in layer.reads if n not in given):
+            tensor = tensors[name]
+            assert isinstance(tensor, Variable)
+            dtype = tensor.dtype or shapes.dtype(own[name]) or np.dtype(np.float32)
+            fed = Variable(copy.unique_name(f"{name}_fed"), dtype, tensor.shape)
+            copy.replace_uses(tensor, fed)
+            copy.inputs.append(fed)
+            self._fed[name] = fed.name
+        copy.outputs = [tensors[n] for n in dict.fromkeys(n for layer in layers for n in layer.writes)]
+        drop_unneeded(copy)
+        self._given = [t.name for t in copy.inputs]
+        self._session = open_graph(copy, threads=threads, arena=False)
+
+    def deltas(self, values: Mapping[str, Array]) -> Deltas:
+        """The error of each layer on these values of the float model."""
+        feed = {fed: values[name] for name, fed in self._fed.items()}
+        feed |= {name: values[name] for name in self._given if name in values}
+        found = self._session.run(feed)
+        return {layer.name: [found[n] - values[n] for n in layer.writes] for layer in self.layers}
+
+
+class StaticAlone:
+    """As `Alone`, for integers with static scales, whose inputs and outputs are rounded as well."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        layers: Mapping[str, Layer],
+        target: Target,
+        plan: Plan,
+        grids: Mapping[Variable, Grid],
+        integers: Sequence[Integers],
+        threads: int,
+    ) -> None:
+        copy = graph.clone()
+        twins = {node.name: node for node in copy.nodes}
+        self._names: dict[str, list[str]] = {}
+        outputs = []
+        self.layers = layers
+        for item in integers:
+            layer = layers[item.node.name]
+            made = sensitivity.rounded(copy, copy, target, plan, grids, item, twins)
+            outputs.append(made)
+            self._names.setdefault(layer.name, []).append(made.name)
+        copy.outputs = list(outputs)
+        copy.sort()
+        drop_unneeded(copy)
+        self._given = {t.name for t in copy.inputs}
+        self._session = open_graph(copy, threads=threads, arena=False)
+
+    def deltas(self, values: Mapping[str, Array]) -> Deltas:
+        """The error of each layer; what comes before a layer is exact."""
+        found = self._session.run({name: values[name] for name in self._given})
+        named = {layer.name: layer for layer in self.layers.values()}
+        return {
+            name: [found[made] - values[write] for made, write in zip(names, named[name].writes, strict=True)]
+            for name, names in self._names.items()
+        }
+
+
+def measured(
+    probe: Probe,
+    forms: Mapping[str, Alone | StaticAlone],
+    feeds: Sequence[Mapping[str, Array]],
+    progress: Progress,
+) -> dict[str, dict[str, Noise]]:
+    """Noise over signal of each part of the outputs, by layer and form, when that layer alone has that form."""
+    noise: dict[tuple[str, str], list[Noise]] = {}
+    todo = list(probe.layers)
+    for feed in feeds:
+        values, exact, rows = probe.values(feed), probe.without(feed), rows_of(feed)
+        deltas = {name: form.deltas(values) for name, form in forms.items()}
+        for layer in progress.track(todo, len(todo), "errors of layers"):
+            given = {name: found[layer.name] for name, found in deltas.items() if layer.name in found}
+            for form, share in _of_layer(probe, layer, feed, given, exact, rows).items():
+                noise.setdefault((layer.name, form), []).append(share)
+        most = {layer.name: 0.0 for layer in todo}
+        for (name, _), shares in noise.items():
+            if name in most:
+                most[name] = max(most[name], worst(mean(shares)))
+        todo = [layer for layer in todo if most[layer.name] > RELEVANT * sum(most.values()) / len(most)]
+    found: dict[str, dict[str, Noise]] = {layer.name: {} for layer in probe.layers}
+    for (layer_name, form), shares in noise.items():
+        found[layer_name][form] = mean(shares)
+    return found
+
+
+def _of_layer(
+    probe: Probe,
+    layer: Layer,
+    feed: Mapping[str, Array],
+    deltas: Mapping[str, Sequence[Array]],
+    exact: Mapping[str, Array],
+    rows: int,
+) -> dict[str, Noise]:
+    """The noise of each form on one feed; the largest error of forms that are alike is run, the others follow it."""
+    energy = {form: float(sum(np.square(d, dtype=np.float64).sum() for d in found)) for form, found in deltas.items()}
+    result: dict[str, Noise] = {}
+    base, base_noise = 0.0, Noise()
+    for form in sorted(energy, key=lambda name: -energy[name]):
+        if not np.isfinite(energy[form]):
+            continue  # it overflows on these values: no option
+        if energy[form] == 0.0:
+            result[form] = {}
+            continue
+        if not base or energy[form] * ALIKE < base:
+            base_noise = noise_of(exact, probe.behind(feed, layer, deltas[form]), rows)
+            base = energy[form] if worst(base_noise) > 1e-9 or not base else base
+        share = energy[form] / base
+        result[form] = {part: value * share for part, value in base_noise.items()}
+    return result
