@@ -240,11 +240,10 @@ def _config(file: Path, table: dict[str, Any]) -> Config:
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's own keys over the file's; its own passes or recipe sets aside the file's other one."""
-    base = dict(shared)
-    for one, other in (("passes", "recipe"), ("recipe", "passes")):
-        if one in own:
-            base.pop(other, None)
+    """A model's own keys over the file's; its own passes, recipe or plan sets aside what the file says instead."""
+    base, instead = dict(shared), ("passes", "recipe", "plan")
+    if any(key in own for key in instead):
+        base = {key: value for key, value in base.items() if key not in instead}
     merged = base | dict(own)
     both = (base.get("preprocess"), own.get("preprocess"))
     if all(isinstance(part, dict) for part in both):

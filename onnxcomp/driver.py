@@ -10,10 +10,11 @@ from typing import Any
 
 from onnxcomp import places
 from onnxcomp.errors import OnnxcompError, UsageError
-from onnxcomp.files import sha256_of
+from onnxcomp.files import atomic_write, sha256_of
 from onnxcomp.graph.io import model_files, save
 from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
+from onnxcomp.manager.plan import Plan
 from onnxcomp.report.html import write_html
 from onnxcomp.report.record import write_json
 from onnxcomp.results import FileRef, Report
@@ -104,6 +105,7 @@ def run(
     report.seconds = round(time.perf_counter() - start, 3)
     report.peak_memory_bytes = peak_memory_bytes()
     write_json(report, job.report_path)
+    _write_plan(report, job)
     if job.html is not None:
         write_html(report, job.html)
     return report

@@ -48,6 +48,13 @@ class Job:
         metavar="NAME",
         group="First",
     )
+    plan: Path | None = setting(
+        "A plan to follow, which form each layer takes: the file that mixed-precision wrote beside its report, edited.",
+        default=None,
+        place="input",
+        metavar="FILE",
+        group="First",
+    )
     teacher: Path | None = setting(
         "The model that distill learns from; the model itself if not given.",
         default=None,
@@ -179,6 +186,12 @@ class Job:
     def report_path(self) -> Path:
         """Where report.json goes: beside the result where nothing else is asked for."""
         return self.report or self.out.with_name(f"{self.out.name.removesuffix('.onnx')}.json")
+
+    @property
+    def plan_path(self) -> Path | None:
+        """Where the plan goes that a run decided: beside the result; nowhere where one is followed."""
+        name = f"{self.out.name.removesuffix('.onnx')}.plan.toml"
+        return None if self.plan is not None else self.out.with_name(name)
 
     def options(self) -> dict[str, Any]:
         """JSON-ready: every option that may decide how the result looks; no files and places, those have hashes."""

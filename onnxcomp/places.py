@@ -21,7 +21,7 @@ from onnxcomp.job import Job
 
 SAMPLES = frozenset({".pb", ".npz", ".npy", ".csv", ".txt"})  # beside pictures, what a folder of data may hold
 # which error a field of a job ends in where its file cannot be read
-ERRORS: dict[str, type[OnnxcompError]] = {"model": ModelError, "teacher": ModelError, "cost_table": DataError}
+ERRORS: dict[str, type[OnnxcompError]] = {"model": ModelError, "teacher": ModelError, "plan": UsageError}
 
 
 def check(reads: Iterable[Path], writes: Mapping[str, Path | None]) -> None:
@@ -211,6 +211,7 @@ def writes_of(job: Job) -> dict[str, Path | None]:
         "-o": job.out,
         "the model that misses its budget": job.rejected,
         "--report": job.report_path,
+        "the plan beside the report": job.plan_path,
         "--html": job.html,
         "--cost-table": job.cost_table,
     }

@@ -98,7 +98,7 @@ class MixedPrecision(Pass):
         decider.price(known)
         result = decider.decide(known)
         if self.front:
-            outcome.documents["front"] = _front(decider, self.front)
+            outcome.documents["front"] = _front(decider, self.front, result)
         if result is None:
             closest = min(decider.tried, key=lambda r: -r.verdict.sure_db, default=None)
             why = "nothing was found" if closest is None else closest.why
@@ -209,19 +209,26 @@ def _whole(decider: Decider, result: Result) -> dict[str, Any]:
     return found if result.time is None else found | {"time": round(result.time, 4)}
 
 
-def _front(decider: Decider, points: int) -> list[dict[str, Any]]:
-    """Points of least time (or bytes) for each error, JSON-ready, the fastest first."""
+def _front(decider: Decider, points: int, result: Result | None) -> list[dict[str, Any]]:
+    """Points of least time (or bytes) for each error, JSON-ready, the fastest first.
+
+    Errors are those of single layers added up, corrected by what the whole was measured to keep at the point taken:
+    refined weights and biases keep more.
+    """
     goal = GOALS[decider.options.objective]
     limits = replace(decider.aims, noise=np.inf)
     found = decider.allocator.front("time" if goal == "noise" else goal, limits, points)
     start = decider.allocator.problem
     float_us = sum(options[0].time_us for options in start.options.values()) + start.time_us
+    correction = 1.0
+    if result is not None and result.assignment.worst > 0:
+        correction = 10 ** (-result.verdict.sqnr_db / 10) / result.assignment.worst
     told = []
     for item in found:
         forms = {name: start.options[name][place].form for name, place in item.choice.items()}
         told.append(
             {
-                "predicted_sqnr_db": round(-10 * float(np.log10(item.worst)), 2) if item.worst else None,
+                "predicted_sqnr_db": round(-10 * float(np.log10(item.worst * correction)), 2) if item.worst else None,
                 "predicted_time": round(item.time_us / max(float_us, 1e-9), 4),
                 "predicted_bytes": int(item.bytes),
                 "forms": {str(name): form for name, form in forms.items()},
@@ -242,6 +249,6 @@ def _price_list(decider: Decider, result: Result) -> list[str]:
         if other is None:
             continue
         time, size = (other.time_us - here.time_us) * -np.sign(step), (other.bytes - here.bytes) * -np.sign(step)
-        words.append(f"{what} {max(time, 0.0):.0f} us and {max(size, 0.0) / 1000:.1f} kB")
+        words.append(f"{what} {abs(max(time, 0.0)):.0f} us and {abs(max(size, 0.0)) / 1000:.1f} kB")
     unit = "measured kernels" if decider.costs is not None else "sizes alone"
     return [f"prices of the next step, by {unit}: {'; '.join(words)}"] if words else []

@@ -47,6 +47,9 @@ class QuantizeQdq(Pass):
         "integers where they are faster on this machine (where times are known), or wherever a kernel exists",
         search=("measured", "table"),
     )
+    ranges: str = option(
+        "", "a file of activation ranges to take in place of measured ones: AIMET encodings, ONNX Runtime's calibration"
+    )
     min_sqnr: float = option(
         20.0,
         "dB that the outputs keep before refinement: layers that cost most stay float; 0 lets all run on integers",
@@ -61,7 +64,7 @@ class QuantizeQdq(Pass):
         """Quantize in place.
 
         Raises:
-            DataError: there is no calibration data.
+            DataError: there is no calibration data, or the file of ranges cannot be used.
             UsageError: a glob matches nothing.
             ModelError: ONNX Runtime cannot run the model.
         """

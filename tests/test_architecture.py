@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"recipes", "places"},
     {"work"},
     {"explanation"},
-    {"driver", "inspection", "students", "testing", "benchmark", "comparison"},
+    {"driver", "inspection", "planning", "students", "testing", "benchmark", "comparison"},
     {"build", "search"},
     {"api"},
     {"cli"},

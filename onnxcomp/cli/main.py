@@ -26,6 +26,8 @@ COMMANDS = {
     "inspect": ("inspect", "Size, parameters and MACs, layer by layer."),
     "verify": ("verify", "Judge any pair of models, or an artifact's recorded provenance."),
     "explain": ("explain", "Which layers lose how much, why, and what to do about it."),
+    "plan": ("plan", "Which form each layer should take, and the trades there are."),
+    "ranges": ("ranges", "Ranges of a quantized model, as a file for other tools."),
     "bench": ("bench", "Interleaved latency of models, with spread and node placement."),
     "compare": ("compare", "Any number of variants in one table: size, latency, accuracy, closeness."),
     "build": ("build", "The build step: build what changed of the models in onnxcomp.toml."),

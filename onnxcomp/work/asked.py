@@ -8,6 +8,8 @@ from onnxcomp.graph.io import load
 from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
 from onnxcomp.manager.pipeline import Pipeline
+from onnxcomp.manager.plan import Plan
+from onnxcomp.manager.registry import find as find_pass
 from onnxcomp.runtime.machine import check_threads
 from onnxcomp.verify.tasks import parse_task
 
@@ -19,8 +21,11 @@ def check_options(job: Job) -> None:
         UsageError: options exclude each other, or a pass, option or recipe does not exist.
         DataError: a budget needs data, and there is none.
     """
-    if job.passes is not None and job.recipe is not None:
-        raise UsageError("--passes and --recipe exclude each other", where="the options", do="give one of them")
+    asked = [flag for flag in ("passes", "recipe", "plan") if getattr(job, flag) is not None]
+    if len(asked) > 1:
+        raise UsageError(
+            f"--{asked[0]} and --{asked[1]} exclude each other", where="the options", do="give one of them"
+        )
     budget = job.budget
     if not job.verify and any(x is not None for x in (budget.max_drop, budget.min_sqnr, budget.min_agreement)):
         raise UsageError("a quality budget needs verification", where="--no-verify", do="drop --no-verify")
@@ -42,8 +47,12 @@ def pipeline_of(job: Job) -> Pipeline:
     """The pipeline that the job names; an empty one where recipes are to be tried.
 
     Raises:
-        UsageError: the spec is malformed, or names a pass, option or recipe that does not exist.
+        UsageError: the spec is malformed, or names a pass, option or recipe that does not exist; the plan is none.
     """
+    if job.plan is not None:
+        Plan.read(job.plan)
+        clean = Pipeline.parse(recipes.find("clean", job.target).spec)
+        return Pipeline((*clean.passes, find_pass("mixed-precision")(plan=str(job.plan))))  # type: ignore[call-arg]
     if job.recipe is not None:
         return recipes.find(job.recipe, job.target).pipeline
     if isinstance(job.passes, Pipeline):

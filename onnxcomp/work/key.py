@@ -17,7 +17,8 @@ from onnxcomp.job import Job
 from onnxcomp.places import reads_of
 from onnxcomp.runtime.machine import versions
 
-BESIDE = frozenset({"passes", "recipe", "threads", "bench", "bench_seconds"})  # options that decide no trial's figures
+# options that decide no trial's figures
+BESIDE = frozenset({"passes", "recipe", "plan", "threads", "bench", "bench_seconds"})
 
 
 def key_of(job: Job) -> str:

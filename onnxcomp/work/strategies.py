@@ -61,7 +61,7 @@ def propose(study: Study) -> Proposed:
         OnnxcompError: as the passes say.
     """
     job = study.job
-    if job.passes is None and job.recipe is None:
+    if job.passes is None and job.recipe is None and job.plan is None:
         return try_recipes(study)
     pipeline = pipeline_of(job)
     result = study.run(pipeline, on_failure="raise")

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from onnxcomp.errors import DataError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Graph, Node, Variable
 from onnxcomp.graph.types import Shapes
+from onnxcomp.manager import ranges
 from onnxcomp.manager.base import CostModel, Outcome, PassContext, SampleSource
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.ops.facts import Weight
@@ -116,6 +118,8 @@ class Quantizer:
         study = Study(self.graph, self.target, self.context.operators, shapes, accepted, self.rule)
         study.wide = self._costs() is not None
         names = [t.name for t in study.plan().tensors]  # any of them may come from a float node in the end
+        if self.options.ranges:
+            self._take_ranges(study)
         study.seen = collect(
             self.graph,
             names,
@@ -127,6 +131,26 @@ class Quantizer:
         for tensor, why in study.settle().items():
             self.outcome.skip(tensor.name, f"kept float: {why}")
         return study
+
+    def _take_ranges(self, study: Study) -> None:
+        """Ranges that another tool found go before those of the samples.
+
+        Raises:
+            DataError: the file cannot be used, or names no tensor of the model.
+        """
+        given = ranges.read(self.options.ranges)
+        met = [tensor for tensor in study.plan().tensors if tensor.name in given]
+        if not met:
+            raise DataError(
+                "none of the ranges is of a tensor that would be quantized",
+                where=f"file {self.options.ranges}",
+                do="give ranges of this model: names of tensors must be equal",
+            )
+        study.chosen |= {tensor: self.rule.grid(*given[tensor.name]) for tensor in met}
+        self.outcome.notes.append(
+            f"{len(met)} of {len(study.plan().tensors)} activation ranges come from {self.options.ranges}; "
+            "the others from the samples, weights are rounded anew"
+        )
 
     def _costs(self) -> CostModel | None:
         return self.context.costs if self.options.placement == "measured" and self.target.runs_here else None
