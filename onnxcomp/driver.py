@@ -159,6 +159,14 @@ def _finalist(study: Study, proposed: Proposed, report: Report) -> tuple[Candida
     return found[0]
 
 
+def _write_plan(report: Report, job: Job) -> None:
+    """The plan that a pass decided, as a file to edit and to run again."""
+    plan = next((record.documents["plan"] for record in report.passes if "plan" in record.documents), None)
+    if plan is not None and job.plan_path is not None:
+        with atomic_write(job.plan_path) as file:
+            file.write(str(Plan.of(plan)).encode())
+
+
 def _write_model(report: Report, study: Study, graph: Graph, measured: Measurements) -> None:
     if report.verdict == "unchanged":
         return

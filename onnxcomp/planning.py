@@ -78,16 +78,15 @@ def plan(job: Job, points: int, progress: Progress = SILENT) -> Planned:
     budget = job.budget
     with Study.open(job, progress=progress) as study:
         size = study.stats.bytes
-        item = find("mixed-precision")(
-            **{
-                "objective": job.objective,
-                "min_sqnr": LEAST_DB if budget.min_sqnr is None else budget.min_sqnr,
-                "max_size": 0.0 if budget.max_size is None else min(1.0, budget.max_size.of(size) / size),
-                "min_speedup": budget.min_speedup or 0.0,
-                "max_drop": budget.max_drop,
-                "front": points,
-            }
-        )
+        options: dict[str, Any] = {
+            "objective": job.objective,
+            "min_sqnr": LEAST_DB if budget.min_sqnr is None else budget.min_sqnr,
+            "max_size": 0.0 if budget.max_size is None else min(1.0, budget.max_size.of(size) / size),
+            "min_speedup": budget.min_speedup or 0.0,
+            "max_drop": budget.max_drop,
+            "front": points,
+        }
+        item = find("mixed-precision")(**options)
         pipeline = Pipeline((*recipes.find("clean", job.target).pipeline.passes, item))
         record = study.run(pipeline, on_failure="raise").records[-1]
     documents = record.documents

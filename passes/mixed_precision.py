@@ -80,7 +80,7 @@ class MixedPrecision(Pass):
         samples = context.calibration
         if samples is None or not len(samples):
             raise DataError(f"{self.name} needs calibration data", where=f"pass {self.name}", do="give it with --data")
-        if self.max_drop is not None and (context.evaluator is None or context.evaluator.accuracy(graph) is None):
+        if self.max_drop is not None and context.drop is None:
             raise DataError(
                 "max_drop needs labels or a metric", where=f"pass {self.name}", do="give --labels or --metric"
             )

@@ -110,6 +110,7 @@ class PassContext:
         threads: for ONNX Runtime sessions.
         progress: shows long work.
         costs: what things cost on this machine; None where nothing is to be measured.
+        drop: by how much the task's metric falls on samples set aside for choosing; None where there is no metric.
         alone: to be entered around every timing that a pass makes itself; other processes do not time meanwhile.
     """
 
@@ -126,6 +127,7 @@ class PassContext:
     threads: int = 2
     progress: Progress = SILENT
     costs: CostModel | None = None
+    drop: Callable[[Graph], float] | None = None
     alone: Callable[[], AbstractContextManager[object]] = nullcontext
 
 

@@ -183,6 +183,36 @@ def parts_of(axes: list[AxisSums], filling: Filling) -> list[Part]:
     return [] if rest.judged_by == "energy" else [rest]
 
 
+@dataclass(frozen=True)
+class Slices:
+    """Slices of an output along one axis that are one quantity.
+
+    Attributes:
+        axis: which; `places`: indices of the slices there, of `size`.
+        signal: what errors are held against, as in `Part`.
+    """
+
+    axis: int
+    places: NDArray[np.intp]
+    size: int
+    signal: float
+
+
+def slices_of(axes: list[AxisSums]) -> list[Slices]:
+    """As `parts_of`, by where they lie, for originals that were added without errors; none where there are no axes."""
+    found: list[Slices] = []
+    whole: list[Slices] = []
+    for sums in sorted(axes, key=lambda sums: sums.size):
+        labels = clusters(sums)
+        groups = [np.flatnonzero(labels == label) for label in range(int(labels.max(initial=-1)) + 1)]
+        told = [Slices(sums.axis, g, sums.size, _reference(sums, g, groups)[0]) for g in groups if sums.count[g].sum()]
+        if len(told) > 1:
+            found += told
+        elif told:
+            whole.append(told[0])
+    return found or whole[:1]
+
+
 def _judged(sums: AxisSums, groups: list[NDArray[np.intp]]) -> list[Part]:
     """Each group of slices with what its errors are held against."""
     found = []

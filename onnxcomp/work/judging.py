@@ -83,6 +83,11 @@ class Judge:
     tasks: TaskBook | None = None
     alone: Callable[[], AbstractContextManager[object]] = nullcontext
 
+    @property
+    def has_metric(self) -> bool:
+        """Whether the selection samples tell the task's metric."""
+        return self.verify and self._selection_metric() is not None
+
     def candidate(self, graph: Graph, *, samples: int | None = None, timed: bool = True) -> Measurements:
         """What a candidate comes to on the selection samples, or on the first of them, and in a short benchmark.
 

@@ -88,6 +88,7 @@ class Study:
             alone=context.alone,
         )
         context.costs = self.costs
+        context.drop = self.drop if self.judge.has_metric else None
         self._prefixes = Prefixes(self.original)
 
     @classmethod
@@ -160,6 +161,11 @@ class Study:
             alone=alone,
         )
         return material, context
+
+    def drop(self, graph: Graph) -> float:
+        """By how much the metric falls on the samples set aside for choosing; less than 0 where it rises."""
+        accuracy = self.judge.candidate(graph, timed=False).accuracy
+        return 0.0 if accuracy is None else accuracy.drop
 
     @cached_property
     def key(self) -> str:

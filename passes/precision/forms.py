@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import Pass, PassContext, exactly
@@ -34,11 +35,12 @@ class Form:
     guess: float = 1.0
     activation_bits: int = 32
 
-    def writer(self, nodes: Sequence[str], *, final: bool) -> Pass:
+    def writer(self, nodes: Sequence[str], *, final: bool, decoded: bool = True) -> Pass:
         """The pass that gives nodes this form.
 
         Args:
             final: what it writes stays; else the cheapest rule for errors does.
+            decoded: take weights of few bits, too, that no kernel reads as they are.
         """
         names = tuple(exactly(name) for name in nodes)
         if self.name == "half":
@@ -47,10 +49,11 @@ class Form:
             return StoreWeights(form="int8", include=names)
         if self.name == "dynamic":
             return QuantizeDynamic(include=names)
-        error = "auto" if final else "mse"
+        error: Literal["auto", "mse"] = "auto" if final else "mse"
         if self.bits == 8:
             return QuantizeWeights(bits=8, decoded=False, include=names)
-        return QuantizeWeights(bits=4 if self.bits == 4 else 2, error=error, include=names)  # type: ignore[arg-type]
+        bits: Literal[4, 2] = 4 if self.bits == 4 else 2
+        return QuantizeWeights(bits=bits, error=error, decoded=decoded, include=names)
 
 
 # in the order in which they are written, and in which a tie is broken: what is nearest to float first
@@ -84,11 +87,11 @@ class Tried:
     refused: dict[str, str]
 
 
-def tried(graph: Graph, layers: Sequence[Layer], form: Form, context: PassContext) -> Tried:
+def tried(graph: Graph, layers: Sequence[Layer], form: Form, context: PassContext, *, decoded: bool = True) -> Tried:
     """Give every layer the same form in a copy of a graph, as far as the pass that writes it can."""
     copy = graph.clone()
     nodes = [name for layer in layers for name in layer.nodes]
-    outcome = form.writer(nodes, final=False).run(copy, context)
+    outcome = form.writer(nodes, final=False, decoded=decoded).run(copy, context)
     copy.sort()
     changed = {change.node for change in outcome.changes}
     why = {skip.node: skip.why for skip in outcome.skips}

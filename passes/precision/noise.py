@@ -7,7 +7,8 @@ outputs. Forms of like size of error share a run: what reaches the outputs grows
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,16 +19,19 @@ from onnxcomp.passes.precision.layers import Layer
 from onnxcomp.passes.qdq import sensitivity
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
-from onnxcomp.passes.qdq.sensitivity import Noise, mean, noise_of, worst
+from onnxcomp.passes.qdq.sensitivity import Noise, mean, worst
 from onnxcomp.passes.qdq.weights import Layer as Integers
-from onnxcomp.runtime.closeness import rows_of
+from onnxcomp.runtime.closeness import Tally, is_float, rows_of
+from onnxcomp.runtime.parts import FILL_SPREAD, Slices, slices_of
 from onnxcomp.runtime.progress import Progress
 from onnxcomp.runtime.session import Session, open_graph
 from onnxcomp.runtime.taps import drop_unneeded, tapped
 from onnxcomp.targets.base import Target
 
 RELEVANT = 0.2  # layers with less than this part of the mean error are not looked at on further samples
-ALIKE = 30.0  # errors within this factor of energy share a run
+ALIKE = 10.0  # errors within this factor of energy share a run
+LARGE = 0.01  # noise over signal from which on it no longer grows with the energy of the error
+HOPELESS = 1e6  # of errors that are not finite
 
 Deltas = dict[str, list[Array]]  # by layer: the error of each activation that it writes
 
@@ -153,6 +157,57 @@ class StaticAlone:
         }
 
 
+class Yardstick:
+    """What errors of the outputs are held against, part by part, over all feeds together.
+
+    Scores of things that are rare say nothing on one sample: signals are those of all of them.
+    """
+
+    def __init__(self, exact: Sequence[Mapping[str, Array]], rows: Sequence[int]) -> None:
+        self._exact, self._feeds = exact, len(exact)
+        self._parts: dict[str, list[Slices]] = {}
+        self._fill: dict[str, float] = {}
+        for name in exact[0]:
+            if not is_float(exact[0][name].dtype):
+                self._parts[name] = []
+                continue
+            tally = Tally(varying=True)
+            for outputs, count in zip(exact, rows, strict=True):
+                tally.add(outputs[name], outputs[name], count)
+            self._parts[name] = slices_of(list((tally.axes or {}).values()))
+            if tally.filling.value is not None:
+                self._fill[name] = tally.filling.value
+
+    def noise(self, place: int, found: Mapping[str, Array]) -> Noise:
+        """Noise over signal of each part on one feed; of decisions, the share of unequal ones squared."""
+        noise: Noise = {}
+        for name, wanted in self._exact[place].items():
+            got = found[name]
+            if got.shape != wanted.shape:
+                continue  # as many rows as the values say: nothing to hold against one another
+            if not is_float(wanted.dtype):
+                noise[name, ""] = float(np.mean(wanted != got)) ** 2 if wanted.size else 0.0
+                continue
+            error = got.astype(np.float64) - wanted
+            if name in self._fill:
+                error[np.abs(wanted - self._fill[name]) <= FILL_SPREAD * abs(self._fill[name])] = 0.0
+            error = np.where(np.isfinite(wanted), error, 0.0)
+            energy = {axis: _along(error, axis) for axis in {part.axis for part in self._parts[name]}}
+            for number, part in enumerate(self._parts[name]):
+                if len(energy[part.axis]) == part.size and part.signal > 0:
+                    share = float(energy[part.axis][part.places].sum()) * self._feeds / part.signal
+                    noise[name, str(number)] = share if np.isfinite(share) else HOPELESS
+            if not self._parts[name] and wanted.size:
+                noise[name, ""] = float((error**2).sum() / max((wanted.astype(np.float64) ** 2).sum(), 1e-30))
+        return noise
+
+
+def _along(error: Array, axis: int) -> Array:
+    """Energy of each slice along an axis."""
+    rest = tuple(a for a in range(error.ndim) if a != axis)
+    return np.asarray(np.square(error).sum(axis=rest))
+
+
 def measured(
     probe: Probe,
     forms: Mapping[str, Alone | StaticAlone],
@@ -160,47 +215,42 @@ def measured(
     progress: Progress,
 ) -> dict[str, dict[str, Noise]]:
     """Noise over signal of each part of the outputs, by layer and form, when that layer alone has that form."""
-    noise: dict[tuple[str, str], list[Noise]] = {}
+    stick = Yardstick([probe.without(feed) for feed in feeds], [rows_of(feed) for feed in feeds])
+    noise: dict[str, dict[str, list[Noise]]] = {layer.name: {} for layer in probe.layers}
     todo = list(probe.layers)
-    for feed in feeds:
-        values, exact, rows = probe.values(feed), probe.without(feed), rows_of(feed)
+    for place, feed in enumerate(feeds):
+        values = probe.values(feed)
         deltas = {name: form.deltas(values) for name, form in forms.items()}
         for layer in progress.track(todo, len(todo), "errors of layers"):
             given = {name: found[layer.name] for name, found in deltas.items() if layer.name in found}
-            for form, share in _of_layer(probe, layer, feed, given, exact, rows).items():
-                noise.setdefault((layer.name, form), []).append(share)
-        most = {layer.name: 0.0 for layer in todo}
-        for (name, _), shares in noise.items():
-            if name in most:
-                most[name] = max(most[name], worst(mean(shares)))
+            run = functools.partial(_run, probe, layer, place, feed, stick)
+            for form, share in _of_layer(run, given).items():
+                noise[layer.name].setdefault(form, []).append(share)
+        most = {layer.name: max((worst(mean(n)) for n in noise[layer.name].values()), default=0.0) for layer in todo}
         todo = [layer for layer in todo if most[layer.name] > RELEVANT * sum(most.values()) / len(most)]
-    found: dict[str, dict[str, Noise]] = {layer.name: {} for layer in probe.layers}
-    for (layer_name, form), shares in noise.items():
-        found[layer_name][form] = mean(shares)
-    return found
+    return {name: {form: mean(shares) for form, shares in found.items()} for name, found in noise.items()}
 
 
-def _of_layer(
-    probe: Probe,
-    layer: Layer,
-    feed: Mapping[str, Array],
-    deltas: Mapping[str, Sequence[Array]],
-    exact: Mapping[str, Array],
-    rows: int,
-) -> dict[str, Noise]:
-    """The noise of each form on one feed; the largest error of forms that are alike is run, the others follow it."""
+def _run(
+    probe: Probe, layer: Layer, place: int, feed: Mapping[str, Array], stick: Yardstick, deltas: Sequence[Array]
+) -> Noise:
+    return stick.noise(place, probe.behind(feed, layer, deltas))
+
+
+def _of_layer(run: Callable[[Sequence[Array]], Noise], deltas: Mapping[str, Sequence[Array]]) -> dict[str, Noise]:
+    """The noise of each form on one feed: the largest error is run, and while it is large, the next one that is not
+    alike; small ones follow by their energy, since what they do to the outputs is linear."""
     energy = {form: float(sum(np.square(d, dtype=np.float64).sum() for d in found)) for form, found in deltas.items()}
     result: dict[str, Noise] = {}
-    base, base_noise = 0.0, Noise()
+    base, reached = 0.0, Noise()
     for form in sorted(energy, key=lambda name: -energy[name]):
         if not np.isfinite(energy[form]):
             continue  # it overflows on these values: no option
         if energy[form] == 0.0:
             result[form] = {}
             continue
-        if not base or energy[form] * ALIKE < base:
-            base_noise = noise_of(exact, probe.behind(feed, layer, deltas[form]), rows)
-            base = energy[form] if worst(base_noise) > 1e-9 or not base else base
+        if not base or (energy[form] * ALIKE < base and worst(reached) > LARGE):
+            base, reached = energy[form], run(deltas[form])
         share = energy[form] / base
-        result[form] = {part: value * share for part, value in base_noise.items()}
+        result[form] = {part: value * share for part, value in reached.items()}
     return result
