@@ -23,7 +23,7 @@ from onnxcomp.results import Benchmark, Footprint, finite
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration, is_quantized
 from onnxcomp.runtime.footprint import footprint
 from onnxcomp.runtime.latency import Entry, bench_many
-from onnxcomp.runtime.machine import check_threads, machine, versions
+from onnxcomp.runtime.machine import check_threads, conflict, machine, versions
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.providers import TENSORRT, full_name, require, short_name
 from onnxcomp.verify.opening import Opener
@@ -51,13 +51,14 @@ class Row:
 
 @dataclass(frozen=True)
 class BenchTable:
-    """What was measured, on what data."""
+    """What was measured, on what data. `notes`: what spoils it."""
 
     models: tuple[Path, ...]
     source: str
     synthetic: bool
     guesses: tuple[str, ...]
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
     def cells(self) -> list[tuple[str, ...]]:
         """A row of text for each model at each setting: its label, provider, threads, batch, and latency."""
@@ -74,7 +75,9 @@ class BenchTable:
 
     def _repr_html_(self) -> str:
         title = f"latency on {'made-up samples' if self.synthetic else self.source}"
-        return fragment(title, ("model", "provider", "threads", "batch", *LATENCY), self.cells(), self.guesses)
+        return fragment(
+            title, ("model", "provider", "threads", "batch", *LATENCY), self.cells(), (*self.notes, *self.guesses)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready: a list with an entry for each pair at each setting."""
@@ -97,6 +100,7 @@ class BenchTable:
                 "machine": machine().to_json(),
                 "data": self.source,
                 "synthetic": self.synthetic,
+                "notes": list(self.notes),
                 "benchmarks": benchmarks,
             }
         )
@@ -175,7 +179,14 @@ def bench(
                     entries, feed, provider=provider, threads=count, seconds=seconds, seed=seed, progress=progress
                 )
                 rows.append(_row(variants, feed, found, taken))
-    return BenchTable(tuple(models), dataset.source, dataset.synthetic, dataset.guesses, tuple(rows))
+    return BenchTable(
+        tuple(models),
+        dataset.source,
+        dataset.synthetic,
+        dataset.guesses,
+        tuple(rows),
+        tuple(filter(None, [conflict()])),
+    )
 
 
 def _check_inputs(models: Sequence[Path]) -> None:

@@ -155,7 +155,7 @@ def _finalist(study: Study, proposed: Proposed, report: Report) -> tuple[Candida
         why = unsound(measured.fidelity, measured.accuracy, budget) if candidate.searched else ""
         if not why:
             return found[-1]
-        report.notes.append(f"{candidate.pipeline} was left: on the samples that judge, {why}")
+        report.notes.append(f"tried, not used: {candidate.pipeline}: on the samples that judge, {why}")
     return found[0]
 
 

@@ -154,7 +154,9 @@ class Job:
         metavar="S",
     )
     bench: bool = setting(
-        "Measure latency.", default=True, off="Do not measure latency, but for times that the cost table lacks."
+        "Measure latency.",
+        default=True,
+        off="Do not measure latency; without --cost-table no time decides either, and the model may be another.",
     )
     cost_table: Path | None = setting(
         "Times that decide placements and recipes: replayed, new ones added; the user's cache if not given.",

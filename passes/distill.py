@@ -142,7 +142,7 @@ class Distill(Pass):
         """
         missing = environment.find() is None
         for _ in progress.track(range(missing), missing, "setting up the training runtime, about 200 MB"):
-            environment.provide()
+            environment.provide(say=progress.say)
 
     @property
     def aim(self) -> Aim:

@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
     {"recipes", "places"},
     {"work"},
     {"explanation"},
-    {"driver", "inspection", "planning", "students", "testing", "benchmark", "comparison"},
+    {"driver", "inspection", "planning", "students", "testing", "benchmark", "comparison", "diagnosis"},
     {"build", "search"},
     {"api"},
     {"cli"},

@@ -288,8 +288,8 @@ def test_what_is_not_sound_or_no_gain_is_left_and_said(graphs: dict[str, Graph])
     }
     found = search(FakeStudy(job(), graphs["cnn"], figures))
     assert not found.candidates and "nothing that was tried" in found.why
-    assert "recipe int8 was tried and left: SQNR 3.0 dB is below 10 dB" in found.notes
-    assert "recipe dynamic was tried and left: no gain: 100% of the size" in found.notes
+    assert "tried, not used: recipe int8: SQNR 3.0 dB is below 10 dB" in found.notes
+    assert "tried, not used: recipe dynamic: no gain: 100% of the size" in found.notes
     assert "recipe weights8 does not fit this model: no kernel" in found.notes
 
 
@@ -325,7 +325,7 @@ def test_a_run_takes_what_its_objective_asks_for(
         assert sum("another is better for accuracy" in note for note in report.notes) == 2
     if objective == "macs":  # quantization saves none
         assert report.verdict == "unchanged" and report.exit_code == 13
-        assert sum("tried and left: no gain" in note for note in report.notes) >= 3
+        assert sum("not used" in note and "no gain" in note for note in report.notes) >= 3
 
 
 # -- what an equal computation may differ by --

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -85,6 +86,55 @@ def test_quiet_says_which_budget_of_which_model_was_missed(digits: Path, capsys:
     told = capsys.readouterr()
     (line,) = told.err.splitlines()
     assert not told.out and "digits-cnn.onnx" in line and "max_size" in line
+
+
+@pytest.mark.parametrize("flags", [["-vv"], ["-v", "-v"], ["--verbose", "-qv"]], ids=" ".join)
+def test_flags_of_printing_stand_before_the_command_or_behind_it(
+    flags: list[str], digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([*flags, "inspect", "nothing.onnx"], ["inspect", "nothing.onnx", *flags], [*flags, "nothing"]):
+        command(*words)
+        assert "Traceback" in capsys.readouterr().err, words
+    command(flags[0][:2] if flags[0] != "--verbose" else "-v", "inspect", "nothing.onnx")
+    assert "Traceback" not in capsys.readouterr().err
+    spec = ["optimize", digits, "--passes", "fold-constants,fuse-batchnorm", "--no-bench", "--no-verify"]
+    assert command("-q", *spec) == 0
+    assert not capsys.readouterr().out
+    assert command("-q", "data", "check", digits, "--data", digits.with_name("digits-test.npz")) == 0
+    assert not capsys.readouterr().out
+    assert command(*spec) == 0
+    short = capsys.readouterr().out
+    assert command("-v", *spec) == 0
+    assert len(capsys.readouterr().out) > len(short)
+
+
+def test_two_builds_of_the_runtime_are_named_by_every_command_that_runs_on_them(
+    digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("onnxcomp.verify.verdict", "onnxcomp.benchmark", "onnxcomp.comparison", "onnxcomp.diagnosis"):
+        monkeypatch.setattr(importlib.import_module(module), "conflict", lambda: "two builds side by side")
+    pair = [digits, digits]
+    for words in (
+        ["verify", *pair, "--allow-random", "--eval-samples", "4"],
+        ["bench", *pair, "--seconds", "0.01", "--no-load"],
+        ["compare", *pair, "--no-bench"],
+        ["doctor"],
+    ):
+        assert command(*words) == 0
+        assert "two builds side by side" in capsys.readouterr().out, words[0]
+
+
+def test_what_is_here_is_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("doctor", "--json", "-") == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert found["providers"][0] == {"name": "cpu", "usable": True, "reason": "", "remedy": ""}
+    assert found["int8"] in ("exact", "saturating") and "processor" in told.err
+    assert all(one["usable"] or (one["reason"] and one["remedy"]) for one in found["providers"])
+    assert command("cache", "--json", "c.json", "-q") == 0
+    assert not capsys.readouterr().out
+    content = json.loads(Path("c.json").read_text())
+    assert all(set(entry) == {"name", "bytes", "what"} for entry in content["entries"])
 
 
 def test_a_reader_that_goes_away_changes_no_exit_code(digits: Path) -> None:

@@ -357,6 +357,9 @@ def test_progress_shows_loss_and_held_out_loss(runtime: environment.Environment)
             self.words: list[str] = []
             self.items = 0
 
+        def say(self, text: str) -> None:
+            pass
+
         def track(self, items: Iterable[T], total: int | None, text: Text) -> Iterator[T]:
             assert total == 60
             for item in items:

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from onnxcomp.cli.main import main
+from onnxcomp.cli.progress import Bar
 from onnxcomp.distill import environment
 from onnxcomp.distill.environment import CPU, CUDA
 from onnxcomp.errors import EnvironmentLacksError, OutputError
+from onnxcomp.manager import registry
+from onnxcomp.runtime import providers
 
 
 @pytest.fixture
@@ -198,6 +201,18 @@ def call(*words: str) -> int:
     with pytest.raises(SystemExit) as ended:
         main([*words])
     return int(ended.value.code or 0)
+
+
+def test_a_download_is_told_where_there_is_no_terminal(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first training of a machine waits for it, in a build's log too."""
+    del commands
+    monkeypatch.setattr(providers, "usability", lambda provider: providers.Usability(provider, False))
+    registry.find("distill")().provide(Bar())
+    lines = capsys.readouterr().err.splitlines()
+    assert "about 42 MB" in lines[0] and "stands" in lines[-1]
+    assert len(lines) == 2 + len(re.findall(r"==", environment.LOCKS[CPU].read_text())), lines
 
 
 def test_doctor_sets_up_and_tells(commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:

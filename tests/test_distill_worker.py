@@ -147,6 +147,9 @@ class At:
         self.item = item
         self.act = act
 
+    def say(self, text: str) -> None:
+        pass
+
     def track(self, items: Iterable[Any], total: int | None, text: object) -> Iterator[Any]:
         for count, item in enumerate(items):
             if count == self.item:

@@ -51,7 +51,7 @@ def test_a_recipe_that_finds_nothing_to_do_is_left_and_said(tmp_path: Path) -> N
     report = onnxcomp.optimize(
         model, data=tmp_path / "d.npz", output=tmp_path / "o.onnx", bench=False, objective="size", report=tmp_path / "r"
     )
-    assert any("recipe dynamic was left: quantize-dynamic found nothing to do" in note for note in report.notes)
+    assert any("recipe dynamic not used: quantize-dynamic found nothing to do" in note for note in report.notes)
 
 
 def test_the_share_of_integer_work_counts_macs_not_layers(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ class OptimizeOptions(TypedDict, total=False):
     """The passes to run, as a spec: name{option=value,...},name; `onnxcomp passes` lists them."""
     recipe: str | None
     """A named pipeline; with neither passes nor recipe several are tried."""
+    plan: str | Path | None
+    """A plan to follow, which form each layer takes: the file that mixed-precision wrote beside its report, edited."""
     teacher: Model | None
     """The model that distill learns from; the model itself if not given."""
     data: Source | None
@@ -50,7 +52,7 @@ class OptimizeOptions(TypedDict, total=False):
     """Of a stateful model: this output is this input of the next step; guessed from names if not given."""
     allow_random: bool
     """Calibrate on made-up samples if there is no data."""
-    target: Literal["cpu", "cuda", "tensorrt"]
+    target: Literal["cpu", "cuda", "tensorrt", "openvino"]
     """Where the model will run."""
     objective: Literal["latency", "size", "accuracy", "macs"]
     """What should get better."""
@@ -107,6 +109,8 @@ class DistillOptions(TypedDict, total=False):
 
     output: str | Path | None
     """The result; NAME.opt.onnx if not given."""
+    plan: str | Path | None
+    """A plan to follow, which form each layer takes: the file that mixed-precision wrote beside its report, edited."""
     teacher: Model | None
     """The model that distill learns from; the model itself if not given."""
     data: Source | None
@@ -133,7 +137,7 @@ class DistillOptions(TypedDict, total=False):
     """Of a stateful model: this output is this input of the next step; guessed from names if not given."""
     allow_random: bool
     """Calibrate on made-up samples if there is no data."""
-    target: Literal["cpu", "cuda", "tensorrt"]
+    target: Literal["cpu", "cuda", "tensorrt", "openvino"]
     """Where the model will run."""
     report: str | Path | None
     """The report as JSON; NAME.opt.json beside the model if not given."""
@@ -319,7 +323,7 @@ class VerifyOptions(TypedDict, total=False):
     profile: Sequence[str]
     """TensorRT: sizes of an input with free dimensions, each like 1x3x224x224; again for each input."""
     provider_option: Sequence[str]
-    """Any further option of the provider, by ONNX Runtime's name."""
+    """Any further option of the provider, by its own name."""
 
 
 class BenchOptions(TypedDict, total=False):
@@ -362,7 +366,7 @@ class BenchOptions(TypedDict, total=False):
     profile: Sequence[str]
     """TensorRT: sizes of an input with free dimensions, each like 1x3x224x224; again for each input."""
     provider_option: Sequence[str]
-    """Any further option of the provider, by ONNX Runtime's name."""
+    """Any further option of the provider, by its own name."""
 
 
 class ExplainOptions(TypedDict, total=False):

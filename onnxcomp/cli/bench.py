@@ -131,6 +131,8 @@ def _show(found: BenchTable, err: bool) -> None:
         if rows[0].benchmarks[0].footprints is not None:
             console.print(Text("loaded alone, in a process of its own:"))
             console.print(_table(rows, LOADING, _loading, several))
+    for note in found.notes:
+        console.print(Text(f"note: {note}"))
     for guess in found.guesses:
         console.print(Text(f"guessed: {guess}", style="dim"))
 

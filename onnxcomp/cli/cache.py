@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import click
 
@@ -18,26 +19,42 @@ KINDS = {
 
 
 @click.group("cache", invoke_without_command=True)
+@options.option(
+    "--json",
+    "json_file",
+    group="Output",
+    type=click.Path(path_type=Path),
+    help="Write the list to this file; - is standard output.",
+)
+@options.printing()
 @click.pass_context
-def command(context: click.Context) -> None:
+def command(context: click.Context, json_file: Path | None, quiet: bool, verbose: int) -> None:
     """List what onnxcomp keeps outside of your own folders: all of it can be made again, and costs time only."""
     if context.invoked_subcommand is not None:
         return
+    from onnxcomp import places
     from onnxcomp.cli.screen import echo
-    from onnxcomp.files import size_of, user_cache
+    from onnxcomp.files import STANDARD_OUTPUT, size_of, user_cache
+    from onnxcomp.report.record import write_data
     from onnxcomp.report.tables import size_text
 
-    folder = user_cache()
-    echo(f"{folder}")
-    for place in sorted(folder.iterdir()) if folder.is_dir() else ():
-        words = KINDS.get(place.name, "")
-        echo(f"  {place.name:<12} {size_text(size_of(place)):>9}  {words}")
-    echo("onnxcomp cache clear [NAME] removes all of it, or one of these")
+    places.check((), {"--json": json_file})
+    folder, err = user_cache(), json_file == STANDARD_OUTPUT
+    found = {place.name: size_of(place) for place in sorted(folder.iterdir())} if folder.is_dir() else {}
+    if not quiet:
+        echo(f"{folder}", err=err)
+        for name, size in found.items():
+            echo(f"  {name:<12} {size_text(size):>9}  {KINDS.get(name, '')}", err=err)
+        echo("onnxcomp cache clear [NAME] removes all of it, or one of these", err=err)
+    if json_file is not None:
+        entries = [{"name": name, "bytes": size, "what": KINDS.get(name, "")} for name, size in found.items()]
+        write_data({"schema": 1, "folder": str(folder), "entries": entries}, json_file)
 
 
 @command.command("clear", cls=options.GroupedCommand)
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-def clear(names: tuple[str, ...]) -> None:
+@options.printing()
+def clear(names: tuple[str, ...], quiet: bool, verbose: int) -> None:
     """Remove everything that onnxcomp keeps, or what lies under NAME."""
     from onnxcomp.cli.screen import echo
     from onnxcomp.errors import UsageError
@@ -57,4 +74,5 @@ def clear(names: tuple[str, ...]) -> None:
             shutil.rmtree(place)
         else:
             place.unlink()
-        echo(f"removed {name}, {size_text(size)}")
+        if not quiet:
+            echo(f"removed {name}, {size_text(size)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -80,8 +81,10 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", prog_name="onnxcomp")
+@click.option("-q", "--quiet", is_flag=True, help="As behind the command: print nothing but errors.")
+@click.option("-v", "--verbose", count=True, help="As behind the command: more to read; -vv: a traceback, too.")
 @click.pass_context
-def group(context: click.Context) -> None:
+def group(context: click.Context, quiet: bool, verbose: int) -> None:
     """Compress a trained ONNX model: smaller, faster, still right, with the measurements that prove it."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -131,12 +134,18 @@ def _usage(error: click.ClickException) -> UsageError:
 
 
 def _explain(error: OnnxcompError, arguments: list[str]) -> int:
-    if "-vv" in arguments:
+    if _wants_traceback(arguments):
         traceback.print_exc()
     lines = (error.what, error.where or "the command line", error.do or "see onnxcomp --help")
     for word, line in zip(("error: ", "where: ", "do:    "), lines, strict=True):
         click.echo(word + plain(line), err=True)
     return error.exit_code
+
+
+def _wants_traceback(arguments: list[str]) -> bool:
+    """Whether -v is there twice, before the command, behind it, or once in each place."""
+    short = sum(word.count("v") for word in arguments if re.fullmatch("-[qv]+", word))
+    return short + arguments.count("--verbose") >= 2
 
 
 def _from_interrupt(error: BaseException | None) -> bool:

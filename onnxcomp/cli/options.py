@@ -64,13 +64,19 @@ def option(*names: str, group: str = "Run", **kwargs: Any) -> Callable[[Command]
 
 
 def printing(quiet: str = "Print nothing but errors.", verbose: str = "-vv: a traceback with an error.") -> Decorator:
-    """`-q` and `-v`, which every command has; kwargs: quiet, verbose."""
+    """`-q` and `-v`, which every command has; kwargs: quiet, verbose. Those before the command count as well."""
 
     def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
-        function = option("-v", "--verbose", group="Output", count=True, help=verbose)(function)
-        return option("-q", "--quiet", group="Output", is_flag=True, help=quiet)(function)
+        function = option("-v", "--verbose", group="Output", count=True, callback=_also_before, help=verbose)(function)
+        return option("-q", "--quiet", group="Output", is_flag=True, callback=_also_before, help=quiet)(function)
 
     return decorated
+
+
+def _also_before(context: click.Context, parameter: click.Parameter, given: int) -> int:
+    """What stands behind the command, together with what stands before it."""
+    before = context.find_root().params.get(parameter.name or "", 0) if context.parent is not None else 0
+    return given or before if isinstance(given, bool) else given + before
 
 
 def settings(

@@ -1,4 +1,4 @@
-"""How does a person see that long work goes on? Bars on the terminal's error stream, nothing when that is a file."""
+"""How does a person see that long work goes on? Bars on the terminal's error stream; a file gets lines on downloads."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ class Bar:
             if outermost:
                 drawn.stop()
                 self._drawn = None
+
+    def say(self, text: str) -> None:
+        """A line on the error stream, whatever that is."""
+        if self._drawn is not None:
+            self._drawn.console.print(plain(text), markup=False, highlight=False)
+        else:
+            print(plain(text), file=sys.stderr, flush=True)
 
 
 def _words(text: Text) -> str:

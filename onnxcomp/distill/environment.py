@@ -155,7 +155,7 @@ def _make(kind: str, folder: Path, wheels: Path | None, say: Say) -> Environment
     python = str(_python_of(half))
     fetched = folder.with_name(f"{folder.name}.wheels")
     if wheels is None:
-        _fetch(python, kind, fetched)
+        _fetch(python, kind, fetched, say)
     version = ".".join(map(str, _version(base)))
     do = f"put the wheels that {LOCKS[kind].name} names, for Python {version}, into {wheels}" if wheels else _ELSEWHERE
     found = str((wheels or fetched).resolve())
@@ -173,16 +173,20 @@ def _make(kind: str, folder: Path, wheels: Path | None, say: Say) -> Environment
     return made
 
 
-def _fetch(python: str, kind: str, into: Path) -> None:
+def _fetch(python: str, kind: str, into: Path, say: Say) -> None:
     """Download the wheels of a lock, one after the other: those that an interrupted try left whole are kept."""
     into.mkdir(exist_ok=True)
-    for pinned in re.split(r"\n(?=\w)", LOCKS[kind].read_text(encoding="utf-8"))[1:]:
+    entries = re.split(r"\n(?=\w)", LOCKS[kind].read_text(encoding="utf-8"))[1:]
+    for number, pinned in enumerate(entries, 1):
         if any(hashlib.sha256(path.read_bytes()).hexdigest() in pinned for path in into.glob("*.whl")):
             continue
         one = into / "one.lock"
         one.write_text(pinned, encoding="utf-8")
         download = [*_pip(python, "download", one), "--dest", str(into)]
         _run(download, "the packages of the training runtime cannot be had", _ELSEWHERE)
+        so_far = sum(path.stat().st_size for path in into.glob("*.whl")) / 1e6
+        name = pinned.partition(" ")[0]
+        say(f"  {name}: {number} of {len(entries)} packages, {so_far:.0f} of about {DOWNLOAD_MB[kind]} MB")
 
 
 def _pip(python: str, command: str, requirements: Path) -> list[str]:

@@ -19,6 +19,10 @@ class Progress(Protocol):
         """
         ...
 
+    def say(self, text: str) -> None:
+        """Tell a person who waits, in a line that stays: what is downloaded, and how much of it there is."""
+        ...
+
 
 class Silent:
     """Shows nothing: the default of the library."""
@@ -27,6 +31,9 @@ class Silent:
         """Yield `items` unchanged."""
         del total, text
         yield from items
+
+    def say(self, text: str) -> None:
+        """Say nothing."""
 
 
 SILENT = Silent()

@@ -16,6 +16,7 @@ from onnxcomp.graph.io import model_files
 from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity, finite
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration
 from onnxcomp.runtime.latency import Entry, compare
+from onnxcomp.runtime.machine import conflict
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.budget import Budget, exit_code
@@ -137,7 +138,7 @@ def verify_pair(
     lines = budget.evaluate(
         before_bytes=sizes[0], after_bytes=sizes[1], accuracy=accuracy, fidelity=fidelity, benchmark=benchmark
     )
-    notes = (*samples.dataset.guesses, *fidelity.guesses, *samples.dataset.problems)
+    notes = (*filter(None, [conflict()]), *samples.dataset.guesses, *fidelity.guesses, *samples.dataset.problems)
     weak = tuple(doubts(fidelity, accuracy, samples.labels))
     return PairVerdict(before, after, sizes, fidelity, accuracy, benchmark, tuple(lines), notes, weak)
 

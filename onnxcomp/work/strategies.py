@@ -43,7 +43,7 @@ class Proposed:
     Attributes:
         candidates: the best first; the others count where it does not hold on the samples that judge.
         why: why there is none, in words.
-        notes: what was tried and left.
+        notes: what was tried and not used.
         records, trainings: of the pipeline that ran last.
     """
 
@@ -98,11 +98,11 @@ def try_recipes(study: Study) -> Proposed:
             continue
         proposed.records = result.records
         if recipe.aim and not any(record.changes for record in result.records if record.name in recipe.aim):
-            proposed.notes.append(f"recipe {recipe.name} was left: {' and '.join(recipe.aim)} found nothing to do")
+            proposed.notes.append(f"recipe {recipe.name} not used: {' and '.join(recipe.aim)} found nothing to do")
             continue
         found = study.weighed(str(recipe.pipeline), result)
         if not found.sound or not found.better:
-            proposed.notes.append(f"recipe {recipe.name} was tried and left: {found.why}")
+            proposed.notes.append(f"tried, not used: recipe {recipe.name}: {found.why}")
             continue
         first = not held or preferred(found, held[0][0], job.objective, job.budget)
         held.insert(0 if first else len(held), (found, Candidate(recipe.pipeline, result, False, True)))
@@ -113,7 +113,7 @@ def try_recipes(study: Study) -> Proposed:
     if not held:
         proposed.why = "nothing that was tried made the model smaller or faster and kept it right"
     for candidate in proposed.candidates[1:]:
-        proposed.notes.append(f"{candidate.pipeline} was tried and left: another is better for {job.objective}")
+        proposed.notes.append(f"tried, not used: {candidate.pipeline}: another is better for {job.objective}")
     return proposed
 
 
