@@ -43,7 +43,8 @@ class Job:
         takes="Passes",
     )
     recipe: str | None = setting(
-        "A named pipeline; with neither passes nor recipe several are tried.",
+        "A named pipeline, or an aim that is reached step by step: smallest, fastest, balanced, safest; with neither "
+        "passes nor recipe several are tried.",
         default=None,
         metavar="NAME",
         group="First",

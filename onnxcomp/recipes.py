@@ -102,6 +102,37 @@ RECIPES = {
     )
 }
 
+
+@dataclass(frozen=True)
+class Aim:
+    """A recipe that is chosen step by step on the model itself, and rolls back what does not pay.
+
+    Attributes:
+        about: one line of help.
+        size, time: how much a share of the size and of the time saved count, as exponents of a product.
+        prunes: what pruning keeps a share of, step by step; empty: it does not prune.
+        agreement: least share of equal decisions that each step has to keep.
+        drop: most that each step may lose, where no budget is given; None: the default run's own limit.
+    """
+
+    name: str
+    about: str
+    size: float
+    time: float
+    prunes: str = ""
+    agreement: float = 0.0
+    drop: float | None = None
+
+
+AIMS = {
+    aim.name: aim
+    for aim in (
+        Aim("smallest", "the fewest bytes within the budget", 1.0, 0.0, "params"),
+        Aim("fastest", "the least time within the budget", 0.0, 1.0, "latency"),
+        Aim("balanced", "size and time alike, within the budget", 0.5, 0.5, "macs"),
+        Aim("safest", "what decides as the original does, no pruning", 0.5, 0.5, agreement=0.995, drop=0.0),
+    )
+}
 LAST_RESORT = ("stored", "clean")  # tried where nothing before was smaller or faster
 
 
@@ -112,7 +143,9 @@ def find(name: str, target: str = "cpu") -> Recipe:
         UsageError: there is none of that name.
     """
     if name not in RECIPES:
-        raise UsageError(f"there is no recipe {name!r}", where="--recipe", do=f"choose one of {', '.join(RECIPES)}")
+        raise UsageError(
+            f"there is no recipe {name!r}", where="--recipe", do=f"choose one of {', '.join([*RECIPES, *AIMS])}"
+        )
     return RECIPES[name].on(targets.find(target))
 
 

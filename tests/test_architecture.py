@@ -28,7 +28,8 @@ LAYERS: list[set[str]] = [
     {"work"},
     {"explanation"},
     {"driver", "inspection", "planning", "students", "testing", "benchmark", "comparison", "diagnosis"},
-    {"build", "search"},
+    {"build"},
+    {"search"},
     {"api"},
     {"cli"},
     {"__main__"},
@@ -46,6 +47,10 @@ HOMES = {
     "onnxruntime": ("onnxcomp.runtime", "onnxcomp.distill.worker"),
     "PIL": ("onnxcomp.data",),
     "click": ("onnxcomp.cli",),
+    "optuna": ("onnxcomp.search.ledger", "onnxcomp.search.strategies"),
+    "sqlalchemy": ("onnxcomp.search.ledger",),
+    "distributed": ("onnxcomp.search.cluster",),
+    "cloudpickle": ("onnxcomp.search.cluster",),
     "rich": ("onnxcomp.cli", "onnxcomp.report"),
 }
 # functions that read or write whole model files -> the modules that may call them

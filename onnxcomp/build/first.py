@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,22 @@ def save_job(job: Job, file: Path) -> None:
     text = extended(file, table) if file.exists() else f"{HEAD}\n{table}"
     with atomic_write(file) as out:
         out.write(text.encode())
+
+
+def save_result(job: Job, spec: str) -> Path:
+    """Write the configuration that makes a result again: NAME.opt.toml beside it; its path.
+
+    Args:
+        spec: the passes that were chosen.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = job.out.with_name(f"{job.out.name.removesuffix('.onnx')}.toml")
+    places.check(places.reads_of(job), {"the configuration of the result": path})
+    with atomic_write(path) as out:
+        out.write(f"{HEAD}\n{job_table(replace(job, passes=spec, recipe=None), path.parent)}".encode())
+    return path
 
 
 def job_table(job: Job, folder: Path) -> str:

@@ -31,6 +31,7 @@ COMMANDS = {
     "ranges": ("ranges", "Ranges of a quantized model, as a file for other tools."),
     "bench": ("bench", "Interleaved latency of models, with spread and node placement."),
     "compare": ("compare", "Any number of variants in one table: size, latency, accuracy, closeness."),
+    "search": ("search", "The best settings under a budget, and the front of size, time and accuracy."),
     "build": ("build", "The build step: build what changed of the models in onnxcomp.toml."),
     "init": ("init", "Write a first onnxcomp.toml from a model, or add a model to it."),
     "data": ("data", "Look at data as the model sees it."),

@@ -33,6 +33,7 @@ def command(model: Path, save_config: Path | None, quiet: bool, verbose: int, **
     from onnxcomp.cli.finish import finish
     from onnxcomp.cli.progress import Bar
     from onnxcomp.driver import run
+    from onnxcomp.recipes import AIMS
     from onnxcomp.runtime.progress import SILENT
 
     job = Job(model=model, **given)
@@ -41,4 +42,11 @@ def command(model: Path, save_config: Path | None, quiet: bool, verbose: int, **
 
         save_job(job, save_config)
     report = run(job, SILENT if quiet else Bar())
+    if job.recipe in AIMS and report.verdict != "unchanged":
+        from onnxcomp.build.first import save_result
+        from onnxcomp.cli.screen import echo
+
+        config = save_result(job, ",".join(record.spec for record in report.passes))
+        if not quiet:
+            echo(f"makes it again: onnxcomp build {config}", err=True)
     return finish(job, report, quiet=quiet, verbose=bool(verbose))

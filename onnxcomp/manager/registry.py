@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import sys
 from importlib.metadata import EntryPoint, entry_points
 
 from onnxcomp.errors import UsageError
@@ -70,6 +72,13 @@ def find(name: str) -> type[Pass]:
 
 
 def _installed() -> dict[str, EntryPoint]:
+    return _installed_on(tuple(sys.path))
+
+
+@functools.cache
+def _installed_on(path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """What is installed on a path, looked for once: that reads every package's metadata, and specs are many."""
+    del path
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         if entry.name in BUILTIN or (entry.name in found and found[entry.name].value != entry.value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onnxcomp import recipes
+from onnxcomp.distill import environment
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.graph.io import load
 from onnxcomp.graph.ir import Graph
@@ -44,7 +45,7 @@ def check_options(job: Job) -> None:
 
 
 def pipeline_of(job: Job) -> Pipeline:
-    """The pipeline that the job names; an empty one where recipes are to be tried.
+    """The pipeline that the job names; an empty one where recipes are to be tried, or an aim to be reached.
 
     Raises:
         UsageError: the spec is malformed, or names a pass, option or recipe that does not exist; the plan is none.
@@ -53,11 +54,20 @@ def pipeline_of(job: Job) -> Pipeline:
         Plan.read(job.plan)
         clean = Pipeline.parse(recipes.find("clean", job.target).spec)
         return Pipeline((*clean.passes, find_pass("mixed-precision")(plan=str(job.plan))))  # type: ignore[call-arg]
+    if job.recipe in recipes.AIMS:
+        return Pipeline()
     if job.recipe is not None:
         return recipes.find(job.recipe, job.target).pipeline
     if isinstance(job.passes, Pipeline):
         return job.passes
     return Pipeline.parse(job.passes) if job.passes is not None else Pipeline()
+
+
+def trains(job: Job) -> bool:
+    """Whether a pass may train, so that samples are set aside for it: one that is asked for, or that an aim may add."""
+    if job.recipe in recipes.AIMS:
+        return job.data is not None and bool(recipes.AIMS[job.recipe].prunes) and environment.find() is not None
+    return pipeline_of(job).trains
 
 
 def teacher_of(job: Job, graph: Graph) -> Graph:
@@ -69,7 +79,7 @@ def teacher_of(job: Job, graph: Graph) -> Graph:
     """
     if job.teacher is None:
         return graph
-    if not pipeline_of(job).trains:
+    if not trains(job):
         raise UsageError("a teacher is given, and no pass trains", where="--teacher", do="add distill to --passes")
     teacher = load(job.teacher)
     for ours, theirs, what in ((graph.inputs, teacher.inputs, "inputs"), (graph.outputs, teacher.outputs, "outputs")):

@@ -12,6 +12,7 @@ from onnxcomp.manager.pipeline import Pipeline, RunResult
 from onnxcomp.results import PassRecord, TrainingRecord
 from onnxcomp.work.asked import pipeline_of
 from onnxcomp.work.choice import agrees, ends_search, enough, preferred
+from onnxcomp.work.escalation import Climb
 from onnxcomp.work.study import Study
 from onnxcomp.work.trial import Measured
 
@@ -63,6 +64,8 @@ def propose(study: Study) -> Proposed:
     job = study.job
     if job.passes is None and job.recipe is None and job.plan is None:
         return try_recipes(study)
+    if job.recipe in recipes.AIMS:
+        return escalate(study, recipes.AIMS[job.recipe])
     pipeline = pipeline_of(job)
     result = study.run(pipeline, on_failure="raise")
     found = Proposed(records=result.records, trainings=result.trainings)
@@ -114,6 +117,23 @@ def try_recipes(study: Study) -> Proposed:
         proposed.why = "nothing that was tried made the model smaller or faster and kept it right"
     for candidate in proposed.candidates[1:]:
         proposed.notes.append(f"tried, not used: {candidate.pipeline}: another is better for {job.objective}")
+    return proposed
+
+
+def escalate(study: Study, aim: recipes.Aim) -> Proposed:
+    """Reach an aim step by step: clean, quantize, prune, train; a step that breaks the budget or gains nothing goes.
+
+    What was taken and left is in the notes, each with its figures.
+    """
+    climb, proposed = Climb(study, aim), Proposed()
+    spec = climb.reach()
+    proposed.notes += climb.notes
+    result = study.run(spec)
+    proposed.records, proposed.trainings = result.records, result.trainings
+    if spec == climb.start or not result.changes:
+        proposed.why = "no step made the model better for this aim and kept it right"
+        return proposed
+    proposed.candidates = [Candidate(Pipeline.parse(spec), result, True, True)]
     return proposed
 
 

@@ -30,7 +30,7 @@ from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import check_runs
 from onnxcomp.verify.provenance import stamp
-from onnxcomp.work.asked import check_options, pipeline_of, teacher_of
+from onnxcomp.work.asked import check_options, teacher_of, trains
 from onnxcomp.work.choice import better, unsound
 from onnxcomp.work.front import front_of, needs_runs
 from onnxcomp.work.judging import Judge, Measurements, check_metric, cost_model
@@ -139,11 +139,13 @@ class Study:
         if (job.verify or job.bench) and not again:
             check_runs(source)
         operators = load_operators()
-        trains = pipeline_of(job).trains
-        material = prepare(job, source, trains=trains, doubting=not again, progress=progress)
+        training = trains(job)
+        material = prepare(job, source, trains=training, doubting=not again, progress=progress)
         places.check(places.loaded_files(), places.writes_of(job))  # now the user's own functions are loaded
         if material.metric is not None and job.verify and not again:
-            material.guesses += check_metric(source, material.judge, material.metric, whole=trains, threads=job.threads)
+            material.guesses += check_metric(
+                source, material.judge, material.metric, whole=training, threads=job.threads
+            )
         source.let_go()
         context = PassContext(
             operators=operators,

@@ -1,0 +1,438 @@
+"""Where is kept what a search tried? In a study of Optuna: a file of SQLite, or any storage that Optuna reaches.
+
+A trial is entered before it runs and told when it ends. One whose process died stays in the storage as failed and is
+entered anew, so that no trial is lost and none counts twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import socket
+import sqlite3
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxcomp.errors import EnvironmentLacksError, OutputError, UsageError
+from onnxcomp.manager.options import Range
+from onnxcomp.search.rows import Judge, Row, Source
+from onnxcomp.search.space import Dimension, Point, Space, Value
+from onnxcomp.work.trial import Measured
+
+if TYPE_CHECKING:
+    import optuna
+
+ATTRIBUTE, MOST_DEATHS = "onnxcomp", 2
+BEAT_SECONDS, SILENT_SECONDS, LOCK_SECONDS = 20.0, 180.0, 60.0
+MIXED = 0x9E3779B1  # makes seeds of neighbouring trials differ in all bits
+REMEDY = "pip install 'onnxcomp[search]'"
+
+
+class Ledger:
+    """The trials of one study and one space. Made by `open_ledger`.
+
+    What is tried stands in the storage, a transaction where a trial begins and few where it ends. The samplers look at
+    a copy in memory: they ask for every parameter of every trial again and again.
+    """
+
+    def __init__(self, study: optuna.Study, space: Space, judge: Judge, seed: int) -> None:
+        self.study, self.space, self.judge, self.seed, self.owner = study, space, judge, seed, _owner()
+        self.rows: dict[int, Row] = {}
+        self._copy = _optuna().create_study(directions=["minimize", "minimize"])
+        self._open: dict[int, tuple[optuna.Trial, int]] = {}  # the copy's trial, and the deaths of processes so far
+        self._queue: list[tuple[int, Point, int]] = []  # trials that wait: their numbers, points and deaths
+        self._beaten = 0.0
+        self.load()
+        self.beat()
+
+    # -- reading --
+
+    def load(self) -> None:
+        """Read all trials; those that wait, or whose process died, are to be run again."""
+        beats = self.study.user_attrs
+        others = [key.removeprefix("beat:") for key in beats if key.startswith("beat:")]
+        dead = {owner for owner in others if self._dead(owner, beats)}
+        for trial in self.study.get_trials(deepcopy=False):
+            told = trial.user_attrs.get(ATTRIBUTE) or {}
+            if told.get("replaced") or trial.number in self._open:
+                continue
+            row, state = _row(trial.number, told), trial.state.name
+            if state == "WAITING":
+                self._queue.append((row.number, row.point, int(told.get("deaths", 0))))
+            elif state == "RUNNING":
+                if row.owner in dead or self._dead(row.owner, beats):
+                    self._again(row, int(told.get("deaths", 0)))
+            elif row.number not in self.rows:
+                self.rows[row.number] = row
+                self._remember(row, told.get("system") or {})
+
+    def _remember(self, row: Row, system: dict[str, Any]) -> None:
+        """Let samplers know of a trial of another time."""
+        from optuna.trial import TrialState, create_trial
+
+        found = row.measured
+        if found is None or found.bytes == 0:
+            return
+        distributions = {name: _distribution(self.space.by_name[name]) for name in row.point}
+        values = [self.judge.score(found), self.judge.loss(found)]
+        with _quiet():
+            self._copy.add_trial(
+                create_trial(
+                    state=TrialState.COMPLETE,
+                    values=values,
+                    params=dict(row.point),
+                    distributions=distributions,
+                    system_attrs=system,
+                )
+            )
+
+    def _dead(self, owner: str, beats: Mapping[str, Any]) -> bool:
+        """Whether the process that entered a trial is gone: one of this machine that does not run, or silent ones."""
+        host, _, process = owner.rpartition(":")
+        if owner == self.owner:
+            return False
+        if host == _host():
+            return not _runs(process)
+        return time.time() - float(beats.get(f"beat:{owner}", 0.0)) > SILENT_SECONDS
+
+    def _again(self, row: Row, deaths: int) -> None:
+        """Enter a trial anew whose process died, unless it did so before; the old one is failed."""
+        deaths += 1
+        if deaths <= MOST_DEATHS:
+            self.enter(row.point, deaths=deaths)
+            self._end(row, deaths, replaced=True)
+        else:
+            failed = replace(row, state="failed", why=f"its process died {deaths} times")
+            self._end(failed, deaths)
+            self.rows[row.number] = failed
+
+    def _end(self, row: Row, deaths: int, *, replaced: bool = False) -> None:
+        """Fail a trial in the storage; `replaced`: it counts no more."""
+        from optuna.trial import TrialState
+
+        told = _told(replace(row, state="failed"), deaths) | {"replaced": replaced}
+        trial_id = self._id(row.number)
+        self.study._storage.set_trial_user_attr(trial_id, ATTRIBUTE, told)
+        self.study._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+    def _id(self, number: int) -> int:
+        return self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+
+    @property
+    def finished(self) -> list[Row]:
+        """The trials that ended, in order of their numbers."""
+        return [self.rows[number] for number in sorted(self.rows) if self.rows[number].state != "running"]
+
+    @property
+    def running(self) -> list[Row]:
+        """Those under way in this process's hands."""
+        return [row for row in self.rows.values() if row.state == "running"]
+
+    @property
+    def waiting(self) -> int:
+        """How many are entered and not begun."""
+        return len(self._queue)
+
+    def keep_source(self, source: Source) -> None:
+        """The source's figures, from now on and for whoever goes on; a latency that is known stays."""
+        found = self.study.user_attrs.get("source")
+        if found is not None and found["latency_ms"] is not None:
+            source = Source(**found)
+        elif found != asdict(source):
+            self.study.set_user_attr("source", asdict(source))
+        self.judge = replace(self.judge, source=source)
+
+    # -- writing --
+
+    def enter(self, point: Point, *, deaths: int = 0) -> None:
+        """Put a point at the end of what waits."""
+        row = Row(-1, self.space.spec(point), point)
+        self._queue.append((self._create(row, "WAITING", deaths), point, deaths))
+
+    def begin(
+        self, sampler: Callable[[int], optuna.samplers.BaseSampler], point: Point | None = None, *, again: int = 0
+    ) -> Row:
+        """The next trial: one that waits, else of this point, else what the sampler says.
+
+        Args:
+            sampler: makes one from a seed, so that what it says depends on the trials told and nothing else.
+            again: how often it was asked since a trial was told.
+        """
+        waiting, deaths = self._next_waiting()
+        point = waiting if waiting is not None else point
+        with _quiet():
+            if point is not None:
+                self._copy.enqueue_trial(dict(point))
+            self._copy.sampler = sampler((self.seed + len(self.rows) * MIXED + again) % 2**32)
+            trial = self._copy.ask()
+            filled = self.space.fill(functools.partial(_ask, trial))
+        row = Row(-1, self.space.spec(filled), filled, owner=self.owner)
+        row = replace(row, number=self._create(row, "RUNNING", deaths))
+        self._open[row.number], self.rows[row.number] = (trial, deaths), row
+        return row
+
+    def _next_waiting(self) -> tuple[Point | None, int]:
+        """The point of the first trial that waits and that nobody else took, and its deaths."""
+        from optuna.trial import TrialState
+
+        while self._queue:
+            number, point, deaths = self._queue.pop(0)
+            if self.study._storage.set_trial_state_values(self._id(number), TrialState.RUNNING):
+                self._end(Row(number, self.space.spec(point), point), deaths, replaced=True)
+                return point, deaths
+        return None, 0
+
+    def _create(self, row: Row, state: str, deaths: int) -> int:
+        """Enter a trial in the storage, in one transaction; its number."""
+        from optuna.trial import TrialState, create_trial
+
+        storage = self.study._storage
+        with _quiet():
+            template = create_trial(
+                state=TrialState[state],
+                params=dict(row.point),
+                distributions={name: _distribution(self.space.by_name[name]) for name in row.point},
+                user_attrs={ATTRIBUTE: _told(row, deaths)},
+            )
+            trial_id = storage.create_new_trial(self.study._study_id, template_trial=template)
+        return storage.get_trial_number_from_id(trial_id)
+
+    def tell(self, row: Row) -> None:
+        """Close a trial with what came of it."""
+        from optuna.trial import TrialState
+
+        trial, deaths = self._open.pop(row.number)
+        found = row.measured
+        if found is None or found.bytes == 0:
+            self._forget(trial)
+            self._end(row, deaths)
+        else:
+            values = [self.judge.score(found), self.judge.loss(found)]
+            missed = self.judge.violation(found)
+            with _quiet():
+                trial.set_constraint("budget", missed if missed > 0 or row.sound else 1e-3)
+                self._copy.tell(trial, values)
+            storage, trial_id = self.study._storage, self._id(row.number)
+            told = _told(row, deaths) | {"system": self._copy.get_trials(deepcopy=False)[trial.number].system_attrs}
+            storage.set_trial_user_attr(trial_id, ATTRIBUTE, told)
+            storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
+        self.rows[row.number] = row
+
+    def drop(self, row: Row, *, again: bool) -> None:
+        """Close a trial as if it had never been; `again`: enter its point anew, for whoever goes on."""
+        trial, deaths = self._open.pop(row.number)
+        self._forget(trial)
+        if again:
+            self.enter(row.point, deaths=deaths)
+        self._end(row, deaths, replaced=True)
+        del self.rows[row.number]
+
+    def died(self, row: Row) -> None:
+        """Close a trial whose process died, and enter it anew unless that was not the first time."""
+        trial, deaths = self._open.pop(row.number)
+        self._forget(trial)
+        del self.rows[row.number]
+        self._again(row, deaths)
+
+    def _forget(self, trial: optuna.Trial) -> None:
+        """Close a trial of the copy without figures."""
+        from optuna.trial import TrialState
+
+        with _quiet():
+            self._copy.tell(trial, state=TrialState.FAIL)
+
+    def beat(self) -> None:
+        """Say that this process lives, for others that look at the storage."""
+        if time.monotonic() - self._beaten > BEAT_SECONDS:
+            self.study.set_user_attr(f"beat:{self.owner}", time.time())
+            self._beaten = time.monotonic()
+
+
+def open_ledger(url: str, name: str, space: Space, judge: Judge, seed: int = 0) -> Ledger:
+    """The ledger of a study in a storage, made where it is not there yet.
+
+    Args:
+        url: of a storage that Optuna knows, or a file for SQLite.
+        name: of the study; the same for what may be searched on together.
+        judge: how trials stand to each other; its source gives way to what the ledger knows.
+        seed: of the samplers.
+
+    Raises:
+        EnvironmentLacksError: Optuna is not installed, or the storage cannot be reached.
+        UsageError: Optuna knows no storage of this kind.
+        OutputError: the file's folder cannot be written.
+    """
+    optuna = _optuna()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with _quiet(), _reaching(url):
+        study = optuna.create_study(
+            storage=_storage(url), study_name=name, load_if_exists=True, directions=["minimize", "minimize"]
+        )
+        return Ledger(study, space, judge, seed)
+
+
+def require() -> None:
+    """Fail before any work where Optuna is missing.
+
+    Raises:
+        EnvironmentLacksError: it is.
+    """
+    _optuna()
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise EnvironmentLacksError(
+            f"a search needs Optuna, which is not installed here ({error})", where="onnxcomp search", do=REMEDY
+        ) from error
+    return optuna
+
+
+def _storage(url: str) -> Any:
+    import optuna
+    from sqlalchemy import URL
+
+    if "://" not in url:
+        path = Path(url)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"the file of the study cannot be made: {error.strerror}", where=f"file {path}", do="give --study"
+            ) from error
+        url = URL.create("sqlite", database=str(path.absolute())).render_as_string(hide_password=False)
+        return optuna.storages.RDBStorage(url, engine_kwargs={"creator": functools.partial(_sqlite, path)})
+    return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+
+
+def _sqlite(path: Path) -> sqlite3.Connection:
+    """A connection that waits for other processes, and for the disk only at checkpoints.
+
+    With the log written ahead a kill loses no transaction; a power cut may lose the last.
+    """
+    connection = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
+
+
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    """Turns what goes wrong on the way to a storage, of whatever package it is, into errors of ours."""
+    shown = re.sub(r"//[^/@]*@", "//***@", url)
+    try:
+        yield
+    except (EnvironmentLacksError, OutputError, UsageError):
+        raise
+    except Exception as error:
+        cause = error
+        while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
+            cause = cause.__cause__
+        words = (str(cause) or type(cause).__name__).splitlines()[0]
+        kind = type(error).__name__
+        if kind in ("ArgumentError", "NoSuchModuleError"):
+            raise UsageError(
+                f"this is no storage that Optuna knows: {words}", where=f"--study {shown}", do="sqlite:///FILE is one"
+            ) from error
+        raise EnvironmentLacksError(
+            f"the storage of the search cannot be reached: {words}",
+            where=f"--study {shown}",
+            do="check that it runs and that its driver is installed, or leave --study out for a file beside the output",
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna calls some of what is used here experimental, each time anew."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _ask(trial: optuna.Trial, dimension: Dimension) -> Value:
+    values = dimension.values
+    if not isinstance(values, Range):
+        chosen: Value = trial.suggest_categorical(dimension.name, values)
+        return chosen
+    if dimension.whole:
+        return trial.suggest_int(dimension.name, int(values.low), int(values.high), log=values.log)
+    return trial.suggest_float(dimension.name, values.low, values.high, log=values.log)
+
+
+def _distribution(dimension: Dimension) -> Any:
+    """The same as Optuna tells it."""
+    from optuna import distributions
+
+    values = dimension.values
+    if not isinstance(values, Range):
+        return distributions.CategoricalDistribution(values)
+    kind = distributions.IntDistribution if dimension.whole else distributions.FloatDistribution
+    low, high = (int(values.low), int(values.high)) if dimension.whole else (values.low, values.high)
+    return kind(low, high, log=values.log)  # type: ignore[arg-type]
+
+
+def _told(row: Row, deaths: int) -> dict[str, Any]:
+    """A row as the storage keeps it."""
+    return {
+        "spec": row.spec,
+        "point": row.point,
+        "state": row.state,
+        "measured": None if row.measured is None else row.measured.to_json(),
+        "why": row.why,
+        "seconds": row.seconds,
+        "owner": row.owner,
+        "deaths": deaths,
+    }
+
+
+def _row(number: int, told: Mapping[str, Any]) -> Row:
+    found = told.get("measured")
+    return Row(
+        number,
+        told["spec"],
+        told["point"],
+        told["state"],
+        None if found is None else Measured.of_json(found),
+        told["why"],
+        told["seconds"],
+        told["owner"],
+    )
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+def _host() -> str:
+    return socket.gethostname()
+
+
+def _owner() -> str:
+    """This process, so that no other, then or later, is taken for it."""
+    return f"{_host()}:{os.getpid()}-{_begun(os.getpid())}"
+
+
+def _runs(process: str) -> bool:
+    pid, _, begun = process.partition("-")
+    if not pid.isdigit():
+        return False
+    if os.name == "nt":
+        return True  # asking there with a signal ends the process: its silence tells
+    with suppress(OSError):
+        os.kill(int(pid), 0)
+        return _begun(int(pid)) == begun
+    return False
+
+
+def _begun(pid: int) -> str:
+    """When a process began, in the kernel's clock; empty where the system does not tell."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
+    return ""

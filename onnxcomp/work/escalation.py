@@ -1,0 +1,142 @@
+"""Which steps lead a model to an aim? Each is measured, and rolled back where it gains nothing or costs too much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from onnxcomp import recipes
+from onnxcomp.errors import OnnxcompError
+from onnxcomp.manager.base import Need, Pass, Stage
+from onnxcomp.manager.pipeline import Pipeline
+from onnxcomp.targets import table as targets
+from onnxcomp.verify.budget import ROUNDING
+from onnxcomp.work.asked import trains
+from onnxcomp.work.study import Study
+from onnxcomp.work.trial import Measured
+
+WORTH = 0.99  # of the score before: a step that leaves more is no gain
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1)
+PRUNE, TRAIN = "prune-channels{{{what}={share}}}", "distill{epochs=4.0}"
+LAST = ("store-weights{least_sqnr=20.0}",)  # what may be stored more coarsely where bytes are the aim
+
+
+@dataclass
+class Climb:
+    """The way to one aim.
+
+    Attributes:
+        notes: each step, taken or left, and why.
+    """
+
+    study: Study
+    aim: recipes.Aim
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def start(self) -> str:
+        """The spec that it starts from: what loses nothing."""
+        plain = targets.find(self.study.job.target).decodes_at_load
+        return recipes.PLAIN if plain else recipes.CLEAN
+
+    def reach(self) -> str:
+        """The spec at the end of the way."""
+        best = self._form()
+        if self.aim.prunes and self.study.material.calibrate is not None:
+            best = self._pruned(best)
+        if self.aim.size > self.aim.time:
+            for coarser in LAST:
+                best = self._take(best, _replaced(best.spec, coarser)) or best
+        return best.spec
+
+    def _form(self) -> Measured:
+        """The recipe that the aim likes best."""
+        best = self._measured(self.start)
+        study = self.study
+        objective = "size" if self.aim.size > self.aim.time else "latency"
+        has_data = study.material.calibrate is not None
+        for recipe in recipes.candidates(
+            study.original, has_data=has_data, objective=objective, target=study.job.target
+        ):
+            best = self._take(best, str(recipe.pipeline)) or best
+        return best
+
+    def _pruned(self, best: Measured) -> Measured:
+        """Ever less is kept while that holds; with training from where it does not without."""
+        unpruned, training = best, False
+        for share in SHARES:
+            prune = PRUNE.format(what=self.aim.prunes, share=share)
+            taken = None if training else self._take(best, _before_integers(unpruned.spec, (prune,)))
+            if taken is None and trains(self.study.job):
+                training = True
+                taken = self._take(best, _before_integers(unpruned.spec, (prune, TRAIN)))
+            if taken is None:
+                break
+            best = taken
+        return best
+
+    def _take(self, best: Measured, spec: str) -> Measured | None:
+        """The figures of a step where it is taken."""
+        if spec == best.spec:
+            return None
+        try:
+            found = self._measured(spec)
+        except OnnxcompError as error:
+            self.notes.append(f"{self.aim.name}: left {_last(spec)}: {error.what}")
+            return None
+        why = self._against(found, best)
+        word = "left" if why else "took"
+        self.notes.append(f"{self.aim.name}: {word} {_last(spec)}: {why or self._figures(found)}")
+        return None if why else found
+
+    def _measured(self, spec: str) -> Measured:
+        return self.study.trial(spec)
+
+    def _against(self, found: Measured, best: Measured) -> str:
+        """Why a step is not taken; empty where it is."""
+        if not found.sound:
+            return found.why
+        if found.agreement is not None and found.agreement < self.aim.agreement:
+            return f"it decides otherwise on {1 - found.agreement:.1%} of the samples"
+        limit = self.aim.drop if self.study.job.budget.max_drop is None else None
+        if limit is not None and found.drop is not None and found.drop > limit + ROUNDING:
+            return f"the metric falls by {found.drop:.4f}"
+        gain = self._score(found) / self._score(best)
+        return f"no gain, {self._figures(found)}" if gain > WORTH else ""
+
+    def _score(self, found: Measured) -> float:
+        """Product of the shares of size and time, each to the power that it counts with; lower is better."""
+        time = 1.0 if found.latency_ratio is None else found.latency_ratio
+        size = max(found.bytes, 1) / max(self.study.stats.bytes, 1)
+        return float(size**self.aim.size * time**self.aim.time)
+
+    def _figures(self, found: Measured) -> str:
+        size = f"{found.bytes / max(self.study.stats.bytes, 1):.1%} of the size"
+        time = "" if found.latency_ratio is None else f", {found.latency_ratio:.2f} of the time"
+        drop = "" if found.drop is None else f", metric {-found.drop:+.4f}"
+        return f"{size}{time}{drop}"
+
+
+def _before_integers(spec: str, inserted: Sequence[str]) -> str:
+    """A spec with passes put in front of the first that writes integers or stores."""
+    passes = Pipeline.parse(spec).passes
+    at = next((i for i, item in enumerate(passes) if item.belongs() >= Stage.INTEGER), len(passes))
+    more = tuple(item for text in inserted for item in Pipeline.parse(text).passes)
+    return str(Pipeline((*passes[:at], *more, *passes[at:])))
+
+
+def _replaced(spec: str, text: str) -> str:
+    """A spec with other options for a pass that it has; as it is where it lacks the pass."""
+    (new,) = Pipeline.parse(text).passes
+    return str(Pipeline(tuple(new if item.name == new.name else item for item in Pipeline.parse(spec).passes)))
+
+
+def _last(spec: str) -> str:
+    """The passes of a spec that lose something, as a person tells them apart."""
+    passes = Pipeline.parse(spec).passes
+    lossy = [str(item) for item in passes if item.belongs() > Stage.CLEAN or _trains(item)]
+    return ",".join(lossy) or "the clean model"
+
+
+def _trains(item: Pass) -> bool:
+    return Need.TRAINING in item.required()

@@ -1,0 +1,302 @@
+"""Does a search find what is best under a budget, lose no trial, count none twice, and show what it found?"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import search_fakes as fakes
+
+from onnxcomp.errors import DataError, EnvironmentLacksError, UsageError
+from onnxcomp.job import Job
+from onnxcomp.search import ledger as ledgers
+from onnxcomp.search.evaluate import GLANCE, evaluate
+from onnxcomp.search.keys import DEFAULT, SAMPLERS, SearchKeys
+from onnxcomp.search.page import document
+from onnxcomp.search.rows import Judge, Row, Source, to_json
+from onnxcomp.search.run import Found, parse_time, search
+from onnxcomp.search.show import lines, picture
+from onnxcomp.search.strategies import STRATEGIES
+from onnxcomp.verify.budget import Budget
+from onnxcomp.work.trial import Measured
+
+TESTS = Path(__file__).resolve().parent
+
+
+def specs(ledger: ledgers.Ledger) -> list[str]:
+    return [row.spec for row in ledger.finished]
+
+
+# -- trials are kept ---------------------------------------------------------------------------------------------------
+
+
+def test_a_search_goes_on_where_it_stopped_and_tries_what_it_would_have_tried(tmp_path: Path) -> None:
+    whole = fakes.run(tmp_path / "whole.db", fakes.FakePool(), 14, "climb", seed=3)
+    for trials in (5, 9, 14):
+        pool = fakes.FakePool()
+        parts = fakes.run(tmp_path / "parts.db", pool, trials, "climb", seed=3)
+    assert specs(parts) == specs(whole)
+    assert len(pool.ran) == 5, "trials of earlier runs are not run again"
+    assert len(set(specs(whole))) == 14, "nothing is tried twice"
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_the_same_seed_tries_the_same_whatever_the_sampler(tmp_path: Path, sampler: str) -> None:
+    runs = [fakes.run(tmp_path / f"{i}.db", fakes.FakePool(), 9, sampler, seed=5) for i in range(2)]
+    assert specs(runs[0]) == specs(runs[1])
+    assert len(set(specs(runs[0]))) == 9
+    best = runs[0].judge.best(runs[0].finished)
+    assert best is not None and best.measured is not None and best.measured.drop is not None
+    assert best.measured.drop <= fakes.LIMIT
+
+
+def test_every_sampler_has_its_strategy() -> None:
+    assert set(STRATEGIES) == set(SAMPLERS)
+    assert DEFAULT in SAMPLERS
+
+
+def test_the_default_gains_more_than_recipes(tmp_path: Path) -> None:
+    found = fakes.run(tmp_path / "s.db", fakes.FakePool(), 25)
+    best = found.judge.best(found.finished)
+    recipes = found.judge.best(found.finished[:5])
+    assert best is not None and recipes is not None and best.measured is not None and recipes.measured is not None
+    assert best.measured.bytes < 0.8 * recipes.measured.bytes
+
+
+def test_a_study_killed_again_and_again_loses_no_trial_and_counts_none_twice(tmp_path: Path) -> None:
+    file = tmp_path / "killed.db"
+    for after in (1, 3):
+        done = subprocess.run([sys.executable, TESTS / "search_fakes.py", file, "9", str(after)], check=False)
+        assert done.returncode == -signal.SIGKILL
+    pool = fakes.FakePool(2)
+    found = fakes.run(file, pool, 9)
+    assert len(found.finished) == 9
+    assert len(set(specs(found))) == 9
+    assert not found.running and not found.waiting
+    assert all(row.state == "measured" for row in found.finished)
+
+
+def test_a_trial_whose_process_dies_is_run_again_and_given_up_the_third_time(tmp_path: Path) -> None:
+    first = fakes.run(tmp_path / "plain.db", fakes.FakePool(), 3)
+    pool = fakes.FakePool()
+    pool.dying = {specs(first)[0]: 1, specs(first)[1]: 99}
+    found = fakes.run(tmp_path / "dying.db", pool, 4)
+    states = {row.spec: row.state for row in found.finished}
+    assert states[specs(first)[0]] == "measured"
+    assert states[specs(first)[1]] == "failed"
+    assert len(found.finished) == 4
+
+
+def test_others_trials_are_left_alone_while_their_process_lives(tmp_path: Path) -> None:
+    other = fakes.ledger(tmp_path / "s.db")
+    row = other.begin(STRATEGIES["random"]().sampler)
+    mine = fakes.ledger(tmp_path / "s.db")
+    mine.owner = f"{mine.owner}x"
+    mine.load()
+    assert not mine.rows and not mine.waiting
+    other.tell(replace(row, state="measured", measured=fakes.measured(row.spec)))
+    mine.load()
+    assert specs(mine) == [row.spec]
+
+
+def test_a_thousand_trials_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = fakes.run(tmp_path / "s.db", fakes.FakePool(), 6)
+    asked = []
+    whole = type(found.study).get_trials
+    monkeypatch.setattr(type(found.study), "get_trials", lambda *a, **k: asked.append(k) or whole(*a, **k))
+    again = fakes.ledger(tmp_path / "s.db")
+    assert len(again.finished) == 6
+    assert len(asked) == 1, "one question for all trials, whatever their number"
+
+
+# -- storages ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("sqlite:////proc/nowhere/s.db", EnvironmentLacksError),
+        ("oracle+nothing://user:secret@host/db", UsageError),
+        ("://", UsageError),
+    ],
+)
+def test_a_storage_that_cannot_be_reached_is_an_error_of_three_lines(url: str, kind: type[Exception]) -> None:
+    judge = Judge("size", Budget(), Source(1, 1))
+    with pytest.raises(kind) as caught:
+        ledgers.open_ledger(url, "s", fakes.space(), judge)
+    assert len(str(caught.value).splitlines()) == 3
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_that_is_no_study_is_left_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("not a database, and longer than the header of one " * 10)
+    with pytest.raises(EnvironmentLacksError, match="cannot be reached"):
+        fakes.ledger(file)
+    assert file.read_text().startswith("not a database")
+
+
+def test_without_optuna_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(EnvironmentLacksError) as caught:
+        ledgers.require()
+    assert "onnxcomp[search]" in caught.value.do
+
+
+# -- one trial ---------------------------------------------------------------------------------------------------------
+
+
+class FakeStudy:
+    """Says what it is told to, and what it was asked."""
+
+    def __init__(self, glance: Measured, whole: Measured | Exception, objective: str = "size") -> None:
+        self.job = Job(Path("m.onnx"), objective=objective, budget=Budget(max_drop=0.01))  # type: ignore[arg-type]
+        self.selecting = 10 * GLANCE
+        self.glance, self.whole = glance, whole
+        self.asked: list[tuple[str, int | None, bool]] = []
+
+    def trial(self, spec: str, *, samples: int | None = None, timed: bool = True) -> Measured:
+        self.asked.append((spec, samples, timed))
+        found = self.whole if samples is None else self.glance
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def write(self, spec: str, path: Path) -> list[Path]:
+        raise NotImplementedError
+
+
+GOOD = Measured("clip-weights", True, True, bytes=100, macs=10, drop=0.0, agreement=1.0, accuracy=0.9)
+
+
+def test_a_hopeless_trial_ends_with_a_cheap_look() -> None:
+    study = FakeStudy(replace(GOOD, sound=False, drop=0.6, agreement=0.4), GOOD)
+    answer = evaluate(study, {"spec": "clip-weights", "best": None})
+    assert answer["state"] == "stopped" and "falls by 0.600" in answer["why"]
+    assert study.asked == [("clip-weights", GLANCE, False)]
+
+
+def test_what_is_larger_than_the_best_and_no_closer_is_not_looked_at_further() -> None:
+    best = {"bytes": 50, "macs": 10, "loss": 0.0}
+    assert evaluate(FakeStudy(GOOD, GOOD), {"spec": "clip-weights", "best": best})["state"] == "stopped"
+    assert (
+        evaluate(FakeStudy(GOOD, GOOD), {"spec": "clip-weights", "best": best | {"bytes": 200}})["state"] == "measured"
+    )
+    latency = FakeStudy(GOOD, GOOD, "latency")
+    assert evaluate(latency, {"spec": "clip-weights", "best": best})["state"] == "measured"
+
+
+def test_a_loss_that_training_may_mend_stops_nothing() -> None:
+    study = FakeStudy(replace(GOOD, drop=0.6, agreement=0.4), GOOD)
+    answer = evaluate(study, {"spec": "clip-weights,distill", "best": None})
+    assert answer["state"] == "measured"
+    assert [spec for spec, *_ in study.asked] == ["clip-weights", "clip-weights,distill"]
+
+
+@pytest.mark.parametrize("error", [DataError("the metric fails: no number"), ZeroDivisionError("division")])
+def test_a_metric_that_fails_in_one_trial_fails_that_trial_only(error: Exception) -> None:
+    answer = evaluate(FakeStudy(GOOD, error), {"spec": "clip-weights", "best": None})
+    assert answer["state"] == "failed" and answer["measured"] is None
+    assert str(getattr(error, "what", error)) in answer["why"]
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def found_of(rows: list[Row], name: str = "model.onnx") -> Found:
+    judge = Judge("size", Budget(max_drop=fakes.LIMIT), Source(fakes.BYTES, fakes.MACS, 2.0))
+    return Found(Job(Path(name)), judge, rows, judge.best(rows), left={"distill": "it is <b>not</b> here"})
+
+
+def rows_of(*figures: tuple[int, float]) -> list[Row]:
+    base = fakes.measured("clip-weights")
+    return [
+        Row(
+            n,
+            f"spec-{n}",
+            {},
+            "measured",
+            replace(base, bytes=size, drop=drop, accuracy=0.9 - drop, sound=drop <= 0.02),
+        )
+        for n, (size, drop) in enumerate(figures)
+    ]
+
+
+def test_the_front_holds_what_nothing_beats_and_the_best_keeps_the_budget() -> None:
+    rows = rows_of((500, 0.0), (400, 0.01), (450, 0.01), (300, 0.5), (400, 0.01), (600, 0.0))
+    told = to_json([*rows, Row(6, "x", {}, "failed", None, "it fell"), Row(7, "y", {})], found_of(rows).judge)
+    assert set(told) == {"trials", "front", "best"}
+    assert told["front"] == [3, 1, 0]
+    assert told["best"] == 1
+    keys = ["number", "spec", "sound", "bytes", "macs", "latency_ms", "accuracy", "sqnr_db", "seconds"]
+    assert [list(trial) for trial in told["trials"]] == [keys] * 7
+    assert told["trials"][6]["bytes"] is None and told["trials"][6]["sound"] is False
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+def test_a_trial_stopped_early_is_neither_best_nor_on_the_front() -> None:
+    rows = rows_of((500, 0.0), (100, 0.0))
+    rows[1] = replace(rows[1], state="stopped")
+    told = to_json(rows, found_of(rows).judge)
+    assert told["best"] == 0 and told["front"] == [0]
+
+
+def test_the_picture_has_the_best_and_the_front_in_their_places() -> None:
+    rows = rows_of((100, 0.01), (500, 0.0), (300, 0.02), (400, 0.005))
+    drawn = picture(rows, found_of(rows).judge, width=41, height=5)
+    assert drawn[2].endswith("|*") and drawn[0].endswith("o")
+    assert sum(line.count("o") + line.count("*") + line.count(".") for line in drawn[:5]) >= 4
+    assert picture([], found_of(rows).judge) == []
+
+
+def test_a_search_without_a_sound_trial_says_so() -> None:
+    assert "no trial keeps the budget" in lines(found_of(rows_of((100, 0.5))))
+
+
+def test_the_page_holds_no_script_loads_nothing_and_hostile_names_stay_text() -> None:
+    rows = [replace(row, spec="<script>alert(1)</script>\"'&") for row in rows_of((100, 0.01), (500, 0.0))]
+    whole = document(found_of(rows, "<img src=x onerror=alert(1)>.onnx"))
+    assert "<script" not in whole and "<img" not in whole and "<b>not</b>" not in whole
+    assert not re.search(r"""<[^>]*\b(?:src|href)\s*=\s*["']?[^"'#]""", whole)
+    for number in (0, 1):
+        assert f'href="#trial-{number}"' in whole and f'id="trial-{number}"' in whole
+
+
+# -- what it is told ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("15m", 900), ("1h30m", 5400), ("2h", 7200), ("1.5s", 1.5)])
+def test_times_are_read(text: str, seconds: float) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "soon", "-5m", "5 parsecs"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no time"):
+        parse_time(text)
+
+
+@pytest.mark.parametrize(
+    ("job", "keys", "words"),
+    [
+        ({"objective": "accuracy"}, {}, "smaller or faster"),
+        ({"objective": "latency", "bench": False}, {}, "without a benchmark"),
+        ({"verify": False}, {}, "needs verification"),
+        ({}, {"dask": "tcp://127.0.0.1:1", "workers": 2}, "--workers"),
+        ({}, {"time_limit": "never"}, "no time"),
+    ],
+)
+def test_contradictions_are_refused_before_any_work(
+    tmp_path: Path, digits: Path, job: dict[str, Any], keys: dict[str, Any], words: str
+) -> None:
+    given = {"objective": "size", "output": tmp_path / "out.onnx", **job}
+    with pytest.raises(UsageError, match=words):
+        search(Job(digits, **given), SearchKeys(**keys))
+    assert not list(tmp_path.iterdir())
