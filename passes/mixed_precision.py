@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph.ir import Graph
-from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, Stage, option
 from onnxcomp.manager.plan import Plan
 from onnxcomp.passes.precision.decide import GOALS, Decider, Known, Result, counted, plan_of
 from onnxcomp.passes.precision.forms import FLOAT, FORMS
@@ -32,14 +32,18 @@ class MixedPrecision(Pass):
     name: ClassVar[str] = "mixed-precision"
     guarantee: ClassVar[Guarantee] = Guarantee.LOSSY
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
+    stage: ClassVar[Stage] = Stage.INTEGER
 
     objective: Literal["latency", "size", "accuracy", "macs"] = option(
-        "latency", "what should get small: time, bytes, error; macs stands for bit operations"
+        "latency",
+        "what should get small: time, bytes, error; macs stands for bit operations",
+        search=("latency", "size"),
     )
     min_sqnr: float = option(
         20.0,
         "dB that the worst part of the outputs keeps on samples kept back, in 95 of 100 cases; 0: no limit",
         minimum=0,
+        search=Range(5.0, 30.0),
     )
     max_size: float = option(
         0.0, "share of the model's bytes that the result may have; 0: no limit", minimum=0, maximum=1
