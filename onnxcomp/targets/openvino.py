@@ -2,7 +2,8 @@
 
 Checked with OpenVINO's own profile of what it runs. It reads Q and DQ as FakeQuantize and joins them into its kernels
 as ONNX Runtime's processor provider does: unsigned activations with a zero point, signed weights with a scale a
-channel, sums and data movement between equal scales. Operators that ONNX Runtime adds to ONNX are not written for it,
+channel, sums and data movement between equal scales. Without VNNI it adds two products in 16 bits as well, so that
+weights keep to 7 bits there too. Operators that ONNX Runtime adds to ONNX are not written for it,
 and quantization at run time is its own affair.
 """
 
