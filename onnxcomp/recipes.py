@@ -9,6 +9,7 @@ from onnxcomp.graph.ir import Constant, Graph, Tensor
 from onnxcomp.manager.pipeline import Pipeline
 from onnxcomp.targets import table as targets
 from onnxcomp.targets.base import Target
+from onnxcomp.verify.budget import Budget
 
 CLEAN = "fold-constants,cleanup,fuse-batchnorm,fuse-slices,cleanup"
 PLAIN = CLEAN.replace("fold-constants", "fold-constants{unpack=true}", 1)  # for recipes that store what is left
@@ -25,6 +26,8 @@ class Recipe:
         aim: the passes that it is tried for; where they find nothing to do it is no other than `clean`.
         integer: whether it computes in integers.
         elsewhere: its passes on targets that do not decode stored weights at load; the same if empty.
+        fallback: it takes long to make: tried only where none of integers before it held.
+        budgeted: the pass of its spec that takes the budget as options; empty where none does.
     """
 
     name: str
@@ -34,11 +37,30 @@ class Recipe:
     aim: tuple[str, ...] = ()
     integer: bool = False
     elsewhere: str = ""
+    fallback: bool = False
+    budgeted: str = ""
 
     @property
     def pipeline(self) -> Pipeline:
         """The passes, parsed."""
         return Pipeline.parse(self.spec)
+
+    def within(self, budget: Budget, objective: str, source_bytes: int | None = None) -> Recipe:
+        """The recipe as it suits a budget and what should get better.
+
+        Args:
+            source_bytes: of the model, where that is known: a limit in bytes is a share of them.
+        """
+        if not self.budgeted:
+            return self
+        limits: dict[str, float | str | None] = {"min_sqnr": budget.min_sqnr, "max_drop": budget.max_drop}
+        limits["min_speedup"] = budget.min_speedup
+        if budget.max_size is not None and (budget.max_size.share is not None or source_bytes):
+            limits["max_size"] = min(1.0, budget.max_size.of(source_bytes or 1) / (source_bytes or 1))
+        if objective in ("latency", "size", "macs"):
+            limits["objective"] = objective
+        given = ",".join(f"{name}={value}" for name, value in limits.items() if value is not None)
+        return replace(self, spec=self.spec.replace(self.budgeted, f"{self.budgeted}{{{given}}}", 1), budgeted="")
 
     def on(self, target: Target) -> Recipe:
         """The recipe with the passes that suit a target."""
@@ -66,6 +88,17 @@ RECIPES = {
             aim=("quantize-dynamic",),
             integer=True,
             elsewhere=f"{CLEAN},quantize-dynamic",
+        ),
+        Recipe(
+            "mixed",
+            f"{PLAIN},mixed-precision",
+            True,
+            "a form for each layer, decided under the budget",
+            aim=("mixed-precision",),
+            integer=True,
+            elsewhere=f"{CLEAN},mixed-precision",
+            fallback=True,
+            budgeted="mixed-precision",
         ),
         Recipe(
             "half",

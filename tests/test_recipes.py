@@ -15,6 +15,7 @@ from onnxcomp import recipes
 from onnxcomp.graph.cost import integer_share, layers, parameters
 from onnxcomp.graph.io import load
 from onnxcomp.ops.facts import load_operators
+from onnxcomp.verify.budget import Budget, Size
 
 
 def spelled_with_constants(proto: ModelProto) -> ModelProto:
@@ -87,4 +88,28 @@ def test_no_target_but_the_cpu_gets_weights_that_are_decoded_at_load(name: str) 
         passes = recipes.find(name, target).spec
         assert "store-weights" not in passes
         assert "unpack" not in passes
-    assert name in ("half", "clean") or "store-weights" in recipes.find(name).spec
+    assert name in ("half", "clean", "mixed") or "store-weights" in recipes.find(name).spec
+
+
+def test_a_budget_that_one_form_misses_is_kept_by_a_form_for_each_layer(tmp_path: Path) -> None:
+    """All layers on 8 bits keep about 46 dB: more than that takes half precision where it is needed."""
+    model = builders.save(builders.residual_cnn(channels=32), tmp_path / "m.onnx")
+    name = onnx.load(model).graph.input[0].name
+    data = np.random.default_rng(0).standard_normal((96, 3, 16, 16)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", **{name: data})
+    report = onnxcomp.optimize(
+        model, data=tmp_path / "d.npz", output=tmp_path / "o.onnx", bench=False, min_sqnr=50.0, objective="size"
+    )
+    assert report.verdict == "accepted"
+    assert any(record.name == "mixed-precision" and record.changes for record in report.passes)
+    assert (tmp_path / "o.plan.toml").exists()
+
+
+def test_the_budget_becomes_options_of_the_pass_that_keeps_it() -> None:
+    budget = Budget(min_sqnr=30.0, max_size=Size(share=0.5), min_speedup=1.25)
+    spec = recipes.find("mixed").within(budget, "size").spec
+    assert spec.endswith("mixed-precision{min_sqnr=30.0,min_speedup=1.25,max_size=0.5,objective=size}")
+    assert str(recipes.find("mixed").within(Budget(max_size=Size(bytes=50)), "latency", 100).pipeline).endswith(
+        "mixed-precision{max_size=0.5}"
+    )
+    assert recipes.find("int8").within(budget, "size") == recipes.find("int8")

@@ -57,7 +57,7 @@ def pipeline_of(job: Job) -> Pipeline:
     if job.recipe in recipes.AIMS:
         return Pipeline()
     if job.recipe is not None:
-        return recipes.find(job.recipe, job.target).pipeline
+        return recipes.find(job.recipe, job.target).within(job.budget, job.objective).pipeline
     if isinstance(job.passes, Pipeline):
         return job.passes
     return Pipeline.parse(job.passes) if job.passes is not None else Pipeline()

@@ -94,8 +94,11 @@ def try_recipes(study: Study) -> Proposed:
         best = held[0][0] if held and agrees(held[0][0], job.budget) else None
         if best is not None and job.objective == "latency" and enough(best, recipe, study.stats.bytes):
             break
+        if recipe.fallback and held:
+            continue
+        pipeline = recipe.within(job.budget, job.objective, study.stats.bytes).pipeline
         try:
-            result = study.run(recipe.pipeline)
+            result = study.run(pipeline)
         except ModelError as error:
             proposed.notes.append(f"recipe {recipe.name} does not fit this model: {error.what}")
             continue
@@ -103,12 +106,12 @@ def try_recipes(study: Study) -> Proposed:
         if recipe.aim and not any(record.changes for record in result.records if record.name in recipe.aim):
             proposed.notes.append(f"recipe {recipe.name} not used: {' and '.join(recipe.aim)} found nothing to do")
             continue
-        found = study.weighed(str(recipe.pipeline), result)
+        found = study.weighed(str(pipeline), result)
         if not found.sound or not found.better:
             proposed.notes.append(f"tried, not used: recipe {recipe.name}: {found.why}")
             continue
         first = not held or preferred(found, held[0][0], job.objective, job.budget)
-        held.insert(0 if first else len(held), (found, Candidate(recipe.pipeline, result, False, True)))
+        held.insert(0 if first else len(held), (found, Candidate(pipeline, result, False, True)))
         share = integer_share(result.graph, study.operators, study.material.sample_shapes)
         if ends_search(found, recipe, share, job.objective, job.budget):
             break
