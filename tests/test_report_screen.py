@@ -11,7 +11,7 @@ from rich.console import Console
 
 from onnxcomp.report.screen import show
 from onnxcomp.report.tables import count_text, size_text, table
-from onnxcomp.results import BudgetLine, Report
+from onnxcomp.results import Agreement, BudgetLine, Report
 
 
 def shown(report: Report, width: int, *, terminal: bool = True) -> str:
@@ -69,6 +69,18 @@ def test_zeros_are_named_where_they_are_news() -> None:
     assert "90.0% of the parameters zero" in shown(report, 120).splitlines()[1]
     report.before = replace(report.before, nonzero_parameters=100)
     assert "of the parameters zero" not in shown(report, 120)
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.97, True), (0.9931, False), (None, False)])
+def test_a_loss_of_more_than_a_point_stands_in_the_first_line(value: float | None, said: bool) -> None:
+    report = sample()
+    report.verdict, report.reason = "accepted", ""
+    agreement = Agreement("classes", ("y",), "same class", value, 64)
+    assert report.fidelity is not None
+    report.fidelity = replace(report.fidelity, agreements=(agreement,))
+    assert ("same class: 97.00%" in shown(report, 140, terminal=False).splitlines()[1]) == said
+    report.reason = "but decides otherwise than the original: same class: 97.00%"
+    assert shown(report, 140, terminal=False).splitlines()[1].count("same class: 97.00%") == 1
 
 
 def test_the_widest_text_gives_way_and_numbers_do_not() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST_SKIPS = 6
 MOST_LAYERS = 5
+WHOLE = 0.99  # an agreement above it is not worth words in the first line
 MOST_DOUBTS = 2  # in the first line; the others stand among the notes
 
 
@@ -71,9 +72,19 @@ def gist(report: Report) -> list[str]:
         words += [_speed_words(b) for b in report.benchmarks[:1]]
     if report.accuracy is not None and report.verdict != "unchanged":
         words.append(f"{report.accuracy.metric} {_signed(-report.accuracy.drop)}")
+    words += _lost_words(report)
     if report.reason:
         words.append(report.reason)
     return words + report.doubts[:MOST_DOUBTS]
+
+
+def _lost_words(report: Report) -> list[str]:
+    """A loss of more than a point of the task's own measure, which no table may be needed to see."""
+    found = report.fidelity.least_agreeing if report.fidelity is not None else None
+    if found is None or found.value is None or found.value > WHOLE or report.verdict == "unchanged":
+        return []
+    words = f"{found.measure}: {found.value:.2%}"
+    return [] if words in report.reason else [words]
 
 
 def _pruned_words(report: Report) -> list[str]:
