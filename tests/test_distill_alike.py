@@ -125,3 +125,16 @@ def test_a_time_major_model_takes_rows(runtime: environment.Environment) -> None
     np.testing.assert_allclose(found_rows[proto.graph.output[0].name], whole, rtol=1e-5, atol=1e-6)
     assert layout.outputs({proto.graph.output[0].name: whole}, BATCH)[proto.graph.output[0].name].shape == (4, 5, 3)
     assert to_bytes(graph)
+
+
+def test_a_kernel_that_may_round_activations_is_held_to_what_the_operator_says(
+    runtime: environment.Environment,
+) -> None:
+    net = Net()
+    codes = net.const(builders.rng(1).integers(0, 256, (16, 2, 16)), np.uint8)
+    scales = net.const(builders.rng(2).uniform(0.01, 0.02, (16, 2)), np.float32)
+    attrs = {"K": 64, "N": 16, "bits": 4, "block_size": 32, "accuracy_level": 4, "domain": "com.microsoft"}
+    proto = net.model(net.op("MatMulNBits", net.input("N", 64), codes, scales, **attrs), domains={"com.microsoft": 1})
+    graph = decode(proto)
+    ready = prepare(graph, OPERATORS, {}, BATCH)
+    assert alike.check(graph, ready, builders.feeds_of(proto, batch=BATCH), OPERATORS, runtime=runtime) == []
