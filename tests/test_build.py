@@ -22,7 +22,7 @@ import onnx
 import pytest
 
 from onnxcomp import config, driver
-from onnxcomp.build import fingerprint
+from onnxcomp.build import fingerprint, step
 from onnxcomp.build.hashes import GRAIN_NS, Hashes
 from onnxcomp.build.step import build, depfile_text, plan
 from onnxcomp.cli.main import main
@@ -371,7 +371,7 @@ def test_files_that_change_while_they_are_built_are_built_again(project: Path, m
         calls[str(entry.job.model)] += 1
         return real(entry, hashes) | ({"file x": str(calls["a.onnx"])} if entry.job.model.name == "a.onnx" else {})
 
-    monkeypatch.setattr("onnxcomp.build.step.parts_of", moving)
+    monkeypatch.setattr(step, "parts_of", moving)
     result = build(found)
     assert result.models[0].notes == ["its files changed while it was built: the next build makes it again"]
     assert statuses(build(found)) == {"dist/a": "built", "dist/b": "up to date"}

@@ -1,4 +1,4 @@
-"""How is one model built in a process of its own? One JSON line in, JSON lines out; it ends when its parent does.
+"""How is one model built in a process of its own? One order in, one answer out; it ends when its parent does.
 
 A process for each model: a runtime that crashes takes one model down and not the build, peak memory is that model's
 own, and the current folder is the configuration's, so that reports name files as the configuration does.
@@ -6,11 +6,8 @@ own, and the current folder is the configuration's, so that reports name files a
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import tempfile
-import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -18,22 +15,16 @@ from typing import Any
 from onnxcomp.config import entry_of
 from onnxcomp.errors import OnnxcompError
 from onnxcomp.lock import file_lock
-
-INTERRUPTED = 130
+from onnxcomp.runtime import child
 
 
 def main() -> int:
     """Build the model that standard input describes; the outcome goes to what was standard output."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a user's function or the runtime prints does not mix with the outcome
+    answers = child.Answers()
     try:
-        order = json.loads(_line())
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-        answer = _build(order)
+        answers.send(_build(next(child.orders())))
     except KeyboardInterrupt:
-        return INTERRUPTED
-    json.dump(answer, channel)
-    channel.flush()
+        return child.INTERRUPTED
     return 0
 
 
@@ -68,23 +59,6 @@ def _build(order: dict[str, Any]) -> dict[str, Any]:
 
 def _failure(code: int, what: str, where: str, do: str) -> dict[str, Any]:
     return {"exit_code": code, "files": [], "error": {"what": what, "where": where, "do": do}}
-
-
-def _line() -> bytes:
-    found = b""
-    while not found.endswith(b"\n"):
-        part = os.read(0, 1 << 16)
-        if not part:
-            break
-        found += part
-    return found
-
-
-def _end_with_parent() -> None:
-    """Standard input ends when the parent does, however that came; nobody waits for this model then."""
-    while os.read(0, 1 << 10):
-        pass
-    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

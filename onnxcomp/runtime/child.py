@@ -1,16 +1,20 @@
-"""How is something done in a process of its own? One JSON order in, one JSON answer out, and errors as they are here.
+"""How is something done in a process of its own? JSON orders in, JSON answers out, and errors as they are here.
 
-A process for what may crash, holds memory for as long as it lives, or must not share it with what came before.
+A process for what may crash, holds memory for as long as it lives, or must not share it with what came before. One that
+is asked once gets its order whole (`ask`, `serve`); one that goes on gets a line an order, and ends when its parent
+does (`orders`, `Answers`). The training worker speaks for itself: it runs where onnxcomp is not installed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -56,10 +60,43 @@ def death(module: str, order: dict[str, Any]) -> str:
     return ending(done.returncode) if done.returncode else ""
 
 
+class Answers:
+    """What was standard output: from now on what a user's function or a library prints goes to standard error."""
+
+    def __init__(self) -> None:
+        self._channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+
+    def send(self, answer: dict[str, Any]) -> None:
+        """Write one answer, a line."""
+        self._channel.write(json.dumps(answer) + "\n")
+        self._channel.flush()
+
+
+def orders() -> Iterator[dict[str, Any]]:
+    """Orders from standard input, one a line.
+
+    Standard input ends when the parent does, however that came; nobody waits for an answer then, and the process ends.
+    """
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(lines,), daemon=True).start()
+    while True:
+        yield json.loads(lines.get())
+
+
+def _read(lines: queue.SimpleQueue[bytes]) -> None:
+    rest = b""
+    # not through sys.stdin, whose lock a thread that waits would hold when the interpreter ends
+    while part := os.read(0, 1 << 16):
+        *whole, rest = (rest + part).split(b"\n")
+        for line in whole:
+            lines.put(line)
+    os._exit(INTERRUPTED)
+
+
 def serve(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
-    """The child's side; what `work` or a library prints goes to standard error."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """The child's side of `ask`."""
+    answers = Answers()
     try:
         answer = work(json.loads(sys.stdin.buffer.read()))
     except OnnxcompError as error:
@@ -67,8 +104,7 @@ def serve(work: Callable[[dict[str, Any]], dict[str, Any]]) -> int:
         answer = {"error": {"kind": kind, "what": error.what, "where": error.where, "do": error.do}}
     except KeyboardInterrupt:
         return INTERRUPTED
-    json.dump(answer, channel)
-    channel.flush()
+    answers.send(answer)
     return 0
 
 
