@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxcomp._version import __version__
 from onnxcomp.data.dataset import Dataset
-from onnxcomp.data.inputs import inputs_of
+from onnxcomp.data.inputs import InputSpec, inputs_of, interface_of
 from onnxcomp.data.open import Source
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError, ModelError, UsageError
@@ -26,6 +26,7 @@ from onnxcomp.runtime.latency import Entry, bench_many
 from onnxcomp.runtime.machine import check_threads, conflict, machine, versions
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.providers import TENSORRT, full_name, require, short_name
+from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.opening import Opener
 
 Feed = dict[str, np.ndarray[Any, Any]]
@@ -157,13 +158,15 @@ def bench(
         require(provider)
     for count in threads:
         check_threads(count)
-    _check_inputs(models)
+    first = OpenedModel(models[0])
+    wanted = interface_of(first.graph).inputs
+    _check_inputs(models, wanted)
     settings = [(batch, count) for batch in dict.fromkeys(batches) for count in dict.fromkeys(threads)]
-    sized = {batch: _sized(models[0], shapes, batch, several=len(batches) > 1) for batch in dict.fromkeys(batches)}
+    sized = {batch: _sized(wanted, shapes, batch, several=len(batches) > 1) for batch in dict.fromkeys(batches)}
     datasets: dict[int, Dataset] = {}
     for batch, sizes in sized.items():
         same = next((datasets[other] for other in datasets if sized[other] == sizes), None)
-        datasets[batch] = same or _dataset(models[0], data, preprocess, sizes, states, seed, max(batches))
+        datasets[batch] = same or _dataset(first, data, preprocess, sizes, states, seed, max(batches))
     dataset = datasets[batches[0]]
     feeds = {batch: _feed(datasets[batch], batch) for batch in sized}
     rows = []
@@ -189,9 +192,8 @@ def bench(
     )
 
 
-def _check_inputs(models: Sequence[Path]) -> None:
-    """Refuse models that cannot run on the same data before any of them is loaded."""
-    wanted, _ = inputs_of(models[0])
+def _check_inputs(models: Sequence[Path], wanted: Sequence[InputSpec]) -> None:
+    """Refuse models that do not take what the first one does, before any of them is run."""
     for model in models[1:]:
         found, _ = inputs_of(model)
         if {(spec.name, spec.dtype) for spec in found} != {(spec.name, spec.dtype) for spec in wanted}:
@@ -250,7 +252,7 @@ def _footprints(
 
 
 def _sized(
-    model: Path, shapes: Mapping[str, tuple[int, ...]] | None, batch: int, *, several: bool
+    inputs: Sequence[InputSpec], shapes: Mapping[str, tuple[int, ...]] | None, batch: int, *, several: bool
 ) -> Mapping[str, tuple[int, ...]] | None:
     """The sizes given, with the batch first where the model leaves that free.
 
@@ -258,7 +260,7 @@ def _sized(
     """
     if not shapes or (batch == 1 and not several):
         return shapes
-    free = {spec.name: spec.axis for spec in inputs_of(model)[0] if spec.axis is not None and spec.batch is None}
+    free = {spec.name: spec.axis for spec in inputs if spec.axis is not None and spec.batch is None}
 
     def with_batch(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         axis = free.get(name)
@@ -268,7 +270,7 @@ def _sized(
 
 
 def _dataset(
-    model: Path,
+    model: OpenedModel,
     data: Source | None,
     preprocess: Preprocess | None,
     shapes: Mapping[str, tuple[int, ...]] | None,

@@ -17,6 +17,8 @@ import pytest
 
 import onnxcomp
 from onnxcomp import driver
+from onnxcomp.benchmark import bench
+from onnxcomp.data.metric import parse_metric
 from onnxcomp.errors import UsageError
 from onnxcomp.files import sha256_of
 from onnxcomp.job import Job
@@ -25,9 +27,11 @@ from onnxcomp.manager.prefixes import Kept, Prefixes
 from onnxcomp.manager.registry import find
 from onnxcomp.verify import opened as opened_module
 from onnxcomp.verify import pair
+from onnxcomp.verify.data_check import check_data
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.opening import Opener
+from onnxcomp.verify.verdict import verify_pair
 from onnxcomp.work.study import Study
 from onnxcomp.work.trial import Measured
 
@@ -272,3 +276,24 @@ def test_models_too_large_to_be_open_together_are_run_one_after_the_other(
             assert judge(opened, paths[1], samples)[0].outputs["y"].sqnr_db == pytest.approx(
                 expected[0].outputs["y"].sqnr_db
             )
+
+
+def test_the_other_commands_read_each_model_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    after = Path("after.onnx")
+    with Study.open(job) as study:
+        study.write(CLEAN, after)
+    counts, others = counting(job.model, monkeypatch), counting(after, monkeypatch)
+    verify_pair(job.model, after, job.eval_data)
+    assert (counts, others.parsed) == (Counts(1, 2), 1)
+    bench([job.model], data=job.eval_data, seconds=0.01, footprints=False)
+    assert counts.parsed == 2
+    opened = OpenedModel(job.model)
+    opener = Opener(opened)
+    check_data(
+        opened,
+        lambda asked: opener.open(job.eval_data, preprocess=asked),
+        job.preprocess,
+        parse_metric(None),
+        samples=9,
+    )
+    assert counts.parsed == 3

@@ -73,6 +73,7 @@ def check(
     from onnxcomp.runtime.machine import check_threads
     from onnxcomp.runtime.progress import SILENT
     from onnxcomp.verify.data_check import check_data
+    from onnxcomp.verify.opened import OpenedModel
     from onnxcomp.verify.opening import Opener
 
     if data is None:
@@ -82,9 +83,10 @@ def check(
         models=(model,), samples=(data, labels), functions=(data, metric), writes={"-o": sheet, "--json": json_file}
     )
     check_threads(threads)
-    opener = Opener(model, shapes=shapes, states=states)
+    opened = OpenedModel(model)
+    opener = Opener(opened, shapes=shapes, states=states)
     found = check_data(
-        model,
+        opened,
         lambda chosen: opener.open(data, preprocess=chosen, labels=labels),
         preprocess,
         parse_metric(metric),

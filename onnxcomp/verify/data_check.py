@@ -17,9 +17,9 @@ from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.data.sheet import Tile, contact_sheet, viewable
 from onnxcomp.errors import DataError
 from onnxcomp.files import atomic_write
-from onnxcomp.graph.io import load
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.accuracy import predict
+from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import Runner
 from onnxcomp.verify.preprocessing import GOOD_ENOUGH, Reopen, doubts
 
@@ -81,7 +81,7 @@ class DataCheck:
 
 
 def check_data(
-    model: Path,
+    model: Path | OpenedModel,
     open_with: Reopen,
     preprocess: Preprocess,
     metric: Metric,
@@ -106,6 +106,7 @@ def check_data(
         ModelError: the model cannot be run.
         OutputError: the contact sheet cannot be written.
     """
+    model = OpenedModel.of(model)
     dataset = open_with(preprocess)
     chosen = _spread(dataset, None if metric.needs_all else samples)
     channels = _statistics(chosen, progress)
@@ -114,8 +115,8 @@ def check_data(
     hints = [*_constant(dataset, channels), *seen.hints]
     if seen.score is None or seen.score < GOOD_ENOUGH:
         scored = metric if seen.score is not None else None
-        hints += doubts(model, load(model), open_with, preprocess, chosen, scored, threads=threads, progress=progress)
-    drawn = sheet is not None and _draw(sheet, chosen, seen, model)
+        hints += doubts(model, model.graph, open_with, preprocess, chosen, scored, threads=threads, progress=progress)
+    drawn = sheet is not None and _draw(sheet, chosen, seen, model.path)
     return DataCheck(
         source=dataset.source,
         samples=len(chosen),
@@ -235,7 +236,7 @@ class _Seen:
     hints: list[str] = field(default_factory=list)
 
 
-def _run(model: Path, samples: Samples, metric: Metric | None, threads: int, progress: Progress) -> _Seen:
+def _run(model: OpenedModel, samples: Samples, metric: Metric | None, threads: int, progress: Progress) -> _Seen:
     if metric is not None and metric.needs_all:
         outputs = predict(model, samples, threads=threads, progress=progress)
         ranges = _Ranges()

@@ -161,7 +161,7 @@ class OpenedModel:
         if key in self._sessions:
             return self._sessions[key]
         found = open_session(self.path, provider=provider, threads=threads, lean=lean, acceleration=acceleration)
-        if self.folder is not None and not lean and self.bytes <= OPEN_BYTES:
+        if not lean and self.bytes <= OPEN_BYTES:
             self._sessions[key] = found
         return found
 

@@ -12,7 +12,6 @@ from onnxcomp.data.metric import Metric, parse_metric
 from onnxcomp.data.open import Source
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError
-from onnxcomp.graph.io import model_files
 from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity, finite
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration
 from onnxcomp.runtime.latency import Entry, compare
@@ -22,6 +21,7 @@ from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.budget import Budget, exit_code
 from onnxcomp.verify.evidence import doubts
 from onnxcomp.verify.judge import judge
+from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.opening import Opener
 
 SYNTHETIC_SAMPLES = 64
@@ -114,16 +114,18 @@ def verify_pair(
         EnvironmentLacksError: the provider does not run on this machine.
     """
     budget = budget or Budget()
-    sizes = (_size(before), _size(after))
+    first, second = OpenedModel(before), OpenedModel(after)
+    first.read()
+    sizes = (first.bytes, second.bytes)
     samples, chosen = _open(
-        before, data, labels, shapes or {}, states, preprocess, metric, eval_samples, allow_random, seed, budget
+        first, data, labels, shapes or {}, states, preprocess, metric, eval_samples, allow_random, seed, budget
     )
     fidelity, accuracy = judge(
-        before,
-        after,
+        first,
+        second,
         samples,
         chosen,
-        tasks=TaskBook(before, task),
+        tasks=TaskBook(first, task),
         source="synthetic" if samples.dataset.synthetic else "data",
         provider=provider,
         threads=threads,
@@ -143,12 +145,8 @@ def verify_pair(
     return PairVerdict(before, after, sizes, fidelity, accuracy, benchmark, tuple(lines), notes, weak)
 
 
-def _size(model: Path) -> int:
-    return sum(file.stat().st_size for file in model_files(model))
-
-
 def _open(
-    model: Path,
+    model: OpenedModel,
     data: Source | None,
     labels: Path | None,
     shapes: Mapping[str, tuple[int, ...]],
