@@ -152,13 +152,18 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A task metric before and after. `drop` is positive when the result is worse, whichever way the metric points."""
+    """A task metric before and after. `drop` is positive when the result is worse, whichever way the metric points.
+
+    `interval`: where the drop lies with 95 % confidence, had other samples of the same kind judged; None for a metric
+    that is no mean over samples.
+    """
 
     metric: str
     samples: int
     before: float
     after: float
     drop: float
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from onnxcomp.data.metric import Metric, parse_metric
+from onnxcomp.data.metric import Metric, parse_metric, right, top1
 from onnxcomp.errors import ModelError
-from onnxcomp.verify.accuracy import accuracy, predict
+from onnxcomp.verify.accuracy import accuracy, interval, predict
 from onnxcomp.verify.judge import judge
 
 
@@ -96,3 +96,31 @@ def test_outputs_whose_shape_follows_the_data_cannot_be_joined(tmp_path: Path):
     path = builders.save(proto, tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="changes its shape"):
         predict(path, Given(x))
+
+
+def test_the_interval_of_the_drop_holds_what_other_samples_say(tmp_path: Path):
+    """Halves of the samples, drawn anew, fall into the interval of the other half about as often as it promises."""
+    rng = np.random.default_rng(0)
+    inside, runs, count = 0, 400, 300
+    for _ in range(runs):
+        drops = rng.choice([-1.0, 0.0, 1.0], count, p=[0.02, 0.93, 0.05])
+        low, high = interval(drops)
+        inside += low <= 0.03 <= high
+    assert 0.93 <= inside / runs <= 0.99
+
+
+def test_where_no_decision_changed_one_still_may(tmp_path: Path, samples: Given):
+    path = scaled(tmp_path / "m.onnx", 2)
+    found = accuracy(path, path, samples, parse_metric(None))
+    assert found.drop == 0 and found.interval is not None
+    low, high = found.interval
+    assert low == -high and 0.01 < high < 0.03
+    assert accuracy(path, path, samples, parse_metric(lambda outputs, labels: 1.0)).interval is None
+
+
+def test_places_of_one_sample_count_together():
+    labels = np.zeros((3, 4), np.int64)
+    scores = np.zeros((3, 4, 2), np.float32)
+    scores[0, 0, 1] = 1  # one place of the first sample is wrong
+    assert right({"y": scores}, labels).tolist() == [0.75, 1, 1]
+    assert top1({"y": scores}, labels) == 11 / 12

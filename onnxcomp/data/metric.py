@@ -28,6 +28,8 @@ class Metric:
         higher_is_better: its direction.
         needs_all: it sees the whole of the evaluation data at once, in order (pairs stay together).
         needs_labels: it cannot be computed without labels.
+        each: of the same arguments, what each sample adds, [samples], where the metric is the mean of that; then how
+            far chance may have moved it is told as well.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Metric:
     higher_is_better: bool = True
     needs_all: bool = True
     needs_labels: bool = False
+    each: Callable[[dict[str, npt.NDArray[Any]], npt.NDArray[Any] | None], npt.NDArray[Any]] | None = None
 
     def score(self, outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
         """The metric of outputs [samples, ...] by name, and of the samples' labels.
@@ -88,7 +91,7 @@ def parse_metric(given: MetricSource | None) -> Metric:
     if callable(given):
         return Metric(getattr(given, "__name__", type(given).__name__), given)
     if given is None or given in ("top1", "top-1"):
-        return Metric("top1", top1, needs_all=False, needs_labels=True)
+        return Metric("top1", top1, needs_all=False, needs_labels=True, each=right)
     text = given
     body, separator, direction = text.rpartition(":")
     lower = bool(separator) and direction == "min"
@@ -166,7 +169,17 @@ def top1(outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
     Raises:
         DataError: no output of [samples, classes], or labels that are not such classes, one a sample or place.
     """
+    return float(right(outputs, labels).mean())
+
+
+def right(outputs: Outputs, labels: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    """As `top1`, for each sample, [samples]: 1 where it is right, else 0; the share of its places that are right.
+
+    Raises:
+        DataError: as `top1`.
+    """
     assert labels is not None
+    samples = len(labels)
     if labels.ndim > 1 and labels[:1].size > 1:
         scores, labels = _places_of(outputs, labels.shape), labels.reshape(-1)
     else:
@@ -177,7 +190,8 @@ def top1(outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
             f"{len(labels)} labels for {len(scores)} outputs", where="the labels", do="give one label for each sample"
         )
     check_labels(labels, scores.shape[1])
-    return float((scores.argmax(axis=1) == labels).mean())
+    hits = scores.argmax(axis=1) == labels
+    return np.asarray(hits.reshape(samples, -1).mean(axis=1) if samples else hits, np.float64)
 
 
 def _places_of(outputs: Outputs, wanted: tuple[int, ...]) -> npt.NDArray[Any]:

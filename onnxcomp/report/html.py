@@ -142,7 +142,9 @@ def _figures(report: Report) -> str:
             rows.append(["peak memory", *taken, "loaded and run alone"])
     if report.accuracy is not None:
         a = report.accuracy
-        rows.append([text(a.metric), f"{a.before:.4f}", f"{a.after:.4f}", _drop_words(a.drop)])
+        low, high = a.interval or (a.drop, a.drop)
+        sure = "" if a.interval is None else f"; 95 % interval {-high:+.4f} to {-low:+.4f}"
+        rows.append([text(a.metric), f"{a.before:.4f}", f"{a.after:.4f}", _drop_words(a.drop) + sure])
     if report.teacher is not None and report.teacher.accuracy is not None:
         a = report.teacher.accuracy
         where = f"of the teacher <code>{text(report.teacher.path)}</code>: {_drop_words(a.drop)}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from pathlib import Path
+
+import numpy as np
 
 from onnxcomp.data.metric import Metric
 from onnxcomp.results import Accuracy
@@ -11,6 +14,8 @@ from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Array
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import Answer, Runner, Samples, joined
+
+NORMAL_95 = 1.959964  # the normal distribution's quantile
 
 
 class Collected:
@@ -75,5 +80,23 @@ def accuracy(
 
 def scored(metric: Metric, collected: Collected, labels: Array | None) -> Accuracy:
     """The metric of both models, and how much worse the second is: positive means worse, whichever way it points."""
-    before, after = (metric.score(collected.outputs(model), labels) for model in (0, 1))
-    return Accuracy(metric.name, collected.samples, before, after, metric.drop(before, after))
+    outputs = [collected.outputs(model) for model in (0, 1)]
+    before, after = (metric.score(found, labels) for found in outputs)
+    drop = metric.drop(before, after)
+    told = None
+    if metric.each is not None and len(labels if labels is not None else ()) > 1:
+        first, second = (np.asarray(metric.each(dict(found), labels), np.float64) for found in outputs)
+        told = interval(first - second if metric.higher_is_better else second - first)
+    return Accuracy(metric.name, collected.samples, before, after, drop, told)
+
+
+def interval(drops: Array) -> tuple[float, float]:
+    """Where the mean of paired differences, [samples], lies with 95 % confidence.
+
+    One more sample than was seen counts as changed: where none changed, one in so many still may (the paired form of
+    Agresti's adjustment, Agresti and Min 2005, Statistics in Medicine 24, 729-740).
+    """
+    count, mean = len(drops), float(drops.mean())
+    variance = (float(np.square(drops).sum()) + 1.0) / count - mean**2
+    half = NORMAL_95 * math.sqrt(max(variance, 0.0) / count)
+    return mean - half, mean + half
