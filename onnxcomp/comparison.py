@@ -15,7 +15,7 @@ from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.files import sha256_of
 from onnxcomp.graph import cost
-from onnxcomp.graph.io import load, model_files
+from onnxcomp.graph.io import read
 from onnxcomp.ops.facts import load_operators
 from onnxcomp.report.comparison import COLUMNS, cells, lines
 from onnxcomp.report.notebook import fragment
@@ -255,9 +255,9 @@ def _variant(
     fidelity: Fidelity | None,
     accuracy: Accuracy | None,
 ) -> Variant:
-    files = model_files(path)
+    graph, files = read(path)
     size = sum(file.stat().st_size for file in files)
-    stats = cost.stats(load(path), load_operators(), file_bytes=size, sample=shapes)
+    stats = cost.stats(graph, load_operators(), file_bytes=size, sample=shapes)
     return Variant(label, str(path), sha256_of(*files), stats, latency_ms, bench, accuracy, fidelity)
 
 

@@ -13,7 +13,7 @@ from onnxcomp.data.synthetic import guessed_shapes
 from onnxcomp.errors import ModelError, OnnxcompError
 from onnxcomp.graph import cost
 from onnxcomp.graph.functions import inline_functions
-from onnxcomp.graph.io import load, model_files, total_bytes
+from onnxcomp.graph.io import read, total_bytes
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.literals import lift_weights
 from onnxcomp.manager import registry
@@ -114,9 +114,9 @@ def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, *, 
     Raises:
         ModelError: the file cannot be used.
     """
-    graph = load(path)
+    graph, files = read(path)
     operators = load_operators()
-    size = sum(file.stat().st_size for file in model_files(path))
+    size = sum(file.stat().st_size for file in files)
     notes = list(graph.notes)
     inputs = [InputSpec(t.name, t.dtype, t.shape) for t in graph.inputs if t.dtype is not None]
     sample, guesses = guessed_shapes(with_shapes(inputs, shapes))

@@ -60,5 +60,10 @@ class Memory:
         """Rows of layers that are held to be solved together."""
         return self.total // 8
 
+    @property
+    def kept(self) -> int:
+        """Weights of graphs that pipelines began with, kept for others that begin alike."""
+        return self.total // 4
+
     def __str__(self) -> str:
         return f"{self.total / 2**30:.3g} GiB"

@@ -91,7 +91,8 @@ def prepare(
     )
     shapes = {name: tuple(array.shape) for name, array in next(iter(parts.calibrate.batches(1))).items()}
     doubted: list[str] = []
-    if doubting and job.verify:
+    tried = parts.select if eval_dataset is None else parts.judge
+    if doubting and job.verify and tried.dataset.pixels:
         labels = job.labels if eval_dataset is None else job.eval_labels
         data = job.data if eval_dataset is None else job.eval_data
         doubted = doubts(
@@ -99,7 +100,7 @@ def prepare(
             graph,
             lambda chosen: opener.open(data, preprocess=chosen, labels=labels),
             job.preprocess,
-            parts.select if eval_dataset is None else parts.judge,
+            tried,
             metric,
             macs=cost.stats(graph, load_operators(), file_bytes=0, sample=shapes).macs,
             threads=job.threads,

@@ -89,7 +89,7 @@ class Study:
         )
         context.costs = self.costs
         context.drop = self.drop if self.judge.has_metric else None
-        self._prefixes = Prefixes(self.original)
+        self._prefixes = Prefixes(self.original, most_bytes=material.memory.kept)
 
     @classmethod
     @contextmanager
