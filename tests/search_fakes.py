@@ -12,6 +12,7 @@ from typing import Any
 
 from onnxcomp.job import Job
 from onnxcomp.manager.pipeline import Pipeline
+from onnxcomp.runtime.progress import SILENT
 from onnxcomp.search.ledger import Ledger, open_ledger
 from onnxcomp.search.rows import Judge, Objective, Source
 from onnxcomp.search.run import _Run
@@ -102,8 +103,6 @@ def run(
     file: Path, pool: FakePool, trials: int, sampler: str = "climb", objective: Objective = "size", seed: int = 0
 ) -> Ledger:
     """A search on the formula; the ledger after it."""
-    from onnxcomp.runtime.progress import SILENT
-
     found = ledger(file, objective, seed)
     job = Job(Path("model.onnx"), output=file.with_name("out.onnx"), budget=Budget(max_drop=LIMIT), seed=seed)
     searching = _Run(job, found.space, found, pool, strategy(sampler), trials, None, lambda text: None)

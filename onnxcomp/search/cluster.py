@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from distributed import Client, WorkerPlugin, get_worker
+
 from onnxcomp.errors import DataError, EnvironmentLacksError, OnnxcompError
 from onnxcomp.files import sha256_of
 from onnxcomp.job import Job
@@ -28,14 +30,13 @@ from onnxcomp.work.study import Study
 
 PLUGIN, CONNECT_SECONDS, FOLDERS = "onnxcomp-search", "15s", "ONNXCOMP_FILES"
 COMPARED = ("onnxcomp", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy")  # packages that decide what a trial gives
-REMEDY = "pip install 'onnxcomp[dask]'"
 
 
 class Cluster:
     """Trials on the workers of a scheduler.
 
     Raises:
-        EnvironmentLacksError: Dask is not installed, the scheduler cannot be reached, or a worker lacks what it needs.
+        EnvironmentLacksError: the scheduler cannot be reached, or a worker lacks what it needs.
     """
 
     def __init__(self, address: str, job: Job) -> None:
@@ -129,7 +130,7 @@ def _placed(value: Any, there: Mapping[str, str], folder: Path) -> Any:
     return str(folder / value) if (folder / value).exists() else value
 
 
-class StudyPlugin:
+class StudyPlugin(WorkerPlugin):
     """What a worker holds: the study, opened with its first trial. Dask calls `setup` and `teardown`."""
 
     name = PLUGIN
@@ -191,8 +192,6 @@ def ask_source(key: str) -> str:
 
 
 def _plugin(key: str) -> StudyPlugin:
-    from distributed import get_worker
-
     found: Any = get_worker().plugins[f"{PLUGIN}-{key[:16]}"]
     return cast(StudyPlugin, found)
 
@@ -206,14 +205,6 @@ def _answer_of(done: Any) -> Answer:
 
 
 def _connected(address: str) -> Any:
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise EnvironmentLacksError(
-            f"a search on a cluster needs dask.distributed, which is not installed here ({error})",
-            where=f"--dask {address}",
-            do=REMEDY,
-        ) from error
     try:
         connect: Any = Client
         return connect(address, timeout=CONNECT_SECONDS, set_as_default=False)

@@ -20,7 +20,7 @@ from onnxcomp import driver, places
 from onnxcomp.build.first import job_table, save_result
 from onnxcomp.config import entry_of
 from onnxcomp.distill import environment
-from onnxcomp.errors import ModelError, OnnxcompError, UsageError
+from onnxcomp.errors import EnvironmentLacksError, ModelError, OnnxcompError, UsageError
 from onnxcomp.job import Job
 from onnxcomp.manager.base import Need
 from onnxcomp.results import Report
@@ -146,8 +146,14 @@ def objective_of(job: Job) -> Objective:
 def pool_of(job: Job, keys: SearchKeys) -> Pool:
     """Where the trials run."""
     if keys.dask is not None:
-        from onnxcomp.search.cluster import Cluster
-
+        try:
+            from onnxcomp.search.cluster import Cluster
+        except ImportError as error:
+            raise EnvironmentLacksError(
+                f"a search on a cluster needs dask.distributed, which is not installed here ({error})",
+                where=f"--dask {keys.dask}",
+                do="pip install 'onnxcomp[search,dask]'",
+            ) from error
         return Cluster(keys.dask, job)
     if keys.workers == 0:
         return Inline(job)
