@@ -139,7 +139,13 @@ class WeightHistogram:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One weighted layer before and after. `own_sqnr_db`: the layer's own error on the original's inputs, in dB."""
+    """One weighted layer before and after.
+
+    Attributes:
+        precision: what it computes in, as ONNX Runtime's profile says, and where nothing was run what it is stored in.
+        own_sqnr_db: the layer's own error on the original's inputs, in dB.
+        stored: what its weight is stored in, where that is not what it computes in.
+    """
 
     node: str
     op: str
@@ -148,6 +154,12 @@ class LayerRecord:
     parameters: tuple[int, int]
     own_sqnr_db: float | None = None
     weights: WeightHistogram | None = None
+    stored: tuple[str, str] | None = None
+
+    @property
+    def held(self) -> tuple[str, str]:
+        """What its weight is stored in, before and after."""
+        return self.stored or self.precision
 
 
 @dataclass(frozen=True)

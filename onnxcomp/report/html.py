@@ -210,12 +210,12 @@ def _maps(report: Report) -> str:
         wide = f"width:min({MAP_WIDTH * shrink:.1f}px,{100 * shrink:.1f}%)"
         caption = f"<figcaption>{word}: {size_text(stats.bytes)}</figcaption>"
         maps.append(f'<figure style="{wide}">{drawn}{caption}</figure>')
-    shown = sorted({p for layer in report.layers for p in layer.precision} - {"removed"})
+    shown = sorted({p for layer in report.layers for p in layer.held} - {"removed"})
     return f'{charts.legend([*shown, charts.ELSE])}<div class="maps">{"".join(maps)}</div>'
 
 
 def _cell(name: str, layer: LayerRecord, index: int) -> charts.Cell:
-    size, precision = layer.bytes[index], layer.precision[index]
+    size, precision = layer.bytes[index], layer.held[index]
     return charts.Cell(name, size, kind(precision), f"{layer.node} ({layer.op}): {size_text(size)}, {precision}")
 
 
@@ -278,6 +278,8 @@ def _layers(report: Report) -> str:
 def _row(layer: LayerRecord) -> str:
     before, after = layer.precision
     stored = text(before) if before == after else f"{text(before)} → {text(after)}"
+    if layer.stored is not None:
+        stored += f", stored in {text(layer.stored[1])}"
     sizes = size_text(layer.bytes[0])
     if layer.bytes[0] != layer.bytes[1]:
         sizes += f" → {size_text(layer.bytes[1])}"

@@ -235,7 +235,7 @@ def _layers(report: Report, console: Console, verbose: bool) -> None:
         (
             layer.node,
             layer.op,
-            " -> ".join(layer.precision),
+            " -> ".join(layer.precision) + (f", stored in {layer.stored[1]}" if layer.stored else ""),
             f"{size_text(layer.bytes[0])} -> {size_text(layer.bytes[1])}",
             f"{layer.own_sqnr_db:.1f} dB",
         )

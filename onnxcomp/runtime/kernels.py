@@ -14,6 +14,9 @@ from onnxcomp.runtime.session import Feeds
 INTEGERS = frozenset({"int8", "uint8"})
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Cast"})
 
+# these read floats, and quantize them before they multiply
+INSIDE = frozenset({"DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits"})
+
 # what ONNX Runtime puts around the name of a node that it replaces
 _PREFIX = re.compile(r"^(fused )+")
 _SUFFIX = re.compile(r"(_token_\d+|/\w+Fusion/?|_nchwc|_nhwc|/DuplicateDQ|_fused)+$")
@@ -71,6 +74,17 @@ def ran(graph: Graph, feed: Feeds, *, threads: int = 1) -> dict[str, Ran]:
         ModelError: ONNX Runtime cannot run the graph.
     """
     return kernels_of(named_times(graph, feed, threads=threads, runs=1, warm_up=0))
+
+
+def on_integers(graph: Graph, feed: Feeds, *, threads: int = 1) -> dict[str, bool]:
+    """Whether the kernel that ran a node works on integers, by the node's name; folded nodes are missing.
+
+    Raises:
+        ModelError: as `ran`.
+    """
+    exact = {node.name for node in graph.walk() if node.op == "MatMulNBits" and node.attrs.get("accuracy_level") != 4}
+    found = ran(graph, feed, threads=threads)
+    return {name: (k.integer or k.op in INSIDE) and name not in exact for name, k in found.items()}
 
 
 def kernels_of(times: Iterable[tuple[str, NodeTime]]) -> dict[str, Ran]:

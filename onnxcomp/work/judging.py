@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats, TeacherRecord
+from onnxcomp.runtime import kernels
 from onnxcomp.runtime.acceleration import Acceleration
 from onnxcomp.runtime.costs import CostTable, MeasuredCosts
 from onnxcomp.runtime.latency import Entry, compare
@@ -37,7 +38,12 @@ LAYER_SAMPLES = 8
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of one written file. `own_sqnr_db`: by layer, its own error in dB."""
+    """What was measured of one written file.
+
+    Attributes:
+        own_sqnr_db: by layer, its own error in dB.
+        on_integers: by node, whether the kernel that ran it works on integers; empty where nothing was run.
+    """
 
     stats: ModelStats
     sha256: str
@@ -45,6 +51,7 @@ class Measurements:
     accuracy: Accuracy | None
     benchmark: Benchmark | None
     own_sqnr_db: dict[str, float] = field(default_factory=dict)
+    on_integers: dict[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -105,7 +112,7 @@ class Judge:
         found = self._measure(graph, path, files, self.samples, self.metric, self._benchmark)
         notes = [target.why_not] if (target := find(self.context.target)).why_not else []
         notes += self._compiled(target, path)
-        found = replace(found, notes=(*found.notes, *notes))
+        found = replace(found, notes=(*found.notes, *notes), on_integers=self._on_integers(graph))
         if not self.verify:
             return found
         try:
@@ -172,6 +179,13 @@ class Judge:
         context = self.context
         samples = self.select.head(LAYER_SAMPLES)
         return own_sqnr_db(self.source.graph, graph, samples, context.operators, threads=context.threads)
+
+    def _on_integers(self, graph: Graph) -> dict[str, bool]:
+        if not (self.verify or self.bench) or self.context.target != "cpu":
+            return {}
+        with suppress(ModelError):  # what does not run was told of by what had to run it
+            return kernels.on_integers(graph, next(iter(self.samples.batches(1))), threads=self.context.threads)
+        return {}
 
     def _measure(
         self, graph: Graph, path: Path, files: list[Path], samples: Samples, metric: Metric | None, timed: Timed | None

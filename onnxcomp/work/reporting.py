@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
 from onnxcomp._version import __version__
 from onnxcomp.graph import cost
 from onnxcomp.graph.health import broken_weights
@@ -75,7 +78,9 @@ def fill(report: Report, study: Study, after: Graph, chosen: Candidate, measured
 
 def _layers(before: Graph, after: Graph, operators: Operators, measured: Measurements) -> list[LayerRecord]:
     """Weighted layers by name, before and after; one that is gone has zeros after."""
-    new = {layer.node: layer for layer in cost.joined(cost.layers(after, operators))}
+    found = cost.layers(after, operators)
+    new = {layer.node: layer for layer in cost.joined(found)}
+    runs = {layer.node: layer.precision for layer in cost.joined(_computed(found, measured.on_integers))}
     weights = histograms(before, after, operators)
     records = []
     for old in cost.layers(before, operators):
@@ -84,14 +89,22 @@ def _layers(before: Graph, after: Graph, operators: Operators, measured: Measure
             LayerRecord(
                 node=old.node,
                 op=old.op,
-                precision=(old.precision, now.precision if now else "removed"),
+                precision=(old.precision, runs[old.node] if now else "removed"),
                 bytes=(old.bytes, now.bytes if now else 0),
                 parameters=(old.parameters, now.parameters if now else 0),
                 own_sqnr_db=measured.own_sqnr_db.get(old.node),
                 weights=weights.get(old.node),
+                stored=(old.precision, now.precision) if now and runs[old.node] != now.precision else None,
             )
         )
     return records
+
+
+def _computed(found: list[cost.LayerCost], on_integers: Mapping[str, bool]) -> Iterator[cost.LayerCost]:
+    """The layers with what they compute in: float where integers are decoded before they are multiplied."""
+    for layer in found:
+        decoded = "int" in layer.precision and not on_integers.get(layer.node, True)
+        yield replace(layer, precision="float32") if decoded else layer
 
 
 def table_notes(job: Job, costs: MeasuredCosts | None) -> list[str]:
