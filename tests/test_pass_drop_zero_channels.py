@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import builders
 import numpy as np
 import pytest
 from hypothesis import given
 from nets import Net
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 from test_coupling_random import nets
 from test_coupling_rules import CASES, graph_of
 from test_pass_prune_channels import run, widths
 
+import onnxcomp
 from onnxcomp.graph.io import to_bytes
 
 
@@ -99,3 +102,30 @@ def test_hidden_units_leave_a_cell_with_a_computed_weight_only_where_that_follow
                 values[1] = 0
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     check(model)
+
+
+@pytest.mark.parametrize("spec", ["drop-zero-channels", "prune-channels{ratio=0.4}"])
+def test_statistics_that_training_mode_hands_out_carry_the_channels(spec: str, tmp_path: Path) -> None:
+    scale, shift = np.array([1, 0, 2, 1, 1, 1], np.float32), np.array([0.5, 0, 1, 1, 0, 0], np.float32)
+    weight = builders.normal(builders.rng(2), 6, 3, 3, 3)
+    weight[1] = 0
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["n", "rm", "rv"], "bn", training_mode=1),
+        helper.make_node("Relu", ["n"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "w2"], ["y"], "head"),
+        helper.make_node("Mul", ["rm", "rm"], ["power"], "power"),
+    ]
+    weights = {
+        "w": weight, "s": scale, "b": shift, "m": np.zeros(6, np.float32), "v": np.ones(6, np.float32),
+        "w2": builders.normal(builders.rng(3), 2, 6, 1, 1),
+    }  # fmt: skip
+    outputs = [builders.value("y", builders.FLOAT, ["N", 2, 6, 6]), builders.value("power", builders.FLOAT, [6])]
+    proto = builders.model(nodes, [builders.value("x", builders.FLOAT, ["N", 3, 8, 8])], outputs, weights)
+    path, out = builders.save(proto, tmp_path / "m.onnx"), tmp_path / "o.onnx"
+    x = builders.rng(4).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    onnxcomp.optimize(path, data={"x": x}, passes=spec, output=out, bench=False)
+    if out.exists():
+        for a, b in zip(builders.run(proto, {"x": x}), builders.run(out, {"x": x}), strict=True):
+            assert a.shape == b.shape
+        np.testing.assert_allclose(builders.run(out, {"x": x})[1], builders.run(proto, {"x": x})[1], atol=1e-6)

@@ -21,10 +21,12 @@ from onnxcomp.ops.shapes import as_first, like
 
 
 def batch_norm(step: Step) -> None:
-    """BatchNormalization: scale, bias, mean and variance by channel."""
+    """BatchNormalization: scale, bias, mean and variance by channel, and the statistics that training mode hands out."""
     axes = step.axes(0)
     _by_channel(step, axes, range(1, 5))
     step.emit(axes)
+    for index in range(1, len(step.node.outputs)):
+        step.emit([axes[1]], index)
 
 
 def instance_norm(step: Step) -> None:
