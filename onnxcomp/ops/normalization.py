@@ -21,7 +21,7 @@ from onnxcomp.ops.shapes import as_first, like
 
 
 def batch_norm(step: Step) -> None:
-    """BatchNormalization: scale, bias, mean and variance by channel, and the statistics that training mode hands out."""
+    """BatchNormalization: scale, bias, mean and variance by channel, and the statistics that it hands out."""
     axes = step.axes(0)
     _by_channel(step, axes, range(1, 5))
     step.emit(axes)

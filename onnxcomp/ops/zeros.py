@@ -32,7 +32,7 @@ def parts(view: ZeroView) -> set[int]:
 
 
 def scaled_and_shifted(view: ZeroView) -> set[int]:
-    """BatchNormalization: scale and shift decide, for the statistics are fixed; where it hands them out, they live on."""
+    """BatchNormalization: scale and shift decide, for the statistics are fixed; those that it hands out live on."""
     if len(view.node.outputs) > 1:
         return set()
     return view.zero(1) & view.zero(2)
