@@ -9,6 +9,7 @@ from typing import Literal
 
 from onnxcomp.errors import DataError, GuaranteeError, ModelError, UsageError
 from onnxcomp.graph.functions import inline_functions
+from onnxcomp.graph.fused import is_fused, take_apart
 from onnxcomp.graph.io import total_bytes
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.literals import lift_weights
@@ -154,8 +155,8 @@ class PassManager:
 
     def _mode(self, graph: Graph) -> str:
         """What decides about a pass beside itself and those before it."""
-        opens = bool(graph.functions) and any(map(_rewrites, self.pipeline.passes))
-        return f"{self.on_failure}{', functions opened' if opens else ''}"
+        opens = (bool(graph.functions) or is_fused(graph)) and any(map(_rewrites, self.pipeline.passes))
+        return f"{self.on_failure}{', opened' if opens else ''}"
 
     def _known(self, graph: Graph, prefixes: Prefixes) -> tuple[int, Kept]:
         """How many passes are done already, and what they came to."""
@@ -166,17 +167,20 @@ class PassManager:
         return found
 
     def _open_functions(self, graph: Graph) -> tuple[Graph, str]:
-        """A copy without local functions where a pass is to rewrite what they hold, and what is to be said of it.
+        """A copy without local functions and fused layers where a pass is to rewrite what they hold, and what to say.
 
-        Exact and close passes alone, and training, leave functions as they are.
+        Exact and close passes alone, and training, leave both as they are.
         """
-        if not graph.functions or not any(_rewrites(item) for item in self.pipeline.passes):
+        if not (graph.functions or is_fused(graph)) or not any(_rewrites(item) for item in self.pipeline.passes):
             return graph, ""
         start = graph.clone()
         try:
-            return start, inline_functions(start)[0]
+            said = inline_functions(start)
         except ModelError as error:
-            return graph, f"local functions are left alone, and what they hold with them: {error.what}"
+            start = graph.clone()
+            said = [f"local functions are left alone, and what they hold with them: {error.what}"]
+        said += take_apart(start)
+        return start, "; ".join(said)
 
     def _one(
         self, item: Pass, graph: Graph, context: PassContext, probe: Probe, strict: bool
