@@ -139,12 +139,10 @@ class WeightHistogram:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One weighted layer before and after.
+    """One weighted layer before and after. `own_sqnr_db`: the layer's own error on the original's inputs, in dB.
 
-    Attributes:
-        precision: what it computes in, as ONNX Runtime's profile says, and where nothing was run what it is stored in.
-        own_sqnr_db: the layer's own error on the original's inputs, in dB.
-        stored: what its weight is stored in, where that is not what it computes in.
+    `precision`: what it computes in by ONNX Runtime's profile, where nothing was run what it is stored in; `stored`:
+    what its weight is stored in, where that is not what it computes in.
     """
 
     node: str

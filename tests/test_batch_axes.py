@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import builders
@@ -18,6 +19,9 @@ from onnxcomp.data.states import State, states_of, windows
 from onnxcomp.driver import optimize
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph.codec import decode
+from onnxcomp.graph.shapes import infer
+from onnxcomp.passes.qdq import refine
+from onnxcomp.passes.structure.trials import Portion
 from onnxcomp.runtime.taps import runs_over
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.opening import Opener
@@ -291,3 +295,31 @@ def test_errors_that_grow_from_step_to_step_are_told(tmp_path: Path) -> None:
     assert drift.last_db < drift.first_db - 5
     alone = Opener(before).open({"x": random(30, FEATURES), "state": random(30, HIDDEN)}).samples()
     assert judge(before, after, alone)[0].drift is None
+
+
+class _Sequences:
+    """Whole sequences, time first: a feed is one sample, whatever its first axis says."""
+
+    source = "sequences"
+
+    def __len__(self) -> int:
+        return 12
+
+    def step(self, size: int | None = None) -> int:
+        return 1
+
+    def batches(self, size: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+        yield from ({"x": np.full((20, 1, 8), i, np.float32)} for i in range(12))
+
+
+def test_passes_that_hold_a_few_samples_count_sequences_and_not_their_steps() -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"], "relu")]
+    shape = ["T", 1, 8]
+    proto = builders.model(nodes, [builders.value("x", builders.FLOAT, shape)], [builders.value("y", 1, shape)])
+    graph, samples = decode(proto), _Sequences()
+    shapes = infer(graph, {"x": (20, 1, 8)})
+    assert len(refine.few(graph, samples, shapes)) == 12
+    assert len(refine.few(graph, samples, shapes, budget_bytes=1)) == refine.LEAST_SAMPLES
+    assert len(refine.judged(samples)) == 12
+    part = list(Portion(samples, 3, 5).batches(8))
+    assert [int(feeds["x"].flat[0]) for feeds in part] == [3, 4, 5, 6, 7]

@@ -47,7 +47,9 @@ def take_apart(graph: Graph) -> list[str]:
                 _split(scope, node)
     graph.sort()
     words = ", ".join(f"{count} {op}" for op, count in sorted(done.items()))
-    return [f"{words}, written by ONNX Runtime's optimizer, were taken apart into what they were made of"] if done else []
+    return (
+        [f"{words}, written by ONNX Runtime's optimizer, were taken apart into what they were made of"] if done else []
+    )
 
 
 def _apart(node: Node) -> bool:
@@ -61,7 +63,9 @@ def _text(value: Any) -> str:
 def _split(scope: Graph, node: Node) -> None:
     activation, out = _text(node.attrs["activation"]), node.outputs[0]
     given = [float(v) for v in node.attrs.get("activation_params", [])]
-    given += [float(node.attrs[f"activation_{k}"]) for k in ("alpha", "beta", "gamma") if f"activation_{k}" in node.attrs]
+    given += [
+        float(node.attrs[f"activation_{k}"]) for k in ("alpha", "beta", "gamma") if f"activation_{k}" in node.attrs
+    ]
     attrs = _ACTIVATIONS[activation](given)
     node.op, node.domain = PLAIN[node.op], ONNX_DOMAIN
     node.attrs = {key: value for key, value in node.attrs.items() if not key.startswith("activation")}
@@ -75,6 +79,8 @@ def _split(scope: Graph, node: Node) -> None:
         x = scope.add_node("Add", [x, summand], name=f"{node.name}_sum").outputs[0]
     bounds = []
     if activation == "Clip" and scope.opset >= CLIP_OPSET:
-        bounds = [scope.add_constant(f"{node.name}_{key}", np.float32(value)) for key, value in attrs.items()]
+        bounds = [
+            scope.add_constant(f"{node.name}_{key}", np.asarray(value, np.float32)) for key, value in attrs.items()
+        ]
         attrs = {}
     scope.add_node(activation, [x, *bounds], name=f"{node.name}_{activation}", attrs=attrs, outputs=[out])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, Protocol
 
@@ -33,6 +33,14 @@ def runs_over(graph: Graph, samples: Batches, batch: int) -> int:
     # sources of tests and of third parties need not say how many samples they give at a time
     step = getattr(samples, "step", None)
     return -(-len(samples) // (fixed or batch if step is None else step(batch)))
+
+
+def samples_in(samples: Batches, feeds: Mapping[str, np.ndarray[Any, Any]], batch: int | None) -> int:
+    """How many samples a full feed of `samples.batches(batch)` holds; the first axis may be time, or tokens."""
+    step = getattr(samples, "step", None)  # see `runs_over`
+    if step is not None:
+        return int(step(batch))
+    return max((len(array) for array in feeds.values() if array.ndim), default=1)
 
 
 def stream(

@@ -16,6 +16,7 @@ from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable, elem_type
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators
+from onnxcomp.runtime.memory import Memory
 from onnxcomp.runtime.session import open_graph
 from onnxcomp.runtime.taps import Batches, drop_unneeded, stream
 
@@ -34,7 +35,13 @@ class Segment:
 
 
 def own_sqnr_db(
-    before: Graph, after: Graph, samples: Batches, operators: Operators, *, threads: int = 2
+    before: Graph,
+    after: Graph,
+    samples: Batches,
+    operators: Operators,
+    *,
+    threads: int = 2,
+    memory: Memory = Memory(),  # noqa: B008 (frozen)
 ) -> dict[str, float]:
     """SQNR of each weighted layer alone, in dB, by the name of its node in `before`.
 
@@ -51,8 +58,9 @@ def own_sqnr_db(
     given = {name: array.shape for name, array in first.items()}
     shapes, now = (shape_tools.infer(graph, given) for graph in (before, after))
     found_in_both = [s for s in segments(before, after, operators) if _as_wide(s, shapes, now)]
-    for group in _groups(found_in_both, before, shapes):
-        found.update(_measure(group, before, after, shapes, samples, threads))
+    most = min(BUDGET_BYTES, memory.activations)
+    for group in _groups(found_in_both, before, shapes, most, min(WEIGHT_BYTES, memory.inside)):
+        found.update(_measure(group, before, after, shapes, samples, threads, 4 * most))
     return found
 
 
@@ -89,16 +97,18 @@ def _first_kept(node: Node, kept: set[str]) -> str | None:
     return None
 
 
-def _groups(found: list[Segment], graph: Graph, shapes: Shapes) -> Iterator[list[Segment]]:
-    """Consecutive layers whose activations and weights fit the budgets together."""
+def _groups(
+    found: list[Segment], graph: Graph, shapes: Shapes, most: int, most_weights: int
+) -> Iterator[list[Segment]]:
+    """Consecutive layers whose activations and weights fit the budgets, in bytes, together."""
     tensors, nodes = graph.tensors(), {node.name: node for node in graph.nodes}
     group: list[Segment] = []
     used = weights = 0
     for segment in found:
         sizes = [shapes.static(tensors[name]) for name in (segment.entry, segment.exit)]
-        size = sum(prod(shape) * 4 if shape is not None else BUDGET_BYTES // 8 for shape in sizes)
+        size = sum(prod(shape) * 4 if shape is not None else most // 8 for shape in sizes)
         held = sum(4 * t.size for t in nodes[segment.node].inputs if isinstance(t, Constant))
-        if group and (used + size > BUDGET_BYTES or weights + held > WEIGHT_BYTES):
+        if group and (used + size > most or weights + held > most_weights):
             yield group
             group, used, weights = [], 0, 0
         group.append(segment)
@@ -108,7 +118,7 @@ def _groups(found: list[Segment], graph: Graph, shapes: Shapes) -> Iterator[list
 
 
 def _measure(
-    group: list[Segment], before: Graph, after: Graph, shapes: Shapes, samples: Batches, threads: int
+    group: list[Segment], before: Graph, after: Graph, shapes: Shapes, samples: Batches, threads: int, most: int
 ) -> dict[str, float]:
     cut, exits = _cut(group, after, shapes)
     session = open_graph(cut, threads=threads)
@@ -117,7 +127,7 @@ def _measure(
     signal = dict.fromkeys((s.node for s in group), 0.0)
     noise = dict.fromkeys(signal, 0.0)
     held: dict[str, Array] = {}
-    for part in stream(before, names, samples, batch=1, threads=threads, budget_bytes=4 * BUDGET_BYTES):
+    for part in stream(before, names, samples, batch=1, threads=threads, budget_bytes=most):
         held.update(part)
         if len(held) < len(names):
             continue

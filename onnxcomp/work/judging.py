@@ -178,7 +178,9 @@ class Judge:
     def _own_errors(self, graph: Graph) -> dict[str, float]:
         context = self.context
         samples = self.select.head(LAYER_SAMPLES)
-        return own_sqnr_db(self.source.graph, graph, samples, context.operators, threads=context.threads)
+        return own_sqnr_db(
+            self.source.graph, graph, samples, context.operators, threads=context.threads, memory=context.memory
+        )
 
     def _on_integers(self, graph: Graph) -> dict[str, bool]:
         if not (self.verify or self.bench) or self.context.target != "cpu":

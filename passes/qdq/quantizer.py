@@ -157,7 +157,7 @@ class Quantizer:
 
     def trials(self) -> Trials:
         """What plans really give, on a few samples."""
-        held = refine.few(self.graph, self.samples, self.shapes)
+        held = refine.few(self.graph, self.samples, self.shapes, budget_bytes=self.context.memory.activations)
         feeds = refine.judged(self.samples, batch=rows_of(held[0]))
         native = self.options.isa == "native"
         return Trials(self.graph, self.target, self.shapes, feeds, self.context.threads, native=native)
@@ -265,7 +265,7 @@ class Quantizer:
                 wanted,
                 layers,
                 written,
-                refine.few(exact, self.samples, shapes),
+                refine.few(exact, self.samples, shapes, budget_bytes=self.context.memory.activations),
                 compensate=options.rounding == "compensated",
                 correct=options.bias_correction,
                 threads=self.context.threads,

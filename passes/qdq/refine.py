@@ -22,7 +22,7 @@ from onnxcomp.passes.qdq.weights import Layer
 from onnxcomp.runtime.patches import LayerInputs
 from onnxcomp.runtime.progress import Progress
 from onnxcomp.runtime.stages import Stages
-from onnxcomp.runtime.taps import Batches, stream
+from onnxcomp.runtime.taps import Batches, samples_in, stream
 
 BUDGET_BYTES = 48 * 2**20  # of the activations held, about
 LIVE = 6  # tensors of the largest size that are held at a time, about
@@ -73,16 +73,18 @@ def _residual(output: Variable, shapes: Shapes, top: set[Node]) -> tuple[Node, i
     return add, port, other.name
 
 
-def few(graph: Graph, samples: Batches, shapes: Shapes, batch: int = 8) -> list[dict[str, Array]]:
+def few(
+    graph: Graph, samples: Batches, shapes: Shapes, batch: int = 8, budget_bytes: int = BUDGET_BYTES
+) -> list[dict[str, Array]]:
     """The first samples, as many as the memory budget allows: batches of feeds."""
     tensors = [*graph.inputs, *(t for node in graph.nodes for t in node.outputs)]
     largest = max((prod(shape) for t in tensors if (shape := shapes.static(t))), default=1)
-    count = int(np.clip(BUDGET_BYTES // (4 * largest * LIVE), LEAST_SAMPLES, MOST_SAMPLES))
+    count = int(np.clip(min(BUDGET_BYTES, budget_bytes) // (4 * largest * LIVE), LEAST_SAMPLES, MOST_SAMPLES))
     found: list[dict[str, Array]] = []
     taken = 0
     for feeds in samples.batches(min(batch, count)):
         found.append(feeds)
-        taken += max((len(a) for a in feeds.values() if a.ndim), default=1)
+        taken += samples_in(samples, feeds, min(batch, count))
         if taken >= count:
             break
     return found
@@ -97,7 +99,7 @@ def judged(samples: Batches, batch: int = 8) -> list[dict[str, Array]]:
     taken = held = 0
     for feeds in samples.batches(batch):
         found.append(feeds)
-        taken += max((len(a) for a in feeds.values() if a.ndim), default=1)
+        taken += samples_in(samples, feeds, batch)
         held += sum(a.nbytes for a in feeds.values())
         if taken >= JUDGED_SAMPLES or held >= BUDGET_BYTES:
             break

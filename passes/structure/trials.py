@@ -25,6 +25,7 @@ from onnxcomp.passes.structure.refit import BATCH, Effort, Refit
 from onnxcomp.passes.structure.solving import solve_again, to_solve, whole
 from onnxcomp.runtime.closeness import noise_share, rows_of
 from onnxcomp.runtime.session import open_session
+from onnxcomp.runtime.taps import samples_in
 
 SOLVED, JUDGED = 128, 128  # samples
 ROWS = 8192  # of a layer
@@ -61,7 +62,7 @@ class Portion:
                 return
             if seen >= self.start:
                 yield feeds
-            seen += max((array.shape[0] for array in feeds.values() if array.ndim), default=1)
+            seen += samples_in(self.whole, feeds, size)
 
 
 def carry_out(
