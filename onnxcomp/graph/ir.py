@@ -332,10 +332,15 @@ class Graph:
 
     def walk(self) -> Iterator[Node]:
         """Every node, those in bodies included, each body right after the node that holds it."""
-        for node in self.nodes:
-            yield node
-            for body in node.bodies:
-                yield from body.walk()
+        waiting = [iter(self.nodes)]
+        while waiting:
+            for node in waiting[-1]:
+                yield node
+                if bodies := node.bodies:
+                    waiting.extend(iter(body.nodes) for body in reversed(bodies))
+                    break
+            else:
+                waiting.pop()
 
     def tensors(self) -> dict[str, Tensor]:
         """Every named tensor of this graph and its bodies, by name."""
