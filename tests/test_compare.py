@@ -18,7 +18,6 @@ from onnxcomp.cli.main import main
 from onnxcomp.comparison import compare, labels_of
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.report.comparison import cells, markdown, page
-from onnxcomp.report.html_points import Point, scatter
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +73,11 @@ def test_one_table_in_every_form(
     assert content["models"][0]["speedup"] is None and content["models"][1]["speedup"] > 0
     assert all(one["latency_ms"]["p50"] > 0 for one in content["models"]) and content["metric"] == "top1"
     shown = Path("c.html").read_text()
-    assert shown.count("<svg") == 2 and "wrong.onnx" in shown and "<script" not in shown
+    assert (
+        shown.count("</text><circle") + shown.count("<circle") >= 2 * len(variants)
+        and "wrong.onnx" in shown
+        and "<script" not in shown
+    )
     assert command("compare", *variants, "--json", "-", "--markdown", "-") == 6
 
 
@@ -132,11 +135,3 @@ def test_names_break_no_table_and_no_page(variants: list[Path]) -> None:
     row = markdown(content).splitlines()[3]
     assert row.count(" | ") == markdown(content).splitlines()[0].count(" | ") and "<b>" not in row and "\x1b" not in row
     assert "<b>" not in page(content) and cells(content)[1][0] == "a|<b>\x1b"
-
-
-def test_points_lie_where_their_figures_say() -> None:
-    drawn = scatter([Point("a", 1, 1, "a"), Point("b", 2, 3, "b"), Point("c", 2, 3, "c", first=True)], "x", "y")
-    places = [part.split('"')[1::2] for part in drawn.split("<circle ")[1:]]
-    (ax, ay), (bx, by), (cx, cy) = ((float(p[1]), float(p[2])) for p in places)
-    assert ax < bx == cx and ay > by == cy  # up is more
-    assert "before" in places[2][0] and scatter([Point("a", 0, 0, "a")] * 2, "x", "y")

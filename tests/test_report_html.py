@@ -27,7 +27,7 @@ from onnxcomp.results import BuildReport, BuiltModel, FileRef, Footprint, ModelS
 
 ALLOWED = """
     a b body br caption circle code details div fieldset figcaption figure g h1 h2 h3 head header html input label
-    legend li line main meta nav p path rect section span style summary svg table tbody td text th thead
+    legend li line main meta nav p path pre rect section span style summary svg table tbody td text th thead
     title tr ul
 """
 TAGS = set(ALLOWED.split())
@@ -177,7 +177,8 @@ def test_optimize_writes_the_page_it_is_asked_for(
         main(["optimize", str(digits), *options, "--html", "page.html"])
     assert not stop.value.code
     found = read_json(Path("digits-cnn.opt.json"))
-    assert Path("page.html").read_text() == html.document(found)
+    (when,) = re.findall(r"written</th><td >([^<]*UTC)<", Path("page.html").read_text())
+    assert Path("page.html").read_text() == html.document(found, when)
     ranges = [layer.weights.range for layer in found.layers if layer.weights is not None]
     assert ranges
     assert all(after is not None for _, after in ranges)

@@ -23,7 +23,9 @@ class OptimizeOptions(TypedDict, total=False):
     passes: Passes | None
     """The passes to run, as a spec: name{option=value,...},name; `onnxcomp passes` lists them."""
     recipe: str | None
-    """A named pipeline; with neither passes nor recipe several are tried."""
+    """A named pipeline, or an aim that is reached step by step: smallest, fastest, balanced, safest; with neither
+    passes nor recipe several are tried.
+    """
     plan: str | Path | None
     """A plan to follow, which form each layer takes: the file that mixed-precision wrote beside its report, edited."""
     teacher: Model | None

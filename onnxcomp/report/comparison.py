@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcomp.errors import plain
 from onnxcomp.report import html_base as html
-from onnxcomp.report.html_points import Point, scatter
+from onnxcomp.report.html_lines import Series, points
 from onnxcomp.report.tables import count_text, size_text, table
 
 if TYPE_CHECKING:
@@ -138,13 +138,14 @@ def _pictures(models: Sequence[Found], metric: str | None) -> list[str]:
     sizes = [one["bytes"] / 1e6 for one in models]
     times = [one["latency_ms"]["p50"] if one["latency_ms"] else None for one in models]
     for name, unit, along in (("size", "MB", sizes), ("latency p50", "ms", times)):
-        points = [
-            Point(one["label"], x, y, f"{one['label']}: {x:.4g} {unit}, {title} {y:.4g}", first=one is models[0])
+        found = [
+            ((x, y), f"{one['label']}: {x:.4g} {unit}, {title} {y:.4g}", str(one["label"]))
             for one, x, y in zip(models, along, values, strict=True)
             if x is not None and y is not None
         ]
-        if len(points) > 1:
-            drawn.append(scatter(points, f"{name}, {unit}", title))
+        if len(found) > 1:
+            places, about, labels = zip(*found, strict=True)
+            drawn.append(points([Series("models", places, about, labels)], f"{name}, {unit}", title))
     return drawn
 
 

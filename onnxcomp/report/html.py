@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from onnxcomp.files import atomic_write
 from onnxcomp.report import html_charts as charts
+from onnxcomp.report.advice import next_steps
 from onnxcomp.report.html_base import kind, page, section, table, text
 from onnxcomp.report.html_lines import Series
 from onnxcomp.report.html_lines import lines as curves
@@ -25,47 +27,81 @@ from onnxcomp.results import Benchmark, Fidelity, LayerRecord, PassRecord, Repor
 
 MAP_WIDTH, MAP_HEIGHT = 560.0, 330.0
 MOST_NODES = 200  # named under one reason for leaving nodes alone; the report as JSON has all
+TRIED = "tried, not used: "  # how the notes of a search begin
 LEFT_AT_FLOAT = ("float32", "float64")
 
 
 def write_html(report: Report, path: Path) -> None:
-    """Write the page so that it appears whole or not at all.
+    """Write the page, with the day and hour at which that was, so that it appears whole or not at all.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     with atomic_write(path) as file:
-        file.write(document(report).encode("utf-8", "replace"))
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        file.write(document(report, now).encode("utf-8", "replace"))
 
 
-def document(report: Report) -> str:
-    """The page: one self-contained file that loads nothing and runs nothing."""
+def document(report: Report, when: str = "") -> str:
+    """The page: one self-contained file that loads nothing and runs nothing.
+
+    Args:
+        when: the day and hour, in words; models and reports have none, so that equal runs make equal files.
+    """
     name = Path(report.source.path).name
     latency = [section(*_latency(bench)) for bench in report.benchmarks if bench.spread is not None]
     sections = {
-        "budgets": section("budgets", "Budgets", _budgets(report)),
+        "what to try next": section("next", "What to try next", _next(report)),
         "before and after": section("figures", "Before and after", _figures(report)),
         "latency": "".join(latency),
         "size": section("size", "Where the bytes are", _maps(report), "Both maps have one scale: area is bytes."),
         "layers": section("layers", "Layer by layer", _layers(report)),
         "what was done": section("passes", "What was done", _passes(report)),
         "training": section("training", "Training", "".join(_training(record) for record in report.training)),
+        "tried": section("tried", "Tried, not used", _tried(report)),
         "left alone": section("skipped", "What was left alone, and why", _skipped(report)),
         "notes": section("notes", "Guesses and notes", _notes(report)),
-        "origin": section("origin", "Where this comes from", _origin(report)),
+        "origin": section("origin", "Where this comes from", _origin(report, when)),
     }
     parts = [
         '<a class="skip" href="#main">Skip to the figures</a>',
         f"<header><h1>{text(name)} {_badge(report.verdict)}</h1>",
         *(f'<p class="bad">Warning: {text(line)}</p>' for line in report.warnings),
         "".join(f"<p>{text(line)}</p>" for line in (report.reason, *report.doubts) if line),
-        _contents(sections),
-        '</header><main id="main">',
+        f'<p class="dim">{text(judged(report))}</p>',
+        "</header>",
+        section("budgets", "Budgets", _budgets(report)),
         _tiles(report),
+        _contents(sections),
+        '<main id="main">',
         *sections.values(),
         "</main>",
     ]
     return page(f"{name}: {report.verdict}", "\n".join(part for part in parts if part))
+
+
+def judged(report: Report) -> str:
+    """What the verdict rests on, in a sentence."""
+    fidelity, accuracy = report.fidelity, report.accuracy
+    if fidelity is None:
+        return "Not judged: the result was not run against the original."
+    kind = "made-up samples" if fidelity.source == "synthetic" else "samples"
+    unseen = " that calibration did not see" if report.calibration is not None else ""
+    words = f"Judged on {fidelity.samples:,} {kind}{unseen}"
+    if report.calibration is not None:
+        words += f" (it saw {report.calibration.samples:,} of {report.calibration.source})"
+    return f"{words}{f', by {accuracy.metric} and closeness' if accuracy is not None else ', by closeness'}."
+
+
+def _tried(report: Report) -> str:
+    """Recipes that were tried and not used, each with the figures that spoke against it."""
+    lines = [note.removeprefix(TRIED) for note in report.notes if note.startswith(TRIED)]
+    return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def _next(report: Report) -> str:
+    """Commands to copy, each after the reason for it."""
+    return "".join(f"<p>{text(step.why)}</p><pre>{text(step.command)}</pre>" for step in next_steps(report))
 
 
 def _badge(verdict: str) -> str:
@@ -343,13 +379,16 @@ def _skips(record: PassRecord) -> str:
 
 def _notes(report: Report) -> str:
     found = ""
-    for title, lines in (("Guessed", report.guesses), ("Notes", report.notes)):
+    notes = [note for note in report.notes if not note.startswith(TRIED)]
+    for title, lines in (("Guessed", report.guesses), ("Notes", notes)):
         if lines:
             found += f"<h3>{title}</h3><ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"
     return found
 
 
-def _origin(report: Report) -> str:
+def _origin(report: Report, when: str) -> str:
+    command = report.request.get("command", "")
+    repeat = f"<p>The command that makes it again:</p><pre>{text(command)}</pre>" if command else ""
     rows = [["input", f"<code>{text(report.source.path)}</code>", f"<code>{text(report.source.sha256)}</code>"]]
     if report.output is not None:
         rows.append(
@@ -369,4 +408,6 @@ def _origin(report: Report) -> str:
     rows.append(
         ["run", f"{report.seconds:.1f} s", f"peak memory {size_text(report.peak_memory_bytes)}, seed {report.seed}"]
     )
-    return table(["", "", ""], rows)
+    if when:
+        rows.append(["written", text(when), ""])
+    return repeat + table(["", "", ""], rows)

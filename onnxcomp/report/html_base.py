@@ -67,17 +67,26 @@ def section(key: str, title: str, body: str, note: str = "") -> str:
     return f'<section id="{key}" aria-labelledby="{key}-h">\n<h2 id="{key}-h">{title}</h2>\n{hint}{body}\n</section>\n'
 
 
-def table(columns: list[str], rows: list[list[str]], *, right: tuple[int, ...] = (), caption: str = "") -> str:
-    """A table of cells that are HTML already; the first cell of a row is its heading."""
+def table(
+    columns: list[str], rows: list[list[str]], *, right: tuple[int, ...] = (), caption: str = "", cards: bool = False
+) -> str:
+    """A table of cells that are HTML already; the first cell of a row is its heading.
+
+    Args:
+        right: columns that stand at the right.
+        cards: on a narrow screen each row is a card of its own, cell below cell, each after its column's title.
+    """
     side = ['class="n"' if index in right else "" for index in range(len(columns))]
     head = "".join(f"<th scope=col {side[i]}>{name}</th>" for i, name in enumerate(columns))
     lines = []
     for row in rows:
-        cells = "".join(f"<td {side[i]}>{cell}</td>" for i, cell in enumerate(row) if i)
+        of = [f' data-of="{text(name)}"' if cards and name else "" for name in columns]
+        cells = "".join(f"<td {side[i]}{of[i]}>{cell}</td>" for i, cell in enumerate(row) if i)
         lines.append(f"<tr><th scope=row>{row[0]}</th>{cells}</tr>")
     named = f"<caption>{caption}</caption>" if caption else ""
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="scroll" role="group" aria-label="table" tabindex=0><table>{named}{body}</table></div>'
+    kinds = "scroll cards" if cards else "scroll"
+    return f'<div class="{kinds}" role="group" aria-label="table" tabindex=0><table>{named}{body}</table></div>'
 
 
 def wide_chart(svg: str) -> str:
@@ -167,6 +176,12 @@ details { margin: .4rem 0; } summary { cursor: pointer; } ul { margin: .2rem 0; 
 li { overflow-wrap: anywhere; }
 @media screen and (max-width: 60rem) { .row { grid-template-columns: 1fr 1fr; } .row.top { display: none; }
   .row > :first-child { grid-column: 1 / -1; font-weight: 600; } svg.wide { width: 44rem; max-width: none; } }
+@media screen and (max-width: 40rem) { .cards table, .cards tbody, .cards tr, .cards td, .cards th { display: block; }
+  .cards thead { display: none; } .cards tr { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .8rem;
+  margin: 0 0 .8rem; } .cards td, .cards th { border: 0; padding: .1rem 0; text-align: left; white-space: normal; }
+  .cards td:empty { display: none; } .cards td[data-of]::before { content: attr(data-of) ": "; color: var(--dim); } }
+pre { background: var(--raised); border: 1px solid var(--line); border-radius: .4rem; padding: .5rem .7rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; }
 @media print {
   :root { color-scheme: light; } body { max-width: none; padding: 0; font-size: 10.5px; } nav, fieldset,
   .skip { display: none; }

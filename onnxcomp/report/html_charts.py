@@ -98,7 +98,7 @@ def latency(found: LatencySpread, before_ms: dict[str, float], after_ms: dict[st
     top = max(max(part) for part in shares) or 1.0
     span = found.high_ms - found.low_ms
     drawn = ""
-    for ms in ticks(found.low_ms, found.high_ms):
+    for ms in _ticks(found.low_ms, found.high_ms):
         x = left + (ms - found.low_ms) / span * wide
         drawn += f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="20" y2="{height:g}"/>'
         side = "middle" if x < WIDTH - 30 else "end"
@@ -210,7 +210,7 @@ def _both(found: LatencySpread) -> list[tuple[tuple[int, ...], int]]:
     return [(found.before, found.slower[0]), (found.after, found.slower[1])]
 
 
-def ticks(low: float, high: float) -> list[float]:
+def _ticks(low: float, high: float) -> list[float]:
     """Some round numbers between two others."""
     if not low < high:
         return [low]

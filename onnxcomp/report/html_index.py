@@ -20,12 +20,12 @@ def document(build: BuildReport, pages: Mapping[str, str]) -> str:
     """
     good = sum(not model.exit_code for model in build.models)
     state = "failed" if build.exit_code else "accepted"
-    columns = ["model", "result", "size", "speed", "quality", "budgets", "time"]
+    columns = ["model", "result", "budgets", "size", "speed", "quality", "time"]
     rows = [_row(model, pages.get(model.name)) for model in build.models]
     body = (
         f'<header><h1>onnxcomp build <span class="badge {state}">{good} of {len(build.models)} accepted</span></h1>'
         f'<p class="dim">{text(build.config)}, exit code {build.exit_code}, {build.seconds:.1f} s</p></header><main>'
-        + section("models", "Models", table(columns, rows, right=(6,)))
+        + section("models", "Models", table(columns, rows, right=(6,), cards=True))
         + section("fronts", "Variants of one model", _fronts(build), FRONT_NOTE)
         + section("details", "What to know", "".join(map(_details, build.models)))
         + "</main>"
@@ -115,7 +115,7 @@ def _figures(report: Report) -> list[str]:
         f"{text(value_text(line))}"
         for line in report.budget
     ]
-    return [size, *("<br>".join(part) for part in (speeds, quality, budgets))]
+    return ["<br>".join(budgets), size, "<br>".join(speeds), "<br>".join(quality)]
 
 
 def _details(model: BuiltModel) -> str:
