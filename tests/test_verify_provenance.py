@@ -13,7 +13,7 @@ from onnxcomp.cli.main import main
 from onnxcomp.errors import ModelError
 from onnxcomp.files import sha256_of
 from onnxcomp.graph.io import model_files
-from onnxcomp.results import sealed
+from onnxcomp.seal import sealed
 from onnxcomp.verify.provenance import provenance, stamp
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from onnxcomp.errors import DataError
 from onnxcomp.files import STANDARD_OUTPUT, atomic_write, json_of
-from onnxcomp.results import Report, sealed
+from onnxcomp.results import Report
+from onnxcomp.seal import sealed
 
 
 def write_json(report: Report, path: Path) -> None:

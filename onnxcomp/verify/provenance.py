@@ -11,7 +11,8 @@ from typing import Any
 from onnxcomp.errors import ModelError
 from onnxcomp.files import json_of, sha256_of
 from onnxcomp.graph.io import model_files, read_proto
-from onnxcomp.results import PAGE_MARK, broken_seal
+from onnxcomp.results import PAGE_MARK
+from onnxcomp.seal import broken_seal
 from onnxcomp.verify.budget import EXIT_CODES
 
 PREFIX = "onnxcomp."
