@@ -2,10 +2,10 @@
 
 python benchmarks/kills.py [--kills 200] [--seed 0]     # prints a line for each broken promise, and a summary
 
-Runs optimize, build and distill on the digits model, kills each at a random moment of its usual duration (SIGKILL and
-SIGTERM in turns), and looks: inputs are as they were; every output is as it was before the run or whole; after one
-more, finished run no temporary file or folder of a killed one is left. `--full` writes onto a small file system that is
-full, where a tmpfs can be mounted; `--together` starts two runs onto one output.
+Runs optimize, build, distill and search on the digits model, kills each at a random moment of its usual duration
+(SIGKILL and SIGTERM in turns), and looks: inputs are as they were; every output is as it was before the run or whole;
+after one more, finished run no temporary file or folder of a killed one is left. `--full` writes onto a small file
+system that is full, where a tmpfs can be mounted; `--together` starts two runs onto one output.
 """
 
 from __future__ import annotations
@@ -45,6 +45,20 @@ COMMANDS = {
     ],
     "build": ["build", "--force"],
     "distill": ["optimize", "m.onnx", *DATA, "--passes", TRAINING, "--no-bench", "-o", "out/d.onnx"],
+    "search": [
+        "search",
+        "m.onnx",
+        *DATA,
+        "--objective",
+        "size",
+        "--trials",
+        "4",
+        "--no-bench",
+        "--workers",
+        "1",
+        "-o",
+        "out/s.onnx",
+    ],
 }
 TABLE = """passes = "fold-constants,cleanup,fuse-batchnorm,prune-weights{ratio=0.5}"
 bench = false
@@ -113,10 +127,9 @@ def finished(folder: Path, command: str) -> tuple[float, str]:
     return time.perf_counter() - begin, wrong
 
 
-def kills(folder: Path, count: int, seed: int) -> list[str]:
-    """Kill so many runs, and say what was broken."""
+def kills(folder: Path, count: int, seed: int, names: list[str]) -> list[str]:
+    """Kill so many runs of these commands, and say what was broken."""
     rng = random.Random(seed)
-    names = list(COMMANDS)
     usual = {}
     for name in names:
         usual[name], wrong = finished(folder, name)
@@ -189,6 +202,7 @@ def full(folder: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--command", action="append", choices=list(COMMANDS), help="this one only; several are allowed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--together", type=int, default=0, metavar="ROUNDS")
     parser.add_argument("--full", action="store_true")
@@ -196,7 +210,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder)
-        broken = kills(folder, given.kills, given.seed) if given.kills else []
+        broken = kills(folder, given.kills, given.seed, given.command or list(COMMANDS)) if given.kills else []
         broken += together(folder, given.together)
         broken += full(folder) if given.full else []
     print("\n".join(broken) or "no promise broken")
