@@ -145,6 +145,10 @@ class MixedPrecision(Pass):
         if not known.layers or all(form == FLOAT for form in chosen.values()):
             return _nothing(outcome, known)
         written, _ = decider.write(known, chosen)
+        for name, form in chosen.items():
+            if why := known.reasons.get(name, {}).get(form, ""):  # found out when the whole was opened
+                outcome.notes.append(f"{name} stays float, against the plan: {why}")
+                chosen[name] = FLOAT
         verdict = decider.judge.verdict(written)
         for layer in known.layers:
             if chosen[layer.name] != FLOAT:

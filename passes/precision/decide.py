@@ -255,7 +255,7 @@ class Decider:
         if isinstance(assignment, Assignment):
             forms, integers = self.forms(known, assignment), assignment.integers
         else:
-            forms, integers = dict(assignment), frozenset()
+            forms, integers = dict(assignment), None
         told = Outcome()
         static = {name for name, form in forms.items() if form == STATIC}
         graph = self._static(known, static, integers) if static else self.base.clone()
@@ -269,15 +269,15 @@ class Decider:
             told.notes += found.notes
         return graph, told
 
-    def _static(self, known: Known, layers: set[str], integers: frozenset[Any]) -> Graph:
+    def _static(self, known: Known, layers: set[str], integers: frozenset[Any] | None) -> Graph:
+        """Integers in some layers, and in other nodes as assigned, or as the target's table joins them."""
         study, static = self.quantizer.study, known.static
         assert study is not None and static is not None and self.trials is not None
+        tabled, integers = integers is None, integers or frozenset()
         while True:
             nodes: list[Node] = [node for node in static.plan.weighted if static.owner[node.name] in layers]
-            others = [n for n in placement.units(static.plan) if n not in static.plan.weighted]
-            if integers:
-                others = [node for node in others if node.name in integers]
-            plan, grids = study.planned([*nodes, *others])
+            others = [n for n in placement.units(static.plan) if n.name in integers]
+            plan, grids = study.planned([*nodes, *others], tabled=tabled)
             found = {node: known.integers[static.owner[node.name]] for node in plan.weighted}
             if not self.quantizer.barred(study, self.trials, plan, grids, found):
                 break

@@ -2,7 +2,7 @@
 
 Every form is run once on what the layer reads in the float model, with the kernels that will run it, which gives the
 error at its output. One model with an Add behind every layer then tells what such an error does to each part of the
-outputs. Forms of like size of error share a run: what reaches the outputs grows with the energy of the error.
+outputs. Forms do not share a run: errors of weights have a mean, which pooling lets pass, those of activations not.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from onnxcomp.runtime.taps import drop_unneeded, tapped
 from onnxcomp.targets.base import Target
 
 RELEVANT = 0.2  # layers with less than this part of the mean error are not looked at on further samples
-ALIKE = 10.0  # errors within this factor of energy share a run
-LARGE = 0.01  # noise over signal from which on it no longer grows with the energy of the error
+FOLLOWS = {"half": "stored8"}  # errors of the same kind, of which the smaller follows the larger by its energy
 HOPELESS = 1e6  # of errors that are not finite
 
 Deltas = dict[str, list[Array]]  # by layer: the error of each activation that it writes
@@ -238,19 +237,18 @@ def _run(
 
 
 def _of_layer(run: Callable[[Sequence[Array]], Noise], deltas: Mapping[str, Sequence[Array]]) -> dict[str, Noise]:
-    """The noise of each form on one feed: the largest error is run, and while it is large, the next one that is not
-    alike; small ones follow by their energy, since what they do to the outputs is linear."""
+    """The noise of each form on one feed."""
     energy = {form: float(sum(np.square(d, dtype=np.float64).sum() for d in found)) for form, found in deltas.items()}
     result: dict[str, Noise] = {}
-    base, reached = 0.0, Noise()
-    for form in sorted(energy, key=lambda name: -energy[name]):
+    for form in sorted(energy, key=lambda name: name in FOLLOWS):
+        leader = FOLLOWS.get(form, form)
         if not np.isfinite(energy[form]):
             continue  # it overflows on these values: no option
         if energy[form] == 0.0:
             result[form] = {}
-            continue
-        if not base or (energy[form] * ALIKE < base and worst(reached) > LARGE):
-            base, reached = energy[form], run(deltas[form])
-        share = energy[form] / base
-        result[form] = {part: value * share for part, value in reached.items()}
+        elif leader != form and result.get(leader):
+            share = energy[form] / energy[leader]
+            result[form] = {part: value * share for part, value in result[leader].items()}
+        else:
+            result[form] = run(deltas[form])
     return result

@@ -53,11 +53,15 @@ class Study:
         self.accepted = {node: weight for node, weight in self.accepted.items() if node not in found.barred}
         return new
 
-    def plan(self, chosen: Iterable[Node] | None = None) -> Plan:
-        """The plan with some of the nodes; with all that can be when None."""
+    def plan(self, chosen: Iterable[Node] | None = None, *, tabled: bool = False) -> Plan:
+        """The plan with some of the nodes; with all that can be when None.
+
+        Args:
+            tabled: the target's table says which nodes without weights join those that were chosen.
+        """
         nodes = None if chosen is None else set(chosen)
         weighted = {n: w for n, w in self.accepted.items() if nodes is None or n in nodes}
-        others = None if nodes is None else nodes - set(weighted)
+        others = None if nodes is None or tabled else nodes - set(weighted)
         return regions.plan(
             self.graph,
             self.target,
@@ -65,15 +69,15 @@ class Study:
             self.shapes,
             weighted,
             chosen=others,
-            wide=self.wide,
+            wide=self.wide and not tabled,
             float_tensors=self.banned,
             barred=self.barred,
             fenced=self.fenced,
         )
 
-    def planned(self, chosen: Iterable[Node] | None = None) -> Planned:
+    def planned(self, chosen: Iterable[Node] | None = None, *, tabled: bool = False) -> Planned:
         """The plan with some of the nodes, and the grid of each of its tensors."""
-        plan = self.plan(chosen)
+        plan = self.plan(chosen, tabled=tabled)
         return plan, sharing.grids(plan, self.target, self.rule, self.seen, self.chosen)[0]
 
     def settle(self) -> dict[Variable, str]:
