@@ -24,6 +24,7 @@ from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, option
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
 from onnxcomp.ops.facts import load_operators
 from onnxcomp.results import Accuracy, Agreement, Benchmark, Fidelity, ModelStats, OutputFidelity, PassRecord
+from onnxcomp.targets import table as targets
 from onnxcomp.verify.budget import Budget
 from onnxcomp.work.choice import agrees, better, ends_search, enough, preferred, score, unsound
 from onnxcomp.work.strategies import Proposed, try_recipes
@@ -192,7 +193,9 @@ class FakeStudy:
         self.material = SimpleNamespace(calibrate=[1] if self.has_data else None, sample_shapes={})
 
     def run(self, pipeline: Pipeline) -> RunResult:
-        name = next(n for n in recipes.RECIPES if str(recipes.RECIPES[n].on(self.job.target).pipeline) == str(pipeline))
+        here, asked = targets.find(self.job.target), (self.job.budget, self.job.objective, self.stats.bytes)
+        specs = {str(r.on(here).within(*asked).pipeline): name for name, r in recipes.RECIPES.items()}
+        name = specs[str(pipeline)]
         self.tried.append(name)
         if name not in self.figures:
             raise ModelError("no kernel")
@@ -286,8 +289,13 @@ def test_what_is_not_sound_or_no_gain_is_left_and_said(graphs: dict[str, Graph])
         "int8": replace(BASE, sound=False, why="SQNR 3.0 dB is below 10 dB"),
         "dynamic": replace(BASE, better=False, why="no gain: 100% of the size"),
     }
-    found = search(FakeStudy(job(), graphs["cnn"], figures))
+    study = FakeStudy(job(), graphs["cnn"], figures)
+    found = search(study)
     assert not found.candidates and "nothing that was tried" in found.why
+    fallbacks = {name for name in study.tried if recipes.RECIPES[name].fallback}
+    assert fallbacks  # they are tried only where nothing held before them
+    held = FakeStudy(job(), graphs["cnn"], {name: SLOW for name in recipes.RECIPES})
+    assert search(held).candidates and not fallbacks & set(held.tried)
     assert "tried, not used: recipe int8: SQNR 3.0 dB is below 10 dB" in found.notes
     assert "tried, not used: recipe dynamic: no gain: 100% of the size" in found.notes
     assert "recipe weights8 does not fit this model: no kernel" in found.notes
