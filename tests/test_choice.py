@@ -294,7 +294,7 @@ def test_what_is_not_sound_or_no_gain_is_left_and_said(graphs: dict[str, Graph])
     assert not found.candidates and "nothing that was tried" in found.why
     fallbacks = {name for name in study.tried if recipes.RECIPES[name].fallback}
     assert fallbacks  # they are tried only where nothing held before them
-    held = FakeStudy(job(), graphs["cnn"], {name: SLOW for name in recipes.RECIPES})
+    held = FakeStudy(job(), graphs["cnn"], dict.fromkeys(recipes.RECIPES, SLOW))
     assert search(held).candidates and not fallbacks & set(held.tried)
     assert "tried, not used: recipe int8: SQNR 3.0 dB is below 10 dB" in found.notes
     assert "tried, not used: recipe dynamic: no gain: 100% of the size" in found.notes
