@@ -183,15 +183,19 @@ def run_onnxcomp(prepared: Prepared, run: str, work: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"exit_code": done.returncode, "seconds": round(time.monotonic() - start, 1)}
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     row["said"] = (
-        re.sub(r"(?:/[\\w.+-]+)+/", "", said[0])[:300]
+        _without_folders(said[0])[:300]
         if done.returncode in (0, 10, 11, 12, 13, 14, 15) and said
-        else " | ".join(said[-3:])[:400]
+        else _without_folders(" | ".join(said[-3:]))[:400]
     )
     if report.exists():
         row["peak_memory_mb"] = round(json.loads(report.read_text())["peak_memory_bytes"] / 1e6)
     if done.returncode == 0 and after.exists():
         row |= judge(prepared, after)
     return row
+
+
+def _without_folders(text: str) -> str:
+    return re.sub(r"(?:/[\w.+-]+)+/", "", text)
 
 
 def run_peer(prepared: Prepared, work: Path) -> dict[str, Any]:
@@ -223,7 +227,7 @@ def run_peer(prepared: Prepared, work: Path) -> dict[str, Any]:
             peer.quantize_dynamic(prepared.source, after, per_channel=True)
         row |= judge(prepared, after)
     except Exception as error:  # a row says that the peer failed, whatever it raised
-        row["said"] = f"{type(error).__name__}: {error}"[:200]
+        row["said"] = _without_folders(f"{type(error).__name__}: {error}")[:200]
     return row | {"seconds": round(time.monotonic() - start, 1)}
 
 

@@ -20,19 +20,21 @@ def write(rows: Sequence[Row], models: Sequence[str], runs: Sequence[str]) -> No
     for run in runs:
         if found[run]:
             text.append(
-                f"## {run}\n\n{_summary(found[run])}\n\n{_table(found[run], found.get('onnxruntime', []), run)}"
+                f"## {run}\n\n{_summary(found[run], models)}\n\n{_table(found[run], found.get('onnxruntime', []), run)}"
             )
     text.append("## Not yet good\n\n" + ("\n".join(_open(found)) or "Nothing that these rows show."))
     common.write_page(common.ROOT / "docs" / "real-models.md", "rows", "\n\n".join(text))
 
 
-def _summary(rows: Sequence[Row]) -> str:
+def _summary(rows: Sequence[Row], models: Sequence[str]) -> str:
     done = [r for r in rows if "agreement" in r]
     kept = sum(r["agreement"] >= LOSS for r in done)
     faster = sum(r["time"] < 0.97 for r in done)
+    missing = [m for m in models if m not in {row["model"] for row in rows}]
+    not_run = f" Not run yet: {', '.join(missing)}." if missing else ""
     return (
-        f"{len(rows)} models: {len(done)} written, of which {kept} keep 99 % of the task's agreement "
-        f"and {faster} take less time; {len(rows) - len(done)} ended without a model."
+        f"{len(rows)} of {len(models)} models: {len(done)} written, of which {kept} keep 99 % of the task's agreement "
+        f"and {faster} take less time; {len(rows) - len(done)} ended without a model.{not_run}"
     )
 
 
@@ -65,6 +67,8 @@ def _table(rows: Sequence[Row], peers: Sequence[Row], run: str) -> str:
 
 def _ending(row: Row) -> str:
     code = row.get("exit_code")
+    if code is None:  # the peer, or a run that was ended
+        return _cell(row.get("said", ""))
     return _cell(EXITS[code] if code in EXITS else f"exit code {code}: {row.get('said', '')}")
 
 
