@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import wild_models
 
-from onnxcomp.driver import optimize
+from onnxcomp import optimize
 from onnxcomp.errors import GuaranteeError, ModelError, OnnxcompError, UsageError
 from onnxcomp.manager.spec import parse_passes
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any
 
 from onnxcomp import places
-from onnxcomp.errors import OnnxcompError, UsageError
+from onnxcomp.errors import OnnxcompError
 from onnxcomp.files import atomic_write, sha256_of
 from onnxcomp.graph.io import model_files, save
 from onnxcomp.graph.ir import Graph
@@ -20,7 +18,6 @@ from onnxcomp.report.record import write_json
 from onnxcomp.results import FileRef, Report
 from onnxcomp.runtime.machine import peak_memory_bytes
 from onnxcomp.runtime.progress import SILENT, Progress
-from onnxcomp.verify.budget import Budget, parse_size
 from onnxcomp.verify.evidence import doubts
 from onnxcomp.work.choice import unsound
 from onnxcomp.work.front import runnable_files
@@ -28,48 +25,6 @@ from onnxcomp.work.judging import Measurements
 from onnxcomp.work.reporting import begin, decide, fill, table_notes, unchanged
 from onnxcomp.work.strategies import Candidate, Proposed, propose
 from onnxcomp.work.study import Study
-
-
-def optimize(
-    model: str | Path,
-    *,
-    max_drop: float | None = None,
-    min_sqnr: float | None = None,
-    min_agreement: float | None = None,
-    max_size: str | None = None,
-    min_speedup: float | None = None,
-    progress: Progress = SILENT,
-    **options: Any,
-) -> Report:
-    """Compress a model file, measure what it cost, write the result and report.json.
-
-    Args:
-        model: the .onnx file.
-        max_drop: largest loss of the metric, absolute; needs labels or a metric.
-        min_sqnr: lowest signal-to-noise ratio of any part of an output, in dB.
-        min_agreement: lowest share of decisions that are the original's, 0 to 1.
-        max_size: bytes, `4MB`, or a share such as `30%`.
-        min_speedup: latency before/after.
-        progress: shows long work.
-        options: fields of `onnxcomp.job.Job`.
-
-    Returns:
-        The report; its `exit_code` and `verdict` say whether the result was accepted.
-
-    Raises:
-        OnnxcompError: a subclass tells what cannot be used: model, data, options, environment, output.
-    """
-    size = parse_size(max_size) if max_size is not None else None
-    budget = Budget(
-        max_drop=max_drop, min_sqnr=min_sqnr, min_agreement=min_agreement, max_size=size, min_speedup=min_speedup
-    )
-    for key in ("output", "report", "html"):
-        if options.get(key) is not None:
-            options[key] = Path(options[key])
-    unknown = sorted(set(options) - set(Job.__dataclass_fields__))
-    if unknown:
-        raise UsageError(f"optimize has no option {unknown[0]!r}", where="onnxcomp.optimize", do="see onnxcomp.job.Job")
-    return run(Job(Path(model), budget=budget, **options), progress)
 
 
 def run(
@@ -82,7 +37,7 @@ def run(
         alone: a context that every timing is made in, where other processes must not time meanwhile.
 
     Raises:
-        OnnxcompError: as `optimize`.
+        OnnxcompError: a subclass tells what cannot be used: model, data, options, environment, output.
     """
     start = time.perf_counter()
     with Study.open(job, progress=progress, alone=alone) as study:

@@ -11,12 +11,12 @@ import onnx
 import pytest
 from onnx import helper
 
+from onnxcomp import optimize
 from onnxcomp.data.axes import axes_of
 from onnxcomp.data.inputs import interface_of
 from onnxcomp.data.open import open_data
 from onnxcomp.data.split import split
 from onnxcomp.data.states import State, states_of, windows
-from onnxcomp.driver import optimize
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.shapes import infer

@@ -14,7 +14,6 @@ import pytest
 from onnx import ModelProto
 from training_cases import CASES, TRAINING_ONLY, feeds
 
-import onnxcomp.distill
 from onnxcomp.distill import environment
 from onnxcomp.distill.forms import rules
 from onnxcomp.distill.trainable import Prepared, prepare
@@ -73,7 +72,7 @@ def lay_out(folder: Path, case: str, proto: ModelProto, prepared: Prepared, want
 
 def run_matrix(runtime: environment.Environment, folder: Path) -> dict[str, dict[str, Any]]:
     """What the training runtime makes of every case in a folder; under "" how it ended."""
-    worker = Path(onnxcomp.distill.__file__).parent
+    worker = Path(environment.__file__).parent
     script = Path(__file__).with_name("gradient_matrix.py")
     done = subprocess.run(
         [str(runtime.python), "-E", "-s", str(script), str(worker), str(folder)],

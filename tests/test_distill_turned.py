@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_batch_axes import FEATURES, STEPS, fixed_inside, random, recurrent, stateful
 
-from onnxcomp.driver import optimize
+from onnxcomp import optimize
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.manager.base import PassContext

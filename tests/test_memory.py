@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from feeds import Feeds
 
-from onnxcomp.driver import optimize
+from onnxcomp import optimize
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.shapes import infer
 from onnxcomp.runtime import taps

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from onnxcomp.data.preprocess import Preprocess
-from onnxcomp.driver import optimize
+from onnxcomp import optimize
 from onnxcomp.graph.codec import decode
 from onnxcomp.job import Job
 from onnxcomp.verify.budget import Budget, Size
@@ -86,8 +85,7 @@ def test_a_score_that_another_preprocessing_doubles_is_doubted_first(tmp_path: P
 
 def test_the_right_preprocessing_is_not_doubted(tmp_path: Path) -> None:
     images, labels = pictures()
-    right = Preprocess(mean=MEAN, std=STD)
-    report = optimized(tmp_path, classifier(), {"images": images, "labels": labels}, preprocess=right)
+    report = optimized(tmp_path, classifier(), {"images": images, "labels": labels}, mean=MEAN, std=STD)
     assert not report.warnings
 
 
@@ -95,7 +93,7 @@ def test_without_labels_the_first_batch_normalization_tells(tmp_path: Path) -> N
     images, _ = pictures()
     report = optimized(tmp_path, normalised(), {"images": images})
     assert "the first BatchNormalization sees what it was trained on" in report.warnings[0]
-    assert not optimized(tmp_path, normalised(), {"images": images}, preprocess=Preprocess(mean=MEAN, std=STD)).warnings
+    assert not optimized(tmp_path, normalised(), {"images": images}, mean=MEAN, std=STD).warnings
 
 
 def test_model_ready_data_are_not_doubted(tmp_path: Path) -> None:
@@ -113,9 +111,7 @@ def test_a_batch_normalization_that_learns_while_it_runs_expects_nothing() -> No
 
 def test_the_report_holds_what_repeats_the_run(tmp_path: Path) -> None:
     images, labels = pictures()
-    report = optimized(
-        tmp_path, classifier(), {"images": images, "labels": labels}, preprocess=Preprocess(mean=MEAN, std=STD)
-    )
+    report = optimized(tmp_path, classifier(), {"images": images, "labels": labels}, mean=MEAN, std=STD)
     assert report.request["options"]["mean"] == list(MEAN)
     assert report.request["timed_shapes"] == {"image": [1, 3, 8, 8]}
     assert "--mean 0.485,0.456,0.406" in report.request["command"] and "--no-bench" in report.request["command"]

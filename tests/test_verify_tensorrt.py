@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcomp import optimize
 from onnxcomp.cli.main import main
-from onnxcomp.driver import optimize
 from onnxcomp.errors import EnvironmentLacksError, ModelError
 from onnxcomp.runtime import tensorrt
 from onnxcomp.verify.tensorrt import ask_tensorrt
