@@ -661,3 +661,16 @@ def test_a_tensor_whose_data_do_not_fit_its_shape_is_refused_on_reading(tmp_path
     with pytest.raises(ModelError, match="do not fit its shape") as caught:
         io.load(builders.save(proto, tmp_path / "model.onnx"))
     assert "fc1.weight" in caught.value.where
+
+
+def test_a_model_whose_weights_became_small_needs_no_data_file(tmp_path: Path) -> None:
+    """Tensors below the least size of external data lie in the model; a data file of nothing would be left."""
+    path = builders.save_external(builders.mlp((16, 20, 10)), tmp_path / "m.onnx")
+    graph = io.load(path)
+    assert graph.external
+    for constant in graph.constants():
+        constant.values = np.asarray(constant.values).astype(np.int8) if constant.nbytes >= 600 else constant.values
+    files = io.save(graph, tmp_path / "o.onnx")
+    assert files == [tmp_path / "o.onnx"] and not list(tmp_path.glob("o.*.data"))
+    for a, b in zip(io.load(files[0]).constants(), graph.constants(), strict=True):
+        np.testing.assert_array_equal(a.values, b.values)

@@ -127,7 +127,8 @@ def save(graph: Graph, path: str | Path) -> list[Path]:
         raise OutputError("the output would overwrite the input model", where=f"file {path}", do="choose another -o")
     written: list[Path] = []
     with ExitStack() as stack:
-        if graph.external or total_bytes(graph) > EXTERNAL_ABOVE_BYTES:
+        apart = graph.external or total_bytes(graph) > EXTERNAL_ABOVE_BYTES
+        if apart and any(map(_goes_apart, _initializers(graph))):
             model = _with_external_data(graph, path, written)
             stack.enter_context(_held(written[0]))
         else:
@@ -250,6 +251,15 @@ def _external_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     return (t for t in all_tensors(graph) if t.data_location == TensorProto.EXTERNAL)
 
 
+def _initializers(graph: Graph) -> dict[Constant, None]:
+    return dict.fromkeys((*graph.constants(), *graph.unused))
+
+
+def _goes_apart(constant: Constant) -> bool:
+    """Whether a tensor lies in the data file, where there is one."""
+    return constant.nbytes >= EXTERNAL_TENSOR_BYTES and constant.dtype != np.dtype(object) and not constant.sparse
+
+
 def _with_external_data(graph: Graph, path: Path, written: list[Path]) -> onnx.ModelProto:
     """Encode with large tensors in a data file named by its hash; each is read, written and let go in turn."""
     placed: dict[Constant, tuple[int, int]] = {}
@@ -264,9 +274,7 @@ def _with_external_data(graph: Graph, path: Path, written: list[Path]) -> onnx.M
 
     with atomic_write(staging, rename=finish) as file:
         position = 0
-        for constant in dict.fromkeys((*graph.constants(), *graph.unused)):
-            if constant.nbytes < EXTERNAL_TENSOR_BYTES or constant.dtype == np.dtype(object) or constant.sparse:
-                continue
+        for constant in filter(_goes_apart, _initializers(graph)):
             padding = bytes(-position % ALIGNMENT_BYTES)
             data = _raw(constant)
             for part in (padding, data):
