@@ -19,7 +19,7 @@ from onnxcomp.results import FileRef, Report
 from onnxcomp.runtime.machine import peak_memory_bytes
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.evidence import doubts
-from onnxcomp.work.choice import unsound
+from onnxcomp.work.choice import better, unsound
 from onnxcomp.work.front import runnable_files
 from onnxcomp.work.judging import Measurements
 from onnxcomp.work.reporting import begin, decide, fill, table_notes, unchanged
@@ -100,18 +100,31 @@ def check_written(job: Job, report: Report, progress: Progress = SILENT) -> None
 
 
 def _finalist(study: Study, proposed: Proposed, report: Report) -> tuple[Candidate, Graph, Measurements]:
-    """The first candidate that holds on the samples that judge, as it will be written; the best one if none does."""
+    """The first candidate that holds when it is judged as it will be written; the best one if none does.
+
+    A search takes shorter measurements than the judge, and the best by those may turn out to be no gain at all.
+    """
     found: list[tuple[Candidate, Graph, Measurements]] = []
     for candidate in proposed.candidates:
         final = study.stamped(candidate.graph, candidate.pipeline)
         measured = study.judge.final(final, study.job.out.name)
         found.append((candidate, final, measured))
-        budget = study.job.budget
-        why = unsound(measured.fidelity, measured.accuracy, budget) if candidate.searched else ""
+        why = _fails(study, measured) if candidate.searched else ""
         if not why:
+            beaten = f"tried, not used: {candidate.pipeline}: another is better"
+            report.notes = [note for note in report.notes if not note.startswith(beaten)]
             return found[-1]
         report.notes.append(f"tried, not used: {candidate.pipeline}: on the samples that judge, {why}")
     return found[0]
+
+
+def _fails(study: Study, measured: Measurements) -> str:
+    """Why a candidate that a search proposed is not taken in the end; empty where it is."""
+    job = study.job
+    if why := unsound(measured.fidelity, measured.accuracy, job.budget):
+        return why
+    gains = better(study.stats, measured.stats, measured.benchmark, job.objective)
+    return "" if gains else "it is neither smaller nor faster"
 
 
 def _write_plan(report: Report, job: Job) -> None:
