@@ -1,0 +1,119 @@
+"""Does a recipe that climbs take what pays, roll back what does not, and leave a configuration that repeats it?"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import search_fakes as fakes
+
+from onnxcomp import recipes
+from onnxcomp.build.first import save_result
+from onnxcomp.errors import DataError, UsageError
+from onnxcomp.job import Job
+from onnxcomp.manager.pipeline import Pipeline
+from onnxcomp.verify.budget import Budget
+from onnxcomp.work import escalation
+from onnxcomp.work.asked import check_options, pipeline_of
+from onnxcomp.work.escalation import Climb
+from onnxcomp.work.trial import Measured
+
+FORMS = [recipes.RECIPES[name] for name in ("weights4", "int8", "stored", "clean")]
+
+
+@dataclass
+class FakeStudy:
+    """Figures by the formula of the searches' tests; `broken`: the pass that raises."""
+
+    job: Job
+    limit: float = 0.02
+    broken: str = ""
+
+    def __post_init__(self) -> None:
+        self.material = SimpleNamespace(calibrate=object())
+        self.stats = SimpleNamespace(bytes=fakes.BYTES)
+        self.original: Any = None
+        self.asked: list[str] = []
+
+    def trial(self, spec: str) -> Measured:
+        self.asked.append(spec)
+        if self.broken and self.broken in spec:
+            raise DataError("it is broken")
+        found = fakes.measured(spec, self.limit)
+        return replace(found, why="" if found.sound else "it falls too far", agreement=1 - (found.drop or 0.0))
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> FakeStudy:
+    monkeypatch.setattr(escalation.recipes, "candidates", lambda *a, **k: FORMS)
+    monkeypatch.setattr(escalation, "trains", lambda job: False)
+    return FakeStudy(Job(Path("m.onnx"), budget=Budget(max_drop=0.02)))
+
+
+def climbed(study: FakeStudy, aim: str) -> tuple[Climb, str]:
+    climb = Climb(study, recipes.AIMS[aim])  # type: ignore[arg-type]
+    return climb, climb.reach()
+
+
+def test_the_smallest_prunes_until_the_budget_ends_and_rolls_that_step_back(study: FakeStudy) -> None:
+    climb, spec = climbed(study, "smallest")
+    assert fakes.measured(spec).sound
+    assert fakes.measured(spec).bytes < fakes.measured(recipes.RECIPES["weights4"].spec).bytes
+    shares = [item.params for item in Pipeline.parse(spec).passes if item.name == "prune-channels"]  # type: ignore[attr-defined]
+    tried = [float(text.split("params=")[1].split("}")[0]) for text in study.asked if "params=" in text]
+    assert shares and shares[0] > min(tried), "the last step was tried and rolled back"
+    words = [note for note in climb.notes if "left prune-channels" in note]
+    assert "it falls too far" in words[0]
+
+
+def test_the_fastest_counts_time_and_the_smallest_bytes(study: FakeStudy) -> None:
+    fast, small = climbed(study, "fastest")[1], climbed(study, "smallest")[1]
+    assert fakes.measured(fast).latency_ratio < fakes.measured(small).latency_ratio  # type: ignore[operator]
+    assert fakes.measured(small).bytes < fakes.measured(fast).bytes
+
+
+def test_training_is_tried_where_a_step_does_not_hold_without(
+    study: FakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = climbed(study, "smallest")[1]
+    monkeypatch.setattr(escalation, "trains", lambda job: True)
+    trained = climbed(study, "smallest")[1]
+    assert "distill" in trained and "distill" not in without
+    assert fakes.measured(trained).bytes < fakes.measured(without).bytes
+
+
+def test_the_safest_prunes_nothing_and_keeps_decisions(study: FakeStudy) -> None:
+    climb, spec = climbed(study, "safest")
+    assert "prune" not in spec
+    assert 1 - (fakes.measured(spec).drop or 0.0) >= 0.995
+    assert any("left quantize-weights" in note and "decides otherwise" in note for note in climb.notes)
+
+
+def test_a_step_that_raises_is_left_and_said(study: FakeStudy) -> None:
+    study.broken = "quantize-qdq"
+    climb, spec = climbed(study, "fastest")
+    assert "quantize-qdq" not in spec
+    assert any("it is broken" in note for note in climb.notes)
+
+
+def test_aims_are_recipes_for_a_job() -> None:
+    for name in recipes.AIMS:
+        job = Job(Path("m.onnx"), recipe=name)
+        check_options(job)
+        assert pipeline_of(job) == Pipeline()
+    with pytest.raises(UsageError, match="no recipe") as caught:
+        check_options(Job(Path("m.onnx"), recipe="tiniest"))
+    assert "smallest" in caught.value.do
+
+
+def test_the_configuration_names_the_passes_that_were_chosen(tmp_path: Path, digits: Path) -> None:
+    job = Job(digits, recipe="smallest", output=tmp_path / "small.opt.onnx", budget=Budget(max_drop=0.01))
+    path = save_result(job, "cleanup,quantize-weights{bits=4,block=32}")
+    (table,) = tomllib.loads(path.read_text())["model"]
+    assert path.name == "small.opt.toml"
+    assert table["passes"] == "cleanup,quantize-weights{bits=4,block=32}" and "recipe" not in table
+    assert table["max_drop"] == 0.01
