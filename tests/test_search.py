@@ -21,7 +21,7 @@ from onnxcomp.search.evaluate import GLANCE, evaluate
 from onnxcomp.search.keys import DEFAULT, SAMPLERS, SearchKeys
 from onnxcomp.search.page import document
 from onnxcomp.search.rows import Judge, Row, Source, to_json
-from onnxcomp.search.run import Found, parse_time, search
+from onnxcomp.search.run import Found, closer, parse_time, search
 from onnxcomp.search.show import lines, picture
 from onnxcomp.search.strategies import STRATEGIES
 from onnxcomp.verify.budget import Budget
@@ -267,6 +267,15 @@ def test_the_page_holds_no_script_loads_nothing_and_hostile_names_stay_text() ->
     assert not re.search(r"""<[^>]*\b(?:src|href)\s*=\s*["']?[^"'#]""", whole)
     for number in (0, 1):
         assert f'href="#trial-{number}"' in whole and f'id="trial-{number}"' in whole
+
+
+def test_after_one_that_fails_comes_one_that_keeps_clearly_more() -> None:
+    failed, near, far, equal = (
+        replace(row, measured=replace(fakes.measured("clip-weights"), sqnr_db=db))
+        for row, db in zip(rows_of(*[(1, 0.0)] * 4), (20.0, 20.5, 22.0, None), strict=True)
+    )
+    assert not closer(near, failed)
+    assert closer(far, failed) and closer(equal, failed)
 
 
 # -- what it is told ---------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from onnxcomp.work.key import key_of
 from onnxcomp.work.trial import Measured
 
 DEFAULT_SECONDS = 900.0
-FINALISTS, MOST_AGAIN, BLIND = 3, 200, 20
+FINALISTS, CLOSER_DB, MOST_AGAIN, BLIND = 5, 1.0, 200, 20
 WAIT_SECONDS = 1.0
 UNCHANGED = 13
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
@@ -377,16 +377,30 @@ def _settle(found: Found, progress: Progress) -> None:
             f"no trial could be measured: {why}", where=f"file {found.job.model}", do="see onnxcomp inspect"
         )
     tried: list[tuple[Row, Report]] = []
-    for row in gained[:FINALISTS] or [nearest]:
+    waiting = gained or [nearest]
+    while waiting and len(tried) < FINALISTS:
+        row = waiting.pop(0)
         tried.append((row, _judged(found.job, row, progress)))
         if tried[-1][1].exit_code == 0:
             break
+        waiting = [other for other in waiting if closer(other, row)]
         found.notes.append(f"trial {row.number} does not hold on the samples that judge: {tried[-1][1].reason}")
     taken = next((pair for pair in tried if pair[1].exit_code == 0), None) or min(tried, key=_missed)
     if taken is not tried[-1]:
         taken = (taken[0], _judged(found.job, taken[0], progress))
     found.taken, found.report = taken
     found.config = save_result(found.job, taken[0].spec)
+
+
+def closer(row: Row, failed: Row) -> bool:
+    """Whether a trial is worth judging after another failed there: it keeps clearly more of the original.
+
+    A metric on few samples has luck in it, and the best of many trials the most; noise of the outputs has little.
+    """
+    one, other = row.measured, failed.measured
+    if one is None or other is None or one.sqnr_db is None or other.sqnr_db is None:
+        return True
+    return one.sqnr_db >= other.sqnr_db + CLOSER_DB
 
 
 def _judged(job: Job, row: Row, progress: Progress) -> Report:
