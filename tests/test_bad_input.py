@@ -219,7 +219,7 @@ MODELS: list[tuple[Case, int, str]] = [
     (short_external_data, MODEL, "truncated"),
     (escaping_external_data, MODEL, "outside the model's folder"),
     (linked_external_data, MODEL, "leaves the model's folder"),
-    (unknown_operator, MODEL, "no kernel"),
+    (unknown_operator, MODEL, "is no operator of ONNX Runtime"),
     (sequence_output, MODEL, "y"),
     (shapes_that_clash, MODEL, "refuses the model"),
     (operator_that_does_not_exist, MODEL, "Convv"),

@@ -19,7 +19,8 @@ from onnxcomp.runtime.session import open_session
         ("CUDA", "CUDAExecutionProvider"),
         ("tensorrt", "TensorrtExecutionProvider"),
         ("TensorrtExecutionProvider", "TensorrtExecutionProvider"),
-        ("openvino", "OpenVINOExecutionProvider"),
+        ("openvino", "OpenVINO"),
+        ("OpenVINOExecutionProvider", "OpenVINOExecutionProvider"),
     ],
 )
 def test_short_and_full_names_are_known(name: str, full: str):

@@ -28,6 +28,7 @@ HEAD = """\
 EXAMPLES: dict[str, Any] = {
     "passes": "fold-constants,cleanup,fuse-batchnorm,quantize-qdq",
     "recipe": "int8",
+    "plan": "plan.toml",
     "teacher": "original.onnx",
     "cost_table": "costs.json",
     "data": "calibration.npz",

@@ -113,5 +113,7 @@ def _words(found: Ability, brings: str, usable: str = "usable") -> str:
 
 
 def _standing(found: Environment) -> str:
-    place = "NVIDIA GPU" if found.kind == "cuda" else "processor"
+    from onnxcomp.distill.environment import CUDA
+
+    place = "NVIDIA GPU" if found.kind == CUDA else "processor"
     return f"usable on the {place}: {found.size_bytes / 1e6:.0f} MB in {found.folder}"

@@ -68,7 +68,7 @@ def part(graph: Graph, foreign: Foreign) -> Parting | None:
     if not tail:
         return None
     inside = _calls_foreign(graph, foreign)
-    strange = tuple(node for node in tail if _is_foreign(node, foreign, inside))
+    strange = tuple(node for node in tail if _is_foreign(node, graph, foreign, inside))
     own, gone = _own(tail), set(tail)
     ends = [t for node in tail for t in _reads(node) if t.name and t.producer is not None and t not in own]
     names = tuple(dict.fromkeys(t.name for t in ends))
@@ -99,15 +99,16 @@ def _behind(graph: Graph, foreign: Foreign) -> list[Node]:
     """Foreign nodes, and all that need one, in graph order."""
     inside, made, found = _calls_foreign(graph, foreign), set[Tensor](), []
     for node in graph.nodes:
-        if _is_foreign(node, foreign, inside) or any(tensor in made for tensor in _reads(node)):
+        if _is_foreign(node, graph, foreign, inside) or any(tensor in made for tensor in _reads(node)):
             found.append(node)
             made.update(tensor for tensor in node.outputs if tensor.name)
     return found
 
 
-def _is_foreign(node: Node, foreign: Foreign, inside: set[tuple[str, str]]) -> bool:
+def _is_foreign(node: Node, graph: Graph, foreign: Foreign, inside: set[tuple[str, str]]) -> bool:
+    local = {(f.domain, f.name) for f in graph.functions}
     called = ((inner.domain or "", inner.op) for inner in _walk(node))
-    return any(key in inside or foreign(*key) for key in called)
+    return any(key in inside or (key not in local and foreign(*key)) for key in called)
 
 
 def _calls_foreign(graph: Graph, foreign: Foreign) -> set[tuple[str, str]]:

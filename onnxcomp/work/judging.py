@@ -183,7 +183,7 @@ class Judge:
         )
 
     def _on_integers(self, graph: Graph) -> dict[str, bool]:
-        if not (self.verify or self.bench) or self.context.target != "cpu":
+        if not (self.verify or self.bench) or not find(self.context.target).runs_here:
             return {}
         with suppress(ModelError):  # what does not run was told of by what had to run it
             return kernels.on_integers(graph, next(iter(self.samples.batches(1))), threads=self.context.threads)

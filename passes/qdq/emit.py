@@ -97,6 +97,8 @@ class Writer:
         if not captured:
             return
         for dequantize in self._dequantized:
+            if not dequantize.outputs:
+                continue  # nothing reads it, and it left the graph
             output: Variable = dequantize.outputs[0]
             readers = [node for node in dict.fromkeys(output.outputs) if node not in self._reads]
             carrying = [node for node in readers if self._carries(node, captured)]
