@@ -75,7 +75,7 @@ def full_name(name: str) -> str:
 
     if name.lower() == OPENVINO.lower():
         return OPENVINO
-    known: dict[str, str] = {short_name(full): full for full in ort.get_all_providers()}
+    known: dict[str, str] = {full.removesuffix(SUFFIX).lower(): full for full in ort.get_all_providers()}
     found = known.get(name.lower().removesuffix(SUFFIX.lower()))
     if found is None:
         raise UsageError(
@@ -87,8 +87,9 @@ def full_name(name: str) -> str:
 
 
 def short_name(provider: str) -> str:
-    """`CUDAExecutionProvider` -> `cuda`."""
-    return provider.removesuffix(SUFFIX).lower()
+    """`CUDAExecutionProvider` -> `cuda`; ONNX Runtime's own provider for OpenVINO keeps its full name."""
+    short = provider.removesuffix(SUFFIX).lower()
+    return provider if short == OPENVINO.lower() and provider != OPENVINO else short
 
 
 def require(name: str) -> str:
