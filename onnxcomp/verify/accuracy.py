@@ -91,7 +91,7 @@ def scored(metric: Metric, collected: Collected, labels: Array | None) -> Accura
 
 
 def interval(drops: Array) -> tuple[float, float]:
-    """Where the mean of paired differences, [samples], lies with 95 % confidence.
+    """Where the mean of paired differences, [samples] of -1, 0 and 1, lies with 95 % confidence.
 
     One more sample than was seen counts as changed: where none changed, one in so many still may (the paired form of
     Agresti's adjustment, Agresti and Min 2005, Statistics in Medicine 24, 729-740).
@@ -99,4 +99,4 @@ def interval(drops: Array) -> tuple[float, float]:
     count, mean = len(drops), float(drops.mean())
     variance = (float(np.square(drops).sum()) + 1.0) / count - mean**2
     half = NORMAL_95 * math.sqrt(max(variance, 0.0) / count)
-    return mean - half, mean + half
+    return max(mean - half, -1.0), min(mean + half, 1.0)
