@@ -13,8 +13,10 @@ from onnx import helper
 from onnxcomp import optimize
 from onnxcomp.graph.codec import decode
 from onnxcomp.job import Job
+from onnxcomp.search.pool import source_of
 from onnxcomp.verify.budget import Budget, Size
 from onnxcomp.verify.preprocessing import first_normalization
+from onnxcomp.work.study import Study
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -130,3 +132,12 @@ def test_the_report_holds_what_repeats_the_run(tmp_path: Path) -> None:
 )
 def test_the_command_says_what_was_asked_for(options, words: str) -> None:
     assert words in Job(Path("m.onnx"), **options).request()["command"]
+
+
+def test_a_search_says_it_before_its_first_trial(tmp_path: Path) -> None:
+    images, labels = pictures()
+    np.savez(tmp_path / "d.npz", images=images, labels=labels)
+    model = builders.save(classifier(), tmp_path / "m.onnx")
+    with Study.open(Job(model, data=str(tmp_path / "d.npz"))) as study:
+        told = source_of(study)["doubts"]
+    assert told and "--mean" in told[0]

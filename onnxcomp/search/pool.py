@@ -41,7 +41,7 @@ class Pool(Protocol):
         """How many trials may be under way at a time."""
 
     def source(self) -> dict[str, Any]:
-        """Bytes and macs of the source.
+        """Bytes and macs of the source, and what is doubtful about the data.
 
         Raises:
             OnnxcompError: the study cannot be opened.
@@ -88,8 +88,8 @@ class OneStudy:
 
 
 def source_of(study: Study) -> dict[str, Any]:
-    """The figures that trials are compared with."""
-    return {"bytes": study.stats.bytes, "macs": study.stats.macs}
+    """The figures that trials are compared with, and what is doubtful about the data that they rest on."""
+    return {"bytes": study.stats.bytes, "macs": study.stats.macs, "doubts": list(study.material.doubts)}
 
 
 class Inline:

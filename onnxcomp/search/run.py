@@ -103,7 +103,10 @@ def search(job: Job, keys: SearchKeys, *, tell: Tell = lambda text: None, progre
     ledger = ledgers.open_ledger(keys.study or str(study_file(job)), name, space, judge, job.seed)
     pool = pool_of(work, keys)
     try:
-        ledger.keep_source(Source(**pool.source()))
+        told = pool.source()
+        for doubt in told.pop("doubts", ()):
+            tell(f"warning: {doubt}")
+        ledger.keep_source(Source(**told))
         run = _Run(job, space, ledger, pool, strategy(keys.sampler), keys.trials, seconds, tell)
         run.all(progress)
     finally:
