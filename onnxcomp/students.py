@@ -14,9 +14,10 @@ from onnxcomp.files import scratch
 from onnxcomp.graph.io import load, save
 from onnxcomp.graph.ir import Constant, Graph, Node, Variable
 from onnxcomp.job import Job
-from onnxcomp.manager.base import Pass, exactly
+from onnxcomp.manager.base import Pass
 from onnxcomp.manager.pipeline import Pipeline
 from onnxcomp.manager.spec import make_pass
+from onnxcomp.manager.spelling import exactly
 from onnxcomp.ops.facts import Operators, Weight, load_operators
 
 PASSED = ("Softmax", "LogSoftmax", "Sigmoid", "Identity", "Add")  # between the last layer and the output

@@ -49,6 +49,9 @@ def read(function: str, options: type[Any], given: Mapping[str, Any], files: Fil
         name: {} for name, part in PARTS.items() if any(item.field in known for item in settings_of(part))
     }
     for name, value in given.items():
+        if name in parts and isinstance(value, PARTS[name]):
+            found[name] = value  # a part whole, as the dataclass
+            continue
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), 1)
             do = f"did you mean {near[0]}?" if near else "docs/api.md lists what it takes"
@@ -56,7 +59,7 @@ def read(function: str, options: type[Any], given: Mapping[str, Any], files: Fil
         item = settings[name]
         owner = next((key for key, part in PARTS.items() if item.owner is part), "")
         (parts[owner] if owner else found)[name] = _value(item, value, files)
-    return found | {name: PARTS[name](**values) for name, values in parts.items()}
+    return {name: PARTS[name](**values) for name, values in parts.items()} | found
 
 
 def split_off(options: type[Any], given: Mapping[str, Any], name: str) -> tuple[dict[str, Any], dict[str, Any]]:

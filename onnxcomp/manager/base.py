@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
-import re
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -341,8 +340,3 @@ def _hidden(maker: Node) -> str:
     stored_small = maker.op in ("Cast", "CastLike")
     how = "fold-constants{unpack=true}" if stored_small else "fold-constants"
     return f"its weight comes through {maker}: {how} makes it a plain one"
-
-
-def exactly(name: str) -> str:
-    """A glob that matches this name alone."""
-    return re.sub(r"([*?\[])", r"[\1]", name)

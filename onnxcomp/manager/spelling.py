@@ -35,3 +35,8 @@ def format_value(value: Any) -> str:
     text = str(value)
     plain = WORD.fullmatch(text) and text not in ("true", "false", NONE)
     return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def exactly(name: str) -> str:
+    """A glob that matches this name alone."""
+    return re.sub(r"([*?\[])", r"[\1]", name)

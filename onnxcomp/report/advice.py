@@ -6,8 +6,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from onnxcomp.manager.base import exactly
-from onnxcomp.manager.spelling import format_value
+from onnxcomp.manager.spelling import exactly, format_value
 from onnxcomp.results import Report
 
 MOST_LAYERS = 3  # that are named to be kept float

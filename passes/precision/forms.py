@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onnxcomp.graph.ir import Graph
-from onnxcomp.manager.base import Pass, PassContext, exactly
+from onnxcomp.manager.base import Pass, PassContext
+from onnxcomp.manager.spelling import exactly
 from onnxcomp.passes.precision.layers import Layer, Region, regions
 from onnxcomp.passes.quantize_dynamic import QuantizeDynamic
 from onnxcomp.passes.quantize_weights import QuantizeWeights

@@ -22,7 +22,8 @@ from onnxcomp.errors import ModelError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coupling.analysis import analyse
 from onnxcomp.graph.ir import Array, Constant, Graph, Variable
-from onnxcomp.manager.base import Outcome, PassContext, exactly
+from onnxcomp.manager.base import Outcome, PassContext
+from onnxcomp.manager.spelling import exactly
 from onnxcomp.passes.training import material as materials
 from onnxcomp.passes.training.keeping import kept
 from onnxcomp.passes.training.material import Material
