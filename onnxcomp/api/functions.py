@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,13 +45,12 @@ def optimize(model: Model, *, progress: Progress = SILENT, **options: Unpack[key
     """
     from onnxcomp.driver import run
 
-    files = Files()
-    try:
+    with ExitStack() as stack:
+        files = stack.enter_context(closing(Files()))
         given = read("optimize", keywords.OptimizeOptions, options, files)
-        return Result.of(run(_job(files.path(model), given, files), progress), files)
-    except BaseException:
-        files.close()
-        raise
+        result = Result.of(run(_job(files.path(model), given, files), progress), files)
+        stack.pop_all()  # the result keeps the files from here on
+    return result
 
 
 def distill(
@@ -80,16 +79,15 @@ def distill(
     from onnxcomp.driver import run
     from onnxcomp.students import distillation
 
-    files = Files()
-    try:
+    with ExitStack() as stack:
+        files = stack.enter_context(closing(Files()))
         mine, others = split_off(keywords.DistillOptions, options, "distill")
         given = read("distill", keywords.DistillOptions, others, files)
         source = files.path(student)
         with distillation(source, mine, width=width, classes=classes, **_placed(source, given, files)) as job:
-            return Result.of(run(job, progress), files)
-    except BaseException:
-        files.close()
-        raise
+            result = Result.of(run(job, progress), files)
+        stack.pop_all()  # the result keeps the files from here on
+    return result
 
 
 def verify(
