@@ -1,0 +1,114 @@
+"""Are shapes inferred as ONNX and the records say, and never guessed?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import builders
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from test_graph_io import FLOAT
+
+from onnxcomp.errors import ModelError
+from onnxcomp.graph import io
+from onnxcomp.graph.codec import decode, encode
+from onnxcomp.graph.shapes import infer
+from onnxcomp.manager.pipeline import PassManager, Pipeline
+
+
+def test_names_that_two_bodies_share_are_known_only_where_both_agree() -> None:
+    def branch(op: str, out: str, **attributes: Any) -> onnx.GraphProto:
+        nodes = [
+            helper.make_node(op, ["x"], ["inner"], f"{out}_1", **attributes),
+            helper.make_node("ReduceSum", ["inner"], [out], f"{out}_2", keepdims=0),
+        ]
+        return helper.make_graph(nodes, out, [], [builders.value(out, FLOAT, [])])
+
+    node = helper.make_node(
+        "If", ["flag"], ["y"], "if", then_branch=branch("Flatten", "t", axis=0), else_branch=branch("Relu", "e")
+    )
+    inputs = [builders.value("flag", TensorProto.BOOL, []), builders.value("x", FLOAT, [2, 3])]
+    graph = decode(builders.model([node], inputs, [builders.value("y", FLOAT, [])], check=False))
+    assert infer(graph).types["inner"].shape is None
+    assert infer(graph).types["inner"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "build", [builders.transformer, builders.dynamic_cnn, builders.residual_cnn], ids=lambda b: b.__name__
+)
+def test_bound_shapes_are_those_of_a_run(build: Callable[[], onnx.ModelProto]) -> None:
+    proto = build()
+    feeds = builders.transformer_feed() if "input_ids" in proto.graph.input[0].name else builders.feeds_of(proto)
+    wanted = builders.run(proto, feeds)
+    graph = decode(proto)
+    shapes = infer(graph, {name: value.shape for name, value in feeds.items()})
+    assert [shapes.static(t) for t in graph.outputs] == [v.shape for v in wanted]
+
+
+def sparse_model() -> onnx.ModelProto:
+    """x [N, 40] @ w [40, 40], one value in ten, stored as a sparse tensor."""
+    generator = builders.rng()
+    dense = np.where(generator.random((40, 40)) < 0.1, builders.normal(generator, 40, 40), 0).astype(np.float32)
+    at = np.flatnonzero(dense)
+    ports = [builders.value(n, builders.FLOAT, ["N", 40]) for n in ("x", "y")]
+    proto = builders.model([helper.make_node("MatMul", ["x", "w"], ["y"], "m")], ports[:1], ports[1:], check=False)
+    values = helper.make_tensor("w", TensorProto.FLOAT, [len(at)], dense.reshape(-1)[at])
+    indices = helper.make_tensor("w_at", TensorProto.INT64, [len(at)], at)
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [40, 40]))
+    return proto
+
+
+@pytest.mark.parametrize("spec", ["prune-weights{ratio=0.95}", "clip-weights{method=sigma}"])
+def test_a_sparse_weight_stays_sparse_when_its_values_change(spec: str) -> None:
+    proto = sparse_model()
+    result = PassManager(Pipeline.parse(spec)).run(decode(proto))
+    assert result.changes
+    assert len(io.to_bytes(result.graph)) <= len(proto.SerializeToString()) + 200
+    after = onnx.load_from_string(io.to_bytes(result.graph.clone()))
+    assert [s.values.name for s in after.graph.sparse_initializer] == ["w"]
+    x = builders.feeds_of(proto)
+    assert np.isfinite(builders.run(after, x)[0]).all()
+
+
+def test_a_sparse_weight_that_fills_up_is_written_dense() -> None:
+    graph = decode(sparse_model())
+    (weight,) = graph.constants()
+    weight.values = np.ones((40, 40), np.float32)
+    after = encode(graph)
+    assert not after.graph.sparse_initializer and len(after.graph.initializer) == 1
+
+
+@pytest.mark.parametrize("location", ["a" * 5000, "x/" * 3000, "a" * 300 + "/b"])
+def test_a_path_that_no_file_system_has_is_refused(location: str, tmp_path: Path) -> None:
+    proto = builders.mlp()
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    with pytest.raises(ModelError, match="malformed"):
+        io.load(builders.save(proto, tmp_path / "model.onnx"))
+
+
+def test_a_tensor_whose_data_do_not_fit_its_shape_is_refused_on_reading(tmp_path: Path) -> None:
+    proto = builders.mlp()
+    proto.graph.initializer[0].dims[0] += 1
+    with pytest.raises(ModelError, match="do not fit its shape") as caught:
+        io.load(builders.save(proto, tmp_path / "model.onnx"))
+    assert "fc1.weight" in caught.value.where
+
+
+def test_a_model_whose_weights_became_small_needs_no_data_file(tmp_path: Path) -> None:
+    """Tensors below the least size of external data lie in the model; a data file of nothing would be left."""
+    path = builders.save_external(builders.mlp((16, 20, 10)), tmp_path / "m.onnx")
+    graph = io.load(path)
+    assert graph.external
+    for constant in graph.constants():
+        constant.values = np.asarray(constant.values).astype(np.int8) if constant.nbytes >= 600 else constant.values
+    files = io.save(graph, tmp_path / "o.onnx")
+    assert files == [tmp_path / "o.onnx"] and not list(tmp_path.glob("o.*.data"))
+    for a, b in zip(io.load(files[0]).constants(), graph.constants(), strict=True):
+        np.testing.assert_array_equal(a.values, b.values)
