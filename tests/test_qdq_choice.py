@@ -10,7 +10,8 @@ import pytest
 from feeds import Feeds
 from hypothesis import given
 from hypothesis import strategies as st
-from test_pass_quantize_qdq import quantized, ruled, weights_of
+from test_pass_quantize_qdq import quantized, weights_of
+from test_qdq_placement import ruled
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.codec import decode
