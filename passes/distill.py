@@ -87,8 +87,15 @@ class Distill(Pass):
     activation_bits: Literal[0, 2, 3, 4, 5, 6, 7, 8] = option(
         0, "bits of activations; 0: float", search=(0, 8), when={"bits": (8, 4, 2)}
     )
-    edge_bits: Literal[0, 1, 2, 3, 4, 5, 6, 7, 8] = option(
-        8, "least bits of the first and the last layer where activations are quantized, as LSQ does; 0: as all others"
+    edge_bits: Literal[0, 1, 2, 3, 4, 5, 6, 7, 8] | None = option(
+        None,
+        "least bits of the first and the last layer, 0: as all others; unset: 8 where activations are quantized",
+    )
+    bits_of: tuple[str, ...] = option(
+        (), 'weights of other bits, as "GLOB:BITS" over names of weights or nodes; the first that fits counts'
+    )
+    granularity: Literal["channel", "tensor"] = option(
+        "channel", "whether each output channel of a weight on few bits learns a scale, or the weight one"
     )
     isa: Literal["portable", "native"] = option(
         "portable", "8-bit weights safe on every x86, or best on CPUs with VNNI (and ARM, GPUs)"
@@ -123,6 +130,10 @@ class Distill(Pass):
             raise self._wrong("freeze and train are given together", "give one of them")
         if self.teacher == "none" and (self.features or self.loss != "auto"):
             raise self._wrong("features and loss belong to a teacher", "leave them out")
+        if not (self.bits or self.activation_bits) and (self.bits_of or self.granularity != "channel"):
+            raise self._wrong("bits_of and granularity belong to weights on few bits", "give bits as well")
+        for entry in self.bits_of:
+            self._glob_and_bits(entry)
         if self.bits == 1 and self.sparsity is not None:
             raise self._wrong("binary weights are never zero", "leave sparsity out, or give bits=2")
 
@@ -198,8 +209,14 @@ class Distill(Pass):
         outcome.notes += [note for note in trainer.outcome.notes if note.startswith(alike.NOT_COMPARED)]
 
     def _plan(self, trainer: Trainer) -> Quantization:
-        edge = self.edge_bits if self.activation_bits else 0
-        precision = Precision(self.bits or 8, self.activation_bits, edge, self.optimizer, self.isa)
+        usual = 8 if self.activation_bits else 0
+        edge = usual if self.edge_bits is None else self.edge_bits
+        own: dict[str, int] = {}
+        for entry in self.bits_of:
+            glob, bits = self._glob_and_bits(entry)
+            own |= {name: bits for name in self.matching(trainer.graph, (glob,)) if name not in own}
+        each = self.granularity == "channel"
+        precision = Precision(self.bits or 8, self.activation_bits, edge, self.optimizer, self.isa, own, each)
         return quantized.plan(trainer.graph, precision, self.selects(trainer.graph), trainer.context)
 
     def _train(self, trainer: Trainer, steps: int, last: bool, seed: int) -> None:
@@ -228,9 +245,17 @@ class Distill(Pass):
         for glob in globs:
             hits = {name for name, own in names.items() if any(fnmatch.fnmatchcase(n, glob) for n in own)}
             if not hits:
-                raise self._no_match("freeze, train or fresh", glob, {n for own in names.values() for n in own})
+                raise self._no_match(
+                    "freeze, train, fresh or bits_of", glob, {n for own in names.values() for n in own}
+                )
             found |= hits
         return found
+
+    def _glob_and_bits(self, entry: str) -> tuple[str, int]:
+        glob, _, bits = entry.rpartition(":")
+        if not glob or bits not in ("1", "2", "3", "4", "5", "6", "7", "8"):
+            raise self._wrong(f"bits_of={entry!r} is not GLOB:BITS", 'for example bits_of=["/fc1*:2"], 1 to 8 bits')
+        return glob, int(bits)
 
     def _wrong(self, what: str, do: str) -> UsageError:
         return UsageError(f"{self.name}: {what}", where=f"pass {self.name}", do=do)

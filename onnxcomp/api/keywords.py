@@ -231,8 +231,12 @@ class DistillOptions(TypedDict, total=False):
     """Bits of weights; 1: binary; 0: float."""
     activation_bits: Literal[0, 2, 3, 4, 5, 6, 7, 8]
     """Bits of activations; 0: float."""
-    edge_bits: Literal[0, 1, 2, 3, 4, 5, 6, 7, 8]
-    """Least bits of the first and the last layer where activations are quantized, as LSQ does; 0: as all others."""
+    edge_bits: Literal[0, 1, 2, 3, 4, 5, 6, 7, 8] | None
+    """Least bits of the first and the last layer, 0: as all others; unset: 8 where activations are quantized."""
+    bits_of: Sequence[str]
+    """Weights of other bits, as "GLOB:BITS" over names of weights or nodes; the first that fits counts."""
+    granularity: Literal["channel", "tensor"]
+    """Whether each output channel of a weight on few bits learns a scale, or the weight one."""
     isa: Literal["portable", "native"]
     """8-bit weights safe on every x86, or best on CPUs with VNNI (and ARM, GPUs)."""
     sparsity: float | None

@@ -62,6 +62,7 @@ class Stage(IntEnum):
     FLOAT = 1  # weights change, or are fewer, and are floats still
     INTEGER = 2  # weights and activations become integers; what one pass took another leaves alone
     STORED = 3  # what is float still takes fewer bits in the file
+    WRITTEN = 4  # the same computation and weights in a smaller file; nothing is found by name afterwards
 
 
 class SampleSource(Protocol):
@@ -203,6 +204,11 @@ class Pass(ABC):
     exclude: tuple[str, ...] = dataclasses.field(
         default=(), kw_only=True, metadata={"doc": "globs of node or weight names to leave alone"}
     )
+
+    @property
+    def traced(self) -> bool:
+        """Whether a file written after this pass records where it comes from."""
+        return True
 
     @classmethod
     def suits(cls, target: Target) -> bool:

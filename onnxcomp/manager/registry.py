@@ -31,6 +31,7 @@ BUILTIN = {
     "store-weights": "onnxcomp.passes.store_weights:StoreWeights",
     "mixed-precision": "onnxcomp.passes.mixed_precision:MixedPrecision",
     "convert-float16": "onnxcomp.passes.convert_float16:ConvertFloat16",
+    "compact": "onnxcomp.passes.compact:Compact",
 }
 
 

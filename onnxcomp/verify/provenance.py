@@ -64,8 +64,16 @@ class Provenance:
         }
 
 
-def stamp(*, version: str, source_sha256: str, spec: str, config_sha256: str | None = None) -> dict[str, str]:
-    """The metadata that an output model carries: no times, no paths, so that equal runs give equal bytes."""
+def stamp(
+    *, version: str, source_sha256: str, spec: str, config_sha256: str | None = None, traced: bool = True
+) -> dict[str, str]:
+    """The metadata that an output model carries: no times, no paths, so that equal runs give equal bytes.
+
+    Args:
+        traced: False: only the version, for files in which each byte counts; their reports say the rest.
+    """
+    if not traced:
+        return {VERSION: version}
     found = {VERSION: version, SOURCE_SHA256: source_sha256, SPEC: spec}
     return found if config_sha256 is None else {**found, CONFIG_SHA256: config_sha256}
 
@@ -108,14 +116,14 @@ def provenance(artifact: Path, report: Path | None = None) -> Provenance:
             report was changed, or cannot be read.
     """
     recorded = {entry.key: entry.value for entry in read_proto(artifact).metadata_props if entry.key.startswith(PREFIX)}
-    if missing := [key for key in REQUIRED if key not in recorded]:
-        raise ModelError(
-            f"the model records no provenance: its metadata has no {missing[0]}",
-            where=str(artifact),
-            do="only models that onnxcomp wrote have it; to judge any pair, give both: onnxcomp verify BEFORE AFTER",
-        )
+    missing = [key for key in REQUIRED if key not in recorded]
     sha256 = sha256_of(*model_files(artifact))
+    untraced = set(recorded) == {VERSION}  # written by compact{provenance=false}: the report says the rest
+    if missing and not untraced:
+        raise _unrecorded(artifact, missing[0])
     report, content = _report_of(artifact) if report is None else (report, _given(report))
+    if content is None and untraced:
+        raise _unrecorded(artifact, missing[0])
     if content is None:
         return Provenance(artifact, sha256, recorded)
     if broken := broken_seal(content):
@@ -133,18 +141,28 @@ def provenance(artifact: Path, report: Path | None = None) -> Provenance:
             do="the file was changed after it was written, or the report is of another run: build it again",
         )
     origin = _table(content, "source", report)
-    if origin.get("sha256") != recorded[SOURCE_SHA256]:
+    source_sha256 = recorded.get(SOURCE_SHA256, origin.get("sha256"))
+    if origin.get("sha256") != source_sha256:
         raise ModelError(
             "the model and its report name different sources",
             where=f"{artifact}, {report}",
             do="the report is of another run: build the model again",
         )
     found = _source(Path(str(origin.get("path"))), artifact)
-    unchanged = sha256_of(*model_files(found)) == recorded[SOURCE_SHA256] if found else None
+    unchanged = sha256_of(*model_files(found)) == source_sha256 if found else None
     code = content.get("exit_code", 0)
     if type(code) is not int or code not in KNOWN_CODES or not isinstance(content.get("verdict", ""), str):
         raise _damaged(report, "exit_code or verdict")
     return Provenance(artifact, sha256, recorded, report, content.get("verdict"), code, found, unchanged)
+
+
+def _unrecorded(artifact: Path, missing: str) -> ModelError:
+    return ModelError(
+        f"the model records no provenance: its metadata has no {missing}",
+        where=str(artifact),
+        do="only models that onnxcomp wrote have it, or their reports; to judge any pair, give both: onnxcomp verify "
+        "BEFORE AFTER",
+    )
 
 
 def _table(content: dict[str, Any], key: str, report: Path) -> dict[str, Any]:

@@ -252,11 +252,13 @@ class Study:
     def stamped(self, graph: Graph, spec: Pipeline | str) -> Graph:
         """A copy that says where it comes from."""
         final = graph.clone()
+        pipeline = Pipeline.parse(spec) if isinstance(spec, str) else spec
         marks = stamp(
             version=__version__,
             source_sha256=self.source_sha256,
-            spec=str(Pipeline.parse(spec) if isinstance(spec, str) else spec),
+            spec=str(pipeline),
             config_sha256=self.job.options_sha256(),
+            traced=all(item.traced for item in pipeline.passes),
         )
         for key, value in marks.items():
             final.set_metadata(key, value)

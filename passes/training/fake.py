@@ -67,7 +67,7 @@ class FakeWeight:
         constant: name of its initializer.
         weight: what its axes mean.
         levels: integers; of binary weights -1 and 1.
-        step: scale of each output channel, [out] shaped to broadcast against the weight.
+        step: scale of each output channel, [out] shaped to broadcast against the weight, or one for all of them.
         bound: for binary weights, float32 like the scale: the sign passes gradients up to this magnitude.
     """
 
@@ -79,22 +79,41 @@ class FakeWeight:
 
     @classmethod
     def of(
-        cls, constant: Constant, weight: Weight, levels: Levels | None, name: str, optimizer: Literal["adamw", "sgd"]
+        cls,
+        constant: Constant,
+        weight: Weight,
+        levels: Levels | None,
+        name: str,
+        optimizer: Literal["adamw", "sgd"],
+        *,
+        each_channel: bool = True,
     ) -> FakeWeight:
         """The weight with the scale of least error; without levels its sign times its mean magnitude.
 
         Args:
             name: for what is learned.
+            each_channel: a scale for each output channel; False: one for the weight.
         """
         rank, matrix = len(constant.shape), weight.to_matrix(constant.values)
+        if not each_channel:
+            matrix = matrix.reshape(1, -1)
         if levels is None:
             mean = np.maximum(np.abs(matrix).mean(axis=1), np.finfo(np.float32).tiny).astype(np.float32)
             bound = np.maximum(np.abs(matrix).max(axis=1), mean).astype(np.float32)
             scale, levels = mean, Levels(-1, 1)
         else:
             bound, scale = None, least_squares_scales(matrix, levels)
-        step = Step.start(name, weight.along_out(scale, rank), matrix.shape[1], levels.high, optimizer)
-        return cls(constant.name, weight, levels, step, None if bound is None else weight.along_out(bound, rank))
+
+        def shaped(values: Array) -> Array:
+            return weight.along_out(values, rank) if each_channel else values.reshape((1,) * rank)
+
+        step = Step.start(name, shaped(scale), matrix.shape[1], levels.high, optimizer)
+        return cls(constant.name, weight, levels, step, None if bound is None else shaped(bound))
+
+    @property
+    def each_channel(self) -> bool:
+        """Whether output channels have scales of their own."""
+        return self.step.base.size > 1
 
     def integers(self, values: Array, learned: Array | None) -> tuple[Array, Array]:
         """Integers as [out, in], int8, and scales [out], as the training graph rounds."""
@@ -106,7 +125,8 @@ class FakeWeight:
             found = codes * 2 - 1
         else:
             found = np.rint(np.clip(values / scale, self.levels.low, self.levels.high))
-        return self.weight.to_matrix(found.astype(np.int8)), scale.reshape(-1)
+        integers = self.weight.to_matrix(found.astype(np.int8))
+        return integers, np.broadcast_to(scale.reshape(-1), (len(integers),))
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ class Precision:
         bits: of weights; 1 means binary.
         activation_bits: of what they are multiplied with; 0 leaves activations float.
         edge_bits: of the first and the last layer, where that is more.
+        own: bits of single weights, by name of the initializer.
+        each_channel: whether every output channel has a scale; else a weight has one.
     """
 
     bits: int
@@ -51,6 +53,8 @@ class Precision:
     edge_bits: int
     optimizer: Literal["adamw", "sgd"]
     isa: Literal["portable", "native"]
+    own: Mapping[str, int] = field(default_factory=dict)
+    each_channel: bool = True
 
 
 @dataclass
@@ -151,6 +155,8 @@ class Quantization:
             shaped = fake.weight.from_matrix(integers, constant.shape)
             coded = packed(shaped, self.bits[name])
             scale = np.asarray(fake.weight.along_out(scales, len(constant.shape)), np.float32)
+            if scale.size > 1 and not fake.each_channel:
+                scale = scale.reshape(-1)[0].reshape(())
             factor = np.float32(1.0) if coded.scale is None else coded.scale
             for node in dict.fromkeys(constant.consumers):
                 found[node.name] = f"{_words(self.bits[name])} weights"
@@ -199,10 +205,13 @@ def plan(graph: Graph, precision: Precision, wanted: Callable[[Node], bool], con
         assert constant is not None
         if constant.name in result.weights:
             continue
-        bits = max(precision.bits, precision.edge_bits) if node in edges else precision.bits
+        usual = max(precision.bits, precision.edge_bits) if node in edges else precision.bits
+        bits = precision.own.get(constant.name, usual)
         levels = _weight_levels(bits, precision, target)
         name = graph.unique_name(f"{constant.name}.step")
-        result.weights[constant.name] = FakeWeight.of(constant, weight, levels, name, precision.optimizer)
+        result.weights[constant.name] = FakeWeight.of(
+            constant, weight, levels, name, precision.optimizer, each_channel=precision.each_channel
+        )
         result.bits[constant.name] = bits
     return result
 
