@@ -20,6 +20,7 @@ from onnxcomp.runtime.machine import peak_memory_bytes
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.evidence import doubts
 from onnxcomp.work.choice import better, unsound
+from onnxcomp.work.flips import pictures
 from onnxcomp.work.front import runnable_files
 from onnxcomp.work.judging import Measurements
 from onnxcomp.work.reporting import begin, decide, fill, table_notes, unchanged
@@ -56,13 +57,14 @@ def run(
         else:
             unchanged(report, proposed.why)
         report.notes += table_notes(job, study.costs)
+        shown = pictures(report.flips, study.material.judge) if job.html is not None else {}
     report.notes += places.settle(job, accepted=report.verdict == "accepted")
     report.seconds = round(time.perf_counter() - start, 3)
     report.peak_memory_bytes = peak_memory_bytes()
     write_json(report, job.report_path)
     _write_plan(report, job)
     if job.html is not None:
-        write_html(report, job.html)
+        write_html(report, job.html, shown)
     return report
 
 

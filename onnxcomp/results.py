@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from onnxcomp.drawn import ChangedPart
+
 # a latency change below this share is nothing anyone would notice, and two copies of one model differ by as much
 NEGLIGIBLE = 0.01
 
@@ -237,6 +239,7 @@ class Agreement:
         samples: how many it is of.
         details: further figures by name.
         doubts: why it is weak evidence, each in words.
+        flips: of classes, the first samples that both models put into other ones: (sample, class before, class after).
     """
 
     kind: str
@@ -246,6 +249,7 @@ class Agreement:
     samples: int
     details: dict[str, float] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
+    flips: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -442,6 +446,24 @@ class TeacherRecord:
         return any(a < b for b, a in known) and not any(a > b for b, a in known)
 
 
+@dataclass(frozen=True)
+class Flip:
+    """A sample that both models put into other classes.
+
+    Attributes:
+        sample: its number among those that judged.
+        name: of its file, or its place in the data.
+        before, after: the class that each model gives.
+        label: the right one, where labels were given.
+    """
+
+    sample: int
+    name: str
+    before: int
+    after: int
+    label: int | None = None
+
+
 @dataclass
 class Report:
     """Everything one run measured; filled by the driver stage by stage.
@@ -450,6 +472,9 @@ class Report:
         warnings: reasons to doubt all of it, said first.
         request: what repeats the run: the command, every option that was given, and the shapes that were timed.
         doubts: why the verdict is weak evidence, each in words that stand in the first line.
+        changed_parts: what became of the graph, layer by layer; of many the layers with the largest error.
+        more_parts: how many more changed.
+        flips: samples that both models put into other classes, the first of them.
     """
 
     tool: dict[str, str]
@@ -478,6 +503,9 @@ class Report:
     notes: list[str] = field(default_factory=list)
     request: dict[str, Any] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
+    changed_parts: list[ChangedPart] = field(default_factory=list)
+    more_parts: int = 0
+    flips: list[Flip] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready data, schema 1; NaN and infinities become null."""

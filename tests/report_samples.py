@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from onnxcomp.drawn import ChangedPart, DrawnGraph, DrawnNode
 from onnxcomp.results import (
     Accuracy,
     Benchmark,
@@ -16,6 +17,7 @@ from onnxcomp.results import (
     Failure,
     Fidelity,
     FileRef,
+    Flip,
     LatencySpread,
     LayerRecord,
     ModelStats,
@@ -74,6 +76,30 @@ def layer(index: int, name: Callable[[int], str], rng: np.random.Generator) -> L
         own_sqnr_db=None if index % 7 == 0 else float(rng.uniform(-5, 80)),
         weights=None if index % 11 == 0 else weights,
     )
+
+
+def part(index: int, name: Callable[[int], str]) -> ChangedPart:
+    """A layer that was folded together and quantized; of some nothing is left."""
+    before = DrawnGraph(
+        (
+            DrawnNode(name(index), "Conv", "float32 [8, 4, 3, 3]", "changed"),
+            DrawnNode(name(index + 1), "BatchNormalization", name(index + 2), "gone"),
+            DrawnNode(f"from {name(index + 3)}", "", "", "outside"),
+            DrawnNode("to y", "", "", "outside"),
+        ),
+        ((2, 0), (0, 1), (1, 3)),
+    )
+    after = DrawnGraph(
+        (
+            DrawnNode(name(index + 4), "DequantizeLinear", "int8 [8, 4, 3, 3]", "new"),
+            DrawnNode(name(index), "Conv", "", "changed"),
+            DrawnNode(f"from {name(index + 3)}", "", "", "outside"),
+            DrawnNode("to y", "", "", "outside"),
+        ),
+        ((0, 1), (2, 1), (1, 3)),
+        3,
+    )
+    return ChangedPart(name(index), before, after if index % 4 else DrawnGraph((), ()))
 
 
 def report(layers: int = 20, name: Callable[[int], str] = large_name) -> Report:
@@ -156,6 +182,9 @@ def report(layers: int = 20, name: Callable[[int], str] = large_name) -> Report:
         budget=[BudgetLine("max_drop", 0.01, 0.1, False), BudgetLine("max_size", 1e6, None, False)],
         guesses=[name(i) for i in range(3)],
         notes=[name(i) for i in range(3)],
+        changed_parts=[part(index, name) for index in range(min(layers, 100))],
+        more_parts=max(0, layers - 100),
+        flips=[Flip(i, name(i), i, i + 1, (None, i, i + 1, 77)[i % 4]) for i in range(min(layers, 24))],
     )
 
 

@@ -33,3 +33,55 @@ def test_precision_is_what_the_kernel_multiplies(
     assert {layer.stored[1] if layer.stored else None for layer in layers} == {stored}
     unseen = onnxcomp.optimize(path, data=data, passes=spec, output=out, bench=False, verify=False)
     assert {layer.precision[1] for layer in unseen.layers if layer.parameters[0] > 1000} == {"int8"}  # as it is stored
+
+
+def test_a_layer_that_the_runtime_runs_with_its_activation_is_told_alike(tmp_path: Path) -> None:
+    path = builders.save(builders.residual_cnn(), tmp_path / "m.onnx")
+    data = {"x": builders.rng(1).standard_normal((8, 3, 16, 16)).astype(np.float32)}
+    spec = "fuse-batchnorm,quantize-weights{bits=2}"
+    report = onnxcomp.optimize(path, data=data, passes=spec, output=tmp_path / "o.onnx", bench=False)
+    layers = [layer for layer in report.layers if layer.op == "Conv"]
+    assert {layer.precision[1] for layer in layers} == {"float32"}  # codes are decoded before the layer multiplies
+    assert {layer.held[1] for layer in layers} == {"int2"}
+
+
+def test_samples_that_change_class_are_named_with_both_classes_and_their_label(tmp_path: Path) -> None:
+    path = builders.save(builders.mlp((64, 96, 10), trans_b=0), tmp_path / "m.onnx")
+    data = {"x": builders.rng(1).standard_normal((200, 64)).astype(np.float32)}
+    original = builders.run(path, data)[0].argmax(axis=1)
+    out, page = tmp_path / "o.onnx", tmp_path / "page.html"
+    report = onnxcomp.optimize(
+        path,
+        data={"x": builders.rng(2).standard_normal((100, 64)).astype(np.float32)},
+        eval_data=data,
+        eval_labels=original,
+        passes="quantize-weights{bits=2}",
+        output=out,
+        html=page,
+        bench=False,
+    )
+    new = builders.run(out, data)[0].argmax(axis=1)
+    wrong = [(int(i), int(original[i]), int(new[i]), int(original[i])) for i in np.flatnonzero(original != new)]
+    assert wrong
+    assert [(f.sample, f.before, f.after, f.label) for f in report.flips] == wrong[:24]
+    assert 'id="flips"' in page.read_text()
+    assert "<img" not in page.read_text()  # rows of numbers are no pictures
+
+
+def test_pictures_of_samples_that_change_class_lie_in_the_page_alone(
+    digits: Path, digits_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    train, test = digits_data
+    page = tmp_path / "page.html"
+    report = onnxcomp.optimize(
+        digits,
+        data=train,
+        eval_data=test,
+        passes="fuse-batchnorm,quantize-weights{bits=2}",
+        output=tmp_path / "o.onnx",
+        html=page,
+        bench=False,
+    )
+    assert report.flips
+    assert page.read_text().count('<img src="data:image/png;base64,') == len(report.flips)
+    assert "base64" not in str(report.to_json())

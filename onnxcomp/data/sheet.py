@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.pixels import Bytes, Pixels
 
 SMALLEST, LARGEST = 96, 224  # shorter and longer side of a tile in pixels
+TINY = 48  # a picture of so many pixels is shown pixel by pixel
 COLUMNS, GAP, LINE = 6, 8, 15
 INK, FAINT, WRONG, PAPER = (30, 30, 30), (110, 110, 110), (190, 20, 20), (250, 250, 250)
 
@@ -45,6 +47,18 @@ def viewable(tensor: npt.NDArray[Any], spec: InputSpec, pixels: Pixels | None) -
     low, high = float(values.min()), float(values.max())
     shown: Bytes = np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
     return shown
+
+
+def thumbnail(picture: Bytes) -> str:
+    """[h, w, 1 or 3] -> a `data:` address of at most `SMALLEST` pixels: PNG where it is tiny already, else JPEG."""
+    from PIL import Image
+
+    tiny = max(picture.shape[:2]) <= TINY
+    image = Image.fromarray(np.ascontiguousarray(picture[..., 0] if picture.shape[2] == 1 else picture))
+    image.thumbnail((SMALLEST, SMALLEST), Image.Resampling.BILINEAR)
+    file = io.BytesIO()
+    image.save(file, "PNG" if tiny else "JPEG", **({} if tiny else {"quality": 80}))
+    return f"data:image/{'png' if tiny else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def contact_sheet(tiles: Sequence[Tile], title: Sequence[str]) -> bytes:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from onnxcomp.files import atomic_write
 from onnxcomp.report import html_charts as charts
+from onnxcomp.report import html_graph
 from onnxcomp.report.advice import next_steps
 from onnxcomp.report.html_base import kind, page, section, table, text
 from onnxcomp.report.html_lines import Series
@@ -29,24 +31,29 @@ MAP_WIDTH, MAP_HEIGHT = 560.0, 330.0
 MOST_NODES = 200  # named under one reason for leaving nodes alone; the report as JSON has all
 TRIED = "tried, not used: "  # how the notes of a search begin
 LEFT_AT_FLOAT = ("float32", "float64")
+NOTHING: Mapping[int, str] = MappingProxyType({})
 
 
-def write_html(report: Report, path: Path) -> None:
+def write_html(report: Report, path: Path, pictures: Mapping[int, str] = NOTHING) -> None:
     """Write the page, with the day and hour at which that was, so that it appears whole or not at all.
+
+    Args:
+        pictures: as `document` takes them.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     with atomic_write(path) as file:
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        file.write(document(report, now).encode("utf-8", "replace"))
+        file.write(document(report, now, pictures).encode("utf-8", "replace"))
 
 
-def document(report: Report, when: str = "") -> str:
+def document(report: Report, when: str = "", pictures: Mapping[int, str] = NOTHING) -> str:
     """The page: one self-contained file that loads nothing and runs nothing.
 
     Args:
         when: the day and hour, in words; models and reports have none, so that equal runs make equal files.
+        pictures: of samples that changed their class, `data:` addresses by the sample's number; no report holds them.
     """
     name = Path(report.source.path).name
     latency = [section(*_latency(bench)) for bench in report.benchmarks if bench.spread is not None]
@@ -54,8 +61,10 @@ def document(report: Report, when: str = "") -> str:
         "what to try next": section("next", "What to try next", _next(report)),
         "before and after": section("figures", "Before and after", _figures(report)),
         "latency": "".join(latency),
+        "flips": section("flips", "Samples that changed class", _flips(report, pictures)),
         "size": section("size", "Where the bytes are", _maps(report), "Both maps have one scale: area is bytes."),
         "layers": section("layers", "Layer by layer", _layers(report)),
+        "graph": section("graph", "What changed in the graph", _graph(report), html_graph.NOTE),
         "what was done": section("passes", "What was done", _passes(report)),
         "training": section("training", "Training", "".join(_training(record) for record in report.training)),
         "tried": section("tried", "Tried, not used", _tried(report)),
@@ -91,6 +100,36 @@ def judged(report: Report) -> str:
     if report.calibration is not None:
         words += f" (it saw {report.calibration.samples:,} of {report.calibration.source})"
     return f"{words}{f', by {accuracy.metric} and closeness' if accuracy is not None else ', by closeness'}."
+
+
+def _flips(report: Report, pictures: Mapping[int, str]) -> str:
+    """A contact sheet of samples that both models put into other classes, what they made of each below it."""
+    if not report.flips:
+        return ""
+    tiles = []
+    for flip in report.flips:
+        picture = pictures.get(flip.sample, "")
+        drawn = f'<img src="{text(picture)}" alt="">' if picture.startswith("data:image/") else ""
+        words = f"{flip.before} → {flip.after}"
+        style, about = "", f"class {flip.before} before, {flip.after} after"
+        if flip.label is not None:
+            style = "good" if flip.after == flip.label else "bad" if flip.before == flip.label else "dim"
+            about += f", label {flip.label}"
+        tiles.append(
+            f'<li>{drawn}<b class="{style}" title="{text(about)}">{words}</b>'
+            f"{f' label {flip.label}' if flip.label is not None else ''}<br>"
+            f'<span class="dim">{text(flip.name)}</span></li>'
+        )
+    agreement = report.fidelity.least_agreement if report.fidelity is not None else None
+    of = f" Both models name the same class for {agreement:.2%} of the samples." if agreement is not None else ""
+    note = f'<p class="note">The first {len(tiles)} of them: class before → after.{of}</p>'
+    return f'{note}<ul class="sheet">{"".join(tiles)}</ul>'
+
+
+def _graph(report: Report) -> str:
+    """The changed parts of the graph, before and after."""
+    names = short_names(report.layers)
+    return html_graph.parts(report.changed_parts, report.more_parts, names)
 
 
 def _tried(report: Report) -> str:

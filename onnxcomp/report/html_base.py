@@ -120,13 +120,15 @@ STYLE = """\
 body { margin: 0 auto; max-width: 76rem; padding: 1.5rem clamp(.75rem, 3vw, 2.5rem) 4rem; background: var(--ground);
   color: var(--text); font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1rem 0 .3rem; } p { margin: .4rem 0; } code { overflow-wrap: anywhere;
+h3 { font-size: 1rem; margin: 1rem 0 .3rem; } h2, h3, p { overflow-wrap: anywhere; }
+p { margin: .4rem 0; } code { overflow-wrap: anywhere;
   font-size: .92em; }
 .note, .dim, caption { color: var(--dim); } caption { text-align: left; padding-bottom: .3rem; }
 a { color: var(--after); } :focus-visible { outline: 3px solid var(--focus); outline-offset: 2px; }
 .skip { position: absolute; left: -99rem; } .skip:focus { position: static; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .6rem 0; }
-.badge { display: inline-block; white-space: nowrap; padding: .15rem .7rem; border-radius: 1rem; font-weight: 600; }
+.badge { display: inline-block; max-width: 100%; overflow-wrap: anywhere;
+  padding: .15rem .7rem; border-radius: 1rem; font-weight: 600; }
 .accepted, .held { color: var(--good); background: var(--good-ground); }
 .over-budget, .missed, .failed { color: var(--bad); background: var(--bad-ground); }
 .unchanged { color: var(--mid); background: var(--mid-ground); }
@@ -137,7 +139,7 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .6rem 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   font-weight: 400; } thead th { color: var(--dim); } .n { text-align: right; white-space: nowrap; }
-tbody th { overflow-wrap: anywhere; min-width: 9rem; }
+tbody th { overflow-wrap: anywhere; min-width: 9rem; } td .badge { white-space: nowrap; }
 svg { display: block; max-width: 100%; height: auto; } svg.wide { width: 100%; }
 svg { font: 11px system-ui, "DejaVu Sans", sans-serif; }
 svg text { fill: var(--text); } svg .on { fill: var(--ink); } svg .dim { fill: var(--dim); }
@@ -174,8 +176,32 @@ fieldset label { margin-right: 1rem; cursor: pointer; }
 .bar { display: flex; align-items: center; gap: .5rem; } .bar svg { flex: none; }
 details { margin: .4rem 0; } summary { cursor: pointer; } ul { margin: .2rem 0; padding-left: 1.3rem; }
 li { overflow-wrap: anywhere; }
+.good { color: var(--good); } .bad { color: var(--bad); }
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.2rem, 1fr)); gap: .8rem; padding: 0;
+  list-style: none; font-size: .87rem; line-height: 1.35; }
+.sheet img { display: block; width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated;
+  background: var(--raised); margin-bottom: .2rem; }
+.parts { display: grid; grid-template-columns: minmax(13rem, 19rem) 1fr; gap: 0 1rem;
+  grid-template-rows: repeat(var(--parts), min-content) 1fr; max-height: 40rem;
+  overflow: auto; border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; margin: .6rem 0; }
+.part { display: contents; } .part label { grid-column: 1; padding: .2rem .4rem; margin: 0; overflow-wrap: anywhere;
+  font-size: .92em; } .part:has(:checked) label { background: var(--raised); border-radius: .3rem; }
+.part .view { display: none; grid-column: 2; grid-row: 1 / -1; align-self: start; position: sticky; top: 0;
+  gap: 1.2rem; max-height: 39rem; overflow: auto; } .part:has(:checked) .view { display: flex; }
+.view figure { flex: none; max-width: none; } svg.net { max-width: none; }
+.node { fill: var(--raised); stroke: var(--line); } .node.new, .key.new { fill: var(--good-ground);
+  stroke: var(--good); background: var(--good-ground); border-color: var(--good); }
+.node.gone, .key.gone { fill: var(--bad-ground); stroke: var(--bad); background: var(--bad-ground);
+  border-color: var(--bad); stroke-dasharray: 4 2; }
+.node.changed, .key.changed { fill: var(--mid-ground); stroke: var(--mid); background: var(--mid-ground);
+  border-color: var(--mid); } .node.outside { fill: none; stroke-dasharray: 2 3; } .op { font-weight: 600; }
+.key { display: inline-block; width: 12px; height: 12px; border: 1px solid var(--line); border-radius: 3px;
+  vertical-align: -1px; margin-right: .4rem; background: var(--raised); }
+.arrow { fill: none; stroke: var(--dim); } .head { fill: var(--dim); }
 @media screen and (max-width: 60rem) { .row { grid-template-columns: 1fr 1fr; } .row.top { display: none; }
   .row > :first-child { grid-column: 1 / -1; font-weight: 600; } svg.wide { width: 44rem; max-width: none; } }
+@media screen and (max-width: 50rem) { .parts { grid-template-columns: 1fr; max-height: none; } .part .view {
+  grid-column: 1; grid-row: auto; position: static; } }
 @media screen and (max-width: 40rem) { .cards table, .cards tbody, .cards tr, .cards td, .cards th { display: block; }
   .cards thead { display: none; } .cards tr { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .8rem;
   margin: 0 0 .8rem; } .cards td, .cards th { border: 0; padding: .1rem 0; text-align: left; white-space: normal; }
@@ -183,7 +209,7 @@ li { overflow-wrap: anywhere; }
 pre { background: var(--raised); border: 1px solid var(--line); border-radius: .4rem; padding: .5rem .7rem;
   white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; }
 @media print {
-  :root { color-scheme: light; } body { max-width: none; padding: 0; font-size: 10.5px; } nav, fieldset,
+  :root { color-scheme: light; } body { max-width: none; padding: 0; font-size: 10.5px; } nav, .layers fieldset,
   .skip { display: none; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } section, figure, .tile { break-inside: auto; }
   h2, h3, .note, .legend { break-after: avoid; } .note { break-inside: avoid; }
@@ -191,6 +217,10 @@ pre { background: var(--raised); border: 1px solid var(--line); border-radius: .
   .row { grid-template-columns: minmax(6rem, 2fr) minmax(4rem, .8fr) 6.2rem 6.6rem 10.4rem 130px; }
   .scroll { overflow: visible; }
   .row { content-visibility: visible; }
+  .parts { display: block; max-height: none; overflow: visible; border: 0; }
+  .part { display: block; break-inside: avoid; }
+  .part .view { display: flex; position: static; max-height: none; overflow: visible; zoom: .6; } .part input,
+  .parts legend { display: none; }
   details::details-content { content-visibility: visible; block-size: auto; }
 }
 """

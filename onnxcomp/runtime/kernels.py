@@ -84,7 +84,12 @@ def on_integers(graph: Graph, feed: Feeds, *, threads: int = 1) -> dict[str, boo
     """
     exact = {node.name for node in graph.walk() if node.op == "MatMulNBits" and node.attrs.get("accuracy_level") != 4}
     found = ran(graph, feed, threads=threads)
-    return {name: (k.integer or k.op in INSIDE) and name not in exact for name, k in found.items()}
+    told = {name: (k.integer or k.op in INSIDE) and name not in exact for name, k in found.items()}
+    for node in graph.walk():  # a kernel that took an activation in may bear its name
+        fused = next((found[r.name] for out in node.outputs for r in out.consumers if r.name in found), None)
+        if node.name not in told and fused is not None and fused.op.endswith(node.op):
+            told[node.name] = (fused.integer or fused.op in INSIDE) and node.name not in exact
+    return told
 
 
 def kernels_of(times: Iterable[tuple[str, NodeTime]]) -> dict[str, Ran]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from onnxcomp._version import __version__
+from onnxcomp.drawn import ChangedPart
 from onnxcomp.graph import cost
+from onnxcomp.graph.changed import changed_parts
 from onnxcomp.graph.health import broken_weights
 from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
@@ -17,11 +20,13 @@ from onnxcomp.runtime.machine import conflict, machine, versions
 from onnxcomp.verify.budget import Budget, exit_code
 from onnxcomp.verify.weights import histograms
 from onnxcomp.work.choice import WORTH_SHARE, better, disagreeing, unsound
+from onnxcomp.work.flips import flips
 from onnxcomp.work.front import operator, told
 from onnxcomp.work.judging import Measurements
 from onnxcomp.work.strategies import Candidate, missed
 from onnxcomp.work.study import Study
 
+MOST_PARTS = 100  # of a graph that a report draws
 UNCHANGED = 13  # the exit code where nothing was gained
 
 
@@ -72,8 +77,19 @@ def fill(report: Report, study: Study, after: Graph, chosen: Candidate, measured
     report.fidelity, report.accuracy = measured.fidelity, measured.accuracy
     report.benchmarks = [measured.benchmark] if measured.benchmark is not None else []
     report.layers = _layers(study.original, after, study.operators, measured)
+    report.changed_parts, report.more_parts = _changed(study, after, measured)
     report.notes += measured.notes
-    report.guesses += measured.fidelity.guesses if measured.fidelity is not None else ()
+    if measured.fidelity is not None:
+        report.guesses += measured.fidelity.guesses
+        report.flips = flips(measured.fidelity, study.material.judge)
+
+
+def _changed(study: Study, after: Graph, measured: Measurements) -> tuple[list[ChangedPart], int]:
+    """The layers whose part of the graph changed, those with the largest error where there are many; how many more."""
+    found = changed_parts(study.original, after, study.operators)
+    errors = measured.own_sqnr_db
+    worst = sorted(range(len(found)), key=lambda i: errors.get(found[i].layer, math.inf))[:MOST_PARTS]
+    return [found[i] for i in sorted(worst)], len(found) - len(worst)
 
 
 def _layers(before: Graph, after: Graph, operators: Operators, measured: Measurements) -> list[LayerRecord]:

@@ -12,6 +12,7 @@ from onnxcomp.runtime.session import Array
 from onnxcomp.verify.tasks.base import KINDS, LEAST, Measure
 
 FEW_YES = 10
+MOST_FLIPS = 24  # that are named
 
 
 class Classes(Measure):
@@ -26,10 +27,12 @@ class Classes(Measure):
         self.kind, self.outputs, self.axis = kind, (output,), axis
         self.samples = self.places = self.equal = 0
         self.counts: Array = np.zeros(1, np.int64)
+        self.flips: list[tuple[int, int, int]] = []
 
     def add(self, before: Mapping[str, Array], after: Mapping[str, Array], rows: int) -> None:
         """Count one batch."""
         a, b = before[self.outputs[0]], after[self.outputs[0]]
+        start = self.samples
         self.samples += rows
         if a.shape != b.shape or a.ndim < 2:
             self.places += a.size
@@ -41,6 +44,10 @@ class Classes(Measure):
         counts = np.bincount(first.reshape(-1), minlength=len(self.counts))
         counts[: len(self.counts)] += self.counts
         self.counts = counts
+        if self.kind == "classes" and first.size == rows:
+            first, second = first.reshape(-1), second.reshape(-1)
+            other = np.flatnonzero(first != second)[: MOST_FLIPS - len(self.flips)]
+            self.flips += [(start + int(i), int(first[i]), int(second[i])) for i in other]
 
     def result(self) -> Agreement:
         """Share of samples or places."""
@@ -48,7 +55,9 @@ class Classes(Measure):
         if self.samples >= LEAST and int((self.counts > 0).sum()) == 1:
             doubts.append(f"the original names class {int(self.counts.argmax())} {_everywhere(self.kind)}")
         value = self.equal / self.places if self.places else None
-        return Agreement(self.kind, self.outputs, KINDS[self.kind], value, self.samples, doubts=tuple(doubts))
+        return Agreement(
+            self.kind, self.outputs, KINDS[self.kind], value, self.samples, {}, tuple(doubts), tuple(self.flips)
+        )
 
 
 class Decisions(Measure):
