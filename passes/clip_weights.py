@@ -11,7 +11,8 @@ import numpy as np
 
 from onnxcomp.errors import UsageError
 from onnxcomp.graph.ir import Array, Constant, Graph
-from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, Range, WeightUse, option
+from onnxcomp.layers.use import WeightUse
+from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, Range, option
 
 BLOCK_ELEMENTS = 2**22  # rows are worked on a block of about this many weights at a time
 COARSE, FINE, ZOOMS = 24, 8, 2  # candidates of the first search, of each closer look, and how many of those

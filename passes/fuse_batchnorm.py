@@ -8,26 +8,25 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxcomp.graph.affine import (
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.shapes import infer
+from onnxcomp.graph.types import Shapes
+from onnxcomp.layers.affine import (
     BATCH_NORM,
     ELEMENTWISE,
-    LINEAR,
     Affine,
-    Layer,
-    UnfitError,
+    added_by,
     affine_of,
-    bias_of,
     fitted,
-    layer_of,
+    linear,
     rewrite,
     scaled_inputs,
     scaled_outputs,
     sees_padding,
 )
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
-from onnxcomp.graph.shapes import infer
-from onnxcomp.graph.types import Shapes
+from onnxcomp.layers.layer import Layer, UnfitError, multiplies
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext
+from onnxcomp.ops.facts import Operators
 
 ABSORBED = ELEMENTWISE | {BATCH_NORM}
 
@@ -48,7 +47,7 @@ class FuseBatchNorm(Pass):
         """Fuse until nothing more fuses."""
         outcome = Outcome()
         norms = [node for node in graph.walk() if node.op == BATCH_NORM]
-        fuser = _Fuser(self, graph, outcome)
+        fuser = _Fuser(self, graph, outcome, context.operators)
         while fuser.after() + fuser.before():
             pass
         left = {node for node in graph.walk() if node.op == BATCH_NORM}
@@ -63,8 +62,8 @@ class FuseBatchNorm(Pass):
 class _Fuser:
     """One run of the pass over one graph."""
 
-    def __init__(self, item: FuseBatchNorm, graph: Graph, outcome: Outcome) -> None:
-        self.graph = graph
+    def __init__(self, item: FuseBatchNorm, graph: Graph, outcome: Outcome, operators: Operators) -> None:
+        self.graph, self.operators = graph, operators
         self.outcome = outcome
         self.wanted = item.selects(graph)
         self.why: dict[Node, str] = {}
@@ -85,7 +84,7 @@ class _Fuser:
         for scope in list(self.graph.scopes()):
             here = set(scope.nodes)
             for node in list(scope.nodes):
-                if node.op in LINEAR and node in here and self.wanted(node):
+                if node in here and multiplies(node, self.operators) and self.wanted(node):
                     taken = self._fuse_behind(node, here, scope)
                     here.difference_update(taken)
                     count += len(taken)
@@ -97,7 +96,7 @@ class _Fuser:
         if not any(reader.op in ABSORBED for reader in node.outputs[0].consumers):
             return []
         try:
-            layer = layer_of(node, self.shapes, self.fed)
+            layer = linear(self.graph, node, self.operators, self.fed)
             total, chain = self._chain(layer, here)
             if chain and self._worthwhile(layer, chain):
                 self._absorb(layer, total.over(layer.outputs), chain, scope)
@@ -121,7 +120,7 @@ class _Fuser:
             if node.op not in ABSORBED or node not in here or not self.wanted(node):
                 return total, chain
             try:
-                step = self._affine(node, tensor, layer, layer.out_axis, layer.outputs)
+                step = self._affine(node, tensor, layer, layer.weight.result_axis, layer.outputs)
             except UnfitError as error:
                 self.why[node] = str(error)
                 return total, chain
@@ -130,37 +129,37 @@ class _Fuser:
             tensor = node.outputs[0]
 
     def _worthwhile(self, layer: Layer, chain: list[Node]) -> bool:
-        """A MatMul with its bias behind it is as simple as can be; a shared weight is copied for a norm only."""
+        """A product without a port for a bias has it behind already; a shared weight is copied for a norm only."""
         norm = any(node.op == BATCH_NORM for node in chain)
-        if layer.node.op == "MatMul" and [node.op for node in chain] == ["Add"]:
+        if layer.weight.bias is None and [node.op for node in chain] == ["Add"]:
             return False
-        return norm or not layer.shared
+        return norm or not layer.use.shared
 
     def _absorb(self, layer: Layer, affine: Affine, chain: list[Node], scope: Graph) -> None:
         node, last = layer.node, chain[-1].outputs[0]
         weight = scaled_outputs(layer, affine.scale)
-        if node.op == "MatMul":
+        if layer.weight.bias is None:
             rewrite(self.graph, layer, fitted(layer, weight, None)[0], None)
             self._unlink(chain)
             self._add_behind(layer, affine.shift, last, scope)
         else:
-            old = bias_of(layer, self.fed)
+            old = added_by(layer, self.fed)
             bias = old * affine.scale + affine.shift  # [outputs], or what Gemm's C broadcasts to
-            needed = node.input(2) is not None or affine.shift.any()
+            needed = node.input(layer.weight.bias) is not None or affine.shift.any()
             rewrite(self.graph, layer, *fitted(layer, weight, bias if needed else None))
-            self._forget_beta(node)
             self._unlink(chain)
             node.outputs[0] = last
         for gone in chain:
             self.outcome.change(gone, f"fused into {node}")
 
     def _add_behind(self, layer: Layer, shift: Array, last: Variable, scope: Graph) -> None:
-        """A MatMul has no bias: what must be added stands in one Add."""
+        """The operator takes no bias: what must be added stands in one Add."""
         node = layer.node
         if not shift.any():
             node.outputs[0] = last
             return
-        bias = self.graph.add_constant(f"{node.name}_bias", shift.astype(layer.weight.dtype))
+        vector = shift if layer.weight.result_axis == -1 else shift[:, None]  # [..., out, rows]
+        bias = self.graph.add_constant(f"{node.name}_bias", vector.astype(layer.constant.dtype))
         name = self.graph.unique_name(f"{node.name}_add")
         scope.nodes.insert(scope.nodes.index(node) + 1, Node("Add", name, {}, [node.outputs[0], bias], [last]))
 
@@ -181,9 +180,9 @@ class _Fuser:
             return False
         output = node.outputs[0]
         readers = list(dict.fromkeys(output.consumers))
-        if output in self.outputs or not readers or not all(r.op in LINEAR and r in here for r in readers):
+        if output in self.outputs or not readers:
             return False
-        if node.op != BATCH_NORM and not all(r.op == "Conv" for r in readers):
+        if not all(r in here and multiplies(r, self.operators) for r in readers):
             return False
         try:
             plans = [self._plan_ahead(node, reader, output) for reader in readers]
@@ -193,24 +192,25 @@ class _Fuser:
         source = node.inputs[0] if node.op == BATCH_NORM or node.constant(0) is None else node.inputs[1]
         for layer, weight, bias in plans:
             rewrite(self.graph, layer, weight, bias)
-            if bias is not None:
-                self._forget_beta(layer.node)
-            layer.node.inputs[0] = source
+            layer.node.inputs[layer.weight.data] = source
             self.outcome.change(node, f"fused into {layer.node}")
         self._unlink([node])
         return True
 
     def _plan_ahead(self, node: Node, reader: Node, output: Tensor) -> tuple[Layer, Array, Array | None]:
         """The layer behind a node, its new weight and bias; nothing is changed yet."""
-        layer = layer_of(reader, self.shapes, self.fed)
+        layer = linear(self.graph, reader, self.operators, self.fed)
+        if node.op != BATCH_NORM and layer.weight.reads != "patches":
+            raise UnfitError(f"{reader} is no convolution")
         if not self.wanted(reader) or [t is output for t in reader.inputs].count(True) != 1:
             raise UnfitError(f"{reader} is not selected, or reads it twice")
-        if node.op != BATCH_NORM and layer.shared:
+        if node.op != BATCH_NORM and layer.use.shared:
             raise UnfitError(f"the weight of {reader} is shared")
         data = next(t for t in node.inputs if not isinstance(t, Constant))
-        affine = self._affine(node, data, layer, layer.in_axis, layer.inputs)
+        axis = layer.weight.data_axis
+        affine = self._affine(node, data, layer, axis, layer.inputs)
         shape = self.shapes.shape(data)
-        if affine.scale.size + affine.shift.size > 2 and (shape is None or shape[layer.in_axis] != layer.inputs):
+        if affine.scale.size + affine.shift.size > 2 and (shape is None or shape[axis] != layer.inputs):
             raise UnfitError("it may widen its input")
         affine = affine.over(layer.inputs)
         if affine.shift.any() and sees_padding(layer):
@@ -218,21 +218,15 @@ class _Fuser:
         weight, added = scaled_inputs(layer, affine)
         if not added.any():
             return layer, *fitted(layer, weight, None)
-        if reader.op == "MatMul":
+        if layer.weight.bias is None:
             raise UnfitError(f"{reader} behind it has no bias to take the shift")
-        if reader.op == "Gemm":
-            added = added * float(reader.attrs.get("alpha", 1.0))
-        return layer, *fitted(layer, weight, bias_of(layer, self.fed) + added)
+        return layer, *fitted(layer, weight, added_by(layer, self.fed) + added * layer.weight.alpha)
 
     def _affine(self, node: Node, data: Tensor, layer: Layer, axis: int, channels: int) -> Affine:
-        opset = self.graph.opset
-        return affine_of(node, data, axis=axis, rank=layer.rank, channels=channels, opset=opset, fed=self.fed)
+        rank, opset = layer.rank(self.shapes), self.graph.opset
+        return affine_of(node, data, axis=axis, rank=rank, channels=channels, opset=opset, fed=self.fed)
 
     # -- shared ------------------------------------------------------------------------------------------------
-
-    def _forget_beta(self, node: Node) -> None:
-        if node.op == "Gemm":
-            node.attrs.pop("beta", None)
 
     def _unlink(self, nodes: list[Node]) -> None:
         for node in nodes:

@@ -8,13 +8,15 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxcomp.graph.affine import UnfitError, layer_of, rewrite
 from onnxcomp.graph.ir import Array, Graph, Node, Tensor
 from onnxcomp.graph.noops import TO_THE_END
 from onnxcomp.graph.partial import slice_of
 from onnxcomp.graph.shapes import infer
 from onnxcomp.graph.types import Shapes
+from onnxcomp.layers.affine import linear, rewrite
+from onnxcomp.layers.layer import UnfitError
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext
+from onnxcomp.ops.facts import Operators
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,12 @@ class FuseSlices(Pass):
                     continue
                 shapes = shapes or infer(graph)
                 parts = _folded(maker, shapes, graph.opset)
-                if parts is not None and wanted(node) and wanted(maker) and _fuse(graph, node, parts, shapes, outcome):
+                if (
+                    parts is not None
+                    and wanted(node)
+                    and wanted(maker)
+                    and _fuse(graph, node, parts, context.operators, outcome)
+                ):
                     gone |= _unread(maker, outputs)
             scope.nodes = [node for node in scope.nodes if node not in gone]
         if outcome.changes:
@@ -72,11 +79,11 @@ class Folded:
         return len(self.offsets)
 
 
-def _fuse(graph: Graph, node: Node, parts: Folded, shapes: Shapes, outcome: Outcome) -> bool:
+def _fuse(graph: Graph, node: Node, parts: Folded, operators: Operators, outcome: Outcome) -> bool:
     """Let a Conv read the image; whether it could."""
     try:
-        layer = layer_of(node, shapes, graph.kept_inputs.keys())
-        weight = _unfolded(layer.weight.values, node, parts)
+        layer = linear(graph, node, operators, graph.kept_inputs.keys())
+        weight = _unfolded(layer.constant.values, node, parts)
     except UnfitError as error:
         outcome.skip(node, str(error))
         return False

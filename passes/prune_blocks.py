@@ -11,10 +11,10 @@ from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.branches import Branch, branches, innermost
 from onnxcomp.graph.cost import parameter_elements
 from onnxcomp.graph.ir import Constant, Graph, Node
+from onnxcomp.layers.layer import add_biases, drop_zero_biases
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, option
 from onnxcomp.passes.structure.allocate import EXPONENT
 from onnxcomp.passes.structure.blocks import branch_errors, drop_all, without
-from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases
 from onnxcomp.passes.structure.solving import solve_again, to_solve, whole
 from onnxcomp.passes.structure.timing import Clock
 
@@ -65,7 +65,7 @@ class PruneBlocks(Pass):
     def run(self, graph: Graph, context: PassContext) -> Outcome:
         """Measure, choose, drop, make good."""
         outcome = Outcome()
-        added = add_biases(graph) if self.compensate else []
+        added = add_biases(graph, context.operators) if self.compensate else []
         found = self._selected(graph, context, outcome)
         errors = branch_errors(graph, found, context, self.damping) if found else {}
         for branch in found:

@@ -17,13 +17,14 @@ from onnxcomp.graph.coupling import streams
 from onnxcomp.graph.coupling.analysis import Coupling, Group, analyse, release
 from onnxcomp.graph.coupling.costing import Costing
 from onnxcomp.graph.ir import Graph, Node
+from onnxcomp.layers.layer import add_biases, drop_zero_biases
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, option
 from onnxcomp.passes.structure.allocate import EXPONENT, Choice, allowed_counts, channels_each
 from onnxcomp.passes.structure.blocks import branch_errors
 from onnxcomp.passes.structure.elimination import Curve
 from onnxcomp.passes.structure.importance import measured_curves, weight_curve
 from onnxcomp.passes.structure.latency import HARDLY_MORE, Planner
-from onnxcomp.passes.structure.readers import add_biases, drop_zero_biases, makers
+from onnxcomp.passes.structure.readers import makers
 from onnxcomp.passes.structure.refit import Refit
 from onnxcomp.passes.structure.taylor import taylor_moments
 from onnxcomp.passes.structure.timing import BLOCKS, kernel_block
@@ -126,7 +127,7 @@ class PruneChannels(Pass):
         """
         outcome = Outcome()
         compensate = self.compensate and context.calibration is not None
-        added = add_biases(graph) if compensate else []
+        added = add_biases(graph, context.operators) if compensate else []
         coupling = analyse(graph, context.operators, context.sample_shapes)
         groups = self._eligible(graph, coupling, context, outcome)
         fixed = self._fixed_widths(groups, context)

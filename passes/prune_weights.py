@@ -12,10 +12,12 @@ import numpy as np
 
 from onnxcomp.errors import UsageError
 from onnxcomp.graph.ir import Array, Constant, Graph
-from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, WeightUse, option
+from onnxcomp.layers.layer import Layer
+from onnxcomp.layers.use import WeightUse
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, option
 from onnxcomp.passes.pruning.allocate import Curve, allocate, magnitude_curve
 from onnxcomp.passes.pruning.compensate import Compensation, Plan, curve_shares
-from onnxcomp.passes.pruning.layers import Layer, layer_of
+from onnxcomp.passes.pruning.layers import refittable
 from onnxcomp.passes.pruning.select import Importance, Pattern, random_scores, removed_count, smallest
 from onnxcomp.targets.base import Target
 
@@ -115,7 +117,7 @@ class PruneWeights(Pass):
                 for use in readers:
                     outcome.skip(use.node, reason)
                 continue
-            layer = layer_of(graph, readers[0])
+            layer = refittable(graph, readers[0])
             found.append(_Tensor(constant, readers, layer))
         return found
 
@@ -338,7 +340,9 @@ def _measured_score(tensor: _Tensor, factors: dict[str, tuple[Array, Array]]) ->
         energy = float(values.sum(dtype=np.float64))
         return values / np.float32(energy) if energy > 0 else values
     rows, columns = factors[tensor.layer.node.name]
-    return tensor.layer.folded(tensor.layer.unfolded(values) * rows * (columns * np.float32(tensor.layer.scale**2)))
+    return tensor.layer.folded(
+        tensor.layer.unfolded(values) * rows * (columns * np.float32(tensor.layer.weight.alpha**2))
+    )
 
 
 def _unprunable(graph: Graph, constant: Constant, uses: list[WeightUse]) -> str:

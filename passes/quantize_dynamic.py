@@ -9,7 +9,8 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import ONNX_DOMAIN, Array, Constant, Graph, Node, Variable, elem_type
-from onnxcomp.manager.base import CostModel, Guarantee, Outcome, Pass, PassContext, Range, Stage, WeightUse, option
+from onnxcomp.layers.use import WeightUse
+from onnxcomp.manager.base import CostModel, Guarantee, Outcome, Pass, PassContext, Range, Stage, option
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.passes.weights import recurrent
 from onnxcomp.passes.weights.attention import attention_refusal, write_attention
@@ -24,7 +25,6 @@ from onnxcomp.targets.table import find
 
 DYNAMIC_OPSET = 11  # DynamicQuantizeLinear
 PROTECTED_BLOCK = 32
-TURNED = ("transA", "transBatchA", "transBatchB")  # of FusedMatMul
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -152,17 +152,18 @@ class _Work:
         node, constant = use.node, use.constant
         if use.weight.role != "kernel":
             return ""
-        if "Conv" in node.op:
+        weight = use.weight
+        if weight.windows:
             return "a convolution with activations quantized at run time is slower than float"
         if node.op == "Attention":
             if why := attention_refusal(node):
                 return why
-        elif node.op == "FusedMatMul" and any(node.attrs.get(key, 0) for key in TURNED):
-            return "its activations are transposed inside"
-        elif node.op not in ("MatMul", "Gemm", "FusedMatMul"):
+        elif not (weight.reads and weight.bare):
             return f"ONNX Runtime has no kernel for {node.op} with 8-bit integers"
-        if use.weight.port != 1:
+        elif weight.port != 1:
             return "its weight is on the left, where the integer kernels want the activations"
+        elif weight.reads == "columns" and weight.rank != 2:
+            return "its activations are transposed inside"
         if constant.dtype != FLOAT32:
             return f"{constant.name} is {constant.dtype.name}"
         if len(constant.shape) != 2:
@@ -195,7 +196,7 @@ class _Work:
         """Products that read one activation in one scope, and so share what is done to it."""
         found: dict[tuple[Graph, Variable, bool], list[WeightUse]] = {}
         for use in products:
-            turned = use.node.op == "Gemm" and bool(use.node.attrs.get("transA", 0))
+            turned = use.weight.reads == "columns"
             found.setdefault((self.owners[use.node], use.node.inputs[0], turned), []).append(use)
         return [Group(f"{i}", x, members, turned) for i, ((_, x, turned), members) in enumerate(found.items())]
 
@@ -216,7 +217,7 @@ class _Work:
             if use.node.op == "Attention":
                 write_attention(self.graph, use.node, activation, *made, self.shapes)
             else:
-                self._rewrite(use.node, activation, *made)
+                self._rewrite(use, activation, *made)
             how = "int8, smoothed input" if smoothing is not None else "int8"
             if verdict is not None:
                 how = f"{how}, {verdict.sqnr_db[use.node.name]:.1f} dB"
@@ -260,13 +261,13 @@ class _Work:
         return self._codes[where]
 
     def _rewrite(
-        self, node: Node, activation: tuple[Variable, Variable, Variable], weight: Constant, scales: Array
+        self, use: WeightUse, activation: tuple[Variable, Variable, Variable], weight: Constant, scales: Array
     ) -> None:
         """Turn a product into MatMulInteger, in place, and what follows it back to float."""
+        node, alpha, beta = use.node, use.weight.alpha, use.weight.beta
         owner, out = self.owners[node], node.outputs[0]
         state_type(out, self.shapes, self.graph)
-        alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
-        bias = node.input(2) if node.op == "Gemm" and beta != 0 else None
+        bias = node.input(use.weight.bias) if use.weight.bias is not None and beta != 0 else None
         quantized, scale, zero = activation
         node.op, node.domain, node.attrs, node.origin = "MatMulInteger", ONNX_DOMAIN, {}, {}
         node.inputs = [quantized, weight, zero]
@@ -292,7 +293,7 @@ class _Work:
         for piece in layout.pieces():
             codes, scales = coder.code(reader.rows(layout, piece), layout.block)
             parts.append(BlockCodes.packed(codes, scales, 8, layout.columns))
-        BlockMatMul(self.graph, use.constant, BlockCodes.joined(parts), 4).replace(use.node, self.shapes)
+        BlockMatMul(self.graph, use.constant, BlockCodes.joined(parts), 4).replace(use, self.shapes)
         self.outcome.change(use.node, f"int8 in blocks of {PROTECTED_BLOCK}: sensitive")
         self.changed += 1
 

@@ -13,6 +13,7 @@ from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coded import PACKING_OPSET, Coded, CodedWriter
 from onnxcomp.graph.ir import Array, Constant, Graph
 from onnxcomp.graph.rounding import Levels
+from onnxcomp.layers.layer import bias_of
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Stage, option
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.passes.weights.codebook import learn_levels, nearest_level
@@ -255,7 +256,8 @@ class _Work:
     def _codes(self, plan: Plan, moments: Gram | None, loss: _Loss) -> int:
         """Rows to codes, piece by piece, then into the graph; returns the bytes they take."""
         coder = plan.recipe.coder(plan.error, positive=plan.store == "dequantize")
-        absorber = Absorber.find(self.graph, plan.uses[0]) if moments is not None else None
+        bias = bias_of(self.graph, plan.uses[0]) if moments is not None else None
+        absorber = None if bias is None else Absorber(bias)
         pieces = _coded_pieces(plan, coder, moments, absorber, loss)
         blocks, coded = None, None
         if plan.store in ("matmul", "gather"):
@@ -277,7 +279,7 @@ class _Work:
         if plan.store == "matmul":
             matmul = BlockMatMul(self.graph, plan.constant, blocks, self.options.accuracy_level)
             for use in plan.uses:
-                matmul.replace(use.node, self.shapes)
+                matmul.replace(use, self.shapes)
         else:
             gather = BlockGather(self.graph, plan.constant, blocks)
             for use in plan.uses:

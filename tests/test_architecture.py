@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: list[set[str]] = [
     {"errors", "results", "drawn", "seal", "files", "lock", "settings", "_version"},
     {"graph", "ops"},
+    {"layers"},
     {"data", "runtime", "targets"},
     {"manager"},
     {"passes", "verify", "report", "distill"},

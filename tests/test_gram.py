@@ -16,7 +16,7 @@ from onnx import helper
 
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.ir import Graph
-from onnxcomp.manager.base import WeightUse
+from onnxcomp.layers.use import WeightUse
 from onnxcomp.ops.facts import load_operators
 from onnxcomp.runtime import gram as g
 

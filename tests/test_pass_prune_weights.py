@@ -21,7 +21,8 @@ from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.shapes import infer
-from onnxcomp.manager.base import PassContext, WeightUse
+from onnxcomp.layers.use import WeightUse
+from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.manager.spec import parse_passes
 from onnxcomp.ops.facts import load_operators

@@ -17,9 +17,10 @@ import numpy as np
 
 from onnxcomp.errors import EnvironmentLacksError, UsageError
 from onnxcomp.graph.ir import Constant, Graph, Node
+from onnxcomp.layers.use import WeightUse
 from onnxcomp.manager.options import Range, checked, hints_of, option
 from onnxcomp.manager.spelling import spelled
-from onnxcomp.ops.facts import Operators, Weight, load_operators, no_weights
+from onnxcomp.ops.facts import Operators, load_operators, no_weights
 from onnxcomp.results import Change, Skip, TrainingRecord
 from onnxcomp.runtime.memory import Memory
 from onnxcomp.runtime.progress import SILENT, Progress
@@ -161,20 +162,6 @@ class Outcome:
     def skip(self, node: Node | Constant | str, why: str) -> None:
         """Record one thing left alone, with the reason."""
         self.skips.append(Skip(node if isinstance(node, str) else node.name, why))
-
-
-@dataclass(frozen=True)
-class WeightUse:
-    """A weight initializer at a port of a node, and all nodes that read it."""
-
-    node: Node
-    weight: Weight
-    constant: Constant
-
-    @property
-    def shared(self) -> bool:
-        """Whether anything else reads the initializer."""
-        return len(self.constant.outputs) > 1
 
 
 @dataclass(frozen=True)

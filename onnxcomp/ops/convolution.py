@@ -12,22 +12,25 @@ from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops.broadcasting import close_all
 from onnxcomp.ops.gradients import linear as linear_forms
 from onnxcomp.ops.gradients import microsoft as microsoft_forms
-from onnxcomp.ops.record import IntegerForm, OpFacts, Weight, elements, volume
+from onnxcomp.ops.record import IntegerForm, OpFacts, Reads, Weight, elements, volume
 from onnxcomp.ops.shapes import inferred_as
 
 
 def conv_weights(node: Node) -> tuple[Weight, ...]:
-    """Conv: W [M, C/group, k...]; kernels run over k... first and channels last."""
-    rank = len(node.inputs[1].shape or ()) or 4
-    spatial = tuple(range(2, rank))
-    return (Weight(1, out_axis=0, in_axes=(*spatial, 1), group=int(node.attrs.get("group", 1)), bias=2),)
+    """Conv: W [M, C/group, k...]; kernels run over k... first and channels last. FusedConv may go on behind it."""
+    bare = not node.attrs.get("activation") and node.input(3) is None
+    return (_kernel(node, 0, 1, "patches", bare=bare),)
 
 
 def conv_transpose_weights(node: Node) -> tuple[Weight, ...]:
     """ConvTranspose: W [C, M/group, k...]."""
+    return (_kernel(node, 1, 0, "spread"),)
+
+
+def _kernel(node: Node, out: int, inner: int, reads: Reads, *, bare: bool = True) -> Weight:
     rank = len(node.inputs[1].shape or ()) or 4
-    spatial = tuple(range(2, rank))
-    return (Weight(1, out_axis=1, in_axes=(*spatial, 0), group=int(node.attrs.get("group", 1)), bias=2),)
+    axes, group = (*range(2, rank), inner), int(node.attrs.get("group", 1))
+    return Weight(1, out_axis=out, in_axes=axes, group=group, bias=2, reads=reads, rank=rank, bare=bare)
 
 
 def conv_macs(node: Node, shapes: Shapes) -> int:

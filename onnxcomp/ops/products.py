@@ -15,22 +15,35 @@ from onnxcomp.ops import zeros
 from onnxcomp.ops.gradients import linear as linear_forms
 from onnxcomp.ops.gradients import microsoft as microsoft_forms
 from onnxcomp.ops.gradients import quantization as quantization_forms
-from onnxcomp.ops.record import IntegerForm, OpFacts, Weight, elements, volume
+from onnxcomp.ops.record import IntegerForm, OpFacts, Reads, Weight, elements, volume
 from onnxcomp.ops.shapes import broadcast, like, rows_by
 
 
 def gemm_weights(node: Node) -> tuple[Weight, ...]:
     """Gemm: B [K, N], or [N, K] with transB."""
     out = 0 if node.attrs.get("transB", 0) else 1
-    return (Weight(1, out_axis=out, in_axes=(1 - out,), bias=2),)
+    return (
+        Weight(
+            1,
+            out_axis=out,
+            in_axes=(1 - out,),
+            bias=2,
+            reads="columns" if node.attrs.get("transA", 0) else "rows",
+            rank=2,
+            alpha=float(node.attrs.get("alpha", 1.0)),
+            beta=float(node.attrs.get("beta", 1.0)),
+            bare=not node.attrs.get("activation"),
+        ),
+    )
 
 
 def matmul_weights(node: Node) -> tuple[Weight, ...]:
     """MatMul: a constant right side [..., K, N], else a constant left side [..., M, K]."""
     if node.constant(1) is not None:
-        return (Weight(1, out_axis=-1, in_axes=(-2,)),) if len(node.inputs[1].shape) >= 2 else ()
+        return (Weight(1, out_axis=-1, in_axes=(-2,), reads="rows"),) if len(node.inputs[1].shape) >= 2 else ()
     if node.constant(0) is not None:
-        return (Weight(0, out_axis=-2, in_axes=(-1,)),) if len(node.inputs[0].shape) >= 2 else ()
+        left = Weight(0, out_axis=-2, in_axes=(-1,), reads="columns", data=1)
+        return (left,) if len(node.inputs[0].shape) >= 2 else ()
     return ()
 
 
@@ -38,11 +51,11 @@ def fused_matmul_weights(node: Node) -> tuple[Weight, ...]:
     """FusedMatMul: a constant right side [..., K, N], or [..., N, K] with transB."""
     if node.constant(1) is None or len(node.inputs[1].shape) < 2:
         return ()
-    return (
-        (Weight(1, out_axis=-2, in_axes=(-1,)),)
-        if node.attrs.get("transB", 0)
-        else (Weight(1, out_axis=-1, in_axes=(-2,)),)
-    )
+    out, inner = (-2, -1) if node.attrs.get("transB", 0) else (-1, -2)
+    reads: Reads = "columns" if node.attrs.get("transA", 0) else "rows"
+    if node.attrs.get("transBatchA", 0) or node.attrs.get("transBatchB", 0):
+        reads = ""
+    return (Weight(1, out_axis=out, in_axes=(inner,), reads=reads, alpha=float(node.attrs.get("alpha", 1.0))),)
 
 
 def gemm_macs(node: Node, shapes: Shapes) -> int:

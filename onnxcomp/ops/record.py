@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from onnxcomp.graph.rewriting import Rewrite
 
 Role = Literal["kernel", "embedding", "recurrent"]
+Reads = Literal["", "patches", "spread", "rows", "columns"]
+WINDOWS: tuple[Reads, ...] = ("patches", "spread")
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,16 @@ class Weight:
         port: input port.
         role: `kernel` is multiplied with activations, `embedding` is looked up by row, `recurrent` is of an RNN.
         out_axis: axis of output channels (for an embedding: of rows).
-        in_axes: axes that are summed over, in the order of the kernel's inner loop.
+        in_axes: axes that are summed over, in the order of the kernel's inner loop; that of the channels is the last.
         group: convolution groups; 1 elsewhere.
         bias: port of the bias, or None.
+        reads: how the outputs read the data, where each is the product of one row of the weight with a part of it:
+            `patches` are windows with channels at axis 1, `spread` the same of data with zeros between (a transposed
+            convolution), `rows` lie along the last axis, `columns` along the last but one; empty where it is otherwise.
+        data: port of what is multiplied with the weight.
+        rank: of data and result, where the operator or the weight fixes it.
+        alpha, beta: factors of the product and of the bias.
+        bare: whether the result is product and bias alone: no activation function, no further sum.
     """
 
     port: int
@@ -39,6 +48,32 @@ class Weight:
     in_axes: tuple[int, ...] = (1,)
     group: int = 1
     bias: int | None = None
+    reads: Reads = ""
+    data: int = 0
+    rank: int | None = None
+    alpha: float = 1.0
+    beta: float = 1.0
+    bare: bool = True
+
+    @property
+    def windows(self) -> bool:
+        """Whether it is a convolution's, transposed or not."""
+        return self.reads in WINDOWS
+
+    @property
+    def data_axis(self) -> int:
+        """Channel axis of the data: 1, or counted from the back."""
+        return 1 if self.windows else -2 if self.reads == "columns" else -1
+
+    @property
+    def result_axis(self) -> int:
+        """Channel axis of the result: 1, or counted from the back; a weight on the left makes rows of it."""
+        return 1 if self.windows else -2 if self.port < self.data else -1
+
+    def channels(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Channels in and out of a weight of the given shape, those of all groups."""
+        inner, out = shape[self.in_axes[-1]], shape[self.out_axis]
+        return (inner, out * self.group) if 0 in self.in_axes else (inner * self.group, out)
 
     def to_matrix(self, values: Array) -> Array:
         """The weight as [out, in]: every row holds what is summed into one output channel."""

@@ -16,7 +16,8 @@ import numpy as np
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Constant, Graph
 from onnxcomp.graph.types import Shapes
-from onnxcomp.runtime.patches import LayerInputs, Patches, Use
+from onnxcomp.layers.rows import LayerInputs, Patches
+from onnxcomp.layers.use import WeightUse
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Session
 from onnxcomp.runtime.taps import BUDGET_BYTES, Batches, fitting, runs_over, tapped
@@ -95,7 +96,7 @@ class Gram:
 
 def gram(
     graph: Graph,
-    uses: Sequence[Use],
+    uses: Sequence[WeightUse],
     samples: Batches,
     *,
     targets: Mapping[str, Target] | None = None,
@@ -157,7 +158,7 @@ def gram(
 
 def gram_of(
     graph: Graph,
-    uses: Sequence[Use],
+    uses: Sequence[WeightUse],
     batches: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]],
     *,
     targets: Mapping[str, Target],
@@ -181,7 +182,7 @@ def gram_of(
     return {name: result for job in jobs for name, result in job.results().items()}
 
 
-def needed(graph: Graph, uses: Sequence[Use], targets: Mapping[str, Target]) -> tuple[list[str], list[str]]:
+def needed(graph: Graph, uses: Sequence[WeightUse], targets: Mapping[str, Target]) -> tuple[list[str], list[str]]:
     """Names of the tensors that `gram_of` reads from the graph and from the reference."""
     jobs = _jobs(graph, uses, targets)
     here = dict.fromkeys(name for job in jobs for name in job.here)
@@ -196,7 +197,7 @@ def batch_shapes(graph: Graph, samples: Batches, batch: int) -> Shapes:
 
 def grams(
     graph: Graph,
-    uses: Sequence[Use],
+    uses: Sequence[WeightUse],
     samples: Batches,
     *,
     group_bytes: int = GROUP_BYTES,
@@ -214,7 +215,7 @@ def grams(
     Yields:
         The moments by node name of one group after another; let them go before the next step.
     """
-    group: list[Use] = []
+    group: list[WeightUse] = []
     used = 0
     for use in uses:
         size = moment_bytes(use)
@@ -229,7 +230,7 @@ def grams(
         yield gram(graph, group, samples, batch=batch, threads=threads, max_rows=max_rows, seed=seed, progress=progress)
 
 
-def why_not(graph: Graph, use: Use) -> str:
+def why_not(graph: Graph, use: WeightUse) -> str:
     """Why the inputs of a layer cannot be measured; empty when they can."""
     rule = LayerInputs.of(use)
     if isinstance(rule, str):
@@ -242,7 +243,7 @@ def why_not(graph: Graph, use: Use) -> str:
     return ""
 
 
-def moment_bytes(use: Use) -> int:
+def moment_bytes(use: WeightUse) -> int:
     """Bytes that `Gram.h` takes for a weight; 0 where the weight has no rows."""
     rule = LayerInputs.of(use)
     return 0 if isinstance(rule, str) else 8 * rule.group * (rule.features + 1) ** 2
@@ -368,7 +369,7 @@ class _Part:
         return found[0], found[1]
 
 
-def _jobs(graph: Graph, uses: Sequence[Use], targets: Mapping[str, Target]) -> list[_Job]:
+def _jobs(graph: Graph, uses: Sequence[WeightUse], targets: Mapping[str, Target]) -> list[_Job]:
     found: dict[tuple[object, ...], _Job] = {}
     inside = set(graph.nodes)
     for use in uses:

@@ -22,10 +22,10 @@ def conv(node: Node, weight: Weight | None, shapes: Shapes) -> str:
 def gemm(node: Node, weight: Weight | None, shapes: Shapes) -> str:
     """QGemm: plain products with a bias of one value an output."""
     del shapes
-    if node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0:
+    if weight is not None and (weight.reads != "rows" or weight.alpha != 1.0):
         return "the integer kernel has no transA and no alpha"
     bias = node.constant(2)
-    if bias is not None and node.attrs.get("beta", 1.0) != 1.0:
+    if bias is not None and weight is not None and weight.beta != 1.0:
         return "the integer kernel has no beta"
     if bias is not None and weight is not None:
         width = node.inputs[weight.port].shape[weight.out_axis]

@@ -26,7 +26,7 @@ from onnxcomp.passes.qdq import placement
 from onnxcomp.passes.qdq.quantizer import Quantizer
 from onnxcomp.passes.qdq.sensitivity import Noise, worst
 from onnxcomp.passes.qdq.trials import Trials
-from onnxcomp.passes.qdq.weights import Layer as Integers
+from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.passes.quantize_qdq import QuantizeQdq
 from onnxcomp.runtime.closeness import EXACT_DB
 from onnxcomp.targets.table import find

@@ -20,7 +20,7 @@ from onnxcomp.passes.qdq import sensitivity
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.sensitivity import Noise, mean, worst
-from onnxcomp.passes.qdq.weights import Layer as Integers
+from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime.closeness import Tally, is_float, rows_of
 from onnxcomp.runtime.parts import FILL_SPREAD, Slices, slices_of
 from onnxcomp.runtime.progress import Progress

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxcomp.graph.ir import Array, Graph
+from onnxcomp.layers.layer import Layer
 from onnxcomp.manager.base import PassContext, SampleSource
 from onnxcomp.passes.pruning.allocate import Curve
-from onnxcomp.passes.pruning.layers import Layer, stages, target_of
+from onnxcomp.passes.pruning.layers import stages, target_of
 from onnxcomp.passes.pruning.select import (
     Importance,
     Pattern,

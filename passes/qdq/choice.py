@@ -15,7 +15,7 @@ from onnxcomp.passes.qdq.coarse import Coarsener
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.trials import Trials
-from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime.progress import Progress
 
 TOLLS = (1.0, 2.0)
@@ -41,7 +41,7 @@ class Choice:
 
     plan: Plan
     grids: dict[Variable, Grid]
-    layers: dict[Node, Layer] = field(default_factory=dict)
+    layers: dict[Node, Integers] = field(default_factory=dict)
     refused: dict[Node, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -76,7 +76,7 @@ class Chooser:
         trials: Trials,
         operators: Operators,
         full: Planned,
-        layers: dict[Node, Layer],
+        layers: dict[Node, Integers],
         replan: Callable[[Iterable[Node]], Planned],
         *,
         coarsener: Coarsener,
@@ -151,7 +151,7 @@ class Chooser:
             variant.undo()
         return fastest
 
-    def _reached(self, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Layer]) -> float:
+    def _reached(self, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Integers]) -> float:
         return self.trials.sqnr_db(self.trials.written(plan, grids, layers))
 
     def _sound(

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable
+from onnxcomp.ops.facts import Weight
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
-from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.targets.base import Target
 
 Grids = Mapping[Variable, Grid]
@@ -33,7 +34,7 @@ class Variant:
     """
 
     grids: dict[Variable, Grid]
-    layers: dict[Node, Layer]
+    layers: dict[Node, Integers]
     coarse: Sequence[Node]
     undo: Undo
 
@@ -49,10 +50,10 @@ class Coarsener:
 
     graph: Graph
     target: Target
-    layer: Callable[[Node, Grids, bool], Layer]
+    layer: Callable[[Node, Grids, bool], Integers]
     grids: Callable[[Plan, Sequence[Variable]], tuple[dict[Variable, Grid], Undo]]
 
-    def variants(self, plan: Plan, grids: Grids, layers: Mapping[Node, Layer]) -> Iterator[Variant]:
+    def variants(self, plan: Plan, grids: Grids, layers: Mapping[Node, Integers]) -> Iterator[Variant]:
         """The coarsest first; between two of them the graph is as it was."""
         costly = [node for node in plan.weighted if self.target.kernels[node.op].scale_costs]
         if not costly:
@@ -64,7 +65,7 @@ class Coarsener:
             evened = [node for node in coarse if node in links]
             restored = _restorer([*evened, *links.values()], [t for n in evened for t in _between(n, plan)])
             for node in evened:
-                even(layers[node], links[node])
+                even(layers[node], plan.weighted[links[node]], links[node])
                 for tensor in _between(node, plan):
                     tensor.name = self.graph.unique_name(f"{tensor.name}_evened")  # it holds other values now
             moved, again = self.grids(plan, [plan.output(node) for node in evened])
@@ -91,7 +92,7 @@ class Coarsener:
         return reader if all(_alone(n, port) for n in (node, reader) for port in _ports(n, plan)) else None
 
 
-def even(layer: Layer, reader: Node) -> None:
+def even(layer: Integers, columns: Weight, reader: Node) -> None:
     """Multiply a layer's outputs so that its scales come out equal, and divide the reader's columns, in place."""
     factors = (np.exp(np.log(layer.scales.astype(np.float64)).mean()) / layer.scales).astype(np.float32)
     node, weight = layer.node, layer.weight
@@ -101,10 +102,9 @@ def even(layer: Layer, reader: Node) -> None:
     bias = node.constant(weight.bias) if weight.bias is not None else None
     if bias is not None:
         bias.values = (bias.values * factors.reshape((1,) * (len(bias.shape) - 1) + (-1,))).astype(np.float32)
-    after = reader.constant(1)
+    after = reader.constant(columns.port)
     assert after is not None
-    axis = 1 if reader.op == "Gemm" and reader.attrs.get("transB", 0) else 0
-    after.values = after.values / _along(factors, axis, len(after.shape))
+    after.values = after.values / _along(factors, columns.in_axes[-1], len(after.shape))
 
 
 def _along(factors: Array, axis: int, rank: int) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan, clip_limits
-from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.targets.base import Target
 
 INT32 = np.iinfo(np.int32)
@@ -53,7 +53,7 @@ class Writer:
     """
 
     def __init__(
-        self, graph: Graph, target: Target, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Layer]
+        self, graph: Graph, target: Target, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Integers]
     ) -> None:
         self.graph, self.target, self.plan, self.grids, self.layers = graph, target, plan, grids, layers
         self._integers: dict[Variable, Variable] = {}
@@ -230,7 +230,7 @@ class Writer:
 
     # -- weights and biases --------------------------------------------------------------------------------------------
 
-    def _weight(self, layer: Layer) -> Constant:
+    def _weight(self, layer: Integers) -> Constant:
         node, weight = layer.node, layer.weight
         constant = node.constant(weight.port)
         assert constant is not None
@@ -250,7 +250,7 @@ class Writer:
         node.inputs[weight.port] = self._weights[key][1]
         return self._weights[key][0]
 
-    def _bias(self, layer: Layer) -> StoredBias | None:
+    def _bias(self, layer: Integers) -> StoredBias | None:
         """Put a layer's bias where the target wants it; None where the operator takes none or the layer has none."""
         node, port = layer.node, layer.weight.bias
         if port is None or layer.bias is None:

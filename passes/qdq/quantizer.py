@@ -21,7 +21,7 @@ from onnxcomp.passes.qdq.ranges import Grid, Rule
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.study import Study
 from onnxcomp.passes.qdq.trials import Trials, moved, write
-from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime import blas
 from onnxcomp.runtime.activations import collect
 from onnxcomp.runtime.closeness import rows_of
@@ -60,7 +60,7 @@ class Quantizer:
 
     def run(self) -> Outcome:
         """Quantize in place what the pass's own rules choose."""
-        layers: dict[Node, Layer] = {}
+        layers: dict[Node, Integers] = {}
         if self.pointless():
             return self.outcome
         self.prepare(self.options.selects(self.graph))
@@ -191,7 +191,7 @@ class Quantizer:
                 choice.refused = full[0].refused | choice.refused
                 return choice
 
-    def proven(self, study: Study, trials: Trials) -> tuple[Planned, dict[Node, Layer]]:
+    def proven(self, study: Study, trials: Trials) -> tuple[Planned, dict[Node, Integers]]:
         """Everything that can run on integers and really does, and its layers."""
         while True:
             plan, grids = study.planned()
@@ -200,7 +200,7 @@ class Quantizer:
                 return (plan, grids), layers
 
     def barred(
-        self, study: Study, trials: Trials, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Layer]
+        self, study: Study, trials: Trials, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Integers]
     ) -> bool:
         """Whether parts of a plan do not run as it says; the study knows of them from now on."""
         if not self.target.runs_here or not plan.weighted:
@@ -230,11 +230,11 @@ class Quantizer:
 
         return sharing.grids(plan, self.target, self.rule, study.seen, study.chosen)[0], undo
 
-    def _layer(self, node: Node, weight: Weight, grids: Mapping[Variable, Grid], *, shared: bool = False) -> Layer:
+    def _layer(self, node: Node, weight: Weight, grids: Mapping[Variable, Grid], *, shared: bool = False) -> Integers:
         port = (self.target.kernels[node.op].ports or (0,))[0]
         return weights.quantized(node, weight, self.options.isa, grids[node.inputs[port]].scale, shared=shared)
 
-    def written(self, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Layer]) -> Graph:
+    def written(self, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Integers]) -> Graph:
         """A copy of the graph with a plan written into it, weights and biases refined."""
         copy = self.graph.clone()
         there = moved(copy, plan, grids, layers)
@@ -247,7 +247,7 @@ class Quantizer:
         shapes: Shapes,
         plan: Plan,
         grids: dict[Variable, Grid],
-        layers: dict[Node, Layer],
+        layers: dict[Node, Integers],
     ) -> None:
         """Write a plan into the graph whose nodes it names, and let weights and biases make good what they can."""
         options, exact = self.options, graph.clone()
@@ -273,7 +273,7 @@ class Quantizer:
                 progress=self.context.progress,
             )
 
-    def _separate(self, layers: dict[Node, Layer]) -> None:
+    def _separate(self, layers: dict[Node, Integers]) -> None:
         if found := parts.separate(self.graph, layers, self._shapes()):
             names = ", ".join(node.name for node, _ in found[:2]) + (" and others" if len(found) > 2 else "")
             self.outcome.notes.append(
@@ -290,7 +290,7 @@ class Quantizer:
                 f"unasked, with other results: {names}"
             )
 
-    def _report(self, layers: dict[Node, Layer], refused: dict[Node, str]) -> None:
+    def _report(self, layers: dict[Node, Integers], refused: dict[Node, str]) -> None:
         for node, layer in layers.items():
             self.outcome.change(node, f"int8 weights ({layer.own_sqnr_db:.1f} dB)")
         for node, why in refused.items():

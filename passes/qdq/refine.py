@@ -9,17 +9,18 @@ error is taken up too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable
+from onnxcomp.graph.ir import Array, Graph, Node, Variable
 from onnxcomp.graph.types import Shapes
+from onnxcomp.layers.layer import Residual, residual_of
+from onnxcomp.layers.rows import LayerInputs
 from onnxcomp.passes.qdq.emit import Written
-from onnxcomp.passes.qdq.weights import Layer
-from onnxcomp.runtime.patches import LayerInputs
+from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime.progress import Progress
 from onnxcomp.runtime.stages import Stages
 from onnxcomp.runtime.taps import Batches, samples_in, stream
@@ -40,37 +41,25 @@ class Aim:
     Attributes:
         exact: the layer's output in the float graph.
         axis: of the channels.
-        add: the residual Add that alone reads the output, the port of its shortcut, and that one's name in the float
-            graph.
+        behind: the residual sum that alone reads the output.
+        shortcut: name of that sum's other summand in the float graph.
     """
 
     exact: str
     axis: int
-    add: tuple[Node, int, str] | None = None
+    behind: Residual | None = None
+    shortcut: str = ""
 
 
-def aims(graph: Graph, layers: Iterable[Node], shapes: Shapes) -> dict[Node, Aim]:
+def aims(graph: Graph, layers: Mapping[Node, Integers], shapes: Shapes) -> dict[Node, Aim]:
     """One aim a layer; to be called before Q and DQ are written."""
     found = {}
-    top = set(graph.nodes)
-    for node in layers:
+    for node, layer in layers.items():
         output: Variable = node.outputs[0]
-        axis = 1 if node.op == "Conv" else -1
-        found[node] = Aim(output.name, axis, None if graph.is_output(output) else _residual(output, shapes, top))
+        behind = residual_of(graph, output, shapes)
+        name = "" if behind is None else behind.other.name
+        found[node] = Aim(output.name, layer.weight.result_axis, behind, name)
     return found
-
-
-def _residual(output: Variable, shapes: Shapes, top: set[Node]) -> tuple[Node, int, str] | None:
-    if len(output.outputs) != 1 or output.outputs[0].op != "Add" or output.outputs[0].domain:
-        return None
-    add: Node = output.outputs[0]
-    if add not in top:
-        return None  # what a body adds cannot be asked for outside of it
-    port = 1 if add.inputs[0] is output else 0
-    other = add.inputs[port]
-    if isinstance(other, Constant) or other is output or shapes.shape(other) != shapes.shape(output):
-        return None
-    return add, port, other.name
 
 
 def few(
@@ -110,7 +99,7 @@ def refine(
     graph: Graph,
     exact: Graph,
     wanted: Mapping[Node, Aim],
-    layers: Mapping[Node, Layer],
+    layers: Mapping[Node, Integers],
     written: Written,
     batches: Sequence[Mapping[str, Array]],
     *,
@@ -132,7 +121,7 @@ def refine(
         memory: bytes of activations held; what is more lies in temporary files.
     """
     names = {aim.exact: aim.axis for aim in wanted.values()}
-    names |= {aim.add[2]: aim.axis for aim in wanted.values() if aim.add is not None}
+    names |= {aim.shortcut: aim.axis for aim in wanted.values() if aim.behind is not None}
     goal = _means(exact, names, batches, threads) if correct else {}
     stages = Stages(graph, batches, threads, memory=memory)
     ahead = set(layers)
@@ -145,7 +134,7 @@ def refine(
             _center(stages, node, layer, written, wanted[node], goal, ahead)
 
 
-def _round(stages: Stages, node: Node, layer: Layer, written: Written) -> None:
+def _round(stages: Stages, node: Node, layer: Integers, written: Written) -> None:
     rule = layer.rows
     if rule is None or (rule.group > 1 and rule.features < MOST_FEATURES and layer.exact.shape[0] == rule.group):
         return  # a depthwise kernel has too few weights to make good for one another
@@ -157,18 +146,18 @@ def _round(stages: Stages, node: Node, layer: Layer, written: Written) -> None:
 def _center(
     stages: Stages,
     node: Node,
-    layer: Layer,
+    layer: Integers,
     written: Written,
     aim: Aim,
     goal: Mapping[str, Array],
     ahead: set[Node],
 ) -> None:
     wanted = goal[aim.exact]
-    if aim.add is not None:
-        add, port, shortcut = aim.add
-        if stages.ready(add.inputs[port], ahead):
-            now = [arrays[0] for arrays in stages.get([add.inputs[port]])]
-            wanted = wanted + goal[shortcut] - _mean(now, aim.axis)
+    if aim.behind is not None:
+        other = aim.behind.add.inputs[aim.behind.port]  # what stands there once Q and DQ are written
+        if stages.ready(other, ahead):
+            now = [arrays[0] for arrays in stages.get([other])]
+            wanted = wanted + goal[aim.shortcut] - _mean(now, aim.axis)
     raw = written.outputs[node]
     arrays = [found[0] for found in stages.get([raw])]
     error = wanted - _mean(arrays, aim.axis)

@@ -12,7 +12,7 @@ from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Graph, Node, Tensor, Variable
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
-from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime.closeness import Tally, in_decibels, rows_of
 from onnxcomp.runtime.progress import Progress
 from onnxcomp.runtime.session import open_session
@@ -28,7 +28,7 @@ def noises(
     target: Target,
     plan: Plan,
     grids: Mapping[Variable, Grid],
-    layers: Mapping[Node, Layer],
+    layers: Mapping[Node, Integers],
     feeds: Sequence[Mapping[str, Array]],
     *,
     threads: int,
@@ -92,7 +92,7 @@ def worst(noise: Noise) -> float:
 
 
 def _switched(
-    graph: Graph, target: Target, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Layer]
+    graph: Graph, target: Target, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Integers]
 ) -> tuple[Graph, dict[Node, str]]:
     """The float graph with an If behind every layer that takes its rounded form instead, and the inputs that say so."""
     copy = graph.clone()
@@ -126,7 +126,7 @@ def rounded(
     target: Target,
     plan: Plan,
     grids: Mapping[Variable, Grid],
-    layer: Layer,
+    layer: Integers,
     twins: Mapping[str, Node],
 ) -> Variable:
     """One layer once more, on rounded weights, input and output.

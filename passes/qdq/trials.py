@@ -12,7 +12,7 @@ from onnxcomp.graph.types import Shapes
 from onnxcomp.passes.qdq import emit, forms
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
-from onnxcomp.passes.qdq.weights import Layer
+from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime.closeness import rows_of, worst_sqnr_db
 from onnxcomp.runtime.session import open_session
 from onnxcomp.targets.base import Target
@@ -42,7 +42,7 @@ class Trials:
         self.native = native
         self._expected: list[dict[str, Array]] | None = None
 
-    def written(self, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Layer]) -> Graph:
+    def written(self, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Integers]) -> Graph:
         """A copy of the graph with the plan written into it, weights as they are."""
         copy = self.graph.clone()
         write(copy, self.target, *moved(copy, plan, grids, layers))
@@ -65,7 +65,7 @@ def write(
     target: Target,
     plan: Plan,
     grids: dict[Variable, Grid],
-    layers: dict[Node, Layer],
+    layers: dict[Node, Integers],
 ) -> emit.Written:
     """Write a plan into the graph whose nodes it names, in the target's own forms, and sort it."""
     gates = target.contrib and any(forms.silu_of(tensor) is not None for tensor in plan.made)
@@ -78,8 +78,8 @@ def write(
 
 
 def moved(
-    copy: Graph, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Layer]
-) -> tuple[Plan, dict[Variable, Grid], dict[Node, Layer]]:
+    copy: Graph, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Integers]
+) -> tuple[Plan, dict[Variable, Grid], dict[Node, Integers]]:
     """The same plan in terms of the copy's nodes and tensors, found by their names."""
     nodes = {node.name: node for node in copy.nodes}
     tensors = {t.name: t for t in (*copy.inputs, *(t for n in copy.nodes for t in n.outputs)) if t.name}

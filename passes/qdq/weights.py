@@ -18,9 +18,10 @@ from onnxcomp.graph.rounding import (
     round_nearest,
     round_pairs,
 )
-from onnxcomp.manager.base import WeightUse
+from onnxcomp.layers.layer import Bias
+from onnxcomp.layers.rows import LayerInputs
+from onnxcomp.layers.use import WeightUse
 from onnxcomp.ops.facts import Weight
-from onnxcomp.runtime.patches import LayerInputs
 
 Isa: TypeAlias = Literal["portable", "native"]
 
@@ -29,7 +30,7 @@ LARGEST_BIAS = 2**30  # integers of a bias stay below, with room for the product
 
 
 @dataclass
-class Layer:
+class Integers:
     """A layer's weight as integers.
 
     Attributes:
@@ -105,7 +106,7 @@ def pairs_of(node: Node, weight: Weight, isa: Isa) -> Pairs | None:
     return Pairs(every=channels % 2 == 1 and positions > 1)
 
 
-def quantized(node: Node, weight: Weight, isa: Isa, input_scale: float, *, shared: bool = False) -> Layer:
+def quantized(node: Node, weight: Weight, isa: Isa, input_scale: float, *, shared: bool = False) -> Integers:
     """Integers for one layer, each weight to the nearest level.
 
     Args:
@@ -127,13 +128,14 @@ def quantized(node: Node, weight: Weight, isa: Isa, input_scale: float, *, share
     integers = round_nearest(exact, scales, LEVELS) if pairs is None else round_pairs(exact, scales, LEVELS, pairs)
     rows = LayerInputs.of(WeightUse(node, weight, constant))
     rule = None if isinstance(rows, str) else rows
-    return Layer(node, weight, integers, scales, bias, exact, pairs, constant.shape, rule)
+    return Integers(node, weight, integers, scales, bias, exact, pairs, constant.shape, rule)
 
 
 def bias_of(node: Node, weight: Weight) -> Array | None:
-    """The bias as float32 [out]; None where the layer has none."""
-    constant = node.constant(weight.bias) if weight.bias is not None else None
-    return None if constant is None else np.asarray(constant.values, np.float32).reshape(-1)
+    """The bias as it acts, float32 [out]; None where the layer has none."""
+    if weight.bias is None or node.constant(weight.bias) is None:
+        return None
+    return Bias(node, weight.bias, weight.beta).values().astype(np.float32)
 
 
 def _wide_enough(exact: Array, scales: Array, bias: Array | None, input_scale: float) -> Array:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onnxcomp.graph.branches import Branch, branches, drop, innermost, stand_in
-from onnxcomp.graph.ir import Constant, Graph, Node, Variable
-from onnxcomp.manager.base import PassContext, WeightUse
-from onnxcomp.passes.pruning.layers import Layer, layer_of
+from onnxcomp.graph.ir import Graph, Node, Variable
+from onnxcomp.layers.layer import Layer, kernels, residual_of
+from onnxcomp.manager.base import PassContext
+from onnxcomp.passes.pruning.layers import refittable
 from onnxcomp.passes.pruning.solve import Problem
 from onnxcomp.passes.structure.readers import MOST_MOMENT_BYTES, ridge
 from onnxcomp.runtime.gram import Gram, Target, gram, moment_bytes
@@ -104,21 +105,14 @@ def _refitted(layer: Layer, moments: Gram, energy: float, damping: float) -> flo
 def _makers(graph: Graph, context: PassContext) -> Mapping[Variable, tuple[Layer, str]]:
     """The layer that makes a tensor, by itself or as one of two summands, and the name of the other summand."""
     found: dict[Variable, tuple[Layer, str]] = {}
-    for node in graph.nodes:
-        for weight, constant in context.operators.weights(node):
-            use = WeightUse(node, weight, constant)
-            layer = layer_of(graph, use) if weight.role == "kernel" and weight.group == 1 else "in groups"
-            if not isinstance(layer, Layer) or moment_bytes(use) > MOST_MOMENT_BYTES:
-                continue
-            output = layer.output
-            found[output] = layer, ""
-            add = output.outputs[0] if len(output.outputs) == 1 and not graph.is_output(output) else None
-            if add is not None and add.op == "Add" and len(add.inputs) == 2:
-                other = next((t for t in add.inputs if t is not output), None)
-                if isinstance(other, Variable):
-                    found[add.outputs[0]] = layer, other.name
-                elif isinstance(other, Constant):
-                    continue
+    for use in kernels(graph, context.operators):
+        layer = refittable(graph, use) if use.weight.group == 1 else "in groups"
+        if not isinstance(layer, Layer) or moment_bytes(use) > MOST_MOMENT_BYTES:
+            continue
+        found[layer.output] = layer, ""
+        behind = residual_of(graph, layer.output)
+        if behind is not None:
+            found[behind.total] = layer, behind.other.name
     return found
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph.coupling.analysis import Group, Slot
-from onnxcomp.graph.ir import Array, Constant, Graph, Node
-from onnxcomp.manager.base import WeightUse
+from onnxcomp.graph.ir import Array, Graph, Node
+from onnxcomp.layers.layer import Layer
+from onnxcomp.layers.use import WeightUse
 from onnxcomp.ops.facts import Operators, Weight
-from onnxcomp.passes.pruning.layers import Layer, layer_of
+from onnxcomp.passes.pruning.layers import refittable
 from onnxcomp.runtime.gram import Gram, moment_bytes
 
 SCARCE = 10.0
@@ -41,7 +42,7 @@ def readers(graph: Graph, group: Group, operators: Operators) -> Iterator[Reader
         if weight.role == "embedding" or slot.axis not in [a % rank for a in weight.in_axes]:
             continue
         use = WeightUse(node, weight, slot.constant)
-        found = layer_of(graph, use)
+        found = refittable(graph, use)
         if isinstance(found, Layer) and moment_bytes(use) > MOST_MOMENT_BYTES:
             found = "its inputs are too many to be measured together"
         columns = _columns(slot, weight)
@@ -75,35 +76,6 @@ def ridge(moments: Gram, damping: float) -> float:
     inputs = moments.h.shape[-1] - 1
     share: float = inputs / max(moments.count, 1)
     return damping * (1.0 + SCARCE * share)
-
-
-def add_biases(graph: Graph) -> list[tuple[Node, Constant]]:
-    """Give convolutions and Gemms without a bias one of zeros, so that a refit can move it."""
-    added = []
-    for node in graph.nodes:
-        weight = node.constant(1)
-        if node.op not in ("Conv", "ConvTranspose", "Gemm") or weight is None or node.input(2) is not None:
-            continue
-        if weight.dtype.kind == "f" and node.domain in ("", "ai.onnx", None):
-            bias = graph.add_constant(f"{node.name}_bias", np.zeros(_outputs(node, weight), weight.dtype))
-            node.set_input(2, bias)
-            added.append((node, bias))
-    return added
-
-
-def drop_zero_biases(added: list[tuple[Node, Constant]]) -> None:
-    """Take out again those that stayed zero."""
-    for node, bias in added:
-        if len(node.inputs) == 3 and node.inputs[2] is bias and not np.any(bias.values):
-            del node.inputs[2]
-
-
-def _outputs(node: Node, weight: Constant) -> int:
-    if node.op == "ConvTranspose":
-        return weight.shape[1] * int(node.attrs.get("group", 1))
-    if node.op == "Gemm" and not node.attrs.get("transB", 0):
-        return weight.shape[1]
-    return weight.shape[0]
 
 
 def _columns(slot: Slot, weight: Weight) -> Array:

@@ -15,8 +15,9 @@ import numpy as np
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Graph, Node, Tensor
 from onnxcomp.graph.types import Shapes
+from onnxcomp.layers.layer import Layer
 from onnxcomp.manager.base import Outcome, PassContext, SampleSource
-from onnxcomp.passes.pruning.layers import MOST_STAGES, Layer, stages, target_of
+from onnxcomp.passes.pruning.layers import MOST_STAGES, stages, target_of
 from onnxcomp.passes.pruning.solve import Problem
 from onnxcomp.passes.structure.flat import flat_stretch, past_the_flat
 from onnxcomp.passes.structure.readers import ridge

@@ -9,8 +9,10 @@ import numpy as np
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coupling import streams
 from onnxcomp.graph.ir import Array, Graph, Node
-from onnxcomp.manager.base import PassContext, WeightUse
-from onnxcomp.passes.pruning.layers import Layer, layer_of
+from onnxcomp.layers.layer import Layer, kernels
+from onnxcomp.layers.use import WeightUse
+from onnxcomp.manager.base import PassContext
+from onnxcomp.passes.pruning.layers import refittable
 from onnxcomp.passes.structure.refit import Cut, Effort, Refit, refit, side_by_side
 
 MOST_WORK = 4e12  # multiply-accumulates that running the model for all layers may take
@@ -25,11 +27,8 @@ def to_solve(graph: Graph, touched: Collection[Node], context: PassContext) -> l
     """
     solvable = [
         use
-        for node in graph.nodes
-        for weight, constant in context.operators.weights(node)
-        if weight.role == "kernel" and weight.group == 1
-        for use in (WeightUse(node, weight, constant),)
-        if isinstance(layer_of(graph, use), Layer)
+        for use in kernels(graph, context.operators)
+        if use.weight.group == 1 and isinstance(refittable(graph, use), Layer)
     ]
     assert context.calibration is not None
     shapes = shape_tools.infer(graph, shape_tools.one_sample(graph, context.sample_shapes))
@@ -61,7 +60,7 @@ def solve_again(
     here = set(graph.nodes)
     cuts = []
     for use, outputs in uses.items():
-        layer = layer_of(graph, use) if use.node in here else ""
+        layer = refittable(graph, use) if use.node in here else ""
         if isinstance(layer, Layer):
             cuts.append(Cut(layer, outputs))
     assert context.calibration is not None

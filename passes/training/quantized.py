@@ -26,7 +26,7 @@ from onnxcomp.passes.qdq import parts, regions, sharing
 from onnxcomp.passes.qdq.forms import curve_of
 from onnxcomp.passes.qdq.ranges import Grid, Rule, unusable
 from onnxcomp.passes.qdq.trials import write
-from onnxcomp.passes.qdq.weights import Layer, bias_of
+from onnxcomp.passes.qdq.weights import Integers, bias_of
 from onnxcomp.passes.training.fake import FakeActivation, FakeBias, FakeWeight, Inserted, Step, insert
 from onnxcomp.runtime.activations import Activation, collect
 from onnxcomp.targets.base import Target
@@ -136,13 +136,13 @@ class Quantization:
             node.name: f"{_words(bits[node])} weights, {self.read_bits[node.name]}-bit activations" for node in layers
         }
 
-    def _layer(self, node: Node, weight: Weight, learned: Mapping[str, Array]) -> Layer:
+    def _layer(self, node: Node, weight: Weight, learned: Mapping[str, Array]) -> Integers:
         constant = node.constant(weight.port)
         assert constant is not None
         fake = self.weights[constant.name]
         integers, scales = fake.integers(constant.values, learned.get(fake.step.name))
         exact = weight.to_matrix(constant.values)
-        return Layer(node, weight, integers, scales, bias_of(node, weight), exact, None, constant.shape, None)
+        return Integers(node, weight, integers, scales, bias_of(node, weight), exact, None, constant.shape, None)
 
     def _write_weights(self, learned: Mapping[str, Array]) -> dict[str, str]:
         """Weights alone, as quantize-weights stores them."""

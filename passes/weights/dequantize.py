@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcomp.graph.coded import Coded, take_over
 from onnxcomp.graph.ir import Constant, Graph
-from onnxcomp.manager.base import WeightUse
+from onnxcomp.layers.use import WeightUse
 from onnxcomp.passes.weights.layout import Layout
 
 DEQUANTIZE_OPSET = {8: 13, 4: 21}  # an axis; 4-bit types and blocks

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from onnxcomp.graph.ir import Array, Graph, Node
-from onnxcomp.manager.base import PassContext, WeightUse
+from onnxcomp.graph.ir import Array, Graph
+from onnxcomp.layers.layer import Bias
+from onnxcomp.layers.use import WeightUse
+from onnxcomp.manager.base import PassContext
 from onnxcomp.runtime.gram import Gram, grams, why_not
 
 
@@ -32,31 +34,11 @@ def unmeasured(graph: Graph, uses: Sequence[WeightUse]) -> str:
 
 
 class Absorber:
-    """A bias that takes up the mean of a layer's rounding error: b += (W - Q) E[x].
+    """A bias that takes up the mean of a layer's rounding error: b += (W - Q) E[x]."""
 
-    Args:
-        holder, port: the node that adds the bias, and the port where it comes in.
-        times: the bias counts so many times (beta of Gemm).
-    """
-
-    def __init__(self, holder: Node, port: int, times: float = 1.0) -> None:
-        self.holder, self.port, self.times = holder, port, times
+    def __init__(self, bias: Bias) -> None:
+        self.bias = bias
         self.shifts: list[Array] = []
-
-    @classmethod
-    def find(cls, graph: Graph, use: WeightUse) -> Absorber | None:
-        """The bias of the node, or of the Add behind a MatMul; None where there is neither."""
-        node, weight = use.node, use.weight
-        outputs = use.constant.shape[weight.out_axis] * (weight.group if node.op == "ConvTranspose" else 1)
-        if weight.bias is not None:
-            times = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-            return cls(node, weight.bias, times) if times and _fits(node, weight.bias, outputs) else None
-        readers = node.outputs[0].consumers
-        if node.op != "MatMul" or weight.port != 1 or len(readers) != 1 or graph.is_output(node.outputs[0]):
-            return None
-        reader = readers[0]
-        ports = [port for port in (0, 1) if reader.op == "Add" and _fits(reader, port, outputs)]
-        return cls(reader, ports[0]) if ports else None
 
     def add(self, shift: Array) -> None:
         """Take up the error of the next output channels."""
@@ -64,12 +46,4 @@ class Absorber:
 
     def write(self, graph: Graph) -> None:
         """Correct the bias; one that other nodes read as well is copied first."""
-        bias = graph.own_constant(self.holder, self.port)
-        if bias is not None:
-            shift = np.concatenate(self.shifts).astype(np.float64) / self.times
-            bias.values = (bias.values + shift.reshape(bias.shape)).astype(np.float32)
-
-
-def _fits(node: Node, port: int, outputs: int) -> bool:
-    bias = node.constant(port)
-    return bias is not None and bias.dtype == np.float32 and bias.shape in ((outputs,), (1, outputs))
+        self.bias.write(graph, self.bias.values() + np.concatenate(self.shifts).astype(np.float64))

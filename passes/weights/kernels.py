@@ -13,7 +13,7 @@ import numpy as np
 from onnxcomp.graph.coded import pack
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Array, Constant, Graph, Node, Variable, elem_type
 from onnxcomp.graph.types import Shapes
-from onnxcomp.manager.base import WeightUse
+from onnxcomp.layers.use import WeightUse
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
 FLOAT32 = np.dtype(np.float32)
@@ -62,26 +62,21 @@ def valid_block(block: int, bits: int) -> bool:
 
 def block_matmul_refusal(use: WeightUse, shapes: Shapes) -> str:
     """Why MatMulNBits cannot take a node's place; empty when it can."""
-    node, constant = use.node, use.constant
+    node, weight, constant = use.node, use.weight, use.constant
     if constant.dtype != FLOAT32:
         return f"its weight is {constant.dtype}"
-    if node.op not in ("MatMul", "Gemm") or use.weight.port != 1 or len(constant.shape) != 2:
+    if weight.windows or not (weight.reads and weight.bare) or weight.port != 1 or len(constant.shape) != 2:
         return f"MatMulNBits stands for a product with a constant matrix on the right, and this is {node.op}"
-    if node.op == "Gemm":
-        return _gemm_refusal(node, constant.shape[use.weight.out_axis])
-    rank = shapes.rank(node.inputs[0])
-    return "" if rank is not None and rank >= 2 else "its input has one dimension or an unknown number of them"
-
-
-def _gemm_refusal(node: Node, outputs: int) -> str:
-    if node.attrs.get("transA", 0):
+    if weight.reads != "rows":
         return "transA"
-    if node.input(2) is None:
-        return ""
-    bias = node.constant(2)
-    if bias is None:
-        return "its bias is computed"
-    return "" if bias.shape in ((outputs,), (1, outputs)) else "its bias is not one value an output"
+    if weight.bias is not None and node.input(weight.bias) is not None:
+        bias, outputs = node.constant(weight.bias), weight.channels(constant.shape)[1]
+        if bias is None:
+            return "its bias is computed"
+        if bias.shape not in ((outputs,), (1, outputs)):
+            return "its bias is not one value an output"
+    rank = weight.rank or shapes.rank(node.inputs[0])
+    return "" if rank is not None and rank >= 2 else "its input has one dimension or an unknown number of them"
 
 
 class BlockMatMul:
@@ -97,12 +92,11 @@ class BlockMatMul:
         self.codes = graph.add_constant(f"{constant.name}_q{weight.bits}", weight.codes)
         self.scales = {1.0: graph.add_constant(f"{constant.name}_scale", weight.scales)}
 
-    def replace(self, node: Node, shapes: Shapes) -> None:
-        """Turn a MatMul or Gemm into MatMulNBits in place: its name, input and output stay."""
-        weight = self.weight
-        alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
-        inputs = [node.inputs[0], self.codes, self._scales(alpha)]
-        bias = node.constant(2) if node.op == "Gemm" else None
+    def replace(self, use: WeightUse, shapes: Shapes) -> None:
+        """Turn a product into MatMulNBits in place: its name, input and output stay."""
+        node, weight, beta = use.node, self.weight, use.weight.beta
+        inputs = [node.inputs[0], self.codes, self._scales(use.weight.alpha)]
+        bias = None if use.weight.bias is None else node.constant(use.weight.bias)
         if bias is not None and beta != 0:
             if beta != 1 or len(bias.shape) != 1:
                 scaled = (bias.values.reshape(-1) * np.float32(beta)).astype(bias.dtype)

@@ -10,7 +10,8 @@ from typing import Literal
 from onnxcomp.graph.ir import Constant, Graph, Node
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.graph.types import Shapes
-from onnxcomp.manager.base import Outcome, WeightUse
+from onnxcomp.layers.use import WeightUse
+from onnxcomp.manager.base import Outcome
 from onnxcomp.ops.facts import Operators, Weight
 from onnxcomp.passes.weights.coders import BinaryCoder, Coder, Error, IntegerCoder, TernaryCoder
 from onnxcomp.passes.weights.dequantize import dequantize_refusal

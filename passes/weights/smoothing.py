@@ -11,7 +11,8 @@ import numpy as np
 
 from onnxcomp.graph.ir import Array, Graph, Variable
 from onnxcomp.graph.rounding import Levels, round_nearest, symmetric_scales
-from onnxcomp.manager.base import PassContext, SampleSource, WeightUse
+from onnxcomp.layers.use import WeightUse
+from onnxcomp.manager.base import PassContext, SampleSource
 from onnxcomp.passes.weights.layout import Layout
 from onnxcomp.runtime.closeness import sqnr_db
 from onnxcomp.runtime.taps import stream

@@ -16,7 +16,8 @@ from onnxcomp.graph.coded import coded_weights
 from onnxcomp.graph.cost import parameter_elements
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable
 from onnxcomp.graph.rounding import Levels, round_nearest, symmetric_scales
-from onnxcomp.manager.base import Outcome, WeightUse
+from onnxcomp.layers.use import WeightUse
+from onnxcomp.manager.base import Outcome
 from onnxcomp.ops.facts import Operators, Weight
 
 LEAST_ELEMENTS = 256  # the nodes that decode a weight take about as much

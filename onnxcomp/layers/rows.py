@@ -9,26 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Literal, Protocol
 
 import numpy as np
 
 from onnxcomp.graph.ir import Array, Node
-from onnxcomp.ops.facts import Weight
-
-_CONVS = ("Conv", "FusedConv")
-
-
-class Use(Protocol):
-    """A weight at a port of a node; the pass manager's `WeightUse` is one."""
-
-    @property
-    def node(self) -> Node:
-        """The node that reads the weight."""
-
-    @property
-    def weight(self) -> Weight:
-        """What its axes mean."""
+from onnxcomp.layers.use import WeightUse
+from onnxcomp.ops.record import WINDOWS, Reads, Weight
 
 
 @dataclass(frozen=True)
@@ -37,14 +23,15 @@ class LayerInputs:
 
     Attributes:
         port: input port of the activations.
-        kind: `conv` and `deconv` cut patches, `rows` takes the last axis, `columns` the last but one.
+        kind: as `Weight.reads`.
         group: convolution groups.
         kernel: spatial extents of the kernel.
         features: entries of a row, of one group.
+        out_axis: channel axis of the layer's output, where it is counted from the back.
     """
 
     port: int
-    kind: Literal["conv", "deconv", "rows", "columns"]
+    kind: Reads
     features: int
     group: int = 1
     kernel: tuple[int, ...] = ()
@@ -53,9 +40,10 @@ class LayerInputs:
     pads: tuple[int, ...] = ()
     auto_pad: str = "NOTSET"
     output_padding: tuple[int, ...] = ()
+    out_axis: int = -1
 
     @classmethod
-    def of(cls, use: Use) -> LayerInputs | str:
+    def of(cls, use: WeightUse) -> LayerInputs | str:
         """The rule for a node and its weight, or why there is none."""
         node, weight = use.node, use.weight
         shape = node.inputs[weight.port].shape
@@ -63,16 +51,13 @@ class LayerInputs:
             return f"{node.op} does not multiply rows with this weight"
         if not isinstance(shape, tuple) or not all(isinstance(d, int) for d in shape):
             return "the shape of its weight is unknown"
-        if node.op in _CONVS and len(shape) >= 3:
+        if weight.reads == "patches" and len(shape) >= 3:
             return _conv(node, weight, shape)
-        if node.op == "ConvTranspose" and len(shape) >= 3:
+        if weight.reads == "spread" and len(shape) >= 3:
             return _deconv(node, weight, shape)
-        if node.op == "Gemm":
-            kind: Literal["rows", "columns"] = "columns" if node.attrs.get("transA", 0) else "rows"
-            return cls(0, kind, shape[weight.in_axes[0]])
-        if node.op == "MatMul" and prod(shape[:-2]) == 1:
-            right = weight.port == 1
-            return cls(1 - weight.port, "rows" if right else "columns", shape[-2 if right else -1])
+        if weight.reads in ("rows", "columns") and prod(shape[:-2]) == 1:
+            inner, out = shape[weight.in_axes[-1]], weight.result_axis
+            return cls(weight.data, weight.reads, inner, out_axis=out)
         return f"{node.op} with a weight of shape {list(shape)} has no rows that all outputs share"
 
     def patches(self, x: Array) -> Patches:
@@ -85,9 +70,9 @@ class LayerInputs:
 
     def outputs(self, y: Array) -> Patches:
         """The layer's output, or a tensor like it, as rows in the order of `patches`, not yet copied."""
-        if self.kind in ("conv", "deconv"):
+        if self.kind in WINDOWS:
             y = np.moveaxis(y, 1, -1)
-        elif self.kind == "columns" and self.port == 1:  # a constant left side gives [..., out, rows]
+        elif self.out_axis == -2:  # a weight on the left gives [..., out, rows]
             y = np.swapaxes(y, -1, -2)
         y = np.atleast_2d(y)
         return Patches(y, y.ndim - 1, self.group)
@@ -97,7 +82,7 @@ class LayerInputs:
         x = np.moveaxis(x, 1, -1)
         spans = [d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel, strict=True)]
         strides, taps = self.strides, [slice(None, None, d) for d in self.dilations]
-        if self.kind == "deconv":  # a convolution of the input with zeros between its pixels, taps turned round
+        if self.kind == "spread":  # a convolution of the input with zeros between its pixels, taps turned round
             x = _spread(x, self.strides)
             taps = [slice(None, None, -d) for d in self.dilations]
             strides = (1,) * len(spans)
@@ -110,7 +95,7 @@ class LayerInputs:
     def _padding(self, sizes: tuple[int, ...], spans: Sequence[int]) -> list[tuple[int, int]]:
         rank = len(spans)
         pads = list(zip(self.pads[:rank], self.pads[rank:], strict=True))
-        if self.kind == "deconv":
+        if self.kind == "spread":
             extra = self.output_padding
             return [(s - 1 - b, s - 1 - e + o) for s, (b, e), o in zip(spans, pads, extra, strict=True)]
         if not self.auto_pad.startswith("SAME"):
@@ -152,7 +137,7 @@ def _conv(node: Node, weight: Weight, shape: tuple[int, ...]) -> LayerInputs:
     rank = len(shape) - 2
     return LayerInputs(
         0,
-        "conv",
+        "patches",
         prod(shape[1:]),
         weight.group,
         shape[2:],
@@ -172,7 +157,7 @@ def _deconv(node: Node, weight: Weight, shape: tuple[int, ...]) -> LayerInputs |
         return "a ConvTranspose whose padding follows from output_shape or auto_pad is not measured"
     return LayerInputs(
         0,
-        "deconv",
+        "spread",
         shape[0] * prod(shape[2:]),
         1,
         shape[2:],

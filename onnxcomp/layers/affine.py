@@ -12,15 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
-from onnxcomp.graph.types import Shapes
+from onnxcomp.layers.layer import Layer, UnfitError, layer_of
+from onnxcomp.layers.use import WeightUse
+from onnxcomp.ops.facts import Operators
 
-LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div"})
 BATCH_NORM = "BatchNormalization"
-
-
-class UnfitError(Exception):
-    """The rewrite is not possible here; the message says why, for the user. Callers turn it into a skip."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def affine_of(
 
     Args:
         data: the tensor, one of the node's inputs.
-        axis: its channel axis, counted from the front, or -1 for the last.
+        axis: its channel axis, counted from the front or from the back.
         rank: its rank, where known.
         channels: its size along the axis.
         fed: initializers that a caller may replace.
@@ -63,7 +60,7 @@ def affine_of(
         UnfitError: it does something else, or its constants are not known.
     """
     if node.op == BATCH_NORM:
-        if axis not in (1, -1) or (axis == -1 and rank != 2):
+        if (axis if rank is None else axis % rank) != 1:
             raise UnfitError("its channels are not those of the layer before it")
         if node.inputs[0] is not data:
             raise UnfitError(f"{node} reads it as a parameter")
@@ -129,102 +126,65 @@ def _per_channel(values: Array, axis: int, rank: int | None, channels: int) -> A
 # -- layers ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A node that multiplies its data input with a constant weight.
-
-    Attributes:
-        inputs, outputs: channels in and out.
-        in_axis, out_axis: channel axis of the data input and of the output.
-        rank: of input and output, where known.
-    """
-
-    node: Node
-    weight: Constant
-    inputs: int
-    outputs: int
-    in_axis: int
-    out_axis: int
-    rank: int | None
-
-    @property
-    def group(self) -> int:
-        """Groups of a convolution; 1 elsewhere."""
-        return int(self.node.attrs.get("group", 1)) if self.node.op.startswith("Conv") else 1
-
-    @property
-    def shared(self) -> bool:
-        """Whether other nodes read the weight."""
-        return len(self.weight.outputs) > 1
-
-
-def layer_of(node: Node, shapes: Shapes, fed: Collection[Constant] = ()) -> Layer:
-    """A Conv, ConvTranspose, Gemm or MatMul with a constant weight at port 1.
+def linear(graph: Graph, node: Node, operators: Operators, fed: Collection[Constant] = ()) -> Layer:
+    """The layer of a node that multiplies with one constant weight and does nothing else.
 
     Raises:
-        UnfitError: it is none of them, or its weight is computed.
+        UnfitError: it does something else, or its weight is computed.
     """
-    if node.op not in LINEAR or node.domain not in ("", "ai.onnx"):
-        raise UnfitError(f"{node} is no convolution or matrix product")
-    weight = node.constant(1)
-    if weight is None:
+    found = operators.facts(node).weights(node)
+    constant = node.constant(found[0].port) if found else None
+    if constant is None:
         raise UnfitError(f"the weight of {node} is computed by other nodes")
-    if weight in fed:
+    if constant in fed:
         raise UnfitError(f"the weight of {node} is listed as an input, so a caller may replace it")
-    if not _is_float(weight):
+    if not _is_float(constant):
         raise UnfitError(f"the weight of {node} is not of a floating-point type")
-    shape = weight.shape
-    group = int(node.attrs.get("group", 1))
-    if node.op == "Conv":
-        return Layer(node, weight, shape[1] * group, shape[0], 1, 1, len(shape))
-    if node.op == "ConvTranspose":
-        return Layer(node, weight, shape[0], shape[1] * group, 1, 1, len(shape))
-    if node.op == "Gemm":
-        out, inner = shape if node.attrs.get("transB", 0) else shape[::-1]
-        return Layer(node, weight, inner, out, 0 if node.attrs.get("transA", 0) else 1, 1, 2)
-    if len(shape) < 2:
-        raise UnfitError(f"the weight of {node} is a vector")
-    rank = shapes.rank(node.outputs[0])
-    return Layer(node, weight, shape[-2], shape[-1], -1, -1, rank)
+    return layer_of(graph, WeightUse(node, found[0], constant))
 
 
 def scaled_outputs(layer: Layer, scale: Array) -> Array:
     """The weight, float64, with every output channel multiplied by its scale [outputs]."""
-    values = layer.weight.values.astype(np.float64)
-    if layer.node.op == "ConvTranspose":  # [C, M/g, k...]: channel of the output = group, place in the group
-        groups = values.reshape(layer.group, -1, *values.shape[1:])
-        factors = scale.reshape(layer.group, 1, -1, *[1] * (values.ndim - 2))
-        return np.asarray((groups * factors).reshape(values.shape))
-    out = 0 if layer.node.op == "Conv" or layer.node.attrs.get("transB", 0) else values.ndim - 1
-    return np.asarray(values * scale.reshape([-1 if a == out else 1 for a in range(values.ndim)]))
+    values = _apart(layer)
+    return np.asarray((values * _along(layer, scale, layer.weight.out_axis)).reshape(layer.constant.shape))
 
 
 def scaled_inputs(layer: Layer, affine: Affine) -> tuple[Array, Array]:
-    """The weight, float64, with every input channel scaled, and what the shift adds to each output [outputs]."""
-    values = layer.weight.values.astype(np.float64)
-    if layer.node.op == "Conv":  # [M, C/g, k...]
-        groups = values.reshape(layer.group, -1, *values.shape[1:])
-        shaped = [v.reshape(layer.group, 1, -1, *[1] * (values.ndim - 2)) for v in (affine.scale, affine.shift)]
-        added = (groups * shaped[1]).sum(axis=tuple(range(2, groups.ndim))).reshape(-1)
-        return (groups * shaped[0]).reshape(values.shape), added
-    if layer.node.op == "ConvTranspose":  # only called without a shift: at the borders fewer inputs meet a kernel
-        factors = affine.scale.reshape(-1, *[1] * (values.ndim - 1))
-        return values * factors, np.zeros(layer.outputs)
-    if layer.node.attrs.get("transB", 0):  # [N, K]
-        return values * affine.scale, values @ affine.shift
-    return values * affine.scale[:, None], affine.shift @ values  # [..., K, N]
+    """The weight, float64, with every input channel scaled, and what the shift adds to each output [outputs].
+
+    The second holds where every output sees the same inputs: not at the borders of an image (see `sees_padding`).
+    """
+    weight, values = layer.weight, _apart(layer)
+    axis, out = weight.in_axes[-1], weight.out_axis
+    scaled = (values * _along(layer, affine.scale, axis)).reshape(layer.constant.shape)
+    if not affine.shift.any():
+        return scaled, np.zeros(layer.outputs)
+    if len(layer.constant.shape) == 2:
+        return scaled, weight.to_matrix(layer.constant.values.astype(np.float64)) @ affine.shift
+    others = tuple(a for a in range(1, values.ndim) if a != out % (values.ndim - 1) + 1)
+    return scaled, (values * _along(layer, affine.shift, axis)).sum(axis=others).reshape(-1)
+
+
+def _apart(layer: Layer) -> Array:
+    """The weight, float64, its groups along an axis of their own in front: of Conv [g, M/g, C/g, k...]."""
+    values = layer.constant.values.astype(np.float64)
+    return values.reshape(layer.group, -1, *values.shape[1:])
+
+
+def _along(layer: Layer, channels: Array, axis: int) -> Array:
+    """One value for each channel, those of all groups, to be met with `_apart` along an axis of the weight."""
+    rank = len(layer.constant.shape)
+    sizes = [1] * rank
+    sizes[axis] = -1
+    return channels.reshape(layer.group, *sizes)
 
 
 def sees_padding(layer: Layer) -> bool:
     """Whether zeros that padding or stride put in may meet the kernel."""
-    node = layer.node
-    if node.op == "ConvTranspose":
-        return True
-    if node.op != "Conv":
-        return False
-    pointwise = all(k == 1 for k in layer.weight.shape[2:])
-    same = str(node.attrs.get("auto_pad", "NOTSET")).startswith("SAME") and not pointwise
-    return same or any(node.attrs.get("pads", []))
+    reads, rows = layer.weight.reads, layer.rows
+    if reads != "patches" or rows is None:
+        return reads == "spread"
+    return any(rows.pads) or (rows.auto_pad.startswith("SAME") and any(k > 1 for k in rows.kernel))
 
 
 def fitted(layer: Layer, weight: Array, bias: Array | None) -> tuple[Array, Array | None]:
@@ -233,39 +193,45 @@ def fitted(layer: Layer, weight: Array, bias: Array | None) -> tuple[Array, Arra
     Raises:
         UnfitError: a value does not fit.
     """
-    dtype = layer.weight.dtype
+    dtype = layer.constant.dtype
     with np.errstate(over="ignore"):
         new = weight.astype(dtype), None if bias is None else bias.astype(dtype)
     whole = all(v is None or np.isfinite(v).all() for v in new)
-    if not whole and np.isfinite(layer.weight.values).all():
+    if not whole and np.isfinite(layer.constant.values).all():
         raise UnfitError(f"the result does not fit {dtype}")
     return new
 
 
 def rewrite(graph: Graph, layer: Layer, weight: Array, bias: Array | None) -> None:
-    """Give a layer a weight and, where not None, a bias of its own; other readers of the old ones keep those."""
-    mine = graph.own_constant(layer.node, 1)
+    """Give a node a weight and, where not None, a bias of its own; other readers of the old ones keep those.
+
+    The new bias counts once, whatever the node's beta was.
+    """
+    node, port = layer.node, layer.weight.bias
+    mine = graph.own_constant(node, layer.weight.port)
     assert mine is not None
     mine.values = weight
     if bias is None:
         return
-    old = graph.own_constant(layer.node, 2)
+    assert port is not None
+    node.attrs.pop("beta", None)
+    old = graph.own_constant(node, port)
     if old is not None:
         old.values = bias
     else:
-        layer.node.set_input(2, graph.add_constant(f"{layer.node.name}_bias", bias))
+        node.set_input(port, graph.add_constant(f"{node.name}_bias", bias))
 
 
-def bias_of(layer: Layer, fed: Collection[Constant] = ()) -> Array:
-    """What a Conv, ConvTranspose or Gemm adds, float64, with Gemm's beta in it; zero where it adds nothing.
+def added_by(layer: Layer, fed: Collection[Constant] = ()) -> Array:
+    """What a node adds to its product, float64, beta in it, in any shape that broadcasts; zero where nothing.
 
     Raises:
         UnfitError: it is computed by other nodes.
     """
-    if layer.node.input(2) is None:
+    node, port = layer.node, layer.weight.bias
+    if port is None or node.input(port) is None:
         return np.zeros(1)
-    bias = layer.node.constant(2)
+    bias = node.constant(port)
     if bias is None or bias in fed:
-        raise UnfitError(f"the bias of {layer.node} is computed by other nodes")
-    beta = float(layer.node.attrs.get("beta", 1.0)) if layer.node.op == "Gemm" else 1.0
-    return np.asarray(bias.values.astype(np.float64) * beta)
+        raise UnfitError(f"the bias of {node} is computed by other nodes")
+    return np.asarray(bias.values.astype(np.float64) * layer.weight.beta)
