@@ -21,6 +21,7 @@ from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.shapes import infer
+from onnxcomp.layers.layer import Layer
 from onnxcomp.layers.use import WeightUse
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
@@ -28,7 +29,7 @@ from onnxcomp.manager.spec import parse_passes
 from onnxcomp.ops.facts import load_operators
 from onnxcomp.passes.prune_weights import PruneWeights
 from onnxcomp.passes.pruning.allocate import Curve, allocate, magnitude_curve
-from onnxcomp.passes.pruning.layers import Layer, layer_of, stages, target_of
+from onnxcomp.passes.pruning.layers import refittable, stages, target_of
 from onnxcomp.passes.pruning.select import Pattern, removed_count, smallest
 from onnxcomp.results import PassRecord
 from onnxcomp.runtime.gram import Target
@@ -362,7 +363,7 @@ def test_a_bias_that_others_share_is_made_private() -> None:
 
 def test_layers_behind_each_other_get_stages_of_their_own_and_siblings_share_one() -> None:
     graph = decode(b.transformer())
-    layers = [found for use in uses_of(graph) if isinstance(found := layer_of(graph, use), Layer)]
+    layers = [found for use in uses_of(graph) if isinstance(found := refittable(graph, use), Layer)]
     batches = list(stages(graph, layers, memory=2**30))
     assert sorted(len(batch) for batch in batches)[-1] >= 3  # query, key and value read the same tensor
     assert sum(len(batch) for batch in batches) == len(layers)
@@ -378,7 +379,7 @@ def test_in_front_of_a_residual_add_the_sum_is_the_aim() -> None:
     graph = decode(b.residual_cnn(batch_norm=False))
     shapes = infer(graph)
     add = next(n for n in graph.nodes if n.op == "Add")
-    by_node = {use.node: found for use in uses_of(graph) if isinstance(found := layer_of(graph, use), Layer)}
+    by_node = {use.node: found for use in uses_of(graph) if isinstance(found := refittable(graph, use), Layer)}
     last = next(by_node[t.producer] for t in add.inputs if t.producer in by_node)
     shortcut = next(t for t in add.inputs if t is not last.output)
     assert target_of(graph, last, {last.node}, shapes) == Target(add.outputs[0].name, minus=shortcut.name)

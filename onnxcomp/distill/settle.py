@@ -8,6 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnxcomp.errors import ModelError, OnnxcompError
+from onnxcomp.graph.clone import drop_unneeded, extract
 from onnxcomp.graph.evaluate import propagate
 from onnxcomp.graph.functions import inline_functions
 from onnxcomp.graph.io import runnable
@@ -168,20 +169,15 @@ def _as_run(graph: Graph, bind: Mapping[str, tuple[int, ...]], shapes: Shapes) -
 
 def _types_of(graph: Graph, node: Node, shapes: Shapes) -> dict[str, TensorType]:
     """The types and shapes that ONNX Runtime gives the outputs of a node alone; none where it does not run it."""
-    part = graph.clone()
-    twin = next(n for n in part.nodes if n.name == node.name)
-    given: list[Variable] = [t for t in dict.fromkeys(twin.inputs) if isinstance(t, Variable) and t.name]
+    given: list[Variable] = [t for t in dict.fromkeys(node.inputs) if isinstance(t, Variable) and t.name]
     kinds = {t.name: (shapes.dtype(t), shapes.static(t)) for t in given}
     if any(dtype is None or shape is None for dtype, shape in kinds.values()):
         return {}
-    part.remove_nodes([n for n in part.nodes if n is not twin])
-    for tensor in given:
-        tensor.dtype, tensor.envelope = kinds[tensor.name][0], None
-        tensor.shape = kinds[tensor.name][1]
-    part.inputs, part.outputs = given, [t for t in twin.outputs if t.name]
-    for output in twin.outputs:
+    part = extract(graph, given, [t for t in node.outputs if t.name]).graph
+    for tensor in part.inputs:
+        (tensor.dtype, tensor.shape), tensor.envelope = kinds[tensor.name], None
+    for output in part.nodes[0].outputs:
         output.shape, output.envelope = None, None
-    part.unused = []
     feeds = {name: np.zeros(shape or (), dtype) for name, (dtype, shape) in kinds.items()}
     try:
         found = open_graph(part, threads=1, optimize=False).run(feeds)
@@ -234,34 +230,16 @@ def fold(graph: Graph, learned: set[Constant]) -> list[str]:
 
 def computed(graph: Graph, names: list[str]) -> dict[str, Array]:
     """Values of tensors that depend on no input, by ONNX Runtime."""
-    part = graph.clone()
-    tensors = part.tensors()
-    part.inputs, part.outputs = [], [tensors[name] for name in names]
-    drop_unread(part)
+    tensors = graph.tensors()
+    part = extract(graph, (), [tensors[name] for name in names]).graph
     with runnable(part) as model:
         return dict(open_session(model, optimize=False).run({}))
 
 
 def drop_unread(graph: Graph) -> None:
-    """Remove nodes that lead to no output."""
-    wanted: set[Tensor] = set(graph.outputs)
-    dead = []
-    for node in reversed(graph.nodes):
-        if wanted.isdisjoint(node.outputs):
-            dead.append(node)
-        else:
-            wanted.update(reads(node))
-    graph.remove_nodes(dead)
+    """Remove nodes and initializers that lead to no output."""
+    drop_unneeded(graph)
     graph.unused = []
-
-
-def reads(node: Node) -> list[Tensor]:
-    """The tensors that a node needs: its inputs and what its bodies capture."""
-    found = [t for t in node.inputs if t.name]
-    for body in node.bodies:
-        found.extend(t for inner in body.walk() for t in inner.inputs if t.name)
-        found.extend(body.outputs)
-    return found
 
 
 def write_types(graph: Graph, bind: Mapping[str, tuple[int, ...]], before: Shapes) -> None:

@@ -15,7 +15,7 @@ from onnxcomp.distill.forms import STEPS, rule_of
 from onnxcomp.distill.parameters import LEARNED, STATISTICS, is_float, roles, roots_of
 from onnxcomp.distill.rebatch import is_fixed, rebatched
 from onnxcomp.errors import ModelError
-from onnxcomp.graph.ir import Constant, Graph, Node, Tensor
+from onnxcomp.graph.ir import Constant, Graph, Node, Tensor, reads
 from onnxcomp.graph.rewriting import CannotRewriteError, Pool, Rewrite, rewrite
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators
@@ -233,7 +233,7 @@ class _Search:
         self.wanted = {t for t in self.graph.outputs if t in moving}
         refused: list[Refusal] = []
         for node in list(reversed(self.graph.nodes)):
-            inputs = [t for t in settle.reads(node) if t in moving]
+            inputs = [t for t in reads(node) if t in moving]
             if inputs and not node.domain and node.op in STEPS:
                 self._bring(node)  # what reads it gets no gradient, and the runtime must see that
                 continue
@@ -258,7 +258,7 @@ class _Search:
         """Float tensors that change when the sources do: integers and booleans carry no gradient."""
         found: set[Tensor] = set(sources)
         for node in self.graph.nodes:
-            if any(t in found for t in settle.reads(node)) and (node.domain or node.op not in STEPS):
+            if any(t in found for t in reads(node)) and (node.domain or node.op not in STEPS):
                 found.update(t for t in node.outputs if t.name and is_float(self.shapes.dtype(t)))
         return found
 
@@ -308,10 +308,10 @@ class _Search:
         return rule_of(node, self.operators)
 
     def _refuse(self, node: Node, reason: str, moving: set[Tensor]) -> Refusal:
-        behind: set[Tensor] = {t for t in settle.reads(node) if t in moving}
+        behind: set[Tensor] = {t for t in reads(node) if t in moving}
         for other in reversed(self.graph.nodes):
             if not behind.isdisjoint(other.outputs):
-                behind.update(t for t in settle.reads(other) if t in moving)
+                behind.update(t for t in reads(other) if t in moving)
         names = tuple(c.name for c in self.graph.constants() if c in self.chosen and c in behind)
         op = node.op if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op}"
         return Refusal(node.name, op, reason, names)

@@ -14,9 +14,10 @@ import numpy as np
 
 from onnxcomp.explanation.matching import Pair, bias_elsewhere, same_function
 from onnxcomp.explanation.products import Place, Reading
+from onnxcomp.graph.clone import drop_unneeded, extract
 from onnxcomp.graph.ir import Array, Graph, Node, Tensor, Variable, elem_type
 from onnxcomp.runtime.session import Session, open_graph
-from onnxcomp.runtime.taps import Batches, drop_unneeded
+from onnxcomp.runtime.taps import Batches
 
 BUDGET_BYTES = 256 << 20  # of activations that one sample's run of a group of layers holds
 
@@ -166,13 +167,10 @@ def _groups(found: Sequence[Finding], before: Reading) -> Iterator[list[Finding]
 
 def tap(graph: Graph, places: Sequence[Place], threads: int) -> tuple[Session, list[str]]:
     """A session that gives the tensors of some places; small models are opened without fusions that change rounding."""
-    copy = graph.clone()
-    tensors = copy.tensors()
+    tensors, fed = graph.tensors(), {t.name for t in graph.inputs}
     names = list(dict.fromkeys(place.tensor.name for place in places))
-    fed = {t.name for t in copy.inputs}
-    copy.outputs = [tensors[name] for name in names if name not in fed]
-    drop_unneeded(copy)
-    return open_graph(copy, threads=threads), names
+    part = extract(graph, graph.inputs, [tensors[name] for name in names if name not in fed])
+    return open_graph(part.graph, threads=threads), names
 
 
 def seen(reading: Reading, places: Sequence[Place], samples: Batches, count: int, threads: int) -> dict[str, Array]:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxcomp.graph.clone import extract
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators, Weight, no_macs
 from onnxcomp.ops.record import IntegerForm
 from onnxcomp.runtime.session import open_graph
-from onnxcomp.runtime.taps import drop_unneeded
 
 MOST_HOPS = 12  # from a layer to the tensors where it is measured
 WEIGHT_BYTES = 1 << 30  # a larger weight is not decoded for a look
@@ -120,12 +120,7 @@ class Reading:
         wanted = [t for t in dict.fromkeys(tensors) if isinstance(t, Variable) and t not in self.fixed]
         if not wanted:
             return
-        copy = self.graph.clone()
-        found = copy.tensors()
-        copy.outputs = [found[t.name] for t in wanted]
-        drop_unneeded(copy)
-        copy.inputs = []
-        values = open_graph(copy, optimize=False).run({})
+        values = open_graph(extract(self.graph, (), wanted).graph, optimize=False).run({})
         self.fixed.update((t, values[t.name]) for t in wanted)
 
 

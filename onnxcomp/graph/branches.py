@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.ir import Graph, Node, Tensor, Variable
+from onnxcomp.graph.ir import Graph, Node, Tensor, Variable, reads
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators
 
@@ -111,16 +111,6 @@ def _dead(graph: Graph, add: Node, dropped: Variable, kept: Variable) -> set[Nod
 
 def _unread(tensor: Variable, needed_by: Mapping[Tensor, int], alive: set[Variable]) -> bool:
     return tensor not in alive and needed_by.get(tensor, len(tensor.outputs)) <= 0
-
-
-def reads(node: Node) -> list[Tensor]:
-    """Every tensor that a node reads, as often as it does, its bodies included."""
-    found: list[Tensor] = [tensor for tensor in node.inputs if tensor.name]
-    for body in node.bodies:
-        for inner in body.walk():
-            found.extend(tensor for tensor in inner.inputs if tensor.name)
-        found.extend(body.outputs)
-    return found
 
 
 def _joined(nodes: set[Node], kept: Variable, order: Mapping[Node, int]) -> bool:

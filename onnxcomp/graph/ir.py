@@ -475,10 +475,13 @@ class Graph:
             scope.nodes = _sorted(scope)
 
     def clone(self) -> Graph:
-        """A structural copy that shares weight arrays and files but no nodes, tensors or protos that change."""
+        """A structural copy that shares weight arrays and files but no nodes, tensors or protos that change.
+
+        `onnxcomp.graph.clone.clone` hands back the map from old to new as well.
+        """
         from onnxcomp.graph.clone import clone  # it builds the classes of this module
 
-        return clone(self)
+        return clone(self).graph
 
     def become(self, other: Graph) -> None:
         """Take over the contents of another model, which must not be used any more."""
@@ -533,13 +536,16 @@ def _canonical(domain: str | None) -> str:
     return "" if domain in (None, "", "ai.onnx") else str(domain)
 
 
-def _reads(node: Node) -> Iterator[Tensor]:
-    """The tensors a node needs before it runs: its inputs and what its bodies capture."""
-    yield from node.inputs
+def reads(node: Node) -> list[Tensor]:
+    """The tensors that a node needs before it runs, as often as it reads them: its inputs and what bodies capture."""
+    found: list[Tensor] = [t for t in node.inputs if t.name]
     for body in node.bodies:
-        for inner in body.nodes:
-            yield from _reads(inner)
-        yield from body.outputs
+        nodes = list(body.walk())
+        inside = {t for scope in body.scopes() for t in scope.inputs} | {t for inner in nodes for t in inner.outputs}
+        bodies = [body, *(deeper for inner in nodes for deeper in inner.bodies)]
+        read = [t for inner in nodes for t in inner.inputs if t.name]
+        found.extend(t for t in (*read, *(t for b in bodies for t in b.outputs)) if t not in inside)
+    return found
 
 
 def _sorted(scope: Graph) -> list[Node]:
@@ -548,7 +554,7 @@ def _sorted(scope: Graph) -> list[Node]:
     waiting = [0] * len(scope.nodes)
     followers: list[list[int]] = [[] for _ in scope.nodes]
     for i, node in enumerate(scope.nodes):
-        producers = {index[p] for t in _reads(node) for p in t.inputs if p in index}
+        producers = {index[p] for t in reads(node) for p in t.inputs if p in index}
         waiting[i] = len(producers)
         for p in producers:
             followers[p].append(i)

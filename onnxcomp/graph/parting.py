@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.ir import Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.ir import Constant, Graph, Node, Tensor, Variable, reads
 from onnxcomp.graph.opset import upgrade
 
 Foreign = Callable[[str, str], bool]  # (domain, operator) -> whether the runtime does not know it
@@ -70,7 +70,7 @@ def part(graph: Graph, foreign: Foreign) -> Parting | None:
     inside = _calls_foreign(graph, foreign)
     strange = tuple(node for node in tail if _is_foreign(node, graph, foreign, inside))
     own, gone = _own(tail), set(tail)
-    ends = [t for node in tail for t in _reads(node) if t.name and t.producer is not None and t not in own]
+    ends = [t for node in tail for t in reads(node) if t.name and t.producer is not None and t not in own]
     names = tuple(dict.fromkeys(t.name for t in ends))
     front = graph.clone()
     tensors = front.tensors()
@@ -99,7 +99,7 @@ def _behind(graph: Graph, foreign: Foreign) -> list[Node]:
     """Foreign nodes, and all that need one, in graph order."""
     inside, made, found = _calls_foreign(graph, foreign), set[Tensor](), []
     for node in graph.nodes:
-        if _is_foreign(node, graph, foreign, inside) or any(tensor in made for tensor in _reads(node)):
+        if _is_foreign(node, graph, foreign, inside) or any(tensor in made for tensor in reads(node)):
             found.append(node)
             made.update(tensor for tensor in node.outputs if tensor.name)
     return found
@@ -179,9 +179,3 @@ def _import_all(graph: Graph, whole: Graph) -> None:
 def _walk(node: Node) -> list[Node]:
     """A node and all nodes in its bodies."""
     return [node, *(inner for body in node.bodies for inner in body.walk())]
-
-
-def _reads(node: Node) -> list[Tensor]:
-    """What a node and its bodies read; what the bodies make themselves is among it."""
-    inputs = [tensor for inner in _walk(node) for tensor in inner.inputs]
-    return inputs + [t for inner in _walk(node) for body in inner.bodies for t in body.outputs]

@@ -11,7 +11,7 @@ import onnx
 from onnx import helper
 
 from onnxcomp.graph.codec import encode_node
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, elem_type, tensor_proto
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, elem_type, reads, tensor_proto
 from onnxcomp.graph.types import Shapes
 from onnxcomp.runtime.session import open_session
 
@@ -80,14 +80,14 @@ class Stages:
             if node is None or node in wanted or node in self._done:
                 continue
             wanted.add(node)
-            stack.extend(t.producer for t in _reads(node) if t not in self.values[0])
+            stack.extend(t.producer for t in reads(node) if t not in self.values[0])
         return sorted(wanted, key=self._order.__getitem__)
 
     def _run(self, nodes: list[Node], tensors: Sequence[Tensor]) -> None:
         self._done.update(nodes)
         asked = {*tensors, *self.keep}
         outputs = [t for node in nodes for t in node.outputs if t.name and (t in asked or self._needed(t))]
-        inputs = list(dict.fromkeys(t for node in nodes for t in _reads(node) if t in self.values[0]))
+        inputs = list(dict.fromkeys(t for node in nodes for t in reads(node) if t in self.values[0]))
         piece = _piece(self.graph, nodes, {t: self.values[0][t] for t in inputs}, outputs)
         session = open_session(piece, threads=self.threads, arena=False)
         names = [t.name for t in outputs]
@@ -136,12 +136,12 @@ def _mapped(array: Array) -> Array | None:
 
 def peak_bytes(graph: Graph, shapes: Shapes) -> float:
     """The most that the activations of a sorted graph take together while it runs; infinite where sizes are unknown."""
-    last: dict[Tensor, Node] = {tensor: node for node in graph.nodes for tensor in _reads(node)}
+    last: dict[Tensor, Node] = {tensor: node for node in graph.nodes for tensor in reads(node)}
     held = peak = sum(_bytes(tensor, shapes) for tensor in graph.inputs)
     for node in graph.nodes:
         held += sum(_bytes(tensor, shapes) for tensor in node.outputs if tensor.name)
         peak = max(peak, held)
-        held -= sum(_bytes(t, shapes) for t in set(_reads(node)) if isinstance(t, Variable) and last[t] is node)
+        held -= sum(_bytes(t, shapes) for t in set(reads(node)) if isinstance(t, Variable) and last[t] is node)
     return peak
 
 
@@ -151,17 +151,6 @@ def _bytes(tensor: Variable, shapes: Shapes) -> float:
         return math.inf
     sizes = [d for d in known.shape if isinstance(d, int)]
     return math.prod(sizes) * known.dtype.itemsize if len(sizes) == len(known.shape) else math.inf
-
-
-def _reads(node: Node) -> list[Tensor]:
-    """The tensors a node needs, those that its bodies capture included."""
-    found: list[Tensor] = [t for t in node.inputs if t.name]
-    for body in node.bodies:
-        nodes = list(body.walk())
-        inside = {t for scope in body.scopes() for t in scope.inputs} | {t for inner in nodes for t in inner.outputs}
-        read = [t for inner in nodes for t in inner.inputs if t.name]
-        found.extend(t for t in (*read, *body.outputs) if t not in inside)
-    return found
 
 
 def _port(name: str, array: Array) -> onnx.ValueInfoProto:
@@ -180,6 +169,6 @@ def _piece(graph: Graph, nodes: list[Node], fed: Mapping[Tensor, Array], outputs
     model.graph.node.extend(encode_node(node) for node in nodes)
     model.graph.input.extend(_port(tensor.name, array) for tensor, array in fed.items())
     model.graph.output.extend(onnx.ValueInfoProto(name=t.name) for t in outputs)
-    weights = dict.fromkeys(t for node in nodes for t in _reads(node) if isinstance(t, Constant) and t.scope is None)
+    weights = dict.fromkeys(t for node in nodes for t in reads(node) if isinstance(t, Constant) and t.scope is None)
     model.graph.initializer.extend(tensor_proto(t) for t in weights)
     return model.SerializeToString()  # type: ignore[no-any-return]

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
-from onnxcomp.graph.ir import Array, Graph, Node, Tensor
+from onnxcomp.graph.clone import extract
+from onnxcomp.graph.ir import Array, Graph, Tensor
 from onnxcomp.graph.types import Shapes
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Session, open_graph
@@ -101,27 +102,9 @@ def fitting(graph: Graph, names: Sequence[str], samples: Batches, batch: int, bu
 
 def tapped(graph: Graph, names: Sequence[str], threads: int, *, optimize: bool = True) -> Session:
     """A session whose outputs are the named tensors and nothing else; it holds only the nodes they need."""
-    copy = graph.clone()
-    tensors = copy.tensors()
-    copy.outputs = [tensors[name] for name in names]
-    drop_unneeded(copy)
-    return open_graph(copy, threads=threads, optimize=optimize, arena=False)
-
-
-def drop_unneeded(graph: Graph) -> None:
-    """Remove the nodes that no output needs: ONNX Runtime would run them all the same."""
-    needed: set[Node] = set()
-    waiting: list[Tensor] = list(graph.outputs)
-    while waiting:
-        node = waiting.pop().producer
-        if node is None or node in needed:
-            continue
-        needed.add(node)
-        waiting.extend(node.inputs)
-        for body in node.bodies:
-            waiting.extend(tensor for inner in body.walk() for tensor in inner.inputs)
-            waiting.extend(body.outputs)
-    graph.remove_nodes([node for node in graph.nodes if node not in needed])
+    tensors = graph.tensors()
+    part = extract(graph, graph.inputs, [tensors[name] for name in names])
+    return open_graph(part.graph, threads=threads, optimize=optimize, arena=False)
 
 
 def _size(tensor: Tensor, shapes: Shapes, budget: int) -> int:

@@ -13,12 +13,13 @@ from math import prod
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
+from onnxcomp.graph.clone import extract
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable, elem_type
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators
 from onnxcomp.runtime.memory import Memory
 from onnxcomp.runtime.session import open_graph
-from onnxcomp.runtime.taps import Batches, drop_unneeded, stream
+from onnxcomp.runtime.taps import Batches, stream
 
 BUDGET_BYTES = 128 * 2**20  # of one sample's activations
 WEIGHT_BYTES = 512 * 2**20  # of layers that are measured together: stored in few bits, they are decoded as floats
@@ -153,23 +154,22 @@ def _cut(group: list[Segment], after: Graph, shapes: Shapes) -> tuple[Graph, dic
     Returns:
         The graph, and the names its outputs bear by the names of the layers' outputs.
     """
-    graph = after.clone()
-    tensors = graph.tensors()
-    forced: dict[str, Variable] = {t.name: t for t in graph.inputs}
-    for segment in group:
-        tensor = tensors[segment.entry]
-        if segment.entry in forced or isinstance(tensor, Constant):
+    tensors = after.tensors()
+    forced = [t for t in dict.fromkeys(tensors[segment.entry] for segment in group) if isinstance(t, Variable)]
+    exits = list(dict.fromkeys(segment.exit for segment in group))
+    part = extract(after, [*after.inputs, *forced], [tensors[name] for name in exits])
+    graph = part.graph
+    for tensor in forced:
+        if tensor in after.inputs:
             continue
-        entry = Variable(segment.entry, shapes.dtype(tensor), shapes.shape(tensor))
-        if tensor.dtype == np.float16 != entry.dtype:
-            cast = graph.add_node("Cast", [entry], attrs={"to": elem_type(tensor.dtype)})
-            graph.replace_uses(tensor, cast.outputs[0])
+        entry = part.variable(tensor)
+        dtype, entry.shape = shapes.dtype(tensor), shapes.shape(tensor)
+        if tensor.dtype == np.float16 != dtype:
+            given = Variable(entry.name, dtype, entry.shape)
+            entry.name = graph.unique_name(f"{entry.name}_half")
+            graph.inputs = [given if t is entry else t for t in graph.inputs]
+            graph.add_node("Cast", [given], attrs={"to": elem_type(tensor.dtype)}, outputs=[entry])
         else:
-            graph.replace_uses(tensor, entry)
-        tensor.name = graph.unique_name(f"{segment.entry}_computed")
-        forced[segment.entry] = entry
-    graph.inputs = list(forced.values())
-    graph.outputs = list(dict.fromkeys(tensors[segment.exit] for segment in group))
+            entry.dtype = dtype
     graph.sort()
-    drop_unneeded(graph)
-    return graph, {segment.exit: tensors[segment.exit].name for segment in group}
+    return graph, dict(zip(exits, (t.name for t in graph.outputs), strict=True))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
+from onnxcomp.graph.clone import drop_unneeded, extract
 from onnxcomp.graph.ir import Array, Graph, Variable
 from onnxcomp.passes.precision.layers import Layer
 from onnxcomp.passes.qdq import sensitivity
@@ -25,7 +26,7 @@ from onnxcomp.runtime.closeness import Tally, is_float, rows_of
 from onnxcomp.runtime.parts import FILL_SPREAD, Slices, slices_of
 from onnxcomp.runtime.progress import Progress
 from onnxcomp.runtime.session import Session, open_graph
-from onnxcomp.runtime.taps import drop_unneeded, tapped
+from onnxcomp.runtime.taps import tapped
 from onnxcomp.targets.base import Target
 
 RELEVANT = 0.2  # layers with less than this part of the mean error are not looked at on further samples
@@ -91,29 +92,23 @@ class Alone:
     """All layers of one form side by side, each of which reads what it reads in the float model."""
 
     def __init__(self, graph: Graph, layers: Sequence[Layer], threads: int) -> None:
-        copy = graph.clone()
-        tensors, own = copy.tensors(), graph.tensors()
-        shapes = shape_tools.infer(graph)
-        self.layers, self._fed = layers, dict[str, str]()
-        given = {t.name for t in copy.inputs}
-        for name in dict.fromkeys(n for layer in layers for n in layer.reads if n not in given):
-            tensor = tensors[name]
-            assert isinstance(tensor, Variable)
-            dtype = tensor.dtype or shapes.dtype(own[name]) or np.dtype(np.float32)
-            fed = Variable(copy.unique_name(f"{name}_fed"), dtype, tensor.shape)
-            copy.replace_uses(tensor, fed)
-            copy.inputs.append(fed)
-            self._fed[name] = fed.name
-        copy.outputs = [tensors[n] for n in dict.fromkeys(n for layer in layers for n in layer.writes)]
-        drop_unneeded(copy)
-        self._given = [t.name for t in copy.inputs]
-        self._session = open_graph(copy, threads=threads, arena=False)
+        tensors, shapes = graph.tensors(), shape_tools.infer(graph)
+        read = [tensors[n] for n in dict.fromkeys(n for layer in layers for n in layer.reads)]
+        fed = [t for t in read if isinstance(t, Variable)]
+        self.layers = layers
+        self._writes = list(dict.fromkeys(n for layer in layers for n in layer.writes))
+        part = extract(graph, [*graph.inputs, *fed], [tensors[n] for n in self._writes])
+        for tensor in fed:
+            new = part.variable(tensor)
+            new.dtype = new.dtype or shapes.dtype(tensor) or np.dtype(np.float32)
+        self._given = [t.name for t in part.graph.inputs]
+        self._made = [t.name for t in part.graph.outputs]
+        self._session = open_graph(part.graph, threads=threads, arena=False)
 
     def deltas(self, values: Mapping[str, Array]) -> Deltas:
         """The error of each layer on these values of the float model."""
-        feed = {fed: values[name] for name, fed in self._fed.items()}
-        feed |= {name: values[name] for name in self._given if name in values}
-        found = self._session.run(feed)
+        made = self._session.run({name: values[name] for name in self._given if name in values}, self._made)
+        found = dict(zip(self._writes, made.values(), strict=True))
         return {layer.name: [found[n] - values[n] for n in layer.writes] for layer in self.layers}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from onnxcomp.graph.ir import Graph, Node, Tensor
+from onnxcomp.graph.clone import needed
+from onnxcomp.graph.ir import Graph, Node, reads
 from onnxcomp.graph.types import Shapes
 from onnxcomp.layers.layer import Layer, UnfitError, layer_of, residual_of
 from onnxcomp.layers.use import WeightUse
@@ -56,7 +57,7 @@ def target_of(graph: Graph, layer: Layer, pending: Collection[Node], shapes: Sha
         pending: nodes of layers that will still change, this one included.
     """
     behind = residual_of(graph, layer.output, shapes)
-    if behind is None or not _ancestors(behind.other).isdisjoint(pending):
+    if behind is None or not needed([behind.other]).isdisjoint(pending):
         return Target(layer.output.name)
     return Target(behind.total.name, minus=behind.other.name)
 
@@ -65,26 +66,6 @@ def _depths(graph: Graph, layers: dict[Node, Layer]) -> dict[Node, int]:
     """How many layers lie on the longest way from the inputs to each node, itself counted."""
     depth: dict[Node, int] = {}
     for node in graph.nodes:
-        before = max((depth.get(p, 0) for t in _reads(node) for p in t.inputs), default=0)
+        before = max((depth.get(p, 0) for t in reads(node) for p in t.inputs), default=0)
         depth[node] = before + (node in layers)
     return depth
-
-
-def _reads(node: Node) -> Iterator[Tensor]:
-    yield from node.inputs
-    for body in node.bodies:
-        for inner in body.walk():
-            yield from inner.inputs
-        yield from body.outputs
-
-
-def _ancestors(tensor: Tensor) -> set[Node]:
-    """Every node that a tensor depends on."""
-    found: set[Node] = set()
-    waiting = [tensor]
-    while waiting:
-        node = waiting.pop().producer
-        if node is not None and node not in found:
-            found.add(node)
-            waiting.extend(_reads(node))
-    return found

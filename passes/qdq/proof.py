@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxcomp.errors import ModelError
+from onnxcomp.graph.clone import extract
 from onnxcomp.graph.ir import Array, Graph, Node, Variable
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.runtime import kernels, opening
 from onnxcomp.runtime.session import Feeds, Session, open_graph
-from onnxcomp.runtime.taps import drop_unneeded
 from onnxcomp.targets.base import Target
 
 STEPS = 2  # an integer kernel may round otherwise by so many steps of its output's grid
@@ -116,33 +116,22 @@ class _Probe:
         self.nodes = {node.name: node for node, end in ends.items() if end is not None or node.name in self.planned}
         self._ends = {node.name: end for node, end in ends.items()}
         self.names = {name: _shown(node, self._ends[name]).name for name, node in self.nodes.items()}
-        cuts = [node.outputs[0].name for node in graph.nodes if node.op == "QuantizeLinear"]
-        literal = graph.clone()
-        self._show(literal, cuts)
+        cuts = [node.outputs[0] for node in graph.nodes if node.op == "QuantizeLinear"]
+        shown = [_shown(node, self._ends[name]) for name, node in self.nodes.items()]
+        literal = extract(graph, graph.inputs, list(dict.fromkeys((*cuts, *shown)))).graph
         self.values: dict[str, Array] = open_graph(literal, threads=threads, optimize=False).run(self.feed)
-        self.cut = self._apart(graph, cuts)
+        apart = extract(graph, [*graph.inputs, *cuts], list(dict.fromkeys(shown)))
+        self._made = dict(zip(dict.fromkeys(t.name for t in shown), apart.graph.outputs, strict=True))
+        self.cut = apart.graph
+        for tensor in cuts:
+            fed, value = apart.variable(tensor), self.values[tensor.name]
+            fed.dtype, fed.shape, fed.envelope = value.dtype, value.shape, None
+            self.feed[fed.name] = value
 
     def behind(self, name: str) -> str:
         """The name of the tensor behind a node that a Q reads; empty where there is none."""
         end = self._ends.get(name)
         return "" if end is None else end.inputs[0].name
-
-    def _show(self, graph: Graph, cuts: Iterable[str]) -> None:
-        tensors = graph.tensors()
-        graph.outputs = [tensors[name] for name in dict.fromkeys((*cuts, *self.names.values()))]
-        drop_unneeded(graph)
-
-    def _apart(self, graph: Graph, cuts: Iterable[str]) -> Graph:
-        copy = graph.clone()
-        self._show(copy, cuts)
-        tensors = copy.tensors()
-        for name in cuts:
-            old, value = tensors[name], self.values[name]
-            new = Variable(copy.unique_name(f"{name}_cut"), value.dtype, value.shape)
-            copy.inputs.append(new)
-            copy.replace_uses(old, new)
-            self.feed[new.name] = value
-        return copy
 
     def refused(self) -> dict[str, str]:
         """The nodes that the runtime refuses to run in the form that it makes of them, by name, with its reason."""
@@ -153,11 +142,9 @@ class _Probe:
         return {}
 
     def _refuses(self, name: str) -> str:
-        alone = self.cut.clone()
-        alone.outputs = [alone.tensors()[self.names[name]]]
-        drop_unneeded(alone)
+        alone = extract(self.cut, self.cut.inputs, [self._made[self.names[name]]])
         try:
-            self._opened(alone)
+            self._opened(alone.graph)
         except ModelError as error:
             return f"ONNX Runtime refuses the integer form that it makes of it: {error.what}"
         return ""
@@ -168,12 +155,12 @@ class _Probe:
     def wrong(self, nodes: Iterable[str]) -> dict[str, str]:
         """The nodes whose kernels compute something else than the literal run, by name, with how much."""
         known = list(nodes)
-        names = list(dict.fromkeys(self.names[name] for name in known))
+        names = list(dict.fromkeys(self._made[self.names[name]].name for name in known))
         got = self._opened(self.cut).run(self.feed, names) if names else {}
         found = {}
         for name in known:
             shown = self.names[name]
-            if why := _differs(self.values[shown], got[shown], integer=name in self.planned):
+            if why := _differs(self.values[shown], got[self._made[shown].name], integer=name in self.planned):
                 found[name] = why
         return found
 
