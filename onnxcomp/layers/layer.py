@@ -133,13 +133,13 @@ def layer_of(graph: Graph, use: WeightUse) -> Layer:
     node, weight = use.node, use.weight
     if not weight.bare:
         raise UnfitError(f"{node.op} does more than multiply weights with inputs")
-    rows = LayerInputs.of(use)
     if not weight.reads:
-        raise UnfitError(rows if isinstance(rows, str) else "")
+        raise UnfitError(f"{node.op} is no plain product of weights and inputs")
     output = node.output()
     if weight.alpha == 0 or output is None:
         raise UnfitError("its product is not used")
     bias, output = _bias(graph, use, output)
+    rows = LayerInputs.of(use)
     return Layer(use, None if isinstance(rows, str) else rows, bias, output)
 
 

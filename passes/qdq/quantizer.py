@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from onnxcomp.errors import DataError
 from onnxcomp.graph import shapes as shape_tools
+from onnxcomp.graph.clone import clone
 from onnxcomp.graph.ir import Graph, Node, Variable
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager import ranges
@@ -236,10 +237,9 @@ class Quantizer:
 
     def written(self, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Integers]) -> Graph:
         """A copy of the graph with a plan written into it, weights and biases refined."""
-        copy = self.graph.clone()
-        there = moved(copy, plan, grids, layers)
-        self.finish(copy, self._shapes(copy), *there)
-        return copy
+        copied = clone(self.graph)
+        self.finish(copied.graph, self._shapes(copied.graph), *moved(copied, plan, grids, layers))
+        return copied.graph
 
     def finish(
         self,

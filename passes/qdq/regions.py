@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxcomp.graph.clone import Copied
 from onnxcomp.graph.ir import Constant, Graph, Node, Variable
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators, Weight
@@ -54,6 +55,23 @@ class Plan:
     def tensors(self) -> list[Variable]:
         """Every tensor that gets a Q, once."""
         return list(dict.fromkeys((*self.read, *self.made)))
+
+    def moved(self, copied: Copied) -> Plan:
+        """The same for a copy of the graph."""
+        nodes, at = copied.nodes, copied.variable
+        return Plan(
+            weighted={nodes[node]: weight for node, weight in self.weighted.items()},
+            joined={nodes[node]: ports for node, ports in self.joined.items()},
+            moving=[nodes[node] for node in self.moving],
+            rewritten=[nodes[node] for node in self.rewritten],
+            exposed={at(tensor) for tensor in self.exposed if isinstance(tensor, Variable)},
+            folds={at(tensor): nodes[node] for tensor, node in self.folds.items()},
+            folded={nodes[node]: nodes[fold] for node, fold in self.folded.items()},
+            made={at(tensor): nodes[node] for tensor, node in self.made.items()},
+            read={at(tensor): None for tensor in self.read},
+            refused={nodes[node]: why for node, why in self.refused.items() if node in nodes},
+            fenced=set(self.fenced),
+        )
 
     def output(self, node: Node) -> Variable:
         """What a node's kernel writes: behind the activation function that was folded into it."""

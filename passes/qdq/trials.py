@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from onnxcomp.graph import shapes as shape_tools
+from onnxcomp.graph.clone import Copied, clone
 from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Graph, Node, Variable
 from onnxcomp.graph.types import Shapes
@@ -44,9 +45,9 @@ class Trials:
 
     def written(self, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Integers]) -> Graph:
         """A copy of the graph with the plan written into it, weights as they are."""
-        copy = self.graph.clone()
-        write(copy, self.target, *moved(copy, plan, grids, layers))
-        return copy
+        copied = clone(self.graph)
+        write(copied.graph, self.target, *moved(copied, plan, grids, layers))
+        return copied.graph
 
     def sqnr_db(self, graph: Graph) -> float:
         """Signal to noise ratio of the worst part of the outputs against the float graph, in dB."""
@@ -78,28 +79,12 @@ def write(
 
 
 def moved(
-    copy: Graph, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Integers]
+    copied: Copied, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Integers]
 ) -> tuple[Plan, dict[Variable, Grid], dict[Node, Integers]]:
-    """The same plan in terms of the copy's nodes and tensors, found by their names."""
-    nodes = {node.name: node for node in copy.nodes}
-    tensors = {t.name: t for t in (*copy.inputs, *(t for n in copy.nodes for t in n.outputs)) if t.name}
-
-    def at(tensor: Variable) -> Variable:
-        found: Variable = tensors[tensor.name]
-        return found
-
-    there = Plan(
-        weighted={nodes[n.name]: weight for n, weight in plan.weighted.items()},
-        joined={nodes[n.name]: ports for n, ports in plan.joined.items()},
-        moving=[nodes[n.name] for n in plan.moving],
-        rewritten=[nodes[n.name] for n in plan.rewritten],
-        folded={nodes[n.name]: nodes[fold.name] for n, fold in plan.folded.items()},
-        made={at(t): nodes[n.name] for t, n in plan.made.items()},
-        read={at(t): None for t in plan.read},
-        fenced=set(plan.fenced),
-    )
+    """The same plan in terms of a copy's nodes and tensors."""
+    there = {node: replace(layers[node], node=copied.nodes[node]) for node in plan.weighted}
     return (
-        there,
-        {at(t): grids[t] for t in plan.tensors},
-        {nodes[n.name]: replace(layers[n], node=nodes[n.name]) for n in plan.weighted},
+        plan.moved(copied),
+        {copied.variable(tensor): grids[tensor] for tensor in plan.tensors},
+        {layer.node: layer for layer in there.values()},
     )
