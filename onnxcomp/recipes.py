@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from onnxcomp.errors import UsageError
-from onnxcomp.graph.ir import Constant, Graph, Tensor
+from onnxcomp.graph.ir import Constant, Graph, Node, Tensor
 from onnxcomp.manager.pipeline import Pipeline
+from onnxcomp.ops.facts import Operators, installed, no_macs
 from onnxcomp.targets import table as targets
 from onnxcomp.targets.base import Target
 from onnxcomp.verify.budget import Budget
@@ -193,18 +194,24 @@ def candidates(graph: Graph, *, has_data: bool, objective: str, target: str = "c
     """
     record = targets.find(target)
     names = [*(record.size_recipes if objective == "size" else ()), *record.recipes]
-    if record.dynamic and has_attention(graph):
+    if record.dynamic and multiplies_activations(graph, installed()):
         names.sort(key=lambda name: {"dynamic": 0, "int8": 1}.get(name, -1 if name in record.size_recipes else 2))
     return [RECIPES[name].on(record) for name in names if has_data or not RECIPES[name].needs_data]
 
 
-def has_attention(graph: Graph) -> bool:
-    """Whether activations are multiplied with activations in a matrix product."""
-    return any(
-        node.op in ("Attention", "MultiHeadAttention")
-        or (node.op == "MatMul" and not any(_is_weight(tensor) for tensor in node.inputs))
-        for node in graph.walk()
-    )
+def multiplies_activations(graph: Graph, operators: Operators) -> bool:
+    """Whether activations are multiplied with activations in a matrix product, as attention does."""
+    return any(operators.facts(node).attention or _of_two_activations(node, operators) for node in graph.walk())
+
+
+def _of_two_activations(node: Node, operators: Operators) -> bool:
+    """Whether a node's product has no operand that is a weight; convolutions name one even where it is computed."""
+    facts = operators.facts(node)
+    if facts.macs is no_macs or facts.weights(node):
+        return False
+    ports = (0, 1) if facts.integers is None else (facts.integers.data, facts.integers.weight)
+    operands = [node.input(port) for port in ports]
+    return all(tensor is not None and not _is_weight(tensor) for tensor in operands)
 
 
 def _is_weight(tensor: Tensor) -> bool:

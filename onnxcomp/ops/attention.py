@@ -372,10 +372,18 @@ def quantized_types(node: Node, shapes: Shapes) -> Sequence[TensorType | None]:
 
 
 RECORDS = (
-    OpFacts("Attention", gradient=attention_forms.attention, macs=standard_macs, coupling=standard, zeros=_values),
+    OpFacts(
+        "Attention",
+        attention=True,
+        gradient=attention_forms.attention,
+        macs=standard_macs,
+        coupling=standard,
+        zeros=_values,
+    ),
     OpFacts(
         "Attention",
         MICROSOFT_DOMAIN,
+        attention=True,
         half=((0, 1, 2, 4, 5), (0, 1)),
         weights=_packed_weights,
         macs=runtime_macs,
@@ -386,6 +394,7 @@ RECORDS = (
     OpFacts(
         "QAttention",
         MICROSOFT_DOMAIN,
+        attention=True,
         macs=quantized_macs,
         quantization_ports=(3, 4, 6, 7),
         packed={1: elements},
@@ -394,6 +403,7 @@ RECORDS = (
     OpFacts(
         "MultiHeadAttention",
         MICROSOFT_DOMAIN,
+        attention=True,
         half=((0, 1, 2, 3, 5, 6, 7), (0, 1, 2)),
         macs=runtime_macs,
         vector_ports=(3,),
@@ -404,6 +414,7 @@ RECORDS = (
     OpFacts(
         "GroupQueryAttention",
         MICROSOFT_DOMAIN,
+        attention=True,
         half=((0, 1, 2, 3, 4, 7, 8), (0, 1, 2)),
         macs=runtime_macs,
         shape_ports=(5, 6, 9),

@@ -180,6 +180,7 @@ class OpFacts:
         statistics_ports: ports of running statistics, which training updates without a gradient.
         shape: types of the outputs where ONNX's own inference knows none; a None among them where this one does not.
         coupling: how indices of the outputs' axes depend on those of the inputs (onnxcomp.graph.coupling.flow).
+        attention: whether it multiplies activations with each other inside, whatever its operands are.
         zeros: which units are zero in the first output, given those that are zero in the inputs; units never are where
             there is no rule. Products with weights need none.
         sums: what it adds up, so that a zero brings nothing: `zeros` along axes, `products` of its inputs, or a `norm`
@@ -206,6 +207,7 @@ class OpFacts:
     statistics_ports: tuple[int, ...] = ()
     shape: OutputTypes | None = None
     coupling: flow.Rule | None = None
+    attention: bool = False
     zeros: Zeros | None = None
     sums: Literal["", "zeros", "products", "norm"] = ""
     noop: noops.Rule | None = None

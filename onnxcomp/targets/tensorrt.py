@@ -10,12 +10,12 @@ from __future__ import annotations
 from onnxcomp.graph.ir import Node
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.graph.types import Shapes
-from onnxcomp.ops.facts import Weight
+from onnxcomp.layers.layer import multiplies
+from onnxcomp.ops.facts import Weight, installed
 from onnxcomp.targets.base import Kernel, Target
 
 LEAST_CHANNELS = 16
 IMAGE_CHANNELS = 4  # a first convolution reads so few channels, and gains all the same
-PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def conv(node: Node, weight: Weight | None, shapes: Shapes) -> str:
@@ -23,8 +23,7 @@ def conv(node: Node, weight: Weight | None, shapes: Shapes) -> str:
     del shapes
     if weight is None:
         return "its weight is computed"
-    kernel = node.inputs[weight.port].shape
-    into, out = kernel[1] * weight.group, kernel[0]
+    into, out = weight.channels(node.inputs[weight.port].shape)
     image = into <= IMAGE_CHANNELS and _first(node)
     if out < LEAST_CHANNELS or (into < LEAST_CHANNELS and not image):
         return f"{into} to {out} channels are too few for int8 tensor cores"
@@ -38,7 +37,7 @@ def _first(node: Node) -> bool:
         maker = waiting.pop()
         if maker is None or maker in seen:
             continue
-        if maker.op in PRODUCTS:
+        if multiplies(maker, installed()):
             return False
         seen.add(maker)
         waiting += [tensor.producer for tensor in maker.inputs]
@@ -49,12 +48,11 @@ def product(node: Node, weight: Weight | None, shapes: Shapes) -> str:
     """A product with a vector, or with K or N below 16, gains nothing."""
     if weight is None or weight.port != 1 or len(node.inputs[1].shape) != 2:
         return "its weight is not a two-dimensional right side"
-    shape = node.inputs[1].shape
-    inner, outer = shape[weight.in_axes[0]], shape[weight.out_axis]
+    inner, outer = weight.channels(node.inputs[1].shape)
     if inner < LEAST_CHANNELS or outer < LEAST_CHANNELS:
         return f"K={inner}, N={outer} is too small for int8 tensor cores"
     rows = (shapes.shape(node.inputs[0]) or (None,))[:-1]
-    if node.op == "MatMul" and rows and all(row == 1 for row in rows):
+    if weight.bias is None and rows and all(row == 1 for row in rows):
         return "it multiplies a single row"
     return ""
 

@@ -13,8 +13,9 @@ from onnxcomp.data.inputs import inputs_of
 from onnxcomp.data.open import random_data
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.io import load
+from onnxcomp.layers.layer import multiplies
 from onnxcomp.ops.facts import load_operators
-from onnxcomp.runtime.tensorrt import PRODUCTS, Acceptance, acceptance
+from onnxcomp.runtime.tensorrt import Acceptance, acceptance
 from onnxcomp.targets.tensorrt import TARGET
 
 NO_RULE = "it has no Q and DQ"
@@ -103,7 +104,7 @@ def _reasons(model: Path, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, str
     for node in graph.walk():
         kernel = TARGET.kernels.get(node.op)
         name = node.name or f"node_of_{node.outputs[0].name}"
-        if kernel is None and node.op in PRODUCTS:
+        if kernel is None and multiplies(node, operators):
             found[name] = f"TensorRT has no integer kernel for {node.op}"
         if kernel is None or not kernel.weighted:
             continue
