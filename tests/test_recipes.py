@@ -12,6 +12,7 @@ from onnx import ModelProto, helper, numpy_helper
 
 import onnxcomp
 from onnxcomp import recipes
+from onnxcomp.graph.codec import decode
 from onnxcomp.graph.cost import integer_share, layers, parameters
 from onnxcomp.graph.io import load
 from onnxcomp.ops.facts import load_operators
@@ -40,8 +41,12 @@ def test_attention_is_seen_and_weights_in_constant_nodes_are_not_taken_for_it(tm
     for name, proto in {"dense": dense, "transformer": builders.transformer()}.items():
         for spelling, spelled in {"initializers": proto, "constants": spelled_with_constants(proto)}.items():
             graph = load(builders.save(spelled, tmp_path / f"{name}-{spelling}.onnx"))
-            found[name, spelling] = recipes.has_attention(graph)
+            found[name, spelling] = recipes.multiplies_activations(graph, load_operators())
     assert found == {(name, s): name == "transformer" for name, s in found}
+    fused = [helper.make_node("MultiHeadAttention", ["x", "x", "x"], ["y"], domain="com.microsoft", num_heads=2)]
+    ends = [builders.value("x", 1, ["n", 3, 4])], [builders.value("y", 1, ["n", 3, 4])]
+    proto = builders.model(fused, *ends, check=False, domains={"com.microsoft": 1})
+    assert recipes.multiplies_activations(decode(proto), load_operators())
 
 
 def test_a_recipe_that_finds_nothing_to_do_is_left_and_said(tmp_path: Path) -> None:
