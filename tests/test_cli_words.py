@@ -80,6 +80,18 @@ def test_json_to_standard_output_is_alone_there(digits: Path, capsys: pytest.Cap
     assert command("optimize", digits, "--passes", "fuse-batchnorm", "--no-bench", "--html", "-") == 6
 
 
+@pytest.mark.parametrize("words", [["explain", "--no-times"], ["plan", "--no-bench"], ["compare", "--no-bench"]])
+def test_json_of_what_was_measured_is_alone_there_too(
+    words: list[str], digits: Path, digits_data: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [digits, digits] if words[0] == "compare" else [digits]
+    assert command(words[0], *models, "--data", digits_data[0], *words[1:], "--json", "-") in (0, 13)
+    told = capsys.readouterr()
+    assert json.loads(told.out)
+    assert told.err  # what is for people
+    assert not Path("-").exists()
+
+
 def test_quiet_says_which_budget_of_which_model_was_missed(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     limits = ["--max-size", "10%", "--passes", "fuse-batchnorm", "--no-bench"]
     assert command("optimize", digits, *limits, "-q") == 11

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from onnxcomp.errors import ModelError
 from onnxcomp.report.notebook import fragment
 from onnxcomp.report.screen import figures, gist
-from onnxcomp.report.tables import closeness_text, size_text
+from onnxcomp.report.tables import closeness_text, pair_rows
 from onnxcomp.results import BuildReport, Report
 from onnxcomp.verify.verdict import PairVerdict
 
@@ -68,15 +68,7 @@ class Verdict(PairVerdict):
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """What, before, after, and more about it, as text."""
-        before, after = self.sizes
-        rows = [("size", size_text(before), size_text(after), f"{after / max(1, before):.1%}")]
-        if self.accuracy is not None:
-            a = self.accuracy
-            rows.append((a.metric, f"{a.before:.4f}", f"{a.after:.4f}", f"{-a.drop:+.4f} on {a.samples} samples"))
-        if self.benchmark is not None:
-            b, (low, high) = self.benchmark, self.benchmark.speedup_interval
-            times = (f"{b.before_ms['p50']:.3f} ms", f"{b.after_ms['p50']:.3f} ms")
-            rows.append(("latency p50", *times, f"{b.speedup:.2f} ({low:.2f} to {high:.2f}), {b.outcome}"))
+        rows = pair_rows(self.sizes, self.accuracy, self.benchmark)
         for name, output in self.fidelity.outputs.items():
             rows.append((f"output {name}", "", closeness_text(output), f"largest error {output.max_abs_error:.4g}"))
         return rows

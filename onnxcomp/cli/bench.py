@@ -68,13 +68,7 @@ Cells = tuple[str, ...]
     help="For each model and setting.",
 )
 @options.option("--no-load", is_flag=True, help="Leave out load time and memory, which take a process for each model.")
-@options.option(
-    "--json",
-    "json_file",
-    group="Output",
-    type=click.Path(path_type=Path),
-    help="Write the figures to this file; - is standard output.",
-)
+@options.written("--json", "json_file", what="Write the figures")
 @options.printing()
 def command(
     models: tuple[Path, ...],

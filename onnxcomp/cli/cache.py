@@ -19,13 +19,7 @@ KINDS = {
 
 
 @click.group("cache", invoke_without_command=True)
-@options.option(
-    "--json",
-    "json_file",
-    group="Output",
-    type=click.Path(path_type=Path),
-    help="Write the list to this file; - is standard output.",
-)
+@options.written("--json", "json_file", what="Write the list")
 @options.printing()
 @click.pass_context
 def command(context: click.Context, json_file: Path | None, quiet: bool, verbose: int) -> None:

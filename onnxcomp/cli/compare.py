@@ -24,21 +24,9 @@ from onnxcomp.job import Job
     seed="Of made-up samples, and of the turns.",
     threads="Threads for the answers, 0: every core; latency is measured with one.",
 )
-@options.option(
-    "--json",
-    "json_file",
-    group="Output",
-    type=click.Path(path_type=Path),
-    help="Write the figures to this file; - is standard output.",
-)
-@options.option(
-    "--markdown",
-    "markdown_file",
-    group="Output",
-    type=click.Path(path_type=Path),
-    help="Write the table as Markdown to this file; - is standard output.",
-)
-@options.option("--html", "html_file", group="Output", type=click.Path(path_type=Path), help="Write a page for people.")
+@options.written("--json", "json_file", what="Write the figures")
+@options.written("--markdown", "markdown_file", what="Write the table as Markdown")
+@options.written("--html", "html_file", what="Write a page for people")
 @options.printing()
 def command(
     models: tuple[Path, ...],
@@ -72,7 +60,7 @@ def command(
     if not quiet:
         from onnxcomp.cli.screen import screen
 
-        report.show(found, screen(err=STANDARD_OUTPUT in (json_file, markdown_file)))
+        report.show(found, screen(err=STANDARD_OUTPUT in writes.values()))
     if json_file is not None:
         write_data(found, json_file)
     if markdown_file is not None:

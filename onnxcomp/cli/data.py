@@ -40,13 +40,7 @@ def command(context: click.Context) -> None:
 @options.option(
     "-o", "--output", group="First", type=click.Path(path_type=Path), help="The contact sheet [default: NAME.data.png]."
 )
-@options.option(
-    "--json",
-    "json_file",
-    group="Output",
-    type=click.Path(path_type=Path),
-    help="Write the findings to this file; - is standard output.",
-)
+@options.written("--json", "json_file", what="Write the findings")
 @options.printing()
 def check(
     model: Path,

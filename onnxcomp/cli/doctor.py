@@ -34,13 +34,7 @@ MISSING = "not set up: onnxcomp doctor --setup-training, or the first training, 
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="With --setup-training: install from this folder of wheels, without a network.",
 )
-@options.option(
-    "--json",
-    "json_file",
-    group="Output",
-    type=click.Path(path_type=Path),
-    help="Write the findings to this file; - is standard output.",
-)
+@options.written("--json", "json_file", what="Write the findings")
 @options.printing()
 def command(setup_training: bool, wheels: Path | None, json_file: Path | None, quiet: bool, verbose: int) -> None:
     """What this machine can run: processor, packages, execution providers, int8 arithmetic, training.

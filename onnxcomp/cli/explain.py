@@ -25,10 +25,8 @@ MOST = 12  # layers on the screen
 )
 @options.option("--all", "every", is_flag=True, help="Show every layer, not the worst twelve.")
 @options.option("--no-times", is_flag=True, help="Leave out the kernels' times.")
-@options.option(
-    "--json", "json_file", group="Output", type=click.Path(path_type=Path), help="Write the findings to this file."
-)
-@options.option("--html", "html_file", group="Output", type=click.Path(path_type=Path), help="Write a page for people.")
+@options.written("--json", "json_file", what="Write the findings")
+@options.written("--html", "html_file", what="Write a page for people")
 @options.printing()
 def command(
     models: tuple[Path, ...],
@@ -51,6 +49,9 @@ def command(
     from onnxcomp.cli.progress import Bar
     from onnxcomp.errors import DataError
     from onnxcomp.explanation.explain import explain
+    from onnxcomp.files import STANDARD_OUTPUT
+    from onnxcomp.report.explanation import page
+    from onnxcomp.report.record import write_text
     from onnxcomp.runtime.progress import SILENT
 
     if len(models) > 2:
@@ -70,32 +71,23 @@ def command(
         **given,
     )
     if not quiet:
-        _show(found, every)
+        _show(found, every, aside=STANDARD_OUTPUT in (json_file, html_file))
     if json_file is not None:
-        _write(json_file, found.to_text())
+        write_text(found.to_text(), json_file)
     if html_file is not None:
-        from onnxcomp.report.explanation import page
-
-        _write(html_file, page(found.to_json()))
+        write_text(page(found.to_json()), html_file)
     return 0
 
 
-def _show(found: Explanation, every: bool) -> None:
+def _show(found: Explanation, every: bool, *, aside: bool) -> None:
     from rich.text import Text
 
     from onnxcomp.cli.screen import screen
     from onnxcomp.report.explanation import COLUMNS, lines, rows
     from onnxcomp.report.tables import table
 
-    console, content = screen(), found.to_json()
+    console, content = screen(err=aside), found.to_json()
     shown = None if every else MOST
     console.print(table(COLUMNS, rows(content, shown), right=(2, 3, 4, 5), prose=(0, 6)))
     for line in lines(content, shown):
         console.print(Text(line))
-
-
-def _write(path: Path, text: str) -> None:
-    from onnxcomp.files import atomic_write
-
-    with atomic_write(path) as file:
-        file.write(text.encode())

@@ -12,13 +12,7 @@ from onnxcomp.job import Job
 
 @options.command("inspect")
 @click.argument("model", type=click.Path(path_type=Path))
-@options.option(
-    "--json",
-    "json_file",
-    group="Output",
-    type=click.Path(path_type=Path),
-    help="Write everything as JSON to this file; - is standard output.",
-)
+@options.written("--json", "json_file", what="Write everything as JSON")
 @options.option("--all", "everything", group="Output", is_flag=True, help="Every layer, not the 20 with most MACs.")
 @options.option(
     "--groups",

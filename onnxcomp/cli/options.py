@@ -63,6 +63,12 @@ def option(*names: str, group: str = "Run", **kwargs: Any) -> Callable[[Command]
     return click.option(*names, cls=GroupedOption, group=group, **kwargs)
 
 
+def written(*names: str, what: str) -> Callable[[Command], Command]:
+    """A file that the command writes beside what it shows. `what`: the beginning of its help."""
+    path = click.Path(path_type=Path)
+    return option(*names, group="Output", type=path, help=f"{what} to this file; - is standard output.")
+
+
 def printing(quiet: str = "Print nothing but errors.", verbose: str = "-vv: a traceback with an error.") -> Decorator:
     """`-q` and `-v`, which every command has; kwargs: quiet, verbose. Those before the command count as well."""
 

@@ -11,13 +11,7 @@ from onnxcomp.cli import options
 
 @options.command("passes")
 @click.argument("name", required=False)
-@options.option(
-    "--json",
-    "json_file",
-    group="Output",
-    type=click.Path(path_type=Path),
-    help="Write this to a file; - is standard output.",
-)
+@options.written("--json", "json_file", what="Write this")
 def command(name: str | None, json_file: Path | None) -> None:
     """List all passes, or show the options of the pass NAME."""
     from onnxcomp.cli.screen import screen

@@ -26,9 +26,7 @@ WRITES = ("model", "output", "passes", "recipe", "plan", "teacher", "report", "h
 @options.option(
     "-o", "--output", group="Output", type=click.Path(path_type=Path), help="Write the plan here: TOML, for --plan."
 )
-@options.option(
-    "--json", "json_file", group="Output", type=click.Path(path_type=Path), help="Front and plan; - for the screen."
-)
+@options.written("--json", "json_file", what="Write front and plan")
 @options.printing()
 def command(
     model: Path,
@@ -47,36 +45,31 @@ def command(
     """
     from onnxcomp import places
     from onnxcomp.cli.progress import Bar
-    from onnxcomp.files import atomic_write
+    from onnxcomp.files import STANDARD_OUTPUT
     from onnxcomp.planning import plan
+    from onnxcomp.report.record import write_text
     from onnxcomp.runtime.progress import SILENT
 
-    on_screen = json_file == Path("-")
-    writes = {"-o": output, "--json": None if on_screen else json_file}
-    places.check_command(models=(model,), samples=(), functions=(), writes=writes)
+    places.check_command(models=(model,), samples=(), functions=(), writes={"-o": output, "--json": json_file})
     found = plan(Job(model=model, **given), points, SILENT if quiet else Bar())
     chosen = found.plan if point is None else found.at(point)
-    if on_screen:
-        click.echo(found.to_text(), nl=False)
-    elif not quiet:
-        _show(found)
+    if not quiet:
+        _show(found, aside=json_file == STANDARD_OUTPUT)
     if output is not None and chosen is not None:
-        with atomic_write(output) as file:
-            file.write(str(chosen).encode())
-    if json_file is not None and not on_screen:
-        with atomic_write(json_file) as file:
-            file.write(found.to_text().encode())
+        write_text(str(chosen), output)
+    if json_file is not None:
+        write_text(found.to_text(), json_file)
     return 0 if chosen is not None else 13
 
 
-def _show(found: Planned) -> None:
+def _show(found: Planned, *, aside: bool) -> None:
     from rich.text import Text
 
     from onnxcomp.cli.screen import screen
     from onnxcomp.report.planning import COLUMNS, rows
     from onnxcomp.report.tables import table
 
-    console = screen()
+    console = screen(err=aside)
     if found.front:
         console.print(table(COLUMNS, rows(found.front), right=(0, 1, 2, 3), prose=(4,)))
     console.print(Text(found.why or found.summary))

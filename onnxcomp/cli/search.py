@@ -16,12 +16,8 @@ from onnxcomp.search.keys import SearchKeys
 @click.argument("model", type=click.Path(path_type=Path))
 @options.settings(Job, without=("model", "passes", "recipe", "html"))
 @options.settings(SearchKeys)
-@options.option(
-    "--json", "json_file", group="Output", type=click.Path(path_type=Path), help="Every trial and the front as JSON."
-)
-@options.option(
-    "--html", group="Output", type=click.Path(path_type=Path), help="The front as a page, a file of its own."
-)
+@options.written("--json", "json_file", what="Write every trial and the front")
+@options.written("--html", what="Write the front as a page")
 @options.printing(
     "Print nothing but errors, and a line for a missed budget.", verbose="-v: every trial. -vv: a traceback."
 )
@@ -56,7 +52,7 @@ def command(model: Path, json_file: Path | None, html: Path | None, quiet: bool,
         write_data(to_json(found.rows, found.judge), json_file)
     if html is not None:
         write_page(found, html)
-    aside = json_file == STANDARD_OUTPUT
+    aside = STANDARD_OUTPUT in (json_file, html)
     if not quiet:
         for line in lines(found):
             echo(line, err=aside)

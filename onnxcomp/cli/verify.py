@@ -44,13 +44,7 @@ if TYPE_CHECKING:
 @options.option(
     "--report", type=click.Path(path_type=Path), help="The ARTIFACT's report; beside it under its name if not given."
 )
-@options.option(
-    "--json",
-    "json_file",
-    group="Output",
-    type=click.Path(path_type=Path),
-    help="Write the findings to this file; - is standard output.",
-)
+@options.written("--json", "json_file", what="Write the findings")
 @options.printing()
 def command(
     models: tuple[Path, ...],
@@ -150,18 +144,10 @@ def _show(found: PairVerdict, err: bool) -> None:
     from rich.text import Text
 
     from onnxcomp.cli.screen import screen
-    from onnxcomp.report.tables import size_text, table
+    from onnxcomp.report.tables import pair_rows, table
 
     console = screen(err=err)
-    before, after = found.sizes
-    rows = [("size", size_text(before), size_text(after), f"{after / max(1, before):.1%}")]
-    if found.accuracy is not None:
-        a = found.accuracy
-        rows.append((a.metric, f"{a.before:.4f}", f"{a.after:.4f}", f"{-a.drop:+.4f} on {a.samples} samples"))
-    if found.benchmark is not None:
-        b, (low, high) = found.benchmark, found.benchmark.speedup_interval
-        times = (f"{b.before_ms['p50']:.3f} ms", f"{b.after_ms['p50']:.3f} ms")
-        rows.append(("latency p50", *times, f"{b.speedup:.2f} ({low:.2f} to {high:.2f}), {b.outcome}"))
+    rows = pair_rows(found.sizes, found.accuracy, found.benchmark)
     console.print(table(("", "before", "after", ""), rows, right=(1, 2)))
     _show_outputs(console, found.fidelity)
     for line in (*found.doubts, *found.notes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from onnxcomp.results import BudgetLine, Fidelity, OutputFidelity, TeacherRecord
+from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity, OutputFidelity, TeacherRecord
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,6 +86,22 @@ def value_text(line: BudgetLine) -> str:
     if line.value is None:
         return "not measured"
     return size_text(line.value) if line.name == "max_size" else f"{line.value:.4g}"
+
+
+def pair_rows(
+    sizes: tuple[int, int], accuracy: Accuracy | None, benchmark: Benchmark | None
+) -> list[tuple[str, str, str, str]]:
+    """Rows of a table: what, before, after, and more about it."""
+    before, after = sizes
+    rows = [("size", size_text(before), size_text(after), f"{after / max(1, before):.1%}")]
+    if accuracy is not None:
+        a = accuracy
+        rows.append((a.metric, f"{a.before:.4f}", f"{a.after:.4f}", f"{-a.drop:+.4f} on {a.samples} samples"))
+    if benchmark is not None:
+        b, (low, high) = benchmark, benchmark.speedup_interval
+        times = (f"{b.before_ms['p50']:.3f} ms", f"{b.after_ms['p50']:.3f} ms")
+        rows.append(("latency p50", *times, f"{b.speedup:.2f} ({low:.2f} to {high:.2f}), {b.outcome}"))
+    return rows
 
 
 def nearness(teacher: TeacherRecord) -> list[tuple[str, str, str, str]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxcomp.files import atomic_write
 from onnxcomp.report.html_base import page, section, table, text, wide_chart
+from onnxcomp.report.record import write_text
 from onnxcomp.report.tables import size_text
 from onnxcomp.search.rows import Judge, Objective, Row
 from onnxcomp.search.run import Found, row_words
@@ -24,13 +24,12 @@ STYLE = """<style>
 
 
 def write_page(found: Found, path: Path) -> None:
-    """Write the page, whole or not at all.
+    """Write the page, whole or not at all; `-` is standard output.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    with atomic_write(path) as file:
-        file.write(document(found).encode("utf-8", "backslashreplace"))
+    write_text(document(found), path)
 
 
 def document(found: Found) -> str:
