@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from onnxcomp.graph.coded import PACKING_OPSET, Coded, CodedWriter
 from onnxcomp.graph.ir import Array, Constant, Graph
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.layers.layer import bias_of
-from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Stage, option
+from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, Stage, option
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.passes.weights.codebook import learn_levels, nearest_level
 from onnxcomp.passes.weights.coders import Coder, Error
@@ -22,6 +22,7 @@ from onnxcomp.passes.weights.dequantize import DEQUANTIZE_OPSET, write_dequantiz
 from onnxcomp.passes.weights.inputs import Absorber, layer_moments, unmeasured
 from onnxcomp.passes.weights.kernels import BlockCodes, BlockGather, BlockMatMul, RowGather
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
+from onnxcomp.passes.weights.mixing import mixed
 from onnxcomp.passes.weights.plan import Plan, Planner, Recipe
 from onnxcomp.passes.weights.sources import other_weights, readers
 from onnxcomp.runtime.gram import Gram
@@ -38,6 +39,9 @@ class QuantizeWeights(Pass):
     the sign (XNOR-Net). Ternary: -alpha, 0, alpha (TWN). Codebook: indices into levels found by k-means (Deep
     Compression). With calibration data, integers of fewer than 8 bits are chosen so that the error of each layer's
     output, not of its weights, is least (GPTQ), and the mean of the error that is left goes into the bias.
+
+    Weights of fewer bits that cost the outputs most take 8, as far as `average` allows: each is rounded alone and the
+    outputs compared, on calibration samples or on made-up ones.
 
     MatMul and Gemm in blocks of 16 to 256 become MatMulNBits, embeddings become look-ups of integers; both are
     read as they are stored. Everything else is decoded once, when the model is loaded, and runs float kernels.
@@ -72,6 +76,15 @@ class QuantizeWeights(Pass):
     )
     error: Literal["auto", "round", "mse", "gptq"] = option(
         "auto", "least error by rounding, by scale (mse), of the layer's output (gptq); auto: gptq where data is given"
+    )
+    least_sqnr: float = option(
+        20.0,
+        "dB that the outputs shall keep: what costs them most takes 8 bits, as far as average allows; 0: none",
+        minimum=0,
+        search=Range(0.0, 40.0),
+    )
+    average: float = option(
+        5.0, "bits a weight, scales included, that all weights together may take for it", minimum=0, maximum=8
     )
     accuracy_level: Literal[0, 1, 4] = option(
         4, "MatMulNBits multiplies in 8-bit integers (4, fastest), in float (1), or as the kernel likes (0)"
@@ -136,10 +149,10 @@ class QuantizeWeights(Pass):
             self.embeddings,
             self.decoded,
         )
-        plans = planner.plans(uses, outcome)
+        plans = self._mixed(planner, planner.plans(uses, outcome), context, outcome)
         for plan in plans:
             named = plan.constant in known
-            plan.error = self._error(plan, graph, context, outcome) if named else self._unseen_error()
+            plan.error = self._error(plan, graph, context, outcome) if named else self._unseen_error(plan)
         through = {node.name: plan.constant for plan in plans for node in readers(plan.constant)}
         _prepare_opset(graph, plans, context, outcome)
         work = _Work(self, graph, outcome)
@@ -155,6 +168,21 @@ class QuantizeWeights(Pass):
         outcome.skips = [s for s in outcome.skips if s not in hidden or through.get(s.node) not in work.done]
         return outcome
 
+    def _mixed(self, planner: Planner, plans: list[Plan], context: PassContext, outcome: Outcome) -> list[Plan]:
+        """The plans, with 8 bits for the weights that cost the outputs most."""
+        narrow = [plan for plan in plans if plan.recipe.bits < 8]
+        if self.form != "integer" or self.low is not None or not (self.least_sqnr and self.average and narrow):
+            return plans
+        wide = replace(planner, recipe=QuantizeWeights(bits=8, scale=self.scale).recipe())
+
+        def widen(plan: Plan) -> Plan | None:
+            other = wide.plan(plan.constant, plan.uses, 0)
+            return None if wide.unprofitable(other) else other
+
+        found = mixed(planner.graph, narrow, widen, _decoded, context, least_db=self.least_sqnr, average=self.average)
+        outcome.notes += found.notes
+        return [found.wider.get(plan.constant, plan) for plan in plans]
+
     def _error(self, plan: Plan, graph: Graph, context: PassContext, outcome: Outcome) -> Error:
         """How the codes of a weight are chosen.
 
@@ -167,16 +195,18 @@ class QuantizeWeights(Pass):
         table = all(use.weight.role == "embedding" for use in plan.uses)
         if table:
             return "mse" if plan.recipe.bits < 8 else "round"
-        if context.calibration is None or (plan.recipe.bits == 8 and self.error == "auto"):
+        if plan.recipe.bits == 8 and self.error == "auto":
             return "round"
+        if context.calibration is None:
+            return "mse" if plan.recipe.bits < 8 else "round"
         why = unmeasured(graph, plan.uses)
         if why:
             outcome.notes.append(f"{plan.constant.name} is rounded without a look at its inputs: {why}")
         return "mse" if why else "gptq"
 
-    def _unseen_error(self) -> Error:
+    def _unseen_error(self, plan: Plan) -> Error:
         """How the codes of a weight are chosen whose inputs nobody knows."""
-        return "round" if self.form != "integer" or self.error == "round" or self.bits == 8 else "mse"
+        return "round" if self.form != "integer" or self.error == "round" or plan.recipe.bits == 8 else "mse"
 
     def _wrong(self, what: str, do: str) -> UsageError:
         return UsageError(f"{self.name}: {what}", where=f"pass {self.name}", do=do)
@@ -255,14 +285,16 @@ class _Work:
 
     def _codes(self, plan: Plan, moments: Gram | None, loss: _Loss) -> int:
         """Rows to codes, piece by piece, then into the graph; returns the bytes they take."""
-        coder = plan.recipe.coder(plan.error, positive=plan.store == "dequantize")
+        coder = plan.coder
         bias = bias_of(self.graph, plan.uses[0]) if moments is not None else None
         absorber = None if bias is None else Absorber(bias)
         pieces = _coded_pieces(plan, coder, moments, absorber, loss)
         blocks, coded = None, None
         if plan.store in ("matmul", "gather"):
             columns = plan.layout.columns
-            blocks = BlockCodes.joined([BlockCodes.packed(c, s, coder.bits, columns) for _, c, s in pieces])
+            small = plan.small_scales
+            parts = [BlockCodes.packed(c, s, coder.bits, columns, small_scales=small) for _, c, s in pieces]
+            blocks = BlockCodes.joined(parts)
         else:
             assembly = Assembly(plan.layout)
             for piece, codes, scales in pieces:
@@ -284,7 +316,7 @@ class _Work:
             gather = BlockGather(self.graph, plan.constant, blocks)
             for use in plan.uses:
                 gather.replace(use.node, self.shapes)
-        return blocks.codes.nbytes + blocks.scales.nbytes
+        return blocks.nbytes
 
     def _write_whole(self, plan: Plan, coded: Coded) -> int:
         if plan.store == "rows":
@@ -324,6 +356,18 @@ class _Work:
         if finite:
             self.outcome.metrics["worst_weight_sqnr_db"] = round(min(finite), 3)
             self.outcome.metrics["median_weight_sqnr_db"] = round(float(np.median(finite)), 3)
+
+
+def _decoded(plan: Plan) -> Array:
+    """The values that a weight gets when each element is rounded to the nearest."""
+    layout, reader, coder = plan.layout, Reader(plan.constant), replace(plan, error="round").coder
+    values = np.empty(plan.constant.shape, np.float32)
+    for piece in layout.pieces():
+        rows = reader.rows(layout, piece)
+        codes, scales = coder.code(rows, layout.block)
+        decoded = (codes - np.float32(coder.zero)) * scales[:, :, None]
+        layout.unread(decoded.reshape(len(rows), -1)[:, : layout.columns], piece, values)
+    return values
 
 
 def _coded_pieces(

@@ -16,7 +16,7 @@ from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, Range, 
 from onnxcomp.passes.weights.coders import IntegerCoder
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.sources import described, reader, stored_weights
-from onnxcomp.passes.weights.trials import Trials
+from onnxcomp.passes.weights.trials import Group, Trials, costly_first
 from onnxcomp.targets.base import Target
 from onnxcomp.targets.table import find
 
@@ -187,24 +187,8 @@ class _Form:
 
 
 @dataclass
-class _Group:
-    """Weights, and the noise over signal that they bring together, on one sample."""
-
-    forms: list[_Form]
-    noise: float
-
-    @property
-    def bytes(self) -> int:
-        """Of the weights in float."""
-        return sum(form.constant.nbytes for form in self.forms)
-
-
-@dataclass
 class _Allocation:
     """Finds the weights that may have 8 bits while the outputs keep what they should.
-
-    Errors of weights add up, so a group that brings little holds no weight that brings much: groups are halved, the
-    one that costs most for its bytes first.
 
     Attributes:
         rounded: every weight as 8 bits give it.
@@ -222,33 +206,26 @@ class _Allocation:
         left = _without_smallest(forms)
         if self._noise(left) <= self.budget:
             return
-        groups = sorted(self._groups(left), key=lambda group: group.noise / group.bytes)
+        groups = self._groups(left)[::-1]
         allowed = self.budget
         while groups:
             while groups and sum(group.noise for group in groups) > allowed:
-                for form in groups.pop().forms:
+                for form in groups.pop().items:
                     form.bits = 16
-            noise = self._noise([form for group in groups for form in group.forms])
+            noise = self._noise([form for group in groups for form in group.items])
             if noise <= self.budget:
                 break
             allowed = min(allowed, sum(group.noise for group in groups)) * STRICTER * self.budget / noise
 
-    def _groups(self, forms: list[_Form]) -> list[_Group]:
-        """Weights in groups, those that cost most alone as far as LOOKS runs tell."""
-        groups = [_Group(forms, self._noise(forms, 1))]
-        fair = FAIR * self.budget / groups[0].bytes
-        for _ in range(LOOKS // 2):
-            costly = [group for group in groups if len(group.forms) > 1 and group.noise > fair * group.bytes]
-            if not costly:
-                break
-            worst = max(costly, key=lambda group: group.noise / group.bytes)
-            half = len(worst.forms) // 2
-            parts = [_Group(part, self._noise(part, 1)) for part in (worst.forms[:half], worst.forms[half:])]
-            at = groups.index(worst)
-            groups[at : at + 1] = parts
+    def _groups(self, forms: list[_Form]) -> list[Group[_Form]]:
+        """Weights in groups, those that cost most first and alone as far as LOOKS runs tell."""
+        fair = FAIR * self.budget / sum(form.constant.nbytes for form in forms)
+        groups = costly_first(
+            forms, lambda part: self._noise(part, 1), lambda form: form.constant.nbytes, looks=LOOKS, fair=fair
+        )
         for group in groups:
-            if len(group.forms) == 1:
-                group.forms[0].alone_db = -_db(max(group.noise, 1e-30), 1.0)
+            if len(group.items) == 1:
+                group.items[0].alone_db = -_db(max(group.noise, 1e-30), 1.0)
         return groups
 
     def _noise(self, forms: list[_Form], samples: int = SAMPLES) -> float:

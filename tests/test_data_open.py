@@ -11,17 +11,19 @@ import numpy as np
 import onnx
 import pytest
 from builders import model, save, value
+from nets import Net
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from onnxcomp.data import feeds
 from onnxcomp.data.dataset import Dataset
 from onnxcomp.data.feeds import convert
-from onnxcomp.data.inputs import InputSpec, inputs_of, with_shapes
+from onnxcomp.data.inputs import InputSpec, inputs_of, interface_of, with_shapes
 from onnxcomp.data.labels import check_labels, read_labels
 from onnxcomp.data.open import open_data, random_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError, ModelError, UsageError
+from onnxcomp.graph.codec import decode
 from onnxcomp.graph.io import load
 from onnxcomp.graph.io import save as store
 
@@ -471,6 +473,19 @@ def test_folder_that_cannot_be_listed_is_a_data_error(tmp_path: Path, monkeypatc
 
 
 # made-up data
+
+
+def test_made_up_integers_are_rows_of_the_table_they_look_up() -> None:
+    net = Net()
+    tokens, segments = (net.input("N", 6, dtype=TensorProto.INT64) for _ in range(2))
+    words = net.op("Gather", net.weight(1000, 4), net.op("Cast", tokens, to=TensorProto.INT32))
+    kinds = net.op("Gather", net.weight(2, 4), segments)
+    specs = interface_of(decode(net.model(net.op("Add", words, kinds)))).inputs
+    assert [spec.rows for spec in specs] == [1000, 2]
+    (feed,) = random_data(specs, 64).samples().batches(64)
+    first, second = feed.values()
+    assert 500 < first.max() < 1000 and first.min() >= 0
+    assert set(np.unique(second)) == {0, 1}
 
 
 def test_random_data_fits_every_kind_of_input_and_repeats() -> None:

@@ -51,10 +51,14 @@ def written(bits: int) -> ModelProto:
     return encode(graph)
 
 
-def in_blocks(bits: int, *, zero: bool) -> ModelProto:
+def in_blocks(bits: int, *, zero: bool, small_scales: bool = False) -> ModelProto:
     net = Net()
     packed = net.const(builders.rng(3).integers(0, 256, (4, 2, 16 * bits // 8)), np.uint8)
-    ports = [packed, net.const(np.full((4, 2), 0.1), np.float32)]
+    scales = net.const(np.full((4, 2), 0.1), np.float32)
+    if small_scales:
+        codes = net.const(np.array([[127, -90], [3, 127], [100, 127], [-127, 5]]), np.int8)
+        scales = net.op("Mul", net.const(np.full((4, 1), 1e-3), np.float32), net.op("Cast", codes, to=1))
+    ports = [packed, scales]
     if zero:
         ports.append(net.const(np.full((4, 2 * bits // 8 or 1), 0x77), np.uint8))
     attrs = {"K": 24, "N": 4, "bits": bits, "block_size": 16, "domain": "com.microsoft"}
@@ -68,6 +72,7 @@ FORMS: dict[str, ModelProto] = {
     **{f"{bits} bits, decoded by nodes": written(bits) for bits in (2, 4, 8)},
     "4 bits of MatMulNBits": in_blocks(4, zero=True),
     "8 bits of MatMulNBits": in_blocks(8, zero=False),
+    "4 bits of MatMulNBits, 8-bit scales": in_blocks(4, zero=False, small_scales=True),
 }
 
 

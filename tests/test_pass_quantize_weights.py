@@ -97,7 +97,17 @@ def effective(after: ModelProto, kind: str) -> np.ndarray:
     return (builders.run(after, {name: eye})[0].astype(np.float64) - zero).T
 
 
-def reference(rows: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+def stored_scales(after: ModelProto) -> np.ndarray | None:
+    """The scales [rows, blocks] of the only weight whose scales have 8 bits; None where there is none."""
+    held = {t.name: numpy_helper.to_array(t) for t in after.graph.initializer}
+    codes = next((values for name, values in held.items() if name.endswith("_scale_q8")), None)
+    factors = next((values for name, values in held.items() if name.endswith("_scale_row")), None)
+    return None if codes is None or factors is None else codes.astype(np.float32) * factors
+
+
+def reference(
+    rows: np.ndarray, bits: int, block: int, scales: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Decoded rows by plain rounding, block by block, and half a step for each element, in plain loops."""
     found, steps = np.empty_like(rows), np.empty_like(rows)
     for r, row in enumerate(rows):
@@ -105,6 +115,7 @@ def reference(rows: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.n
             part = row[start : start + (block or len(row))]
             largest = part[np.argmax(np.abs(part))]
             scale = np.float32(np.abs(largest) / 127) if bits == 8 else np.float32(largest / -(2 ** (bits - 1)))
+            scale = scale if scales is None else scales[r, start // block]
             low, high = (-127, 127) if bits == 8 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
             place = slice(start, start + len(part))
             found[r, place] = np.clip(np.rint(part / scale), low, high).astype(np.float32) * scale
@@ -132,10 +143,24 @@ def test_products_read_few_bits_in_blocks(kind: str, bits: int, tmp_path: Path) 
     before, name = layer(kind)
     rows = rows_of(kind, numpy_helper.to_array(next(t for t in before.graph.initializer if t.name == name)))
     block = 32 if bits == 4 else 64  # 2 bits in smaller blocks are slower than float
-    after, _ = quantized(before, f"bits={bits},block={block},accuracy_level=1")
+    after, _ = quantized(before, f"bits={bits},block={block},accuracy_level=1,error=round,least_sqnr=0")
     assert kernels(builders.save(after, tmp_path / "w.onnx"))["MatMulNBits"] == 1
-    expected, _ = reference(rows, bits, block)
+    expected, _ = reference(rows, bits, block, scales=stored_scales(after))
     np.testing.assert_allclose(effective(after, kind), expected, rtol=0, atol=0 if kind == "MatMul" else 1e-5)
+
+
+def test_scales_of_many_blocks_take_eight_bits_and_a_factor_a_row() -> None:
+    net = Net()
+    before = net.model(net.op("MatMul", net.input("N", 384), weight := net.weight(384, 64)))
+    after, _ = quantized(onnx.shape_inference.infer_shapes(before), "bits=4,error=round,least_sqnr=0")
+    held = {t.name.removeprefix(weight): numpy_helper.to_array(t) for t in after.graph.initializer}
+    assert held["_scale_q8"].dtype == np.int8 and held["_scale_q8"].shape == (64, 12)
+    assert held["_scale_row"].shape == (64, 1)
+    exact = np.stack([b[np.argmax(np.abs(b))] / -8 for b in net.weights[weight].T.reshape(-1, 32)]).reshape(64, 12)
+    assert (np.abs(stored_scales(after) - exact) <= held["_scale_row"] * 0.501).all()
+    graph, operators = decode(after), load_operators()
+    assert cost.parameters(graph, operators).total == 384 * 64, "scales are no parameters"
+    assert sum(layer.parameters for layer in cost.layers(graph, operators)) == 384 * 64
 
 
 @pytest.mark.parametrize(("inner", "block"), [(96, 32), (784, 64), (768, 128), (300, 64)])
@@ -156,7 +181,7 @@ def test_eight_bit_products_come_in_the_block_that_takes_least_space(inner: int,
 def test_convolutions_are_decoded_at_load_and_run_in_float(kind: str, bits: int, tmp_path: Path) -> None:
     before, name = layer(kind)
     rows = rows_of(kind, numpy_helper.to_array(next(t for t in before.graph.initializer if t.name == name)))
-    after, _ = quantized(before, f"bits={bits},block=0")
+    after, _ = quantized(before, f"bits={bits},block=0,error=round,least_sqnr=0")
     expected, steps = reference(rows, bits, 0)
     found = effective(after, kind)
     np.testing.assert_array_equal(found, expected)
@@ -321,6 +346,50 @@ def test_a_transformer_in_four_bits_has_the_work_it_had() -> None:
     result = PassManager(Pipeline.parse("quantize-weights{bits=4,block=32}")).run(graph, PassContext())
     assert sum(node.op == "MatMulNBits" for node in result.graph.nodes) == 6
     assert cost.stats(result.graph, operators, file_bytes=0, sample=sample).macs == before > 0
+
+
+# -- which weights need more bits --------------------------------------------------------------------------------------
+
+
+def uneven() -> tuple[ModelProto, list[str]]:
+    """Two products whose results are added: what the second gives is a hundred times as large."""
+    net = Net(seed=3)
+    x = net.input("N", 128)
+    small, large = net.weight(128, 64, scale=0.01), net.weight(128, 64)
+    out = net.op("Add", net.op("MatMul", x, small), net.op("MatMul", x, large))
+    return onnx.shape_inference.infer_shapes(net.model(out)), [small, large]
+
+
+def bits_of(after: ModelProto) -> list[int]:
+    """Of the products, in the order of their weights' names."""
+    nodes = sorted((n for n in after.graph.node if n.op_type == "MatMulNBits"), key=lambda n: n.input[1])
+    return [a.i for n in nodes for a in n.attribute if a.name == "bits"]
+
+
+def test_the_weight_that_costs_the_outputs_most_takes_eight_bits() -> None:
+    before, _ = uneven()
+    feeds = {"x0": np.random.default_rng(1).standard_normal((64, 128)).astype(np.float32)}
+    after, record = quantized(before, "bits=4,least_sqnr=30,average=6.5,accuracy_level=1", feeds=feeds)
+    assert bits_of(after) == [4, 8]
+    assert any("1 of 2 weights take 8 bits" in note for note in record.notes)
+    exact = builders.run(before, feeds)[0]
+    narrow, _ = quantized(before, "bits=4,least_sqnr=0,accuracy_level=1", feeds=feeds)
+    assert bits_of(narrow) == [4, 4]
+    gained = builders.sqnr_db(exact, builders.run(after, feeds)[0])
+    assert gained > builders.sqnr_db(exact, builders.run(narrow, feeds)[0]) + 6
+
+
+@pytest.mark.parametrize("options", ["least_sqnr=5", "average=4.5", "average=0"])
+def test_no_weight_takes_more_bits_than_are_needed_or_allowed(options: str) -> None:
+    before, _ = uneven()
+    feeds = {"x0": np.random.default_rng(1).standard_normal((64, 128)).astype(np.float32)}
+    assert bits_of(quantized(before, f"bits=4,{options}", feeds=feeds)[0]) == [4, 4]
+
+
+def test_without_samples_all_weights_have_the_bits_asked_for_and_it_is_said() -> None:
+    after, record = quantized(uneven()[0], "bits=4,least_sqnr=60,average=8")
+    assert bits_of(after) == [4, 4]
+    assert any("no samples to run on" in note for note in record.notes)
 
 
 # -- errors made good --------------------------------------------------------------------------------------------------

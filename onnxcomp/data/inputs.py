@@ -22,13 +22,15 @@ Dim = int | str | None
 class InputSpec:
     """One graph input. `shape`: an int is fixed, a str or None is free; None for the whole shape is an unknown rank.
 
-    `axis`: along which samples lie; None where the whole array belongs to one sample.
+    `axis`: along which samples lie; None where the whole array belongs to one sample. `rows`: of the smallest table
+    that its values look up; 0 where they look up none.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[Dim, ...] | None
     axis: int | None = 0
+    rows: int = 0
 
     @property
     def rank(self) -> int | None:
@@ -152,7 +154,19 @@ def _spec(tensor: Variable, axis: int | None, where: str) -> InputSpec:
         )
     # ONNX Runtime takes the 0 of an input at its word
     zeros = [place for place in range(len(tensor.shape or ())) if place != axis]
-    return InputSpec(tensor.name, tensor.dtype, _dims(tensor, zeros), axis)
+    return InputSpec(tensor.name, tensor.dtype, _dims(tensor, zeros), axis, _rows(tensor))
+
+
+def _rows(tensor: Variable) -> int:
+    """Rows of the smallest table that Gather looks up by the values of an input, as they are or converted."""
+    found = []
+    for node in tensor.consumers:
+        table = node.constant(0) if node.op == "Gather" and node.inputs[1] is tensor else None
+        if node.op == "Cast":
+            found.append(_rows(node.outputs[0]))
+        elif table is not None and table.shape:
+            found.append(table.shape[int(node.attrs.get("axis", 0))])
+    return min((rows for rows in found if rows), default=0)
 
 
 def _dims(tensor: Variable, zeros: Collection[int] = ()) -> tuple[Dim, ...] | None:

@@ -52,8 +52,9 @@ class RandomReader:
     def _draw(self, spec: InputSpec, shape: tuple[int, ...], place: int, index: int) -> Array:
         generator = np.random.default_rng([self._seed, place, index])
         if spec.dtype.kind in "biu" or spec.dtype.name.startswith(("int", "uint")):
-            # 0 and 1 are valid as masks, token numbers, segment numbers and indices alike
-            return generator.integers(0, 2, shape).astype(spec.dtype)
+            # 0 and 1 are valid as masks, segment numbers and indices alike; rows of a table are known to be there
+            highest = min(max(2, spec.rows), np.iinfo(spec.dtype).max) if spec.dtype.kind in "iu" else 2
+            return generator.integers(0, highest, shape).astype(spec.dtype)
         return generator.standard_normal(shape, np.float32).astype(spec.dtype)
 
 
@@ -65,7 +66,7 @@ def random_data(
     *,
     sequence: int = SEQUENCE,
 ) -> Dataset:
-    """Made-up samples: floats standard normal, integers 0 or 1, bool either; source "synthetic".
+    """Made-up samples: floats standard normal, integers 0 or 1, or rows of the table they look up; source "synthetic".
 
     Free dimensions that `shapes` does not give get a guessed size, the same for the same name; `sequence` is the guess
     for inputs of fewer than four dimensions.

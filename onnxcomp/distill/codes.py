@@ -66,7 +66,7 @@ def unfold(graph: Graph, computed: Values) -> dict[str, Grid]:
     """
     found: dict[str, Grid] = {}
     for node in list(graph.nodes):
-        if node.op == "MatMulNBits" and (blocks := _blocks(node)) is not None and blocks[0].name not in found:
+        if node.op == "MatMulNBits" and (blocks := _blocks(node, computed)) is not None and blocks[0].name not in found:
             found[blocks[0].name] = blocks[1]
             _as_product(graph, node, *blocks)
             continue
@@ -111,13 +111,17 @@ def round_where_read(graph: Graph, grids: Mapping[str, Grid], learned: Collectio
     graph.sort()
 
 
-def _blocks(node: Node) -> tuple[Constant, Grid] | None:
+def _blocks(node: Node, computed: Values) -> tuple[Constant, Grid] | None:
     """The packed weight of MatMulNBits, and its grid [N, K]; None where it is not stored in order."""
-    packed, scales, zero = node.constant(1), node.constant(2), node.constant(3)
+    packed, zero = node.constant(1), node.constant(3)
     n, k, bits = (int(node.attrs.get(key, default)) for key, default in (("N", 0), ("K", 0), ("bits", 4)))
     block = int(node.attrs.get("block_size", 32))
     odd = node.input(4) is not None or (zero is None and node.input(3) is not None) or bits not in (2, 4, 8)
-    if packed is None or scales is None or scales.dtype != np.float32 or len(packed.consumers) > 1 or odd:
+    if packed is None or len(packed.consumers) > 1 or odd:
+        return None
+    held = node.constant(2)
+    scales = computed([node.inputs[2].name])[node.inputs[2].name] if held is None else held.values
+    if scales.dtype != np.float32:
         return None
 
     def whole(values: Array) -> Array:
@@ -132,7 +136,7 @@ def _blocks(node: Node) -> tuple[Constant, Grid] | None:
     else:
         middle = np.asarray(zero.values, np.float32)
     low, high = 0, 2**bits - 1
-    grid = Grid(whole(np.asarray(scales.values)), whole(middle), low, high, bits, packed.shape, count * block)
+    grid = Grid(whole(np.asarray(scales)), whole(middle), low, high, bits, packed.shape, count * block)
     return packed, grid
 
 

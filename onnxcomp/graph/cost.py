@@ -77,9 +77,10 @@ def stats(
 
 def parameters(graph: Graph, operators: Operators) -> Parameters:
     """Count weight elements, biases too; not scales, zero points, shapes and indices. A shared weight counts once."""
-    coded = list(coded_weights(graph))
-    total, nonzero = sum(c.elements for c in coded), sum(c.nonzero() for c in coded)
+    scales = {node.inputs[1] for node in graph.walk() if _makes_scales(node, operators)}
+    coded = [c for c in coded_weights(graph) if c.nodes[0].outputs[0] not in scales]
     seen: set[Tensor] = {constant for c in coded for constant in (c.codes, *c.helpers)}
+    total, nonzero = sum(c.elements for c in coded), sum(c.nonzero() for c in coded)
     for node in graph.walk():
         for port, tensor in enumerate(node.inputs):
             held = literal(tensor) if tensor not in seen else None
@@ -98,6 +99,8 @@ def parameter_elements(node: Node, port: int, constant: Constant, operators: Ope
         return facts.packed[port](node, constant)
     if port in facts.quantization_ports or port in facts.shape_ports or _scales_at_run_time(node):
         return 0
+    if _makes_scales(node, operators):
+        return 0
     if constant.dtype.kind == "f" or constant.dtype.name in ("bfloat16",) or "float" in constant.dtype.name:
         return constant.size
     return 0
@@ -113,13 +116,29 @@ def _scales_at_run_time(node: Node) -> bool:
     return joins or (bool(readers) and all(reader.op == "DynamicQuantizeLinear" for reader in readers))
 
 
+def _makes_scales(node: Node, operators: Operators) -> bool:
+    """Whether a Mul does nothing but decode the scales of a quantized weight, its second factor being integers."""
+    if node.op != "Mul" or node.constant(0) is None or not node.outputs[0].consumers:
+        return False
+    return all(
+        port in operators.facts(reader).quantization_ports
+        for reader in node.outputs[0].consumers
+        for port, tensor in enumerate(reader.inputs)
+        if tensor is node.outputs[0]
+    )
+
+
 def layers(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, ...]] | None = None) -> list[LayerCost]:
     """Nodes that hold weights or multiply, in graph order; weights behind a DequantizeLinear count for its reader."""
     inferred = shape_tools.infer(graph, shape_tools.one_sample(graph, sample))
     decoding = {node for c in coded_weights(graph) for node in c.nodes}
     found = []
     for node in graph.walk():
-        if node in decoding or node.op in ("DequantizeLinear", "QuantizeLinear", "Constant", "Identity"):
+        if (
+            node in decoding
+            or _makes_scales(node, operators)
+            or node.op in ("DequantizeLinear", "QuantizeLinear", "Constant", "Identity")
+        ):
             continue
         facts = operators.facts(node)
         held = [held_weight(node, port, operators) for port in range(len(node.inputs))]

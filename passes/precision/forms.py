@@ -54,7 +54,7 @@ class Form:
         if self.bits == 8:
             return QuantizeWeights(bits=8, decoded=False, include=names)
         bits: Literal[4, 2] = 4 if self.bits == 4 else 2
-        return QuantizeWeights(bits=bits, error=error, decoded=decoded, include=names)
+        return QuantizeWeights(bits=bits, error=error, decoded=decoded, least_sqnr=0, include=names)
 
 
 # in the order in which they are written, and in which a tie is broken: what is nearest to float first

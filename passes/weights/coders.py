@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxcomp.graph.ir import Array
 from onnxcomp.graph.rounding import SMALLEST_SCALE, Levels, round_compensated
+from onnxcomp.passes.weights.scales import snapped_scales
 
 SEARCH_STEPS = 16
 SEARCH_FROM, SEARCH_TO = 1.06, 0.6  # of the scale that clips nothing
@@ -47,6 +48,7 @@ class IntegerCoder:
         error: how q is chosen: nearest, nearest under the scale of least squared error, or, where second moments of
             the inputs are known, so that the error of the layer's output is least (GPTQ).
         power_of_two: scales are powers of two.
+        small_scales: scales are multiples of one a row, so that 8 bits hold them.
     """
 
     levels: Levels
@@ -55,6 +57,7 @@ class IntegerCoder:
     two_sided: bool = False
     error: Error = "round"
     power_of_two: bool = False
+    small_scales: bool = False
 
     def code(self, rows: Array, block: int, gram: Array | None = None) -> tuple[Array, Array]:
         """As `Coder.code`."""
@@ -62,6 +65,8 @@ class IntegerCoder:
         blocks = -(-columns // block)
         padded = _padded(rows, blocks * block).reshape(count * blocks, block)
         scales = self.scales(padded)
+        if self.small_scales:
+            scales = snapped_scales(scales.reshape(count, blocks)).reshape(-1)
         if gram is not None and self.error == "gptq":
             spread = np.repeat(scales.reshape(count, blocks), block, axis=1)[:, :columns]
             chosen = round_compensated(rows, spread, gram, self.levels, ordered=True)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph.coded import pack
-from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Array, Constant, Graph, Node, Variable, elem_type
+from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Array, Constant, Graph, Node, Tensor, Variable, elem_type
 from onnxcomp.graph.types import Shapes
 from onnxcomp.layers.use import WeightUse
+from onnxcomp.passes.weights.scales import scale_bytes, write_scales
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256
 FLOAT32 = np.dtype(np.float32)
@@ -27,6 +28,7 @@ class BlockCodes:
         codes: uint8 [rows, blocks, block * bits / 8], packed; 2 ** (bits - 1) stands for 0.
         scales: float32 [rows, blocks].
         columns: elements of a row; the rest of the last block is padding.
+        small_scales: the scales are stored in 8 bits.
     """
 
     codes: Array
@@ -34,12 +36,22 @@ class BlockCodes:
     bits: int
     block: int
     columns: int
+    small_scales: bool = False
 
     @classmethod
-    def packed(cls, codes: Array, scales: Array, bits: int, columns: int) -> BlockCodes:
+    def packed(cls, codes: Array, scales: Array, bits: int, columns: int, *, small_scales: bool = False) -> BlockCodes:
         """Pack unpacked codes [rows, blocks, block]."""
         rows, blocks, block = codes.shape
-        return cls(pack(codes, bits).reshape(rows, blocks, -1), scales, bits, block, columns)
+        return cls(pack(codes, bits).reshape(rows, blocks, -1), scales, bits, block, columns, small_scales)
+
+    @property
+    def nbytes(self) -> int:
+        """What codes and scales take in the file."""
+        return self.codes.nbytes + scale_bytes(*self.scales.shape, small=self.small_scales)
+
+    def scale(self, graph: Graph, name: str, times: float = 1.0) -> Tensor:
+        """The scales as a tensor of a graph, each times a number."""
+        return write_scales(graph, name, self.scales, small=self.small_scales, times=times)
 
     @classmethod
     def joined(cls, parts: list[BlockCodes]) -> BlockCodes:
@@ -49,7 +61,7 @@ class BlockCodes:
             return first
         codes = np.concatenate([part.codes for part in parts])
         scales = np.concatenate([part.scales for part in parts])
-        return cls(codes, scales, first.bits, first.block, first.columns)
+        return cls(codes, scales, first.bits, first.block, first.columns, first.small_scales)
 
 
 def valid_block(block: int, bits: int) -> bool:
@@ -90,7 +102,7 @@ class BlockMatMul:
         self.graph, self.weight, self.accuracy_level = graph, weight, accuracy_level
         self.name = constant.name
         self.codes = graph.add_constant(f"{constant.name}_q{weight.bits}", weight.codes)
-        self.scales = {1.0: graph.add_constant(f"{constant.name}_scale", weight.scales)}
+        self.scales = {1.0: weight.scale(graph, constant.name)}
 
     def replace(self, use: WeightUse, shapes: Shapes) -> None:
         """Turn a product into MatMulNBits in place: its name, input and output stay."""
@@ -114,10 +126,9 @@ class BlockMatMul:
         node.inputs = inputs
         self.graph.import_domain(MICROSOFT_DOMAIN)
 
-    def _scales(self, alpha: float) -> Constant:
+    def _scales(self, alpha: float) -> Tensor:
         if alpha not in self.scales:
-            values = self.weight.scales * np.float32(alpha)
-            self.scales[alpha] = self.graph.add_constant(f"{self.name}_scale", values)
+            self.scales[alpha] = self.weight.scale(self.graph, self.name, alpha)
         return self.scales[alpha]
 
 
@@ -132,7 +143,7 @@ class BlockGather:
         self.graph, self.table = graph, table
         codes = table.codes.reshape(rows, -1)[:, : -(-table.columns // per_byte)]
         self.codes = graph.add_constant(f"{constant.name}_q{table.bits}", np.ascontiguousarray(codes))
-        self.scales = graph.add_constant(f"{constant.name}_scale", table.scales)
+        self.scales = table.scale(graph, constant.name)
 
     @staticmethod
     def refusal(constant: Constant, bits: int) -> str:

@@ -17,6 +17,7 @@ from onnxcomp.passes.weights.coders import BinaryCoder, Coder, Error, IntegerCod
 from onnxcomp.passes.weights.dequantize import dequantize_refusal
 from onnxcomp.passes.weights.kernels import SMALLEST_BLOCK, BlockGather, block_matmul_refusal, valid_block
 from onnxcomp.passes.weights.layout import Layout
+from onnxcomp.passes.weights.scales import scale_bytes
 from onnxcomp.targets.table import find
 
 LEAST_SAVED_BYTES = 256  # the nodes that decode a weight take about as much
@@ -62,11 +63,12 @@ class Recipe:
         """Whether codes are integers around the middle, which the integer kernels want."""
         return self.form == "integer" and self.zero == 2 ** (self.bits - 1)
 
-    def coder(self, error: Error, *, positive: bool = False) -> Coder:
+    def coder(self, error: Error, *, positive: bool = False, small_scales: bool = False) -> Coder:
         """The rule by which rows become codes.
 
         Args:
             positive: scales must be positive, and the range symmetric.
+            small_scales: scales are stored in 8 bits.
         """
         if self.form == "binary":
             return BinaryCoder(power_of_two=self.power_of_two)
@@ -75,7 +77,7 @@ class Recipe:
         levels, two_sided = self.levels, self.full_range and self.bits < 8
         if positive and two_sided:
             levels, two_sided = Levels.signed(self.bits), False
-        return IntegerCoder(levels, self.bits, self.zero, two_sided, error, self.power_of_two)
+        return IntegerCoder(levels, self.bits, self.zero, two_sided, error, self.power_of_two, small_scales)
 
     def words(self, block: int) -> str:
         """For the report."""
@@ -101,6 +103,28 @@ class Plan:
     layout: Layout
     store: Store
     error: Error = "round"
+
+    @property
+    def coder(self) -> Coder:
+        """The rule by which the rows of the weight become codes."""
+        return self.recipe.coder(self.error, positive=self.store == "dequantize", small_scales=self.small_scales)
+
+    @property
+    def small_scales(self) -> bool:
+        """Whether the scales of blocks are stored in 8 bits: where they are many beside the codes, and any will do."""
+        rows, blocks = self.layout.rows, self.layout.blocks
+        saved = scale_bytes(rows, blocks, small=False) - scale_bytes(rows, blocks, small=True)
+        few = self.recipe.form == "integer" and self.recipe.bits < 8 and not self.recipe.power_of_two
+        return few and self.store in ("matmul", "gather") and saved >= LEAST_SAVED_BYTES
+
+    @property
+    def bytes(self) -> int:
+        """What codes and scales take in the file."""
+        if self.recipe.clusters:
+            return self.constant.size * self.recipe.bits // 8 + 4 * self.recipe.clusters
+        rows, blocks = self.layout.rows, self.layout.blocks
+        codes = rows * blocks * self.layout.block * self.recipe.bits // 8
+        return codes + scale_bytes(rows, blocks, small=self.small_scales)
 
     @property
     def words(self) -> str:
@@ -229,9 +253,7 @@ class Planner:
             why = dequantize_refusal(plan.uses, layout, recipe.form, recipe.bits)
             if why:
                 return why
-        scales = recipe.clusters or layout.rows * layout.blocks
-        stored = layout.rows * layout.blocks * layout.block * recipe.bits // 8 + 4 * scales
-        saved = plan.constant.nbytes - stored
+        saved = plan.constant.nbytes - plan.bytes
         return "" if saved >= LEAST_SAVED_BYTES else f"too small: {max(saved, 0)} bytes would be saved"
 
 

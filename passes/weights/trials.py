@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from onnxcomp.graph.ir import Array, Constant, Graph, Variable
 from onnxcomp.runtime.closeness import rows_of, worst_sqnr_db
 from onnxcomp.runtime.session import open_graph
+
+T = TypeVar("T")
 
 
 class Trials:
@@ -56,3 +60,46 @@ class Trials:
     def _outputs(self, changed: Mapping[Constant, Array], samples: int | None = None) -> list[dict[str, Array]]:
         fed = {name: changed[c].astype(c.dtype) if c in changed else c.values for c, name in self.weights.items()}
         return [self.session.run({**feed, **fed}) for feed in self.feeds[:samples]]
+
+
+@dataclass
+class Group(Generic[T]):
+    """Weights, and the noise over signal that they bring together."""
+
+    items: list[T]
+    noise: float
+
+
+def costly_first(
+    items: Sequence[T],
+    noise: Callable[[list[T]], float],
+    size: Callable[[T], int],
+    *,
+    looks: int,
+    fair: float = 0.0,
+) -> list[Group[T]]:
+    """Items in groups, as small as a number of runs allows, those that cost most for their size first.
+
+    Errors add up, so a group that brings little holds no item that brings much: groups are halved, the one that costs
+    most for its size first.
+
+    Args:
+        noise: what items bring together.
+        looks: calls of `noise`, at most.
+        fair: noise for its size up to which a group is not looked into.
+    """
+
+    def price(group: Group[T]) -> float:
+        return group.noise / sum(size(item) for item in group.items)
+
+    whole = list(items)
+    groups = [Group(whole, noise(whole))]
+    for _ in range(looks // 2):
+        costly = [group for group in groups if len(group.items) > 1 and price(group) > fair]
+        if not costly:
+            break
+        worst = max(costly, key=price)
+        half = len(worst.items) // 2
+        at = next(place for place, group in enumerate(groups) if group is worst)
+        groups[at : at + 1] = [Group(part, noise(part)) for part in (worst.items[:half], worst.items[half:])]
+    return sorted(groups, key=price, reverse=True)
