@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import search_fakes as fakes
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from onnxcomp.errors import DataError, EnvironmentLacksError, UsageError
 from onnxcomp.job import Job
@@ -106,14 +108,24 @@ def test_others_trials_are_left_alone_while_their_process_lives(tmp_path: Path) 
     assert specs(mine) == [row.spec]
 
 
-def test_a_thousand_trials_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = fakes.run(tmp_path / "s.db", fakes.FakePool(), 6)
-    asked = []
-    whole = type(found.study).get_trials
-    monkeypatch.setattr(type(found.study), "get_trials", lambda *a, **k: asked.append(k) or whole(*a, **k))
-    again = fakes.ledger(tmp_path / "s.db")
-    assert len(again.finished) == 6
-    assert len(asked) == 1, "one question for all trials, whatever their number"
+def test_a_thousand_trials_are_read_at_once(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def opened(count: int) -> int:
+        file = tmp_path / f"{count}.db"
+        fakes.run(file, fakes.FakePool(), count)
+        listener = lambda *args: asked.append(args[2])  # noqa: E731
+        event.listen(Engine, "before_cursor_execute", listener)
+        try:
+            asked.clear()
+            again = fakes.ledger(file)
+        finally:
+            event.remove(Engine, "before_cursor_execute", listener)
+        assert len(again.finished) == count
+        return len(asked)
+
+    assert opened(4) == opened(12), "as many questions to the storage, whatever the number of trials"
+    assert not any("FROM trial_params" in text for text in asked), "no row for each parameter of each trial is read"
 
 
 # -- storages ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ entered anew, so that no trial is lost and none counts twice.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import socket
@@ -31,21 +32,24 @@ if TYPE_CHECKING:
 ATTRIBUTE, MOST_DEATHS = "onnxcomp", 2
 BEAT_SECONDS, SILENT_SECONDS, LOCK_SECONDS = 20.0, 180.0, 60.0
 MIXED = 0x9E3779B1  # makes seeds of neighbouring trials differ in all bits
+CONSTRAINT = "constraints:budget"  # under which Optuna keeps what `set_constraint("budget", ...)` says
 REMEDY = "pip install 'onnxcomp[search]'"
 
 
 class Ledger:
     """The trials of one study and one space. Made by `open_ledger`.
 
-    What is tried stands in the storage, a transaction where a trial begins and few where it ends. The samplers look at
-    a copy in memory: they ask for every parameter of every trial again and again.
+    What is tried stands in the storage, a transaction where a trial begins and few where it ends. Samplers that learn
+    look at a copy in memory, made when the first one is asked: they ask for every parameter of every trial again and
+    again. Of the storage one attribute a trial is read, in one query; Optuna would read each parameter as an object.
     """
 
     def __init__(self, study: optuna.Study, space: Space, judge: Judge, seed: int) -> None:
         self.study, self.space, self.judge, self.seed, self.owner = study, space, judge, seed, _owner()
         self.rows: dict[int, Row] = {}
-        self._copy = _optuna().create_study(directions=["minimize", "minimize"])
-        self._open: dict[int, tuple[optuna.Trial, int]] = {}  # the copy's trial, and the deaths of processes so far
+        self._made: optuna.Study | None = None  # the copy, and what it is made of before that
+        self._history: list[tuple[Row, dict[str, Any]]] = []
+        self._open: dict[int, tuple[optuna.Trial | None, int]] = {}  # the copy's trial, deaths of processes so far
         self._queue: list[tuple[int, Point, int]] = []  # trials that wait: their numbers, points and deaths
         self._beaten = 0.0
         self.load()
@@ -58,11 +62,10 @@ class Ledger:
         beats = self.study.user_attrs
         others = [key.removeprefix("beat:") for key in beats if key.startswith("beat:")]
         dead = {owner for owner in others if self._dead(owner, beats)}
-        for trial in self.study.get_trials(deepcopy=False):
-            told = trial.user_attrs.get(ATTRIBUTE) or {}
-            if told.get("replaced") or trial.number in self._open:
+        for number, state, told in self._stored():
+            if told.get("replaced") or number in self._open or (not told and state == "FAIL"):
                 continue
-            row, state = _row(trial.number, told), trial.state.name
+            row = _row(number, told)
             if state == "WAITING":
                 self._queue.append((row.number, row.point, int(told.get("deaths", 0))))
             elif state == "RUNNING":
@@ -72,25 +75,52 @@ class Ledger:
                 self.rows[row.number] = row
                 self._remember(row, told.get("system") or {})
 
+    def _stored(self) -> list[tuple[int, str, dict[str, Any]]]:
+        """Number, state and our attribute of every trial, in order of their numbers."""
+        from optuna.storages._rdb import models
+        from sqlalchemy import and_, select
+
+        trials, attributes = models.TrialModel, models.TrialUserAttributeModel
+        ours = and_(attributes.trial_id == trials.trial_id, attributes.key == ATTRIBUTE)
+        query = (
+            select(trials.number, trials.state, attributes.value_json)
+            .outerjoin(attributes, ours)
+            .where(trials.study_id == self.study._study_id)
+            .order_by(trials.number)
+        )
+        storage: Any = self.study._storage
+        with getattr(storage, "_backend", storage).engine.connect() as connection:
+            found = connection.execute(query).all()
+        return [(number, state.name, json.loads(text) if text else {}) for number, state, text in found]
+
     def _remember(self, row: Row, system: dict[str, Any]) -> None:
-        """Let samplers know of a trial of another time."""
+        """Let samplers know of a trial of another time, or that none of them was asked for."""
+        if row.measured is None or row.measured.bytes == 0:
+            return
+        self._history.append((row, system))
+        if self._made is not None:
+            self._made.add_trial(self._of_copy(row, system))
+
+    def _of_copy(self, row: Row, system: dict[str, Any]) -> optuna.trial.FrozenTrial:
         from optuna.trial import TrialState, create_trial
 
-        found = row.measured
-        if found is None or found.bytes == 0:
-            return
-        distributions = {name: _distribution(self.space.by_name[name]) for name in row.point}
-        values = [self.judge.score(found), self.judge.loss(found)]
+        assert row.measured is not None
         with _quiet():
-            self._copy.add_trial(
-                create_trial(
-                    state=TrialState.COMPLETE,
-                    values=values,
-                    params=dict(row.point),
-                    distributions=distributions,
-                    system_attrs=system,
-                )
+            return create_trial(
+                state=TrialState.COMPLETE,
+                values=[self.judge.score(row.measured), self.judge.loss(row.measured)],
+                params=dict(row.point),
+                distributions={name: _distribution(self.space.by_name[name]) for name in row.point},
+                system_attrs=system,
             )
+
+    @property
+    def _copy(self) -> optuna.Study:
+        """What samplers look at."""
+        if self._made is None:
+            self._made = _empty()
+            self._made.add_trials([self._of_copy(row, system) for row, system in self._history])
+        return self._made
 
     def _dead(self, owner: str, beats: Mapping[str, Any]) -> bool:
         """Whether the process that entered a trial is gone: one of this machine that does not run, or silent ones."""
@@ -166,16 +196,28 @@ class Ledger:
         """
         waiting, deaths = self._next_waiting()
         point = waiting if waiting is not None else point
-        with _quiet():
-            if point is not None:
-                self._copy.enqueue_trial(dict(point))
-            self._copy.sampler = sampler((self.seed + len(self.rows) * MIXED + again) % 2**32)
-            trial = self._copy.ask()
-            filled = self.space.fill(functools.partial(_ask, trial))
+        answers = sampler((self.seed + len(self.rows) * MIXED + again) % 2**32)
+        learns = _learns(answers)
+        trial, filled = None, None if point is None or learns else self._whole(point)
+        if filled is None:
+            with _quiet():
+                seen = self._copy if learns else _empty()
+                if point is not None:
+                    seen.enqueue_trial(dict(point))
+                seen.sampler = answers
+                asked = seen.ask()
+                filled = self.space.fill(functools.partial(_ask, asked))
+            trial = asked if learns else None
         row = Row(-1, self.space.spec(filled), filled, owner=self.owner)
         row = replace(row, number=self._create(row, "RUNNING", deaths))
         self._open[row.number], self.rows[row.number] = (trial, deaths), row
         return row
+
+    def _whole(self, point: Point) -> Point | None:
+        """A point with the values that it is asked for and no others; None where it leaves any open."""
+        with suppress(KeyError):
+            return self.space.fill(lambda dimension: point[dimension.name])
+        return None
 
     def _next_waiting(self) -> tuple[Point | None, int]:
         """The point of the first trial that waits and that nobody else took, and its deaths."""
@@ -215,11 +257,17 @@ class Ledger:
         else:
             values = [self.judge.score(found), self.judge.loss(found)]
             missed = self.judge.violation(found)
-            with _quiet():
-                trial.set_constraint("budget", missed if missed > 0 or row.sound else 1e-3)
-                self._copy.tell(trial, values)
+            limit = missed if missed > 0 or row.sound else 1e-3
+            if trial is None:
+                system: dict[str, Any] = {CONSTRAINT: limit}
+                self._remember(row, system)
+            else:
+                with _quiet():
+                    trial.set_constraint("budget", limit)
+                    self._copy.tell(trial, values)
+                system = self._copy.get_trials(deepcopy=False)[trial.number].system_attrs
             storage, trial_id = self.study._storage, self._id(row.number)
-            told = _told(row, deaths) | {"system": self._copy.get_trials(deepcopy=False)[trial.number].system_attrs}
+            told = _told(row, deaths) | {"system": system}
             storage.set_trial_user_attr(trial_id, ATTRIBUTE, told)
             storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
         self.rows[row.number] = row
@@ -240,10 +288,12 @@ class Ledger:
         del self.rows[row.number]
         self._again(row, deaths)
 
-    def _forget(self, trial: optuna.Trial) -> None:
+    def _forget(self, trial: optuna.Trial | None) -> None:
         """Close a trial of the copy without figures."""
         from optuna.trial import TrialState
 
+        if trial is None:
+            return
         with _quiet():
             self._copy.tell(trial, state=TrialState.FAIL)
 
@@ -355,6 +405,17 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _empty() -> optuna.Study:
+    """A study in memory, of loss and objective."""
+    made: optuna.Study = _optuna().create_study(directions=["minimize", "minimize"])
+    return made
+
+
+def _learns(sampler: optuna.samplers.BaseSampler) -> bool:
+    """Whether what a sampler says depends on the trials before."""
+    return not isinstance(sampler, _optuna().samplers.RandomSampler)
 
 
 def _ask(trial: optuna.Trial, dimension: Dimension) -> Value:
