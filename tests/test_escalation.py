@@ -86,6 +86,30 @@ def test_training_is_tried_where_a_step_does_not_hold_without(
     assert fakes.measured(trained).bytes < fakes.measured(without).bytes
 
 
+def test_the_smallest_trains_on_few_bits_and_is_written_compactly(
+    study: FakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(escalation, "trains", lambda job: True)
+    spec = climbed(study, "smallest")[1]
+    names = [item.name for item in Pipeline.parse(spec).passes]
+    assert names[-1] == "compact" and "quantize-weights" not in names
+    low = next(item for item in Pipeline.parse(spec).passes if getattr(item, "bits", 0))
+    assert low.name == "distill" and low.bits == 2  # type: ignore[attr-defined]
+    assert fakes.measured(spec).sound
+    assert "compact" not in climbed(study, "fastest")[1] and "bits" not in climbed(study, "fastest")[1]
+
+
+def test_few_bits_go_with_the_width_before_where_the_narrowest_does_not_hold_so(study: FakeStudy) -> None:
+    climb = Climb(study, recipes.AIMS["smallest"])  # type: ignore[arg-type]
+    widths = [
+        study.trial(f"cleanup,prune-channels{{params={share}}},distill,store-weights") for share in (0.9, 0.5, 0.3)
+    ]
+    assert "params=0.3" in climb._few_bits(widths[-1], widths).spec
+    study.broken = "params=0.3"
+    taken = climb._few_bits(widths[-1], widths).spec
+    assert "params=0.5" in taken and "bits=2" in taken and "store-weights{least_sqnr=20.0}" in taken
+
+
 def test_the_safest_prunes_nothing_and_keeps_decisions(study: FakeStudy) -> None:
     climb, spec = climbed(study, "safest")
     assert "prune" not in spec

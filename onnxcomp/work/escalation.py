@@ -16,9 +16,12 @@ from onnxcomp.work.study import Study
 from onnxcomp.work.trial import Measured
 
 WORTH = 0.99  # of the score before: a step that leaves more is no gain
-SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1)
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.035, 0.025)
 PRUNE, TRAIN = "prune-channels{{{what}={share}}}", "distill{epochs=4.0}"
-LAST = ("store-weights{least_sqnr=20.0}",)  # what may be stored more coarsely where bytes are the aim
+FEW_BITS = tuple(f"distill{{epochs=6.0,bits={bits},edge_bits=4,granularity=tensor}}" for bits in (4, 2))
+STEPS_BACK = 2  # widths that are tried with few bits after the narrowest that held
+COARSER = "store-weights{least_sqnr=20.0}"  # what may be stored more coarsely where bytes are the aim
+WRITTEN = "compact{provenance=false}"
 
 
 @dataclass
@@ -42,11 +45,15 @@ class Climb:
     def reach(self) -> str:
         """The spec at the end of the way."""
         best = self._form()
+        widths = [best]
         if self.aim.prunes and self.study.material.calibrate is not None:
-            best = self._pruned(best)
+            widths = self._pruned(best)
+            best = widths[-1]
         if self.aim.size > self.aim.time:
-            for coarser in LAST:
-                best = self._take(best, _replaced(best.spec, coarser)) or best
+            if trains(self.study.job):
+                best = self._few_bits(best, widths)
+            best = self._take(best, _replaced(best.spec, COARSER)) or best
+            best = self._take(best, f"{best.spec},{WRITTEN}") or best
         return best.spec
 
     def _form(self) -> Measured:
@@ -61,9 +68,9 @@ class Climb:
             best = self._take(best, str(recipe.pipeline)) or best
         return best
 
-    def _pruned(self, best: Measured) -> Measured:
-        """Ever less is kept while that holds; with training from where it does not without."""
-        unpruned, training = best, False
+    def _pruned(self, best: Measured) -> list[Measured]:
+        """Ever less is kept while that holds; with training from where it does not without. All that held, in order."""
+        unpruned, training, held = best, False, [best]
         for share in SHARES:
             prune = PRUNE.format(what=self.aim.prunes, share=share)
             taken = None if training else self._take(best, _before_integers(unpruned.spec, (prune,)))
@@ -73,6 +80,17 @@ class Climb:
             if taken is None:
                 break
             best = taken
+            held.append(best)
+        return held
+
+    def _few_bits(self, best: Measured, widths: Sequence[Measured]) -> Measured:
+        """Weights are trained on four, then two bits; where the narrowest widths do not hold so, those before them."""
+        for low in FEW_BITS:
+            for base in widths[: -STEPS_BACK - 2 : -1]:
+                taken = self._take(best, _trained_on_integers(base.spec, low))
+                if taken is not None:
+                    best = taken
+                    break
         return best
 
     def _take(self, best: Measured, spec: str) -> Measured | None:
@@ -123,6 +141,13 @@ def _before_integers(spec: str, inserted: Sequence[str]) -> str:
     at = next((i for i, item in enumerate(passes) if item.belongs() >= Stage.INTEGER), len(passes))
     more = tuple(item for text in inserted for item in Pipeline.parse(text).passes)
     return str(Pipeline((*passes[:at], *more, *passes[at:])))
+
+
+def _trained_on_integers(spec: str, low: str) -> str:
+    """A spec whose integers are trained, in place of what writes integers or stores; the rest is stored coarsely."""
+    passes = Pipeline.parse(spec).passes
+    before = tuple(item for item in passes if item.belongs() < Stage.INTEGER)
+    return str(Pipeline((*before, *Pipeline.parse(f"{low},{COARSER}").passes)))
 
 
 def _replaced(spec: str, text: str) -> str:
