@@ -90,12 +90,17 @@ class Distill(Pass):
     edge_bits: Literal[0, 1, 2, 3, 4, 5, 6, 7, 8] | None = option(
         None,
         "least bits of the first and the last layer, 0: as all others; unset: 8 where activations are quantized",
+        search=(None, 4),
+        when={"bits": (2,)},
     )
     bits_of: tuple[str, ...] = option(
         (), 'weights of other bits, as "GLOB:BITS" over names of weights or nodes; the first that fits counts'
     )
     granularity: Literal["channel", "tensor"] = option(
-        "channel", "whether each output channel of a weight on few bits learns a scale, or the weight one"
+        "channel",
+        "whether each output channel of a weight on few bits learns a scale, or the weight one",
+        search=("channel", "tensor"),
+        when={"bits": (4, 2)},
     )
     isa: Literal["portable", "native"] = option(
         "portable", "8-bit weights safe on every x86, or best on CPUs with VNNI (and ARM, GPUs)"

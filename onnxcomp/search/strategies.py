@@ -169,7 +169,10 @@ def first_points(space: Space, judge: Judge, target: str) -> list[Point]:
 
 
 def grown(space: Space, point: Point, judge: Judge) -> Iterator[Point]:
-    """The point with one more pass each: pruning in steps, by what the objective counts; what trains last."""
+    """The point with one more pass each: pruning in steps, by what the objective counts; what trains last.
+
+    A pass that writes weights is tried in each number of bits, where bytes count.
+    """
     wanted = {"macs": "macs", "latency": "latency", "size": "params"}[judge.objective]
     moves = sorted(space.moves, key=lambda move: Need.TRAINING in move.cls.needs)
     for move in moves:
@@ -183,7 +186,10 @@ def grown(space: Space, point: Point, judge: Judge) -> Iterator[Point]:
                 if isinstance(values := space.by_name[shares].values, Range) and values.low <= share <= values.high:
                     yield over({move.name: True, group.name: wanted, shares: share})
         else:
+            bits = space.by_name.get(f"{move.name}.bits")
             yield over({move.name: True})
+            if bits is not None and not isinstance(bits.values, Range) and judge.objective == "size":
+                yield from (over({move.name: True, bits.name: value}) for value in bits.values if value != usual(bits))
 
 
 # -- strategies --------------------------------------------------------------------------------------------------------
