@@ -18,6 +18,7 @@ from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.ir import Graph, Variable
 from onnxcomp.graph.rounding import Levels, symmetric_scales
 from onnxcomp.manager.base import PassContext
+from onnxcomp.manager.pipeline import Pipeline
 from onnxcomp.ops.facts import Weight
 from onnxcomp.passes.training import quantized
 from onnxcomp.passes.training.fake import FakeWeight, Step, insert
@@ -139,6 +140,36 @@ def test_edges_keep_more_bits() -> None:
     assert list(plan.bits.values()) == [8, 2, 2, 2, 8]
     plan, _ = planned(Precision(2, 4, 0, "adamw", "portable"))
     assert set(plan.bits.values()) == {2}
+
+
+@pytest.mark.parametrize("activation_bits", [0, 8])
+def test_single_weights_have_their_bits_and_one_scale_where_that_is_asked(activation_bits: int) -> None:
+    names = list(planned(Precision(2, activation_bits, 4, "adamw", "portable"))[0].weights)
+    own = {names[2]: 3}
+    plan, x = planned(Precision(2, activation_bits, 4, "adamw", "portable", own, each_channel=False))
+    assert [plan.bits[name] for name in names] == [4, 2, 3, 2, 4]
+    assert all(fake.step.base.size == 1 for fake in plan.weights.values())
+    learned = moved(plan)
+    expected = run(plan.reference(learned), x, optimize=False)
+    plan.write(learned)
+    error = np.abs(run(plan.graph, x) - expected).max() / np.abs(expected).max()
+    assert error < (0.02 if activation_bits else 1e-5)
+    scales = [c for c in plan.graph.constants() if c.name.endswith("_scale")]
+    assert activation_bits or (len(scales) == 5 and all(c.size == 1 for c in scales))
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ('distill{bits=2,bits_of=["fc1"]}', "GLOB:BITS"),
+        ('distill{bits=2,bits_of=["fc1:9"]}', "GLOB:BITS"),
+        ('distill{bits_of=["fc1:2"]}', "belong to weights on few bits"),
+        ("distill{granularity=tensor}", "belong to weights on few bits"),
+    ],
+)
+def test_bits_of_single_weights_are_checked_before_any_work(spec: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Pipeline.parse(spec)
 
 
 def test_eight_bit_weights_never_saturate_where_products_are_added_in_pairs() -> None:
