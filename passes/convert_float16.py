@@ -26,8 +26,7 @@ from onnxcomp.targets.base import Target
 
 SINGLE, HALF_DTYPE = np.dtype(np.float32), np.dtype(np.float16)
 LARGEST = 65504.0
-SPACING = 2.0**-24  # between the smallest numbers of half precision
-LEAST = 2.0**-12  # a tensor that stays below it has fewer than 12 bits left between its largest value and SPACING
+LEAST = 2.0**-12  # a tensor that stays below it keeps fewer than 12 bits: the smallest numbers lie 2**-24 apart
 WEIGHT_LOSS = 2.0**-10  # rounding alone costs about 2^-12 of a weight's norm; more means that small values vanish
 UNSEEN = "no calibration data: nothing is known of activations beyond 65504"
 HOST = (

@@ -112,3 +112,37 @@ def test_a_model_whose_weights_became_small_needs_no_data_file(tmp_path: Path) -
     assert files == [tmp_path / "o.onnx"] and not list(tmp_path.glob("o.*.data"))
     for a, b in zip(io.load(files[0]).constants(), graph.constants(), strict=True):
         np.testing.assert_array_equal(a.values, b.values)
+
+
+def test_an_answer_is_that_of_the_graph_as_it_is_now() -> None:
+    """Answers are kept; what may change one is part of the question: values of sizes, rules, what is believed."""
+    table = np.zeros(2000, np.int64)
+    table[7] = 4
+    nodes = [
+        helper.make_node("Gather", ["table", "at"], ["size"]),
+        helper.make_node("Reshape", ["x", "size"], ["y"]),
+    ]
+    proto = builders.model(
+        nodes,
+        [builders.value("x", FLOAT, ["n", 8])],
+        [builders.value("y", FLOAT, None)],
+        {"table": table, "at": np.array([7, 8], np.int64)},
+        check=False,
+    )
+    graph, sample = decode(proto), {"x": (2, 8)}
+    for first, second in ((4, 4), (2, 8), (8, 2), (4, 4)):
+        changed = table.copy()
+        changed[7:9] = first, second
+        next(c for c in graph.constants() if c.name == "table").values = changed
+        assert infer(graph, sample).types["y"].shape == (first, second)
+    assert infer(graph, {"x": (4, 8)}).types["x"].shape == (4, 8)
+    assert infer(graph).types["x"].shape == ("n", 8)
+
+
+def test_what_a_caller_writes_into_an_answer_is_not_kept() -> None:
+    graph = decode(builders.residual_cnn())
+    found = infer(graph)
+    name = graph.nodes[0].outputs[0].name
+    right = found.types[name]
+    found.types[name] = infer(graph).types[graph.outputs[0].name]
+    assert infer(graph).types[name] == right

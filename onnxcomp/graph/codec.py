@@ -43,6 +43,7 @@ from onnxcomp.graph.stored import (
 MIN_IR_FOR_FREE_INITIALIZERS = 4  # before IR 4 every initializer had to be a graph input too
 
 Reader = Callable[[onnx.TensorProto], Array]
+LIGHT_ELEMENTS = 1024  # of an initializer whose values checks and inference may need
 Encoder = Callable[[Constant], onnx.TensorProto]
 
 
@@ -74,7 +75,7 @@ def encode(graph: Graph, initializer: Encoder = tensor_proto) -> onnx.ModelProto
 
 
 def encode_light(
-    graph: Graph, limit_elements: int = 1024, stays: Callable[[Constant], bool] = lambda constant: True
+    graph: Graph, limit_elements: int = LIGHT_ELEMENTS, stays: Callable[[Constant], bool] = lambda constant: True
 ) -> onnx.ModelProto:
     """A ModelProto for checks and shape inference: initializers above the limit become graph inputs without data.
 

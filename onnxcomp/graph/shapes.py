@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, MutableMapping
 
 import onnx
 from onnx import shape_inference
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxcomp.errors import ModelError
-from onnxcomp.graph.codec import encode_light, shape_of
-from onnxcomp.graph.evaluate import beyond_onnx, propagate
+from onnxcomp.graph.codec import LIGHT_ELEMENTS, encode_light, shape_of
+from onnxcomp.graph.evaluate import SMALL_ELEMENTS, beyond_onnx, propagate
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Graph
 from onnxcomp.graph.types import Shapes, TensorType
 
 GROUP_NORM_OPSETS = range(18, 21)
+MOST_ANSWERS = 16
 
 
 def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None, *, declared: bool = True) -> Shapes:
@@ -32,14 +35,60 @@ def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None, *, de
         _forget(model.graph)
     if bind:
         _bind(model.graph, bind)
+    beyond = bool(bind) or beyond_onnx(graph)
+    key = _key(graph, model, declared=declared, beyond=beyond)
+    types = _ANSWERS.get(key)
+    if types is None:
+        types = _inferred(graph, model, declared=declared, beyond=beyond)
+        _ANSWERS.put(key, types)
+    return Shapes(dict(types), declared=declared)
+
+
+def _inferred(graph: Graph, model: onnx.ModelProto, *, declared: bool, beyond: bool) -> MutableMapping[str, TensorType]:
     try:
         inferred = shape_inference.infer_shapes(model, data_prop=True)
     except (shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = model  # what the file itself says is still known
     shapes = Shapes(_types(inferred.graph), declared=declared)
-    if bind or beyond_onnx(graph):
+    if beyond:
         propagate(graph, shapes)
-    return shapes
+    return shapes.types
+
+
+class _Answers:
+    """The last answers by question: passes, measurements and reports ask the same of one graph again and again."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._held = most, OrderedDict[bytes, Mapping[str, TensorType]]()
+
+    def get(self, key: bytes) -> Mapping[str, TensorType] | None:
+        found = self._held.pop(key, None)
+        if found is not None:
+            self._held[key] = found
+        return found
+
+    def put(self, key: bytes, types: Mapping[str, TensorType]) -> None:
+        self._held[key] = types
+        if len(self._held) > self._most:
+            self._held.popitem(last=False)
+
+
+_ANSWERS = _Answers(MOST_ANSWERS)
+
+
+def _key(graph: Graph, model: onnx.ModelProto, *, declared: bool, beyond: bool) -> bytes:
+    """Everything that an answer depends on: the model as inference sees it, and the values that evaluation reads."""
+    digest = hashlib.sha256(model.SerializeToString(deterministic=True) + bytes([declared, beyond]))
+    for constant in graph.constants() if beyond else ():
+        if LIGHT_ELEMENTS < constant.size <= SMALL_ELEMENTS:
+            values = constant.values
+            told = repr(values.tolist()).encode() if values.dtype.hasobject else values.tobytes()
+            digest.update(f"{constant.name} {values.dtype} {values.shape} ".encode() + told)
+    for node in graph.nodes if beyond and declared else ():
+        for tensor in node.outputs:
+            if tensor.dtype is None and tensor.shape is not None:  # a shape alone is not written, and is believed
+                digest.update(f"{tensor.name} {tensor.shape} ".encode())
+    return digest.digest()
 
 
 def _types(graph: onnx.GraphProto) -> dict[str, TensorType]:
@@ -77,19 +126,6 @@ def _forget(graph: onnx.GraphProto) -> None:
         for value in (*body.output, *(() if body is graph else body.input)):
             if value.type.HasField("tensor_type"):
                 value.type.tensor_type.ClearField("shape")
-
-
-def annotate(graph: Graph) -> Shapes:
-    """Infer, and write shapes and types to the tensors themselves; the interface stays as it is."""
-    shapes = infer(graph)
-    for scope in graph.scopes():
-        fixed = {*scope.inputs, *scope.outputs}
-        for node in scope.nodes:
-            for tensor in node.outputs:
-                known = shapes.types.get(tensor.name)
-                if known is not None and tensor not in fixed:
-                    tensor.dtype, tensor.shape = known.dtype, known.shape
-    return shapes
 
 
 def one_sample(graph: Graph, given: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, tuple[int, ...]]:

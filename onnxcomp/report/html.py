@@ -30,7 +30,6 @@ from onnxcomp.results import Benchmark, Fidelity, LayerRecord, PassRecord, Repor
 MAP_WIDTH, MAP_HEIGHT = 560.0, 330.0
 MOST_NODES = 200  # named under one reason for leaving nodes alone; the report as JSON has all
 TRIED = "tried, not used: "  # how the notes of a search begin
-LEFT_AT_FLOAT = ("float32", "float64")
 NOTHING: Mapping[int, str] = MappingProxyType({})
 
 

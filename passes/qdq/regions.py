@@ -198,13 +198,6 @@ def clip_limits(node: Node) -> tuple[float, float] | None:
     return found[0], found[1]
 
 
-def limits_of(node: Node) -> tuple[float, float]:
-    """Range to which a folded activation function keeps its output."""
-    if node.op == "Clip":
-        return clip_limits(node) or (-np.inf, np.inf)
-    return 0.0, np.inf
-
-
 # -- the steps ---------------------------------------------------------------------------------------------------------
 
 

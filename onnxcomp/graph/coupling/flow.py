@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
 from onnxcomp.graph.types import Shapes
 
 Labels: TypeAlias = Array  # int64 [size of the axis]: atoms
@@ -260,11 +260,3 @@ def set_ints(kept: Kept, node: Node, name: str, port: int, values: Sequence[int]
     ends = np.iinfo(np.int32 if narrow else np.int64)
     array = np.clip(np.asarray(values, np.int64), ends.min, ends.max).astype(ends.dtype)
     node.set_input(port, kept.graph.add_constant(f"{node.name}_{name}", array))
-
-
-def private_input(kept: Kept, node: Node, port: int, op: str, extra: Sequence[Tensor], **attrs: Any) -> Variable:
-    """Put a new node between an input and this node; returns what it gives."""
-    made = kept.graph.add_node(op, [node.inputs[port], *extra], name=f"{node.name}_{op.lower()}", attrs=attrs)
-    result: Variable = made.outputs[0]
-    node.inputs[port] = result
-    return result

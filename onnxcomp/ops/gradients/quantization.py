@@ -9,7 +9,6 @@ from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
 from onnxcomp.graph.rewriting import CannotRewriteError, Pool, Replacement, Site, rewrite
 from onnxcomp.graph.types import Shapes
 
-MICROSOFT = "com.microsoft"
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _RANGES = {
     **{f"int{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (2, 4, 8, 16)},
