@@ -16,6 +16,7 @@ from onnxcomp.graph.io import let_go
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.noops import Known, permutation, unchanged
 from onnxcomp.graph.shapes import infer
+from onnxcomp.graph.sweeping import Here, sweep, until_stable
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext
 
 CHUNK_ELEMENTS = 1 << 20
@@ -45,13 +46,7 @@ class Cleanup(Pass):
         sweeper = _Sweeper(self, graph, context, outcome)
         sweeper.unused()
         sweeper.dead()
-        changed = True
-        while changed:
-            sweeper.equal_initializers()
-            changed = False
-            while sweeper.sweep():
-                sweeper.dead()
-                changed = True
+        until_stable(sweeper.merged)
         sweeper.outputs_nobody_takes()
         gone = nodes - sum(1 for _ in graph.walk())
         if outcome.changes:
@@ -85,15 +80,15 @@ class _Sweeper:
 
     def dead(self) -> None:
         """Nodes that no output depends on."""
-        for scope in list(self.graph.scopes()):
-            gone = set()
-            for node in reversed(scope.nodes):
-                if self.wanted(node) and not any(t.name and (t.consumers or t in self.outputs) for t in node.outputs):
-                    gone.add(node)
-                    self.outcome.change(node, "removed: nothing reads its results")
-                    self.graph.remove_nodes([node]) if node.bodies else node.inputs.clear()
-            if gone:
-                scope.nodes = [node for node in scope.nodes if node not in gone]
+        sweep(self.graph, self._dead, backwards=True)
+
+    def _dead(self, node: Node, here: Here) -> list[Node]:
+        del here
+        if not self.wanted(node) or any(t.name and (t.consumers or t in self.outputs) for t in node.outputs):
+            return []
+        self.outcome.change(node, "removed: nothing reads its results")
+        self.graph.remove_nodes([node]) if node.bodies else node.inputs.clear()
+        return [node]
 
     def outputs_nobody_takes(self) -> None:
         """Optional outputs, such as the indices of a MaxPool, cost time even where nobody takes them."""
@@ -150,21 +145,28 @@ class _Sweeper:
 
     # -- nodes -------------------------------------------------------------------------------------------------
 
-    def sweep(self) -> bool:
-        """One pass over all nodes in order; whether anything changed."""
+    def merged(self) -> int:
+        """Join what is equal, initializers first, until no node changes; how much changed."""
+        self.equal_initializers()
+        return until_stable(self._swept)
+
+    def _swept(self) -> int:
+        """One pass over all nodes in order; how much changed."""
         before = len(self.outcome.changes)
-        for scope in list(self.graph.scopes()):
-            here = set(scope.nodes)
-            seen: dict[tuple[object, ...], list[Node]] = defaultdict(list)
-            gone = set()
-            for node in scope.nodes:
-                if not self.wanted(node):
-                    continue
-                if self._skipped_over(node, here) or self._joined(node) or self._repeats(node, seen):
-                    gone.update([] if node.inputs else [node])
-            if gone:
-                scope.nodes = [node for node in scope.nodes if node not in gone]
-        return len(self.outcome.changes) > before
+        seen: dict[tuple[object, ...], list[Node]] = defaultdict(list)
+
+        def rule(node: Node, here: Here) -> list[Node]:
+            if not self.wanted(node):
+                return []
+            if self._skipped_over(node, here.nodes) or self._joined(node) or self._repeats(node, here, seen):
+                return [] if node.inputs else [node]
+            return []
+
+        sweep(self.graph, rule)
+        found = len(self.outcome.changes) - before
+        if found:
+            self.dead()
+        return found
 
     def _skipped_over(self, node: Node, here: set[Node]) -> bool:
         """Let the readers of a node that changes nothing read what it reads."""
@@ -253,12 +255,12 @@ class _Sweeper:
             return None
         return [d if isinstance(d, int) else -1 for d in shape]
 
-    def _repeats(self, node: Node, seen: dict[tuple[object, ...], list[Node]]) -> bool:
+    def _repeats(self, node: Node, here: Here, seen: dict[tuple[object, ...], list[Node]]) -> bool:
         """Let the readers of a node that computes what an earlier one of this scope computed read the earlier one."""
         facts = self.operators.facts(node)
         if node.bodies or facts.random or node.op in DELIBERATE or not (facts.known or node.domain in ("", "ai.onnx")):
             return False
-        earlier = seen[(node.op, node.domain, *node.inputs, "|", len(node.inputs))]
+        earlier = seen[(here.scope, node.op, node.domain, *node.inputs, "|", len(node.inputs))]
         for twin in earlier:
             if self._equal_attributes(node, twin) and self._stands_in(twin, node):
                 self.outcome.change(node, f"removed: computes the same as {twin}")

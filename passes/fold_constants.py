@@ -25,6 +25,7 @@ from onnxcomp.graph.literals import constant_value
 from onnxcomp.graph.noops import draws
 from onnxcomp.graph.partial import certain_values
 from onnxcomp.graph.shapes import infer
+from onnxcomp.graph.sweeping import until_stable
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, option
 from onnxcomp.passes.folding import Plan, independent
 
@@ -55,8 +56,7 @@ class FoldConstants(Pass):
         """Fold until nothing changes."""
         outcome = Outcome()
         folder = _Folder(self, graph, context, outcome)
-        while folder.constant_nodes() + folder.branches() + folder.shape_arithmetic() + folder.computed():
-            pass
+        until_stable(folder.constant_nodes, folder.branches, folder.shape_arithmetic, folder.computed)
         if outcome.changes:
             outcome.summary = f"{len(outcome.changes)} nodes became initializers, or parts of the graph around them"
         still = set(graph.walk())

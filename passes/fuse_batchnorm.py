@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.shapes import infer
+from onnxcomp.graph.sweeping import Here, sweep, unlink, until_stable
 from onnxcomp.graph.types import Shapes
 from onnxcomp.layers.affine import (
     BATCH_NORM,
@@ -48,8 +49,7 @@ class FuseBatchNorm(Pass):
         outcome = Outcome()
         norms = [node for node in graph.walk() if node.op == BATCH_NORM]
         fuser = _Fuser(self, graph, outcome, context.operators)
-        while fuser.after() + fuser.before():
-            pass
+        until_stable(fuser.after, fuser.before)
         left = {node for node in graph.walk() if node.op == BATCH_NORM}
         for node in norms:
             if node in left:
@@ -80,29 +80,22 @@ class _Fuser:
 
     def after(self) -> int:
         """Fuse what stands behind layers; how many nodes that took."""
-        count = 0
-        for scope in list(self.graph.scopes()):
-            here = set(scope.nodes)
-            for node in list(scope.nodes):
-                if node in here and multiplies(node, self.operators) and self.wanted(node):
-                    taken = self._fuse_behind(node, here, scope)
-                    here.difference_update(taken)
-                    count += len(taken)
-            scope.nodes = [node for node in scope.nodes if node in here or node.outputs]
-        return count
+        return sweep(self.graph, self._fuse_behind)
 
-    def _fuse_behind(self, node: Node, here: set[Node], scope: Graph) -> list[Node]:
+    def _fuse_behind(self, node: Node, here: Here) -> list[Node]:
         chain: list[Node] = []
+        if not (multiplies(node, self.operators) and self.wanted(node)):
+            return []
         if not any(reader.op in ABSORBED for reader in node.outputs[0].consumers):
             return []
         try:
             layer = linear(self.graph, node, self.operators, self.fed)
-            total, chain = self._chain(layer, here)
+            total, chain = self._chain(layer, here.nodes)
             if chain and self._worthwhile(layer, chain):
-                self._absorb(layer, total.over(layer.outputs), chain, scope)
+                self._absorb(layer, total.over(layer.outputs), chain, here.scope)
                 return chain
         except UnfitError as error:
-            for follower in chain or [n for n in node.outputs[0].consumers if n in here]:
+            for follower in chain or [n for n in node.outputs[0].consumers if n in here.nodes]:
                 self.why[follower] = str(error)
         return []
 
@@ -140,14 +133,14 @@ class _Fuser:
         weight = scaled_outputs(layer, affine.scale)
         if layer.weight.bias is None:
             rewrite(self.graph, layer, fitted(layer, weight, None)[0], None)
-            self._unlink(chain)
+            unlink(*chain)
             self._add_behind(layer, affine.shift, last, scope)
         else:
             old = added_by(layer, self.fed)
             bias = old * affine.scale + affine.shift  # [outputs], or what Gemm's C broadcasts to
             needed = node.input(layer.weight.bias) is not None or affine.shift.any()
             rewrite(self.graph, layer, *fitted(layer, weight, bias if needed else None))
-            self._unlink(chain)
+            unlink(*chain)
             node.outputs[0] = last
         for gone in chain:
             self.outcome.change(gone, f"fused into {node}")
@@ -167,13 +160,7 @@ class _Fuser:
 
     def before(self) -> int:
         """Fuse what stands before layers; how many nodes that took."""
-        count = 0
-        for scope in list(self.graph.scopes()):
-            here = set(scope.nodes)
-            gone = {node for node in scope.nodes if self._fuse_ahead(node, here)}
-            scope.nodes = [node for node in scope.nodes if node not in gone]
-            count += len(gone)
-        return count
+        return sweep(self.graph, lambda node, here: [node] if self._fuse_ahead(node, here.nodes) else [])
 
     def _fuse_ahead(self, node: Node, here: set[Node]) -> bool:
         if node.op not in ABSORBED or node.domain not in ("", "ai.onnx") or not self.wanted(node):
@@ -194,7 +181,7 @@ class _Fuser:
             rewrite(self.graph, layer, weight, bias)
             layer.node.inputs[layer.weight.data] = source
             self.outcome.change(node, f"fused into {layer.node}")
-        self._unlink([node])
+        unlink(node)
         return True
 
     def _plan_ahead(self, node: Node, reader: Node, output: Tensor) -> tuple[Layer, Array, Array | None]:
@@ -225,10 +212,3 @@ class _Fuser:
     def _affine(self, node: Node, data: Tensor, layer: Layer, axis: int, channels: int) -> Affine:
         rank, opset = layer.rank(self.shapes), self.graph.opset
         return affine_of(node, data, axis=axis, rank=rank, channels=channels, opset=opset, fed=self.fed)
-
-    # -- shared ------------------------------------------------------------------------------------------------
-
-    def _unlink(self, nodes: list[Node]) -> None:
-        for node in nodes:
-            node.inputs.clear()
-            node.outputs.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
@@ -12,6 +13,7 @@ from onnxcomp.graph.ir import Array, Graph, Node, Tensor
 from onnxcomp.graph.noops import TO_THE_END
 from onnxcomp.graph.partial import slice_of
 from onnxcomp.graph.shapes import infer
+from onnxcomp.graph.sweeping import Here, sweep, unlink
 from onnxcomp.graph.types import Shapes
 from onnxcomp.layers.affine import linear, rewrite
 from onnxcomp.layers.layer import UnfitError
@@ -36,24 +38,19 @@ class FuseSlices(Pass):
         outcome = Outcome()
         wanted = self.selects(graph)
         outputs: set[Tensor] = {t for scope in graph.scopes() for t in scope.outputs}
-        shapes: Shapes | None = None
-        for scope in list(graph.scopes()):
-            here = set(scope.nodes)
-            gone: set[Node] = set()
-            for node in scope.nodes:
-                maker = node.inputs[0].producer if node.op == "Conv" and node.inputs else None
-                if maker is None or maker not in here or maker.op not in ("Concat", "SpaceToDepth"):
-                    continue
-                shapes = shapes or infer(graph)
-                parts = _folded(maker, shapes, graph.opset)
-                if (
-                    parts is not None
-                    and wanted(node)
-                    and wanted(maker)
-                    and _fuse(graph, node, parts, context.operators, outcome)
-                ):
-                    gone |= _unread(maker, outputs)
-            scope.nodes = [node for node in scope.nodes if node not in gone]
+        shapes: list[Shapes] = []  # inferred when first asked for
+
+        def fuse(node: Node, here: Here) -> Collection[Node]:
+            maker = node.inputs[0].producer if node.op == "Conv" and node.inputs else None
+            if maker is None or maker not in here.nodes or maker.op not in ("Concat", "SpaceToDepth"):
+                return ()
+            shapes[:] = shapes or [infer(graph)]
+            parts = _folded(maker, shapes[0], graph.opset)
+            if parts is None or not (wanted(node) and wanted(maker)):
+                return ()
+            return _unread(maker, outputs) if _fuse(graph, node, parts, context.operators, outcome) else ()
+
+        sweep(graph, fuse)
         if outcome.changes:
             outcome.summary = f"{len(outcome.changes)} Conv read their image directly"
         return outcome
@@ -184,8 +181,7 @@ def _unread(node: Node, outputs: set[Tensor]) -> set[Node]:
         if current in gone or any(t.consumers or t in outputs for t in current.outputs):
             continue
         makers = [t.producer for t in current.inputs if t.producer is not None]
-        current.inputs.clear()
-        current.outputs.clear()
+        unlink(current)
         gone.add(current)
         pending += [maker for maker in makers if maker.op == "Slice"]
     return gone

@@ -38,7 +38,8 @@ def extract(graph: Graph, inputs: Sequence[Variable], outputs: Sequence[Tensor])
 
     Args:
         inputs: what is fed: nodes that read one of them read an input of that name, and what stands before it is left
-            out. All become inputs, read or not; without the graph's own among them, nothing may depend on those.
+            out. All become inputs, read or not; without the graph's own among them, nothing may depend on those. They
+            have the types that the graph states: who feeds an inner tensor writes what is missing.
         outputs: what the part gives, in this order. One that is fed as well is given as its node makes it, under
             another name where that is not the input itself.
     """
