@@ -7,7 +7,7 @@ import difflib
 import fnmatch
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from onnxcomp.errors import EnvironmentLacksError, UsageError
-from onnxcomp.graph.ir import Constant, Graph, Node
+from onnxcomp.graph.ir import Array, Constant, Graph, Node
 from onnxcomp.layers.use import WeightUse
 from onnxcomp.manager.options import Range, checked, hints_of, option
 from onnxcomp.manager.spelling import spelled
@@ -24,6 +24,7 @@ from onnxcomp.ops.facts import Operators, load_operators, no_weights
 from onnxcomp.results import Change, Skip, TrainingRecord
 from onnxcomp.runtime.memory import Memory
 from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.runtime.reference import Reference
 from onnxcomp.targets.base import Target
 
 __all__ = [
@@ -130,6 +131,10 @@ class PassContext:
     costs: CostModel | None = None
     drop: Callable[[Graph], float] | None = None
     alone: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def reference(self, graph: Graph, feeds: Iterable[Mapping[str, Array]], *, optimize: bool = True) -> Reference:
+        """What a pass that must measure holds its trials against: the graph's answers, kept, on a few samples."""
+        return Reference(graph, feeds, self.threads, optimize=optimize)
 
 
 @dataclass

@@ -105,7 +105,7 @@ class Decider:
         self.base = graph.clone()
         self.target = find(context.target)
         reference = graph if context.original is None or context.training is not None else context.original
-        self.judge = Judge(reference, judged, context.threads)
+        self.judge = Judge(reference, judged, context)
         self.before_bytes = total_bytes(reference)
         self.start = graph
         self.quantizer = Quantizer(QuantizeQdq(isa=options.isa), self.base, self.context, learn, self.target)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.graph.ir import Array, Graph
-from onnxcomp.manager.base import SampleSource
-from onnxcomp.runtime.closeness import EXACT_DB, rows_of, worst_sqnr_db
-from onnxcomp.runtime.session import open_graph
+from onnxcomp.manager.base import PassContext, SampleSource
+from onnxcomp.runtime.closeness import EXACT_DB, rows_of
 
 KEPT_BACK = 0.25  # of the samples: they judge, the others calibrate
 LEAST, MOST = 8, 48  # samples that judge
@@ -84,8 +83,7 @@ class Verdict:
 class Judge:
     """Holds graphs against a reference on samples that are held."""
 
-    def __init__(self, reference: Graph, samples: SampleSource, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, reference: Graph, samples: SampleSource, context: PassContext) -> None:
         self.feeds: list[Mapping[str, Array]] = []
         held = 0
         for feed in samples.batches(1):
@@ -93,18 +91,12 @@ class Judge:
             held += sum(array.nbytes for array in feed.values())
             if held >= HELD_BYTES:
                 break
-        self._expected = self._outputs(reference)
+        self._reference = context.reference(reference, self.feeds)
 
     def verdict(self, graph: Graph) -> Verdict:
         """What a graph keeps of the reference."""
-        found, rows = self._outputs(graph), [rows_of(feed) for feed in self.feeds]
-        whole = worst_sqnr_db(self._expected, found, rows)
-        each = [worst_sqnr_db([a], [b], [n]) for a, b, n in zip(self._expected, found, rows, strict=True)]
-        return Verdict(whole, whole - margin_db(each), sum(rows))
-
-    def _outputs(self, graph: Graph) -> list[dict[str, Array]]:
-        session = open_graph(graph, threads=self.threads)
-        return [session.run(dict(feed)) for feed in self.feeds]
+        whole, each = self._reference.each_db(graph)
+        return Verdict(whole, whole - margin_db(each), sum(self._reference.rows))
 
 
 def margin_db(each: Sequence[float]) -> float:

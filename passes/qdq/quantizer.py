@@ -161,7 +161,7 @@ class Quantizer:
         held = refine.few(self.graph, self.samples, self.shapes, budget_bytes=self.context.memory.activations)
         feeds = refine.judged(self.samples, batch=rows_of(held[0]))
         native = self.options.isa == "native"
-        return Trials(self.graph, self.target, self.shapes, feeds, self.context.threads, native=native)
+        return Trials(self.graph, self.target, self.shapes, feeds, self.context, native=native)
 
     def _choose(self, study: Study) -> Choice:
         """A placement that ONNX Runtime runs as it says; what it would run otherwise is barred, and chosen anew."""

@@ -7,15 +7,13 @@ from dataclasses import replace
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.clone import Copied, clone
-from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Graph, Node, Variable
 from onnxcomp.graph.types import Shapes
+from onnxcomp.manager.base import PassContext
 from onnxcomp.passes.qdq import emit, forms
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.weights import Integers
-from onnxcomp.runtime.closeness import rows_of, worst_sqnr_db
-from onnxcomp.runtime.session import open_session
 from onnxcomp.targets.base import Target
 
 
@@ -25,6 +23,7 @@ class Trials:
     Args:
         graph: the float graph, which stays as it is.
         feeds: a few samples.
+        context: has the service that measures.
         native: weights are for processors with VNNI, and saturate on others: Q and DQ are run as they stand, in float.
     """
 
@@ -34,14 +33,12 @@ class Trials:
         target: Target,
         shapes: Shapes,
         feeds: Sequence[Mapping[str, Array]],
-        threads: int,
+        context: PassContext,
         *,
         native: bool = False,
     ) -> None:
-        self.graph, self.target, self.shapes = graph, target, shapes
-        self.feeds, self.threads = feeds, threads
-        self.native = native
-        self._expected: list[dict[str, Array]] | None = None
+        self.graph, self.target, self.shapes, self.feeds = graph, target, shapes, feeds
+        self._reference = context.reference(graph, feeds, optimize=not native)
 
     def written(self, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Integers]) -> Graph:
         """A copy of the graph with the plan written into it, weights as they are."""
@@ -51,14 +48,7 @@ class Trials:
 
     def sqnr_db(self, graph: Graph) -> float:
         """Signal to noise ratio of the worst part of the outputs against the float graph, in dB."""
-        if self._expected is None:
-            self._expected = self._outputs(self.graph)
-        return worst_sqnr_db(self._expected, self._outputs(graph), map(rows_of, self.feeds))
-
-    def _outputs(self, graph: Graph) -> list[dict[str, Array]]:
-        with runnable(graph) as model:
-            session = open_session(model, threads=self.threads, optimize=not self.native)
-        return [session.run(feed) for feed in self.feeds]
+        return self._reference.sqnr_db(graph)
 
 
 def write(

@@ -15,7 +15,6 @@ import numpy as np
 from onnxcomp.graph.branches import branches, innermost
 from onnxcomp.graph.coupling.analysis import Coupling, analyse
 from onnxcomp.graph.coupling.cut import cut
-from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Constant, Graph
 from onnxcomp.manager.base import PassContext, SampleSource
 from onnxcomp.passes.structure.allocate import Choice
@@ -23,8 +22,6 @@ from onnxcomp.passes.structure.blocks import drop_all
 from onnxcomp.passes.structure.readers import readers
 from onnxcomp.passes.structure.refit import BATCH, Effort, Refit
 from onnxcomp.passes.structure.solving import solve_again, to_solve, whole
-from onnxcomp.runtime.closeness import noise_share, rows_of
-from onnxcomp.runtime.session import open_session
 from onnxcomp.runtime.taps import samples_in
 
 SOLVED, JUDGED = 128, 128  # samples
@@ -53,6 +50,10 @@ class Portion:
 
     def __len__(self) -> int:
         return self.count
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        """Feeds of a size that refits and trials take."""
+        return self.batches(BATCH)
 
     def batches(self, size: int | None = None) -> Iterator[dict[str, Array]]:
         """Feeds by input name."""
@@ -123,9 +124,7 @@ class Trials:
         judged = min(JUDGED, most, count // 4)
         solved = min(SOLVED, most, count - judged)
         self.effort = Effort(Portion(context.calibration, 0, solved), ROWS)
-        self.judge = Portion(context.calibration, count - judged, judged)
-        self.rows = [rows_of(feeds) for feeds in self.judge.batches(BATCH)]
-        self.expected: list[dict[str, Array]] = []
+        self.reference = context.reference(graph, Portion(context.calibration, count - judged, judged))
         self.known: dict[Candidate, float] = {}
 
     def loss(self, candidate: Candidate) -> float:
@@ -133,15 +132,8 @@ class Trials:
         if candidate not in self.known:
             copy = self.graph.clone()
             carry_out(copy, self.choices, candidate, self.context, self.damping, self.effort)
-            self.expected = self.expected or list(self._run(self.graph))
-            self.known[candidate] = noise_share(self.expected, self._run(copy), self.rows)
+            self.known[candidate] = self.reference.noise_share(copy)
         return self.known[candidate]
-
-    def _run(self, graph: Graph) -> Iterator[dict[str, Array]]:
-        with runnable(graph) as model:
-            session = open_session(model, threads=self.context.threads)
-            for feeds in self.judge.batches(BATCH):
-                yield session.run(feeds)
 
 
 def search(
