@@ -37,8 +37,10 @@ def atomic_write(path: Path, rename: Callable[[], Path] | None = None) -> Iterat
         rename: asked after the last write for the name to take instead of `path`; for names that hold a hash.
 
     Raises:
-        OutputError: the folder is read-only or full, or something that is no regular file has the name.
+        OutputError: the folder is read-only or full, or something that is no regular file, or source that this process
+            has loaded, has the name.
     """
+    check_not_loaded(path)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +87,26 @@ def check_replaceable(path: Path) -> None:
             where=f"file {path}",
             do="give the name of a file, or a new one",
         )
+
+
+def check_not_loaded(path: Path) -> None:
+    """Refuse to write what this process runs: the source of a metric, of a plugin, and of what these imported.
+
+    Raises:
+        OutputError: a module that was loaded comes from there.
+    """
+    if path.exists() and any(file.exists() and path.samefile(file) for file in loaded_files()):
+        raise OutputError(
+            f"the output would overwrite {path.name}, which this run reads",
+            where=f"file {path}",
+            do="choose another name for it",
+        )
+
+
+def loaded_files() -> list[Path]:
+    """The source files that this process has loaded: a plugin's, a metric's and what these import, onnxcomp's own."""
+    names = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    return [Path(name) for name in names if name]
 
 
 def special(path: Path, *, follow: bool = True) -> str:

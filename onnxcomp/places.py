@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import DataError, ModelError, OnnxcompError, OutputError, UsageError
-from onnxcomp.files import STANDARD_OUTPUT, check_replaceable, remove_halves, special
+from onnxcomp.files import STANDARD_OUTPUT, check_replaceable, loaded_files, remove_halves, special
 from onnxcomp.job import Job
+from onnxcomp.sources import function_file, imported_files, module_file, named_files
 
 SAMPLES = frozenset({".pb", ".npz", ".npy", ".csv", ".txt"})  # beside pictures, what a folder of data may hold
 # which error a field of a job ends in where its file cannot be read
@@ -146,7 +146,8 @@ def check_command(
     """
     models = list(models)
     paths = [Path(value) for value in samples if value is not None]
-    modules = [_function_file(text) for text in functions if text is not None]
+    modules = [function_file(text) for text in functions if text is not None]
+    modules += [path for module in modules for path in imported_files(module)]
     for found, kind in ((models, ModelError), (paths, DataError), (modules, UsageError)):
         for path in found:
             check_input(path, kind)
@@ -164,7 +165,7 @@ def check_inputs(job: Job) -> None:
         value, place = getattr(job, item.name), item.metadata["place"]
         if place in ("input", "data", "function") and isinstance(value, str | Path):
             kind = ERRORS.get(item.name, UsageError if place == "function" else DataError)
-            check_input(Path(value) if Path(value).exists() else _function_file(str(value)), kind)
+            check_input(Path(value) if Path(value).exists() else function_file(str(value)), kind)
 
 
 def check_input(path: Path, kind: type[OnnxcompError]) -> None:
@@ -183,7 +184,7 @@ def check_input(path: Path, kind: type[OnnxcompError]) -> None:
 def reads_of(
     job: Job, folder: Path = Path(), external: Callable[[Path], Iterable[Path]] | None = None
 ) -> Iterator[Path]:
-    """The files and folders that a job reads, those that exist only through a function's module included.
+    """The files and folders that a job reads: also a function's module with its imports, and what a spec names.
 
     Args:
         folder: what the job's paths are relative to; the paths given back are so, too.
@@ -201,8 +202,11 @@ def reads_of(
             yield Path(value)
         elif (module := module_file(str(value), folder)) is not None:
             yield module
+            yield from imported_files(module, folder)
         elif place == "data" and ":" not in str(value):
             yield Path(value)
+    if job.passes is not None:
+        yield from named_files(str(job.passes), folder)
 
 
 def writes_of(job: Job) -> dict[str, Path | None]:
@@ -242,29 +246,3 @@ def external_files(model: Path) -> list[Path]:
     with suppress(ModelError, OSError):
         return model_files(model)[1:]
     return []
-
-
-def module_file(text: str, folder: Path = Path()) -> Path | None:
-    """The file of `module.py:function[:min]` or `package.module:function`; None where it cannot be found."""
-    if ".py:" in text:
-        module = _function_file(text)
-        return module if (folder / module).is_file() else None
-    parts = text.partition(":")[0].split(".")
-    for place in sys.path:
-        base = Path(place, *parts)
-        for file in (base.with_suffix(".py"), base / "__init__.py"):
-            if place and ":" in text and file.is_file():
-                return file
-    return None
-
-
-def _function_file(text: str) -> Path:
-    """The file part of `module.py:function`; of anything else a name that no file has."""
-    module, separator, _ = text.partition(".py:")
-    return Path(f"{module}.py" if separator else text)
-
-
-def loaded_files() -> list[Path]:
-    """The source files that this process has loaded: a plugin's, a metric's and what these import, onnxcomp's own."""
-    names = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    return [Path(name) for name in names if name]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcomp import places
 from onnxcomp.errors import ModelError
 from onnxcomp.files import scratch
 from onnxcomp.graph.io import load, save
@@ -37,6 +38,7 @@ def distillation(
 
     Raises:
         ModelError: there is no last layer to replace.
+        OutputError: a file that is read would be written.
         UsageError: an option that cannot be.
     """
     options = dict(options)
@@ -45,6 +47,7 @@ def distillation(
     with scratch() as folder:
         model = student
         if classes is not None:
+            places.check_job(Job(model=student, **given))  # the job's own model is a file of ours
             model, new = with_classes(student, classes, folder, given.get("seed", 0))
             options["fresh"] = (*options.get("fresh", ()), *map(exactly, new))
         yield Job(model=model, passes=Pipeline((*narrower(width), make_pass("distill", options))), **given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import subprocess
@@ -15,8 +16,10 @@ import pytest
 from PIL import Image
 
 from onnxcomp.cli.main import main
+from onnxcomp.errors import OutputError
 from onnxcomp.files import SCRATCH_MARK, atomic_write, remove_abandoned_scratch, scratch
 from onnxcomp.lock import file_lock
+from onnxcomp.sources import imported_files
 
 METRIC = "import helper\ndef score(outputs, labels):\n    return 1.0\n"
 TABLE = 'bench = false\npasses = "cleanup"\n[[model]]\npath = "model.onnx"\ndata = "data.npz"\n'
@@ -50,6 +53,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 RUN = ["--data", "data.npz", "--labels", "labels.npy", "--eval-data", "data.npz", "--eval-labels", "labels.npy"]
 OPTIMIZE = ["optimize", "model.onnx", *RUN, "--metric", "metric.py:score", "--passes", "cleanup", "--no-bench", "-q"]
+MEASURED = [*RUN, "--metric", "metric.py:score"]
+SEARCH = ["search", "model.onnx", *MEASURED, "--objective", "size", "--trials", "1", "--no-bench"]
 COMMANDS = {
     "output": [*OPTIMIZE, "-o"],
     "report": [*OPTIMIZE, "--report"],
@@ -60,12 +65,24 @@ COMMANDS = {
     "data check": ["data", "check", "model.onnx", *RUN[:4], "--metric", "metric.py:score", "-o"],
     "init": ["init", "model.onnx", "--data", "data.npz", "--force", "-o"],
     "depfile": ["build", "-q", "--depfile"],
+    "plan": ["plan", "model.onnx", *MEASURED, "-o"],
+    "front": ["plan", "model.onnx", *MEASURED, "--json"],
+    "ranges": ["ranges", "model.onnx", "-o"],
+    "explain": ["explain", "model.onnx", "after.onnx", "--data", "data.npz", "--json"],
+    "compare": ["compare", "model.onnx", "after.onnx", *RUN[:4], "--metric", "metric.py:score", "--markdown"],
+    "search": [*SEARCH, "-o"],
+    "study": [*SEARCH, "--study"],
+    "trials": [*SEARCH, "--json"],
+    "classes": ["distill", "model.onnx", *RUN, "--classes", "3", "--steps", "1", "-o"],
 }
 READ = {
     "inspect": ["model.onnx", "weights.bin"],
     "bench": ["model.onnx", "weights.bin", "data.npz"],
     "init": ["model.onnx", "weights.bin", "data.npz"],
     "depfile": ["model.onnx", "weights.bin", "data.npz", "onnxcomp.toml"],
+    "ranges": ["model.onnx", "weights.bin"],
+    "explain": ["model.onnx", "after.onnx", "weights.bin", "data.npz"],
+    "classes": ["model.onnx", "weights.bin", "data.npz", "labels.npy"],
 }
 EVERYTHING = ["model.onnx", "weights.bin", "data.npz", "labels.npy", "metric.py"]
 CASES = [(name, file) for name in COMMANDS for file in READ.get(name, EVERYTHING)]
@@ -84,6 +101,72 @@ def test_a_module_that_the_metric_imports_counts_as_read(here: Path) -> None:
     data = ["--data", "data.npz", "--eval-data", "test.npz", "--metric", "metric.py:score"]
     assert command("optimize", "model.onnx", *data, "--passes", "cleanup", "--no-bench", "--html", "helper.py") == 6
     assert contents(here) == before
+
+
+@pytest.mark.parametrize("name", ["data check", "verify", "plan", "compare", "search", "study", "trials"])
+def test_what_the_metric_imports_is_found_before_it_is_loaded(here: Path, name: str) -> None:
+    before = contents(here)
+    assert command(*COMMANDS[name], "helper.py") == 6
+    assert contents(here) == before
+    assert "helper" not in sys.modules
+
+
+@pytest.mark.parametrize("flag", ["-o", "--report", "--html", "--save-config"])
+def test_a_file_that_a_spec_names_counts_as_read(here: Path, flag: str) -> None:
+    Path("ranges.json").write_text("{}")
+    before = contents(here)
+    spec = 'quantize-qdq{ranges="ranges.json"}'
+    assert command("optimize", "model.onnx", "--data", "data.npz", "--passes", spec, flag, "ranges.json") == 6
+    Path("onnxcomp.toml").write_text(f"{TABLE.replace('cleanup', 'quantize-qdq{ranges=ranges.json}')}")
+    assert command("build", "-q", "--depfile", "ranges.json") == 6
+    assert {**contents(here), "onnxcomp.toml": before["onnxcomp.toml"]} == before
+
+
+def test_the_report_and_the_source_of_an_artifact_count_as_read(here: Path) -> None:
+    assert command("optimize", "model.onnx", "--passes", "cleanup,fuse-batchnorm", "--no-bench", "-q") == 0
+    before = contents(here)
+    for file in ("model.opt.onnx", "model.opt.json", "model.onnx", "weights.bin"):
+        assert command("verify", "model.opt.onnx", "--json", file) == 6
+    assert contents(here) == before
+
+
+@pytest.mark.parametrize("name", ["model.opt.json", "model.search.db", "model.opt.toml"])
+def test_a_search_writes_no_two_things_into_one_file(here: Path, name: str) -> None:
+    assert command(*SEARCH, "--json", name) == 6
+
+
+def test_what_is_no_configuration_is_not_added_to(here: Path) -> None:
+    before = contents(here)
+    assert command(*OPTIMIZE, "--save-config", "after.onnx") == 2
+    assert command("init", "model.onnx", "-o", "after.onnx") == 2
+    assert contents(here) == before
+
+
+def test_source_that_runs_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "late.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("late")
+    with pytest.raises(OutputError, match=r"late\.py, which this run reads"), atomic_write(tmp_path / "late.py"):
+        pass
+    assert (tmp_path / "late.py").read_text() == "x = 1\n"
+
+
+def test_imports_are_followed_beside_the_file_and_no_further(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    for name, text in {
+        "metric.py": "import numpy, helper\nfrom package import part\n",
+        "helper.py": "import metric\ndef late():\n    import deep\n",
+        "deep.py": "this is no Python",
+        "package/__init__.py": "",
+        "package/part.py": "from . import other\nfrom .more import x\n",
+        "package/other.py": "",
+        "package/more.py": "x = 1\n",
+        "alone.py": "",
+    }.items():
+        (tmp_path / name).write_text(text)
+    found = {path.as_posix() for path in imported_files(Path("metric.py"), tmp_path)}
+    inside = {f"package/{name}.py" for name in ("__init__", "part", "other", "more")}
+    assert found == {"helper.py", "deep.py", *inside}
 
 
 def test_a_picture_of_the_samples_counts_as_read(here: Path) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 from onnxcomp._version import __version__
 from onnxcomp.build.hashes import Hashes
 from onnxcomp.config import ModelEntry
-from onnxcomp.places import external_files, module_file, reads_of
+from onnxcomp.places import external_files, reads_of
 from onnxcomp.runtime.machine import instruction_sets, versions
+from onnxcomp.sources import module_file
 
 Parts = dict[str, str]
 PLUGINS = "onnxcomp.passes"

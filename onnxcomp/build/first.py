@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp import config, places
+from onnxcomp.errors import UsageError
 from onnxcomp.files import STANDARD_OUTPUT, atomic_write
 from onnxcomp.graph.io import load, model_files
 from onnxcomp.graph.ir import Graph
@@ -98,9 +99,16 @@ def extended(file: Path, table: str) -> str:
     """The text of a configuration with one more model.
 
     Raises:
-        UsageError: with that model it would be none any more: a file is written twice, or two have one name.
+        UsageError: it is none, or with that model it would be none any more: a file is written twice, or two have one
+            name.
     """
-    text = f"{file.read_text(encoding='utf-8').rstrip()}\n\n{table.rstrip()}\n"
+    try:
+        standing = file.read_text(encoding="utf-8").rstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"this is no configuration: {error}", where=f"file {file}", do="give another name, or a configuration"
+        ) from error
+    text = f"{standing}\n\n{table.rstrip()}\n"
     config.check(text, file)
     return text
 
@@ -119,8 +127,13 @@ def save_job(job: Job, file: Path) -> None:
         out.write(text.encode())
 
 
+def config_of(job: Job) -> Path:
+    """Where the configuration goes that makes a result again: NAME.opt.toml beside it."""
+    return job.out.with_name(f"{job.out.name.removesuffix('.onnx')}.toml")
+
+
 def save_result(job: Job, spec: str) -> Path:
-    """Write the configuration that makes a result again: NAME.opt.toml beside it; its path.
+    """Write the configuration that makes a result again, at `config_of`; its path.
 
     Args:
         spec: the passes that were chosen.
@@ -128,7 +141,7 @@ def save_result(job: Job, spec: str) -> Path:
     Raises:
         OutputError: it cannot be written.
     """
-    path = job.out.with_name(f"{job.out.name.removesuffix('.onnx')}.toml")
+    path = config_of(job)
     places.check(places.reads_of(job), {"the configuration of the result": path})
     with atomic_write(path) as out:
         out.write(f"{HEAD}\n{job_table(replace(job, passes=spec, recipe=None), path.parent)}".encode())

@@ -56,7 +56,6 @@ def command(
         models=models, samples=(data, given["labels"]), functions=(data, given["metric"]), writes=writes
     )
     found = compare(models, data, progress=SILENT if quiet else Bar(), **given).to_json()
-    places.check(places.loaded_files(), writes)  # now the metric and what it imports are loaded
     if not quiet:
         from onnxcomp.cli.screen import screen
 

@@ -93,7 +93,6 @@ def check(
         from onnxcomp.report.record import write_data
         from onnxcomp.results import finite
 
-        places.check(places.loaded_files(), {"--json": json_file})
         write_data(finite({"schema": 1, **dataclasses.asdict(found)}), json_file)
     if not quiet:
         _show(found, json_file == STANDARD_OUTPUT)

@@ -50,8 +50,9 @@ def command(
     from onnxcomp.report.record import write_text
     from onnxcomp.runtime.progress import SILENT
 
-    places.check_command(models=(model,), samples=(), functions=(), writes={"-o": output, "--json": json_file})
-    found = plan(Job(model=model, **given), points, SILENT if quiet else Bar())
+    job = Job(model=model, **given)
+    places.check(places.reads_of(job), {"-o": output, "--json": json_file})
+    found = plan(job, points, SILENT if quiet else Bar())
     chosen = found.plan if point is None else found.at(point)
     if not quiet:
         _show(found, aside=json_file == STANDARD_OUTPUT)

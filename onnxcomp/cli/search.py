@@ -36,12 +36,12 @@ def command(model: Path, json_file: Path | None, html: Path | None, quiet: bool,
     from onnxcomp.runtime.progress import SILENT
     from onnxcomp.search.page import write_page
     from onnxcomp.search.rows import to_json
-    from onnxcomp.search.run import search
+    from onnxcomp.search.run import search, writes_of
     from onnxcomp.search.show import lines
 
     keys = SearchKeys(**{name: given.pop(name) for name in SearchKeys.__dataclass_fields__})
     job = Job(model=model, **given)
-    places.check(places.reads_of(job), {"--json": json_file, "--html": html})
+    places.check(places.reads_of(job), writes_of(job, keys) | {"--json": json_file, "--html": html})
 
     def tell(text: str) -> None:
         if verbose or (not quiet and "best so far" in text):

@@ -106,7 +106,7 @@ def command(
     if json_file is not None:
         from onnxcomp.report.record import write_data
 
-        places.check(places.loaded_files(), {"--json": json_file})  # now the metric and what it imports are loaded
+        places.check(() if origin is None else origin.read, {"--json": json_file})
         write_data(extra, json_file)
     return code or (0 if origin is None else _standing(origin))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp import driver, places
-from onnxcomp.build.first import job_table, save_result
+from onnxcomp.build.first import config_of, job_table, save_result
 from onnxcomp.config import entry_of
 from onnxcomp.distill import environment
 from onnxcomp.errors import EnvironmentLacksError, ModelError, OnnxcompError, UsageError
@@ -79,6 +79,13 @@ Tell = Callable[[str], None]
 def study_file(job: Job) -> Path:
     """Where trials are kept if nothing else is said: NAME.search.db beside the result."""
     return job.out.with_name(f"{job.out.name.removesuffix('.onnx').removesuffix('.opt')}.search.db")
+
+
+def writes_of(job: Job, keys: SearchKeys) -> dict[str, Path | None]:
+    """The files that a search may write, by the flag that names each."""
+    kept_elsewhere = keys.study is not None and "://" in keys.study
+    study = Path(keys.study) if keys.study else study_file(job)
+    return {**places.writes_of(job), "--study": None if kept_elsewhere else study, "the configuration": config_of(job)}
 
 
 def search(job: Job, keys: SearchKeys, *, tell: Tell = lambda text: None, progress: Progress = SILENT) -> Found:
@@ -199,9 +206,7 @@ def _check(job: Job, keys: SearchKeys) -> None:
             where="--workers and --dask",
             do="give one of them",
         )
-    if keys.study is None or "://" not in keys.study:
-        place = Path(keys.study) if keys.study else study_file(job)
-        places.check(places.reads_of(job), {"--study": place, **places.writes_of(job)})
+    places.check(places.reads_of(job), writes_of(job, keys))
 
 
 @dataclass

@@ -49,6 +49,15 @@ class Provenance:
     source: Path | None = None
     source_unchanged: bool | None = None
 
+    @property
+    def read(self) -> list[Path]:
+        """The files that were looked at."""
+        found = [path for path in (self.report, self.source) if path is not None]
+        return [
+            *found,
+            *(file for model in (self.path, self.source) if model is not None for file in model_files(model)),
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """JSON-ready data."""
         return {

@@ -13,7 +13,7 @@ from typing import Literal
 from onnxcomp import places
 from onnxcomp._version import __version__
 from onnxcomp.errors import GuaranteeError, ModelError
-from onnxcomp.files import remove_abandoned_scratch, scratch, sha256_of
+from onnxcomp.files import loaded_files, remove_abandoned_scratch, scratch, sha256_of
 from onnxcomp.graph import cost
 from onnxcomp.graph.io import save
 from onnxcomp.graph.ir import Graph
@@ -141,7 +141,7 @@ class Study:
         operators = load_operators()
         training = trains(job)
         material = prepare(job, source, trains=training, doubting=not again, progress=progress)
-        places.check(places.loaded_files(), places.writes_of(job))  # now the user's own functions are loaded
+        places.check(loaded_files(), places.writes_of(job))  # now the user's own functions are loaded
         if material.metric is not None and job.verify and not again:
             material.guesses += check_metric(
                 source, material.judge, material.metric, whole=training, threads=job.threads
