@@ -52,8 +52,18 @@ class QuantizeQdq(Pass):
     )
     min_sqnr: float = option(
         20.0,
-        "dB that the outputs keep before refinement: layers that cost most stay float; 0 lets all run on integers",
+        "dB that the outputs keep before refinement: layers that cost most stay float (with bits=4: keep 8 bits); "
+        "0 lets all run on integers",
         search=Range(0.0, 30.0),
+    )
+    bits: Literal[8, 4] = option(
+        8, "bits of a weight in the file; it is decoded at load, and kernels multiply 8-bit integers either way"
+    )
+    average: float = option(
+        4.25,
+        "with bits=4: bits a weight on average, so that those that cost most keep 8",
+        minimum=0,
+        maximum=8,
     )
 
     @classmethod

@@ -18,6 +18,7 @@ from onnxcomp.graph.rounding import (
     inverse_factor,
     pair_scales,
     round_compensated,
+    round_descended,
     round_nearest,
     round_pairs,
     symmetric_scales,
@@ -125,6 +126,43 @@ def test_compensated_rounding_keeps_pairs_safe(shape: tuple[int, int], every: bo
 
 
 @pytest.mark.parametrize("gram", [np.zeros((6, 6)), np.full((6, 6), np.nan), -np.eye(6)])
+def output_error(matrix: np.ndarray, integers: np.ndarray, scales: np.ndarray, gram: np.ndarray) -> float:
+    left = matrix - integers * scales[:, None]
+    return float(np.einsum("oi,ij,oj->", left, gram, left))
+
+
+@pytest.mark.parametrize("start", ["nearest", "compensated"])
+@pytest.mark.parametrize("levels", [FOUR, EIGHT])
+def test_descent_makes_the_error_of_outputs_smaller_still_and_ends_where_no_single_step_helps(
+    levels: Levels, start: str
+) -> None:
+    random = np.random.default_rng(4)
+    rows = random.standard_normal((400, 24)) @ random.standard_normal((24, 24))
+    gram, matrix = rows.T @ rows / len(rows), matrix_of((10, 24), 5)
+    scales = symmetric_scales(matrix, levels)
+    plain = round_nearest(matrix, scales, levels)
+    before = plain if start == "nearest" else round_compensated(matrix, scales, gram, levels, damping=0.0)
+    found = round_descended(matrix, scales, before, gram, levels, damping=0.0)
+    least = output_error(matrix, found, scales, gram)
+    assert least < output_error(matrix, before, scales, gram)
+    again = round_descended(matrix, scales, found, gram, levels, damping=0.0)
+    assert output_error(matrix, again, scales, gram) <= least
+    assert found.min() >= levels.low and found.max() <= levels.high
+
+
+@given(shapes, st.booleans(), st.integers(0, 99))
+def test_descent_keeps_pairs_safe(shape: tuple[int, int], every: bool, seed: int) -> None:
+    matrix, pairs = matrix_of(shape, seed, heavy=True), Pairs(every)
+    rows = matrix_of((60, shape[1]), seed + 1)
+    scales = symmetric_scales(matrix, EIGHT)
+    start = round_pairs(matrix, scales, EIGHT, pairs)
+    gram = (rows.T @ rows / 60).astype(np.float64)
+    found = round_descended(matrix, scales, start, gram, EIGHT, pairs=pairs)
+    assert pairs.safe(found)
+    damped = gram + 0.01 * np.diagonal(gram).mean() * np.eye(len(gram))
+    assert output_error(matrix, found, scales, damped) <= output_error(matrix, start, scales, damped) * (1 + 1e-9)
+
+
 def test_without_a_usable_gram_matrix_rounding_is_plain(gram: np.ndarray) -> None:
     matrix = matrix_of((3, 6), 0)
     scales = symmetric_scales(matrix, EIGHT)

@@ -17,6 +17,7 @@ SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 CLIP_STEPS = 40  # candidates of a clip search, from full range down to SMALLEST_CLIP of it
 SMALLEST_CLIP = 0.4
 PAIR_LIMIT = 128  # 255 * 128 fits 16 bits, 255 * 129 does not
+SWEEPS = 3  # of a descent; the first finds most of what there is
 BLOCK = 32  # columns between two updates of the rest: error feedback as matrix products
 
 
@@ -142,6 +143,16 @@ class Pairs:
         low = np.maximum(levels.low, -PAIR_LIMIT - np.minimum(left, 0))
         return low, high
 
+    def between(self, column: int, integers: Array, levels: Levels) -> tuple[Array, Array]:
+        """Lowest and highest integers [out] of a column whose neighbours are those of integers [in, out]."""
+        beside = [column - 1] if column and (self.every or column % 2) else []
+        beside += [column + 1] if column + 1 < len(integers) and (self.every or column % 2 == 0) else []
+        low, high = (np.full(integers.shape[1], end) for end in (levels.low, levels.high))
+        for other in beside:
+            high = np.minimum(high, PAIR_LIMIT - np.maximum(integers[other], 0))
+            low = np.maximum(low, -PAIR_LIMIT - np.minimum(integers[other], 0))
+        return low, high
+
 
 def pair_scales(matrix: Array, levels: Levels, pairs: Pairs) -> Array:
     """Scales that keep every pair of neighbours within the limit without clipping: float32 [out]."""
@@ -250,6 +261,49 @@ def _compensate(matrix: Array, spread: Array, factor: Array, levels: Levels, pai
             errors[column - start] = error
         work[end:] -= factor[start:end, end:].T @ errors
     return np.ascontiguousarray(result.T).astype(levels.dtype)
+
+
+def round_descended(
+    matrix: Array,
+    scales: Array,
+    integers: Array,
+    gram: Array,
+    levels: Levels,
+    *,
+    pairs: Pairs | None = None,
+    damping: float = 0.01,
+) -> Array:
+    """Integers moved one by one as long as (W - Q) G (W - Q)^T gets smaller: coordinate descent.
+
+    What error compensation leaves is no optimum, since a column never hears of those rounded after it (K. Behdin et
+    al., "QuantEase", arXiv 2309.01885).
+
+    Args:
+        matrix, gram, levels, pairs, damping: as `round_compensated`.
+        scales: float32 [out].
+        integers: [out, in], to start from.
+    """
+    mean = float(np.diagonal(gram).mean()) if len(gram) else 0.0
+    if not np.isfinite(gram).all() or mean <= 0.0:
+        return integers
+    damped = gram + damping * mean * np.eye(len(gram))
+    step = scales.astype(np.float64)
+    found = integers.T.astype(np.int32)  # [in, out]
+    slope = damped @ (matrix.T - found * step)  # half the derivative by each weight
+    for _ in range(SWEEPS):
+        moved = False
+        for column in range(len(found)):
+            low, high = (levels.low, levels.high) if pairs is None else pairs.between(column, found, levels)
+            chosen = np.clip(found[column] + np.rint(slope[column] / (damped[column, column] * step)), low, high)
+            change = chosen.astype(np.int32) - found[column]
+            rows = np.flatnonzero(change)
+            if len(rows):
+                moved = True
+                found[column] += change
+                slope[:, rows] -= damped[:, column, None] * (change[rows] * step[rows])
+        if not moved:
+            break
+    return np.ascontiguousarray(found.T).astype(levels.dtype)
 
 
 def inverse_factor(gram: Array, damping: float) -> Array | None:

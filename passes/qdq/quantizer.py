@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 from onnxcomp.errors import DataError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.clone import clone
-from onnxcomp.graph.ir import Graph, Node, Variable
+from onnxcomp.graph.ir import Constant, Graph, Node, Variable
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager import ranges
 from onnxcomp.manager.base import CostModel, Outcome, PassContext, SampleSource
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.ops.facts import Weight
-from onnxcomp.passes.qdq import dense, parts, proof, refine, regions, sharing, weights
+from onnxcomp.passes.qdq import dense, packing, parts, proof, refine, regions, sharing, weights
 from onnxcomp.passes.qdq.choice import Choice, Chooser, Planned
 from onnxcomp.passes.qdq.coarse import Coarsener
+from onnxcomp.passes.qdq.emit import Written
 from onnxcomp.passes.qdq.ranges import Grid, Rule
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.study import Study
@@ -45,6 +46,7 @@ class Quantizer:
         study: statistics of what may be quantized; None where nothing may be.
         refused: nodes that keep float whatever is chosen, with the reason.
         joined: products that took in the bias added behind them.
+        narrow: weights of few bits.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Quantizer:
         self.study: Study | None = None
         self.refused: dict[Node, str] = {}
         self.joined: list[dense.Joined] = []
+        self.narrow: set[Constant] = set()
         self.rule = Rule(options.activations, target.levels, target.symmetric, options.percentile)
 
     def run(self) -> Outcome:
@@ -88,6 +91,8 @@ class Quantizer:
             self.outcome.notes += raise_opset(self.graph, self.target.opset, self.context)
             self.shapes, self.joined = self._joined(self._shapes(), accepted)
             self.study = self._studied(self.shapes, accepted)
+            if self.options.bits < 8:
+                self._narrow(self.study)
 
     def _joined(self, shapes: Shapes, accepted: dict[Node, Weight]) -> tuple[Shapes, list[dense.Joined]]:
         """Products in the form that ONNX Runtime gives them before it looks for integer kernels."""
@@ -184,7 +189,7 @@ class Quantizer:
                     lambda plan, moved: self._again(study, plan, moved),
                 ),
                 costs=self._costs(),
-                least_db=self.options.min_sqnr,
+                least_db=self.options.min_sqnr if self.options.bits == 8 else 0.0,
                 threads=threads,
                 progress=self.context.progress,
             ).choose()
@@ -233,7 +238,16 @@ class Quantizer:
 
     def _layer(self, node: Node, weight: Weight, grids: Mapping[Variable, Grid], *, shared: bool = False) -> Integers:
         port = (self.target.kernels[node.op].ports or (0,))[0]
-        return weights.quantized(node, weight, self.options.isa, grids[node.inputs[port]].scale, shared=shared)
+        levels = packing.LEVELS if node.constant(weight.port) in self.narrow else weights.LEVELS
+        scale = grids[node.inputs[port]].scale
+        return weights.quantized(node, weight, self.options.isa, scale, shared=shared, levels=levels)
+
+    def _narrow(self, study: Study) -> None:
+        """Choose the weights that take few bits: all but the small, and those that cost the outputs most."""
+        found, why = packing.narrow(self.graph, study.accepted, self.context, self.target, self.options)
+        self.narrow = found
+        if why:
+            self.outcome.notes.append(why)
 
     def written(self, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Integers]) -> Graph:
         """A copy of the graph with a plan written into it, weights and biases refined."""
@@ -256,8 +270,20 @@ class Quantizer:
             for layer in layers.values():
                 layer.give_bias()
         written = write(graph, self.target, plan, grids, layers)
-        if not options.bias_correction and options.rounding == "nearest":
-            return
+        if options.bias_correction or options.rounding != "nearest":
+            self._refine(graph, exact, shapes, wanted, layers, written)
+        packing.pack(graph, layers)
+
+    def _refine(
+        self,
+        graph: Graph,
+        exact: Graph,
+        shapes: Shapes,
+        wanted: dict[Node, refine.Aim],
+        layers: dict[Node, Integers],
+        written: Written,
+    ) -> None:
+        options = self.options
         with blas.limited():
             refine.refine(
                 graph,
@@ -292,7 +318,8 @@ class Quantizer:
 
     def _report(self, layers: dict[Node, Integers], refused: dict[Node, str]) -> None:
         for node, layer in layers.items():
-            self.outcome.change(node, f"int8 weights ({layer.own_sqnr_db:.1f} dB)")
+            stored = 8 if layer.levels == weights.LEVELS else self.options.bits
+            self.outcome.change(node, f"int{stored} weights ({layer.own_sqnr_db:.1f} dB)")
         for node, why in refused.items():
             self.outcome.skip(node, why)
         done = Counter(self.ops[node] for node in layers)

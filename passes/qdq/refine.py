@@ -1,15 +1,16 @@
 """How do weights and biases make good the errors of rounding? Layer by layer, on what the layers before really give.
 
-Walks the quantized graph in order on a few samples. Each layer's weights are rounded once more so that every weight's
-error is made good by the next ones (GPTQ, arXiv 2210.17323), with the moments of the inputs that the quantized layers
-before it give. Then its bias takes up what is left of the error in its mean output (M. Nagel et al., ICCV 2019,
-"empirical bias correction"); in front of a residual Add the mean of the sum is what counts, so that the shortcut's
-error is taken up too.
+Walks the quantized graph in order on a few samples. Each layer's weights are solved once more, so that on the inputs
+that the quantized layers before it give its output (in front of a residual Add: the sum) comes nearest to the float
+model's. They are rounded so that every weight's error is made good by the next ones (GPTQ, arXiv 2210.17323), then
+moved one by one as long as that helps. Then its bias takes up what is left of the error in its mean output (M. Nagel et
+al., ICCV 2019, "empirical bias correction"); in front of a residual Add the mean of the sum is what counts, so that the
+shortcut's error is taken up too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -18,20 +19,23 @@ import numpy as np
 from onnxcomp.graph.ir import Array, Graph, Node, Variable
 from onnxcomp.graph.types import Shapes
 from onnxcomp.layers.layer import Residual, residual_of
-from onnxcomp.layers.rows import LayerInputs
+from onnxcomp.layers.rows import Patches
 from onnxcomp.passes.qdq.emit import Written
 from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime.progress import Progress
 from onnxcomp.runtime.stages import Stages
 from onnxcomp.runtime.taps import Batches, samples_in, stream
 
-BUDGET_BYTES = 48 * 2**20  # of the activations held, about
+BUDGET_BYTES = 192 * 2**20  # of the activations held, about
+JUDGED_BYTES = 48 * 2**20  # of the inputs held to judge placements
 LIVE = 6  # tensors of the largest size that are held at a time, about
 LEAST_SAMPLES, MOST_SAMPLES = 4, 512
 JUDGED_SAMPLES = 32
-ROWS = 8192
+ROWS = 32768
+ROWS_PER_FEATURE = 16  # with fewer, what is solved for fits these rows and not others
 MOST_FEATURES = 2304  # Cholesky of a larger matrix takes many seconds
 DAMPING = 0.1
+RIDGE = 1.0  # of the mean diagonal: how firmly a weight is held to what it was
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def judged(samples: Batches, batch: int = 8) -> list[dict[str, Array]]:
         found.append(feeds)
         taken += samples_in(samples, feeds, batch)
         held += sum(a.nbytes for a in feeds.values())
-        if taken >= JUDGED_SAMPLES or held >= BUDGET_BYTES:
+        if taken >= JUDGED_SAMPLES or held >= JUDGED_BYTES:
             break
     return found
 
@@ -123,24 +127,60 @@ def refine(
     names = {aim.exact: aim.axis for aim in wanted.values()}
     names |= {aim.shortcut: aim.axis for aim in wanted.values() if aim.behind is not None}
     goal = _means(exact, names, batches, threads) if correct else {}
-    stages = Stages(graph, batches, threads, memory=memory)
+    stages, floats = (Stages(g, batches, threads, memory=memory) for g in (graph, exact))
+    known = {tensor.name: tensor for node in exact.nodes for tensor in node.outputs}
     ahead = set(layers)
     for node in progress.track(list(layers), len(layers), "rounding layers"):
         layer = layers[node]
         if compensate and node in written.weights and layer.rows is not None and layer.rows.features <= MOST_FEATURES:
-            _round(stages, node, layer, written)
+            free = correct and node in written.biases  # a weight that is solved anew has another mean output
+            _round(stages, node, layer, written, _missed(floats, known, wanted[node], stages, ahead) if free else None)
         ahead.discard(node)
         if correct and node in written.biases:
             _center(stages, node, layer, written, wanted[node], goal, ahead)
 
 
-def _round(stages: Stages, node: Node, layer: Integers, written: Written) -> None:
+def _missed(floats: Stages, known: Mapping[str, Variable], aim: Aim, stages: Stages, ahead: set[Node]) -> list[Array]:
+    """What a layer should give, one array a batch: its output in the float graph and what its shortcut is short of."""
+    other = None if aim.behind is None else aim.behind.add.inputs[aim.behind.port]
+    if other is None or aim.shortcut not in known or not stages.ready(other, ahead):
+        return [found[0] for found in floats.get([known[aim.exact]])]
+    now = [arrays[0] for arrays in stages.get([other])]
+    pairs = floats.get([known[aim.exact], known[aim.shortcut]])
+    return [exact + shortcut - there for (exact, shortcut), there in zip(pairs, now, strict=True)]
+
+
+def _round(stages: Stages, node: Node, layer: Integers, written: Written, goal: Sequence[Array] | None) -> None:
+    """Round a layer's weights for what really enters it, and solve them anew where a goal is given."""
     rule = layer.rows
     if rule is None or (rule.group > 1 and rule.features < MOST_FEATURES and layer.exact.shape[0] == rule.group):
         return  # a depthwise kernel has too few weights to make good for one another
     inputs = [arrays[0] for arrays in stages.get([node.inputs[rule.port]])]
-    layer.compensate(_moments(rule, inputs), DAMPING)
+    rows = _rows(rule.patches, inputs)
+    moments = np.stack([(part.T @ part).astype(np.float64) / len(part) for part in rows])
+    wanted = layer.exact
+    if goal is not None and rows.shape[1] >= ROWS_PER_FEATURE * rule.features:
+        parts = zip(np.split(layer.exact, len(rows)), moments, rows, _rows(rule.outputs, goal), strict=True)
+        wanted = np.concatenate([_solved(*part) for part in parts])
+    layer.compensate(wanted, moments, DAMPING)
     written.weights[node].values = layer.tensor()
+
+
+def _solved(weight: Array, moment: Array, rows: Array, aimed: Array) -> Array:
+    """The weight [out, in] that gives most nearly what is aimed at, on what really enters; held to the one there is.
+
+    Args:
+        moment: E[x x^T] of the rows.
+        rows: [n, in] float32, aimed: [n, out], both of mean zero.
+    """
+    ridge = RIDGE * float(np.trace(moment)) / max(len(moment), 1)
+    if not np.isfinite(moment).all() or not np.isfinite(aimed).all() or ridge <= 0:
+        return weight
+    missing = rows.T @ (aimed - rows @ weight.T.astype(np.float32)) / len(rows)
+    try:
+        return np.asarray(weight + np.linalg.solve(moment + ridge * np.eye(len(moment)), missing).T)
+    except np.linalg.LinAlgError:
+        return weight
 
 
 def _center(
@@ -170,17 +210,17 @@ def _center(
     stages.replace(raw, [array + shift for array in arrays])
 
 
-def _moments(rule: LayerInputs, inputs: Sequence[Array]) -> Array:
-    """Covariance of the rows that enter a layer: float64 [group, in, in]. The mean is the bias's affair."""
-    quota = max(1, ROWS // len(inputs))
+def _rows(patches: Callable[[Array], Patches], arrays: Sequence[Array]) -> Array:
+    """Some rows of a layer's inputs or outputs less their mean, which is the bias's affair: [group, n, features]."""
+    quota = max(1, ROWS // len(arrays))
     blocks = []
-    for index, array in enumerate(inputs):
-        patches = rule.patches(array)
-        step = max(1, patches.count // quota)
-        blocks.append(patches.take(np.arange(index % step, patches.count, step)))
+    for index, array in enumerate(arrays):
+        found = patches(array)
+        step = max(1, found.count // quota)
+        blocks.append(found.take(np.arange(index % step, found.count, step)))
     rows = np.concatenate(blocks, axis=1)
     rows -= rows.mean(axis=1, keepdims=True)
-    return np.stack([(part.T @ part).astype(np.float64) / len(part) for part in rows])
+    return rows
 
 
 def _means(

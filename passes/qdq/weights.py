@@ -9,12 +9,14 @@ import numpy as np
 
 from onnxcomp.graph.ir import Array, Node
 from onnxcomp.graph.rounding import (
+    PAIR_LIMIT,
     Levels,
     Pairs,
     clipped_pair_scales,
     clipped_scales,
     clipped_shared_scale,
     round_compensated,
+    round_descended,
     round_nearest,
     round_pairs,
 )
@@ -42,6 +44,7 @@ class Integers:
         pairs: products that must not saturate.
         shape: of the weight tensor.
         rows: how the layer's input turns into rows that multiply the weight; None where there is no such rule.
+        levels: that the integers may take.
     """
 
     node: Node
@@ -53,6 +56,7 @@ class Integers:
     pairs: Pairs | None
     shape: tuple[int, ...]
     rows: LayerInputs | None
+    levels: Levels = LEVELS
 
     @property
     def shared(self) -> bool:
@@ -80,12 +84,18 @@ class Integers:
         """The integers in the weight's own shape."""
         return self.weight.from_matrix(self.integers, self.shape)
 
-    def compensate(self, moments: Array, damping: float) -> None:
-        """Round again for inputs with these second moments, [group, in, in]; the scales stay."""
-        parts = zip(np.split(self.exact, len(moments)), np.split(self.scales, len(moments)), moments, strict=True)
-        self.integers = np.concatenate(
-            [round_compensated(w, s, m, LEVELS, pairs=self.pairs, damping=damping) for w, s, m in parts]
-        )
+    def compensate(self, wanted: Array, moments: Array, damping: float) -> None:
+        """Round again for inputs with these second moments, [group, in, in]; the scales stay.
+
+        Args:
+            wanted: the weight to come near to, float [out, in].
+        """
+        parts = zip(np.split(wanted, len(moments)), np.split(self.scales, len(moments)), moments, strict=True)
+        self.integers = np.concatenate([self._rounded_for(*part, damping) for part in parts])
+
+    def _rounded_for(self, wanted: Array, scales: Array, moments: Array, damping: float) -> Array:
+        start = round_compensated(wanted, scales, moments, self.levels, pairs=self.pairs, damping=damping)
+        return round_descended(wanted, scales, start, moments, self.levels, pairs=self.pairs, damping=damping)
 
 
 def pairs_of(node: Node, weight: Weight, isa: Isa) -> Pairs | None:
@@ -106,29 +116,32 @@ def pairs_of(node: Node, weight: Weight, isa: Isa) -> Pairs | None:
     return Pairs(every=channels % 2 == 1 and positions > 1)
 
 
-def quantized(node: Node, weight: Weight, isa: Isa, input_scale: float, *, shared: bool = False) -> Integers:
+def quantized(
+    node: Node, weight: Weight, isa: Isa, input_scale: float, *, shared: bool = False, levels: Levels = LEVELS
+) -> Integers:
     """Integers for one layer, each weight to the nearest level.
 
     Args:
         input_scale: scale of the activations, which with the weight's makes the bias's.
         shared: one scale for all outputs.
+        levels: that the integers may take.
     """
     constant = node.constant(weight.port)
     assert constant is not None
     exact = weight.to_matrix(constant.values)
-    pairs = pairs_of(node, weight, isa)
+    pairs = pairs_of(node, weight, isa) if 2 * levels.high > PAIR_LIMIT else None
     bias = bias_of(node, weight)
     if shared:
-        scales = clipped_shared_scale(exact, LEVELS, pairs)
+        scales = clipped_shared_scale(exact, levels, pairs)
     else:
-        scales = clipped_scales(exact, LEVELS) if pairs is None else clipped_pair_scales(exact, LEVELS, pairs)
+        scales = clipped_scales(exact, levels) if pairs is None else clipped_pair_scales(exact, levels, pairs)
     scales = _wide_enough(exact, scales, bias, input_scale)
     if shared:
         scales[:] = scales.max()
-    integers = round_nearest(exact, scales, LEVELS) if pairs is None else round_pairs(exact, scales, LEVELS, pairs)
+    integers = round_nearest(exact, scales, levels) if pairs is None else round_pairs(exact, scales, levels, pairs)
     rows = LayerInputs.of(WeightUse(node, weight, constant))
     rule = None if isinstance(rows, str) else rows
-    return Integers(node, weight, integers, scales, bias, exact, pairs, constant.shape, rule)
+    return Integers(node, weight, integers, scales, bias, exact, pairs, constant.shape, rule, levels)
 
 
 def bias_of(node: Node, weight: Weight) -> Array | None:

@@ -7,7 +7,7 @@ layers cost some thirty times what a query projection of the first layer costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -30,12 +30,10 @@ class Mixed:
 
     Attributes:
         wider: their plans with 8 bits, by constant.
-        alone_db: what the outputs keep when one of them alone has few bits, in dB.
         notes: what the user should know.
     """
 
     wider: dict[Constant, Plan]
-    alone_db: dict[Constant, float]
     notes: tuple[str, ...] = ()
 
 
@@ -63,40 +61,65 @@ def mixed(
     room = average * sum(plan.constant.size for plan in narrow) / 8 - sum(plan.bytes for plan in narrow)
     more = {plan.constant: wide[plan.constant].bytes - plan.bytes for plan in items}
     if not items or room < min(more.values()):
-        return Mixed({}, {})
-    feeds = _samples(context)
-    if not feeds or sum(plan.constant.nbytes for plan in items) > MOST_BYTES:
-        why = "there are no samples to run on" if not feeds else "they are too large to be held in memory twice"
-        return Mixed({}, {}, (f"which weights need 8 bits was not looked for: {why}",))
+        return Mixed({})
     rounded = {plan.constant: decode(plan) for plan in items}
-    if not all(np.isfinite(values).all() for values in rounded.values()):
-        items = [plan for plan in items if np.isfinite(rounded[plan.constant]).all()]
-    trials = Trials(graph, [plan.constant for plan in items], feeds, context.threads)
+    found = costliest(graph, rounded, more, room, context, least_db=least_db)
+    wider = {constant: wide[constant] for constant in found.constants}
+    apart = "" if context.calibration is not None else ", on made-up inputs"
+    told = f"{len(wider)} of {len(narrow)} weights take 8 bits: they cost the outputs most{apart}"
+    return Mixed(wider, (found.why_not,) if found.why_not else (told,) if wider else ())
 
-    def noise(plans: Sequence[Plan]) -> float:
-        return trials.noise({plan.constant: rounded[plan.constant] for plan in plans}, len(feeds))
+
+@dataclass(frozen=True)
+class Costliest:
+    """The weights that cost the outputs most; empty, with the reason, where that could not be told."""
+
+    constants: tuple[Constant, ...] = ()
+    why_not: str = ""
+
+
+def costliest(
+    graph: Graph,
+    rounded: Mapping[Constant, Array],
+    more: Mapping[Constant, int],
+    room: float,
+    context: PassContext,
+    *,
+    least_db: float,
+) -> Costliest:
+    """The weights that are better left as they are, those first that cost the outputs most for their bytes.
+
+    Args:
+        rounded: what each weight is in few bits.
+        more: bytes that it takes beyond that in more bits.
+        room: bytes that there are for it.
+        least_db: what the outputs shall keep; no more weights than that takes.
+    """
+    feeds = _samples(context)
+    if not feeds or sum(constant.nbytes for constant in rounded) > MOST_BYTES:
+        why = "there are no samples to run on" if not feeds else "they are too large to be held in memory twice"
+        return Costliest(why_not=f"which weights need 8 bits was not looked for: {why}")
+    items = [constant for constant, values in rounded.items() if np.isfinite(values).all()]
+    trials = Trials(graph, items, feeds, context.threads)
+
+    def noise(constants: Sequence[Constant]) -> float:
+        return trials.noise({constant: rounded[constant] for constant in constants}, len(feeds))
 
     allowed, total = 10 ** (-least_db / 10), noise(items)
     if total <= allowed or not np.isfinite(total):
-        return Mixed({}, {})
-    groups = costly_first(items, noise, lambda plan: max(more[plan.constant], 1), looks=LOOKS)
+        return Costliest()
+    groups = costly_first(items, noise, lambda constant: max(more[constant], 1), looks=LOOKS)
     scale = total / max(sum(group.noise for group in groups), 1e-30)  # single errors add up to about the whole
-    found, alone = {}, {}
+    found: list[Constant] = []
     for group in groups:
-        cost = sum(more[plan.constant] for plan in group.items)
+        cost = sum(more[constant] for constant in group.items)
         if total <= allowed:
             break
-        if cost > room:
-            continue
-        room -= cost
-        total -= group.noise * scale
-        for plan in group.items:
-            found[plan.constant] = wide[plan.constant]
-            if len(group.items) == 1:
-                alone[plan.constant] = -10 * float(np.log10(max(group.noise, 1e-30)))
-    apart = "" if context.calibration is not None else ", on made-up inputs"
-    notes = (f"{len(found)} of {len(narrow)} weights take 8 bits: they cost the outputs most{apart}",) if found else ()
-    return Mixed(found, alone, notes)
+        if cost <= room:
+            room -= cost
+            total -= group.noise * scale
+            found += group.items
+    return Costliest(tuple(found))
 
 
 def _samples(context: PassContext) -> list[dict[str, np.ndarray[Any, Any]]]:
