@@ -33,6 +33,11 @@ COMMANDS = (
     "bench model.onnx --seconds 0.1",
     "data check model.onnx --data data.npz",
     "init model.onnx",
+    "explain model.onnx --data data.npz --no-times",
+    "explain model.onnx model.onnx --data data.npz --no-times",
+    "plan model.onnx --data data.npz --no-bench",
+    "ranges model.onnx -o ranges.json",
+    "compare model.onnx model.onnx --allow-random --no-bench",
 )
 
 

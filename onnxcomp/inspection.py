@@ -185,6 +185,7 @@ def _prospects(graph: Graph, context: PassContext) -> list[Prospect]:
     with contextlib.suppress(ModelError):  # functions of another opset stay, and passes leave them alone
         inline_functions(opened)
     lift_weights(opened)
+    tried = {True: opened.clone(), False: graph.clone()}  # by whether a pass may lose something
     for name in registry.names():
         cls = registry.find(name)
         try:
@@ -197,10 +198,13 @@ def _prospects(graph: Graph, context: PassContext) -> list[Prospect]:
             found.append(Prospect(name, item.promises().value, _reach(cls, opened, operators)))
             continue
         try:
-            outcome = item.run((opened if lossy else graph).clone(), context)
+            outcome = item.run(tried[lossy], context)
         except OnnxcompError as error:
             found.append(Prospect(name, item.promises().value, error.what))
+            tried[lossy] = (opened if lossy else graph).clone()
             continue
+        if outcome.changes:  # what a pass left as it was serves the next one: a copy of deep bodies takes its time
+            tried[lossy] = (opened if lossy else graph).clone()
         words = outcome.summary or (f"{len(outcome.changes)} changes" if outcome.changes else "nothing to do")
         found.append(Prospect(name, item.promises().value, words, len(outcome.changes)))
     return found

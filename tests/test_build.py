@@ -198,20 +198,25 @@ def test_external_data_is_part_of_a_model(project: Path) -> None:
 def test_data_folders_and_functions_are_followed(project: Path) -> None:
     (project / "feeds").mkdir()
     (project / "feeds" / "one.txt").write_text("1")
-    (project / "gen.py").write_text("def feeds():\n    yield {}\n")
+    (project / "gen.py").write_text("import near\ndef feeds():\n    yield {}\n")
+    (project / "near.py").write_text("x = 1\n")
+    (project / "enc.json").write_text("{}")
     (project / "onnxcomp.toml").write_text(
         '[[model]]\npath = "a.onnx"\ndata = "gen.py:feeds"\nmetric = "gen.py:feeds:min"\ndepends = ["feeds"]\n'
-        '[[model]]\npath = "b.onnx"\ndata = "no_such_package.module:feeds"\n'
+        '[[model]]\npath = "b.onnx"\ndata = "no_such_package.module:feeds"\npasses = "quantize-qdq{ranges=enc.json}"\n'
     )
     found = config.load(project)
     hashes = Hashes(project, project / "none.json")
     parts = [fingerprint.parts_of(entry, hashes) for entry in found.models]
     (project / "feeds" / "two.txt").write_text("2")
-    (project / "gen.py").write_text("def feeds():\n    yield {'x': 1}\n")
+    (project / "gen.py").write_text("import near\ndef feeds():\n    yield {'x': 1}\n")
+    (project / "near.py").write_text("x = 2\n")
+    (project / "enc.json").write_text("{ }")
     now = [fingerprint.parts_of(entry, hashes) for entry in found.models]
-    assert fingerprint.changes(parts[0], now[0]) == ["feeds changed", "gen.py changed"]
-    (word,) = fingerprint.changes(parts[1], now[1])
-    assert "name it in depends" in word
+    assert fingerprint.changes(parts[0], now[0]) == ["feeds changed", "gen.py changed", "near.py changed"]
+    word, ranges = fingerprint.changes(parts[1], now[1])
+    assert "enc.json changed" in (word, ranges)
+    assert "name it in depends" in word + ranges
 
 
 def test_an_unchanged_build_loads_no_runtime(built: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import builders
@@ -14,6 +14,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 import onnxcomp
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.inspection import inspect
+from onnxcomp.manager import registry
 
 FLOAT, INT64, DOUBLE, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.DOUBLE, TensorProto.BOOL
 Port = tuple[str, int, Sequence[int | str] | None]
@@ -241,6 +242,20 @@ def test_prospects_see_weights_in_constant_nodes_and_tell_what_a_pass_would_real
     assert told["quantize-qdq"] == "1 weights, 100.0% of the parameters; needs calibration data"
     assert "nothing to do" in told["quantize-dynamic"], "no convolution is quantized at run time"
     assert told["convert-float16"].startswith("1 of 1 float32 nodes")
+
+
+@pytest.mark.parametrize("make", [tagger, picture_and_numbers], ids=lambda make: make.__name__)
+def test_what_is_told_of_a_pass_does_not_depend_on_those_before_it(
+    make: Callable[[], ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = builders.save(make(), tmp_path / "model.onnx")
+    together = {p.name: p for p in inspect(path).prospects}
+    names = registry.names()
+    for name in names:
+        monkeypatch.setattr(registry, "names", lambda name=name: [name])
+        (alone,) = inspect(path).prospects
+        assert alone == together[name]
+    assert together.keys() == set(names)
 
 
 def test_rows_of_a_constant_node_are_counted(tmp_path: Path) -> None:
