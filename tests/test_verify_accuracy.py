@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import builders
 import numpy as np
@@ -12,8 +13,16 @@ from onnx import TensorProto, helper
 
 from onnxcomp.data.metric import Metric, parse_metric, right, top1
 from onnxcomp.errors import ModelError
-from onnxcomp.verify.accuracy import accuracy, interval, predict
+from onnxcomp.results import Accuracy
+from onnxcomp.verify.accuracy import interval, predict
 from onnxcomp.verify.judge import judge
+
+
+def accuracy(*models: Any, **options: Any) -> Accuracy:
+    """What the metric tells in `judge`."""
+    found = judge(*models, **options)[1]
+    assert found is not None
+    return found
 
 
 class Given:

@@ -6,6 +6,7 @@ import importlib.util
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import builders
 import ml_dtypes
@@ -18,14 +19,18 @@ from onnx import TensorProto, helper
 
 from onnxcomp.data.metric import parse_metric
 from onnxcomp.errors import DataError, ModelError
-from onnxcomp.results import OutputFidelity
+from onnxcomp.results import Fidelity, OutputFidelity
 from onnxcomp.runtime.closeness import WORST_DB, Tally
 from onnxcomp.verify import pair
-from onnxcomp.verify.fidelity import fidelity
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.pair import Runner
 
 Arrays = list[np.ndarray]
+
+
+def fidelity(*models: Any, **options: Any) -> Fidelity:
+    """The closeness that `judge` finds."""
+    return judge(*models, **options)[0]
 
 
 def tallied(before: np.ndarray, after: np.ndarray, rows: int | None = None) -> OutputFidelity:

@@ -55,29 +55,6 @@ def predict(
     return collected.outputs(0)
 
 
-def accuracy(
-    before: Path,
-    after: Path,
-    samples: Samples,
-    metric: Metric,
-    *,
-    provider: str = "cpu",
-    threads: int = 0,
-    progress: Progress = SILENT,
-) -> Accuracy:
-    """A task metric of both models on the same samples.
-
-    Raises:
-        ModelError: a model does not load or run, or their inputs or outputs differ.
-        DataError: there are no samples, or they do not fit, or the metric refuses them.
-        EnvironmentLacksError: the provider does not run on this machine.
-    """
-    collected = Collected()
-    for answer in Runner(before, after, provider=provider, threads=threads).answers(samples, progress=progress):
-        collected.add(answer)
-    return scored(metric, collected, samples.labels)
-
-
 def scored(metric: Metric, collected: Collected, labels: Array | None) -> Accuracy:
     """The metric of both models, and how much worse the second is: positive means worse, whichever way it points."""
     outputs = [collected.outputs(model) for model in (0, 1)]
