@@ -69,19 +69,26 @@ class Climb:
         return best
 
     def _pruned(self, best: Measured) -> list[Measured]:
-        """Ever less is kept while that holds; with training from where it does not without. All that held, in order."""
-        unpruned, training, held = best, False, [best]
-        for share in SHARES:
-            prune = PRUNE.format(what=self.aim.prunes, share=share)
-            taken = None if training else self._take(best, _before_integers(unpruned.spec, (prune,)))
-            if taken is None and trains(self.study.job):
-                training = True
-                taken = self._take(best, _before_integers(unpruned.spec, (prune, TRAIN)))
-            if taken is None:
-                break
-            best = taken
-            held.append(best)
+        """As little is kept as holds; less with training. All that held, the widest first."""
+        held = [best]
+        kept = self._narrowest(best.spec, (), held, -1)
+        if trains(self.study.job):
+            self._narrowest(best.spec, (TRAIN,), held, kept)
         return held
+
+    def _narrowest(self, unpruned: str, training: tuple[str, ...], held: list[Measured], holds: int) -> int:
+        """The last of SHARES that holds, found by halving; a step on real models takes minutes. What held is added."""
+        fails = len(SHARES)
+        while fails - holds > 1:
+            middle = (holds + fails) // 2
+            prune = PRUNE.format(what=self.aim.prunes, share=SHARES[middle])
+            taken = self._take(held[-1], _before_integers(unpruned, (prune, *training)))
+            if taken is None:
+                fails = middle
+            else:
+                holds = middle
+                held.append(taken)
+        return holds
 
     def _few_bits(self, best: Measured, widths: Sequence[Measured]) -> Measured:
         """Weights are trained on four, then two bits; where the narrowest widths do not hold so, those before them."""
@@ -131,7 +138,8 @@ class Climb:
     def _figures(self, found: Measured) -> str:
         size = f"{found.bytes / max(self.study.stats.bytes, 1):.1%} of the size"
         time = "" if found.latency_ratio is None else f", {found.latency_ratio:.2f} of the time"
-        drop = "" if found.drop is None else f", metric {-found.drop:+.4f}"
+        moved = f"{-found.drop:+.4f}" if found.drop and round(found.drop, 4) else "±0"
+        drop = "" if found.drop is None else f", metric {moved}"
         return f"{size}{time}{drop}"
 
 
