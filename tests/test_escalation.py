@@ -110,6 +110,15 @@ def test_few_bits_go_with_the_width_before_where_the_narrowest_does_not_hold_so(
     assert "params=0.5" in taken and "bits=2" in taken and "store-weights{least_sqnr=20.0}" in taken
 
 
+def test_steps_that_keep_clearly_more_stand_in_where_the_last_does_not_hold(study: FakeStudy) -> None:
+    climb = Climb(study, recipes.AIMS["smallest"])  # type: ignore[arg-type]
+    decibels = (40.0, 30.0, 29.5, 20.0, 15.0, 14.8, 14.0)
+    climb.taken = [replace(study.trial("cleanup"), spec=str(db), sqnr_db=db) for db in decibels]
+    assert climb.spare() == ["15.0", "20.0"], "the nearest of those that keep at least 1 dB more, each"
+    climb.taken = climb.taken[:1]
+    assert climb.spare() == []
+
+
 def test_the_safest_prunes_nothing_and_keeps_decisions(study: FakeStudy) -> None:
     climb, spec = climbed(study, "safest")
     assert "prune" not in spec

@@ -30,8 +30,7 @@ def unsound(fidelity: Fidelity | None, accuracy: Accuracy | None, budget: Budget
     if fidelity.untold:
         return f"the rows of output {fidelity.untold[0]} depend on the values, and nothing tells whether they are right"
     worst = fidelity.worst_db
-    judged = accuracy is not None and budget.max_drop is not None  # a student that was trained has scores of its own
-    least = budget.min_sqnr if budget.min_sqnr is not None else 0.0 if judged else COLLAPSED_SQNR_DB
+    least = COLLAPSED_SQNR_DB if budget.min_sqnr is None else budget.min_sqnr
     if worst is not None and worst < least:
         return f"SQNR {worst:.1f} dB is below {least:g} dB{_where(fidelity)}"
     agreement = fidelity.least_agreeing

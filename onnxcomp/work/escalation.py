@@ -19,6 +19,7 @@ WORTH = 0.99  # of the score before: a step that leaves more is no gain
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.035, 0.025)
 PRUNE, TRAIN = "prune-channels{{{what}={share}}}", "distill{epochs=4.0}"
 FEW_BITS = tuple(f"distill{{epochs=6.0,bits={bits},edge_bits=4,granularity=tensor}}" for bits in (4, 2))
+SPARE, CLOSER_DB = 2, 1.0  # steps that stand in for the last, and what each keeps more than the one behind it
 STEPS_BACK = 2  # widths that are tried with few bits after the narrowest that held
 COARSER = "store-weights{least_sqnr=20.0}"  # what may be stored more coarsely where bytes are the aim
 WRITTEN = "compact{provenance=false}"
@@ -30,11 +31,13 @@ class Climb:
 
     Attributes:
         notes: each step, taken or left, and why.
+        taken: the figures of those that were taken, in order.
     """
 
     study: Study
     aim: recipes.Aim
     notes: list[str] = field(default_factory=list)
+    taken: list[Measured] = field(default_factory=list)
 
     @property
     def start(self) -> str:
@@ -55,6 +58,21 @@ class Climb:
             best = self._take(best, _replaced(best.spec, COARSER)) or best
             best = self._take(best, f"{best.spec},{WRITTEN}") or best
         return best.spec
+
+    def spare(self) -> list[str]:
+        """Specs for where the last one does not hold on other samples: steps before it that keep clearly more.
+
+        A metric on few samples has luck in it, and the last of many steps the most; noise of the outputs has little.
+        """
+        found: list[str] = []
+        if not self.taken or self.taken[-1].sqnr_db is None:
+            return found
+        least = self.taken[-1].sqnr_db + CLOSER_DB
+        for step in reversed(self.taken[:-1]):
+            if len(found) < SPARE and step.sqnr_db is not None and step.sqnr_db >= least:
+                found.append(step.spec)
+                least = step.sqnr_db + CLOSER_DB
+        return found
 
     def _form(self) -> Measured:
         """The recipe that the aim likes best."""
@@ -112,6 +130,8 @@ class Climb:
         why = self._against(found, best)
         word = "left" if why else "took"
         self.notes.append(f"{self.aim.name}: {word} {_last(spec)}: {why or self._figures(found)}")
+        if not why:
+            self.taken.append(found)
         return None if why else found
 
     def _measured(self, spec: str) -> Measured:

@@ -137,6 +137,8 @@ def escalate(study: Study, aim: recipes.Aim) -> Proposed:
         proposed.why = "no step made the model better for this aim and kept it right"
         return proposed
     proposed.candidates = [Candidate(Pipeline.parse(spec), result, True, True)]
+    for other in climb.spare():
+        proposed.candidates.append(Candidate(Pipeline.parse(other), study.run(other), True, True))
     return proposed
 
 
