@@ -87,7 +87,8 @@ def made(model: Path, data: Path, spec: str, flags: list[str], out: Path) -> Pat
     """The model in one form."""
     if not spec:
         return model
-    words = ["optimize", str(model), "--data", str(data), *flags, "--passes", spec, "--no-bench", "-q", "-o", str(out)]
+    words = ["optimize", str(model), "--data", str(data), *flags, "--passes", spec, "-q", "-o", str(out)]
+    words += ["--no-bench", "--calib-samples", "256", "--eval-samples", "200"]
     subprocess.run([sys.executable, "-m", "onnxcomp", *words], check=True)
     return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,6 +286,34 @@ def test_telemetry_of_the_runtime_is_off_unless_the_user_has_said_otherwise() ->
         environment |= {} if given is None else {"ORT_DISABLE_TELEMETRY": given}
         done = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == wanted
+
+
+def test_nothing_is_written_but_what_is_named_and_the_own_cache(
+    digits: Path, digits_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    home, scratch, inputs, work = (tmp_path / name for name in ("home", "scratch", "inputs", "work"))
+    for folder in (home, scratch, inputs, work):
+        folder.mkdir()
+    model, data = (Path(shutil.copy(path, inputs)) for path in (digits, digits_data[0]))
+    before = {path: path.read_bytes() for path in inputs.iterdir()}
+    environment = {k: v for k, v in os.environ.items() if k not in ("XDG_CACHE_HOME", "LOCALAPPDATA")}
+    environment |= {"HOME": str(home), "USERPROFILE": str(home), "TMPDIR": str(scratch), "TEMP": str(scratch)}
+    for words in (
+        ["optimize", model, "--data", data, "--passes", "fuse-batchnorm,quantize-qdq", "--html", "page.html"],
+        ["compare", model, "digits-cnn.opt.onnx", "--data", data, "--json", "table.json", "--no-bench"],
+        ["explain", model, "digits-cnn.opt.onnx", "--data", data, "--json", "why.json", "--no-times"],
+        ["plan", model, "--data", data, "-o", "plan.toml", "--no-bench"],
+        ["data", "check", model, "--data", data],
+        ["ranges", "digits-cnn.opt.onnx", "-o", "model.encodings"],
+    ):
+        command = [sys.executable, "-m", "onnxcomp", *map(str, words), "-q"]
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode in (0, 13), done.stderr
+    assert {path.relative_to(home).parts[:2] for path in home.rglob("*") if path.is_file()} <= {(".cache", "onnxcomp")}
+    assert not list(scratch.iterdir())
+    assert {path: path.read_bytes() for path in inputs.iterdir()} == before
+    told = {"digits-cnn.opt.onnx", "digits-cnn.opt.json", "page.html", "table.json", "why.json"}
+    assert {path.name for path in work.iterdir()} - {"plan.toml"} == told | {"digits-cnn.data.png", "model.encodings"}
 
 
 def test_the_training_worker_hears_of_telemetry_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,12 +39,12 @@ onnxcomp() {
 """
 
 
-def steps(page: str) -> list[tuple[str, str]]:
-    """(language, text) of the blocks that run, in order."""
+def steps(page: str) -> list[tuple[str, str, str]]:
+    """(language, name of the file that it is, text) of the blocks that run, in order."""
     found = FENCE.findall((ROOT / page).read_text(encoding="utf-8"))
     unknown = {kind for kind, _, _ in found} - SHOWN - {"sh", "python"}
     assert not unknown, f"{page} has blocks that nobody runs: {unknown}"
-    return [(kind, text) for kind, mark, text in found if kind not in SHOWN and mark != "elsewhere"]
+    return [(kind, mark, text) for kind, mark, text in found if kind not in SHOWN and mark != "elsewhere"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,9 @@ def test_every_block_of_a_page_runs_after_the_one_before(page: str, stage: Path,
     shutil.copytree(stage, tmp_path, dirs_exist_ok=True)
     todo = steps(page)
     assert todo
-    for kind, text in todo:
+    for kind, name, text in todo:
+        if name:
+            (tmp_path / name).write_text(text, encoding="utf-8")
         command = ["bash", "-c", SHELL + text] if kind == "sh" else [sys.executable, "-c", text]
         environment = os.environ | {"PYTHON": sys.executable}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
