@@ -59,7 +59,8 @@ CHAINS = (
           'distill{epochs=10,bits=2,bits_of=["*fc2*:4","*fc3*:4"],granularity=tensor,augment=[crop],padding=1},'
           "compact{provenance=false}", 48, 0.9815),
     Chain("resnet20", "resnet20-cifar10", "cifar10",
-          'fold-constants,cleanup,distill{epochs=6,bits=2,edge_bits=8,bits_of=["/layer1/*:4"],augment=[flip,crop]},'
+          'fold-constants,cleanup,distill{epochs=4,bits=2,edge_bits=4,bits_of=["/layer1/*:4","/layer2/*:4"],'
+          "granularity=tensor,augment=[flip,crop]},"
           "compact{provenance=false}", 12, 0.8495),
 )  # fmt: skip
 
