@@ -1,4 +1,4 @@
-"""How small can a model be that plain ONNX Runtime runs? Runs each chain of the table and writes docs/search.md.
+"""How small can a model be that plain ONNX Runtime runs? Runs each chain of the table and writes docs/searching.md.
 
     python benchmarks/headline.py [NAME]... [--models FOLDER]
 
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from common import ROOT, keep, machine, need_assets, onnxcomp, table, write_page
 
-PAGE = ROOT / "docs" / "search.md"
+PAGE = ROOT / "docs" / "searching.md"
 APART = {"mnist": 2000, "cifar10": 500}  # samples of the training set that judge the run
 CIFAR = ("--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
 LENET = (
