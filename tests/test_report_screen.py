@@ -11,7 +11,7 @@ from rich.console import Console
 
 from onnxcomp.report.screen import show
 from onnxcomp.report.tables import count_text, size_text, table
-from onnxcomp.results import Agreement, BudgetLine, Report
+from onnxcomp.results import Agreement, BudgetLine, PassRecord, Report
 
 
 def shown(report: Report, width: int, *, terminal: bool = True) -> str:
@@ -66,6 +66,8 @@ def test_zeros_are_named_where_they_are_news() -> None:
     report.verdict = "accepted"
     report.before = replace(report.before, parameters=1000, nonzero_parameters=1000)
     report.after = replace(report.after, parameters=1000, nonzero_parameters=100)
+    assert "of the parameters zero" not in shown(report, 120)  # rounding made them
+    report.passes.append(PassRecord("prune-weights", "prune-weights", "lossy", 1.0, 1, metrics={"zero_share": 0.9}))
     assert "90.0% of the parameters zero" in shown(report, 120).splitlines()[1]
     report.before = replace(report.before, nonzero_parameters=100)
     assert "of the parameters zero" not in shown(report, 120)

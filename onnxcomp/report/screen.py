@@ -88,7 +88,12 @@ def _lost_words(report: Report) -> list[str]:
 
 
 def _pruned_words(report: Report) -> list[str]:
-    """Zeros do not make a file smaller, and are worth saying where there are more than before."""
+    """Zeros do not make a file smaller, and are worth saying where a pass made them on purpose.
+
+    Small weights that came to stand on a level of 0 when they were rounded are no news.
+    """
+    if not any("zero_share" in record.metrics for record in report.passes):
+        return []
     before, after = _zero_share(report.before), _zero_share(report.after)
     return [f"{after:.1%} of the parameters zero"] if after >= before + 0.05 else []
 
