@@ -251,6 +251,18 @@ def test_the_kind_of_an_answer_is_guessed(kind: str, values: Array, inputs: Name
         assert worse.value is not None and worse.value < 0.9
 
 
+def test_masks_are_compared_by_area():
+    before = np.zeros((ROWS, 1, 8, 8), np.float32)
+    before[:, :, 1:5, 1:5] = 0.9
+    after = np.roll(before, 1, axis=3)  # 12 of 16 pixels stay, 4 come in
+    found = one(before, after, tail="Sigmoid")
+    assert found.measure == "same yes or no at 0.5, IoU"
+    assert found.value == pytest.approx(12 / 20)
+    flat = one(before.reshape(ROWS, 64), after.reshape(ROWS, 64), tail="Sigmoid")
+    assert flat.measure == "same yes or no at 0.5, F1"
+    assert flat.value == pytest.approx(2 * 12 / 32)
+
+
 def test_a_state_decides_nothing():
     inputs = {"x": normal(ROWS, 64), "state": normal(2, ROWS, 16)}
     outputs = {"y": sigmoid(normal(ROWS, 1)), "next": normal(2, ROWS, 16, seed=3)}

@@ -13,6 +13,7 @@ from onnxcomp.verify.tasks.base import KINDS, LEAST, Measure
 
 FEW_YES = 10
 MOST_FLIPS = 24  # that are named
+MASK_AXES = 4  # samples, one class or several, height, width
 
 
 class Classes(Measure):
@@ -64,7 +65,8 @@ class Decisions(Measure):
     """Yes or no at a threshold: 0.5 for probabilities, 0 for other numbers.
 
     Where there is more than one number a sample, no is usual: then those that either model says yes to count, as
-    F1 = 2 both / (yes of one + yes of the other).
+    F1 = 2 both / (yes of one + yes of the other). Of masks, which have a height and a width, the area that both say yes
+    to counts as a share of what either does: IoU = both / (yes of one + yes of the other - both).
     """
 
     kind = "decisions"
@@ -72,12 +74,14 @@ class Decisions(Measure):
     def __init__(self, output: str, threshold: float, *, kind: str = "decisions") -> None:
         self.kind, self.outputs, self.threshold = kind, (output,), threshold
         self.samples = self.places = self.equal = self.both = self.yes = self.other = 0
+        self.mask = False
 
     def add(self, before: Mapping[str, Array], after: Mapping[str, Array], rows: int) -> None:
         """Count one batch."""
         a, b = (side[self.outputs[0]] for side in (before, after))
         self.samples += rows
         self.places += a.size
+        self.mask = a.ndim == MASK_AXES
         if a.shape != b.shape:
             return
         first, second = a > self.threshold, b > self.threshold
@@ -87,16 +91,19 @@ class Decisions(Measure):
         self.other += int(second.sum())
 
     def result(self) -> Agreement:
-        """F1 of yes, or the share of equal decisions."""
+        """F1 or IoU of yes, or the share of equal decisions."""
         doubts = _few(self.samples)
         several = self.places > self.samples
         rare = several and self.yes >= FEW_YES
         if self.samples >= LEAST and self.yes in (0, self.places):
             doubts.append(f"the original says {'no' if self.yes == 0 else 'yes'} to every sample")
-        value = None
+        value, words = None, f"{KINDS['decisions']} at {self.threshold:g}"
         if self.places:
-            value = 2 * self.both / (self.yes + self.other) if rare else self.equal / self.places
-        words = f"{KINDS['decisions']} at {self.threshold:g}{', F1' if rare else ''}"
+            value = self.equal / self.places
+        if rare and self.mask:
+            value, words = self.both / (self.yes + self.other - self.both), f"{words}, IoU"
+        elif rare:
+            value, words = 2 * self.both / (self.yes + self.other), f"{words}, F1"
         return Agreement(self.kind, self.outputs, words, value, self.samples, doubts=tuple(doubts))
 
 
