@@ -97,7 +97,8 @@ class Decisions(Measure):
         rare = several and self.yes >= FEW_YES
         if self.samples >= LEAST and self.yes in (0, self.places):
             doubts.append(f"the original says {'no' if self.yes == 0 else 'yes'} to every sample")
-        value, words = None, f"{KINDS['decisions']} at {self.threshold:g}"
+        value: float | None = None
+        words = f"{KINDS['decisions']} at {self.threshold:g}"
         if self.places:
             value = self.equal / self.places
         if rare and self.mask:
