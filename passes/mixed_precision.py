@@ -51,7 +51,9 @@ class MixedPrecision(Pass):
     min_speedup: float = option(0.0, "time before over time after, at least; 0: no limit", minimum=0)
     max_drop: float | None = option(None, "largest loss of the metric, where labels are given", minimum=0)
     forms: tuple[str, ...] = option((), "forms that may be taken, beside float; empty means all that the target runs")
-    front: int = option(0, "so many points of time, size and error are told beside the one that is taken", minimum=0)
+    front: int = option(
+        0, "so many points of time, size and error are told beside the one that is taken", minimum=0, maximum=1000
+    )
     isa: Literal["portable", "native"] = option(
         "portable", "weights safe on every x86, or best on CPUs with VNNI (and ARM, GPUs)"
     )

@@ -105,3 +105,13 @@ def test_what_a_run_decides_is_written_beside_its_result(folder: Path, tmp_path:
     report = json.loads((tmp_path / "o.json").read_text())
     record = next(p for p in report["passes"] if p["name"] == "mixed-precision")
     assert Plan.read(tmp_path / "o.plan.toml").data() == record["documents"]["plan"]
+
+
+@pytest.mark.parametrize("points", ["1", "1000000000"])
+def test_points_of_the_front_are_bounded(
+    folder: Path, points: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    code, (error, *_) = refused(capsys, "plan", "m.onnx", "--data", "d.npz", "--points", points)
+    assert code == 2
+    assert "2<=x<=1000" in error

@@ -20,7 +20,7 @@ WRITES = ("model", "output", "passes", "recipe", "plan", "teacher", "report", "h
 @click.argument("model", type=click.Path(path_type=Path))
 @options.settings(Job, without=WRITES)
 @options.option(
-    "--points", group="First", type=click.IntRange(min=2), default=8, show_default=True, help="Of the front, about."
+    "--points", group="First", type=click.IntRange(2, 1000), default=8, show_default=True, help="Of the front, about."
 )
 @options.option("--point", group="First", type=int, help="Write this point of the front to -o, not the measured one.")
 @options.option(

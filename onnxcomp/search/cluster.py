@@ -106,7 +106,8 @@ def found_table(order: Mapping[str, Any], folders: list[Path]) -> dict[str, Any]
     """
     there: dict[str, str] = {}
     for path, sha256 in order["files"].items():
-        places = [Path(order["folder"], path), *(folder / Path(path).name for folder in folders)]
+        kept = (folder / name for folder in folders for name in (path, Path(path).name))
+        places = [Path(order["folder"], path), *kept]
         place = next((place for place in places if place.is_file() and sha256_of(place) == sha256), None)
         if place is None:
             raise DataError(
