@@ -216,6 +216,30 @@ def test_the_choice_of_a_recipe_is_replayed_too(
     assert any("not used" in note and "no gain" in note for note in third.notes)
 
 
+def test_the_recipe_that_a_table_decides_is_the_same_where_nothing_is_timed(
+    digits: Path, digits_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "TRIAL_SECONDS", 0.02)
+    table = tmp_path / "times.json"
+    options = {"data": digits_data[0], "cost_table": table, "bench_seconds": 0.05, **FAST}
+    onnxcomp.optimize(digits, output=tmp_path / "a.onnx", **options | {"bench": True})
+    content = json.loads(table.read_text())
+    trials = [key for key in content["entries"] if key.startswith("comparison")]
+    for key in trials:  # what is smaller and slower is no gain where latency is the aim
+        content["entries"][key] |= {"speedup": 0.5, "speedup_interval": [0.49, 0.51]}
+    table.write_text(json.dumps(content))
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("timed although nothing was to be")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(judging, "compare", never)
+        report = onnxcomp.optimize(digits, output=tmp_path / "b.onnx", **options)
+    assert not report.benchmarks
+    assert any("no gain" in note and "2.00 of the time" in note for note in report.notes)
+    assert sum(key.startswith("comparison") for key in json.loads(table.read_text())["entries"]) == len(trials)
+
+
 def test_a_table_that_nothing_asks_is_mentioned(digits: Path, digits_data: tuple[Path, Path], tmp_path: Path) -> None:
     options = {"data": digits_data[0], "passes": DEFAULT, "target": "tensorrt", "cost_table": tmp_path / "t.json"}
     report = onnxcomp.optimize(digits, output=tmp_path / "a.onnx", **options, **FAST)

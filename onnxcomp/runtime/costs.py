@@ -194,9 +194,12 @@ class MeasuredCosts:
 
     def comparison(self, before: Graph, after: Graph, measure: Callable[[], Benchmark]) -> Benchmark:
         """How two graphs compare, by `measure` if the table does not know; that has no spread of calls then."""
-        what = f"comparison with {signature(before, self.feed)}"
-        found = self._known(self._key(what, after), lambda: _figures(measure()))
-        return Benchmark(**{**found, "speedup_interval": tuple(found["speedup_interval"])})
+        return _benchmark(self._known(self._pair(before, after), lambda: _figures(measure())))
+
+    def recorded(self, before: Graph, after: Graph) -> Benchmark | None:
+        """The same where the table knows it, else None: nothing is measured."""
+        found = self.table.entries.get(self._pair(before, after))
+        return None if found is None else _benchmark(found)
 
     def _known(self, key: str, measure: Callable[[], Any]) -> Any:
         """From the table, else measured and entered; what is used is what was entered, to the last digit."""
@@ -207,6 +210,9 @@ class MeasuredCosts:
 
     def _key(self, what: str, graph: Graph) -> str:
         return f"{what}:threads={self.threads}:{signature(graph, self.feed)}"
+
+    def _pair(self, before: Graph, after: Graph) -> str:
+        return self._key(f"comparison with {signature(before, self.feed)}", after)
 
     def _latency(self, first: Graph, graph: Graph, first_ms: float | None) -> float:
         """Of a graph whose speed is compared with that of the first one; of that one itself where None is given."""
@@ -230,7 +236,7 @@ def _sound(key: str, value: Any) -> bool:
     if not key.startswith("comparison with "):
         return True  # nobody asks for it
     try:
-        found = Benchmark(**{**value, "speedup_interval": tuple(value["speedup_interval"])})
+        found = _benchmark(value)
     except (TypeError, KeyError):
         return False
     times = [*found.before_ms.values(), *found.after_ms.values()] if isinstance(found.before_ms, dict) else []
@@ -251,6 +257,10 @@ def _figures(found: Benchmark) -> dict[str, Any]:
     figures["speedup"] = round(found.speedup, 6)
     figures["speedup_interval"] = [round(end, 6) for end in found.speedup_interval]
     return {key: value for key, value in figures.items() if value is not None}
+
+
+def _benchmark(figures: dict[str, Any]) -> Benchmark:
+    return Benchmark(**{**figures, "speedup_interval": tuple(figures["speedup_interval"])})
 
 
 def signature(graph: Graph, feed: Feeds) -> str:

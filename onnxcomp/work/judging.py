@@ -55,7 +55,7 @@ class Measurements:
     notes: tuple[str, ...] = ()
 
 
-Timed = Callable[[Graph, Path, Feeds], Benchmark]
+Timed = Callable[[Graph, Path, Feeds], Benchmark | None]
 
 
 @dataclass
@@ -98,18 +98,21 @@ class Judge:
     def candidate(self, graph: Graph, *, samples: int | None = None, timed: bool = True) -> Measurements:
         """What a candidate comes to on the selection samples, or on the first of them, and in a short benchmark.
 
+        Where nothing is to be measured the cost table still tells what it holds.
+
         Raises:
             ModelError: the runtime refuses it.
         """
         path, files = self._written(graph, "candidate.onnx")
         select = self.select if samples is None else self.select.head(samples)
-        timing = self._trial_benchmark if timed else None
+        timing = (self._trial_benchmark if self.bench else self._recorded) if timed else None
         return self._measure(graph, path, files, select, self._selection_metric(), timing)
 
     def final(self, graph: Graph, name: str) -> Measurements:
         """Everything the report says of the result, measured on a file with the bytes that will be written."""
         path, files = self._written(graph, name)
-        found = self._measure(graph, path, files, self.samples, self.metric, self._benchmark)
+        timing = self._benchmark if self.bench else None
+        found = self._measure(graph, path, files, self.samples, self.metric, timing)
         notes = [target.why_not] if (target := find(self.context.target)).why_not else []
         notes += self._compiled(target, path)
         found = replace(found, notes=(*found.notes, *notes), on_integers=self._on_integers(graph))
@@ -200,7 +203,7 @@ class Judge:
             notes += _meaningless(fidelity)
         if self.bench and timed is not None and (missing := self._missing()):
             notes.append(missing)
-        elif self.bench and timed is not None:
+        elif timed is not None:
             benchmark = timed(graph, path, next(iter(samples.batches(1))))
         size = sum(file.stat().st_size for file in files)
         stats = cost.stats(graph, context.operators, file_bytes=size, sample=context.sample_shapes)
@@ -227,6 +230,11 @@ class Judge:
             with self.alone():
                 return self._compared(path, feed, TRIAL_SECONDS)
         return self.costs.comparison(self.source.graph, graph, lambda: self._compared(path, feed, TRIAL_SECONDS))
+
+    def _recorded(self, graph: Graph, path: Path, feed: Feeds) -> Benchmark | None:
+        """What an earlier run measured of the same graphs; nothing is measured."""
+        del path, feed
+        return None if self.costs is None else self.costs.recorded(self.source.graph, graph)
 
     def _compared(self, path: Path, feed: Feeds, seconds: float) -> Benchmark:
         progress = self.context.progress
