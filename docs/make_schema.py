@@ -1,20 +1,23 @@
-"""What may stand in onnxcomp.toml? This writes docs/onnxcomp.schema.json, for editors, from the dataclasses.
+"""What may stand in onnxcomp.toml and in a plan? This writes their schemas in docs/, for editors, from the dataclasses.
 
-python docs/make_schema.py          # tests/test_config.py fails while the file is out of date
+python docs/make_schema.py          # tests/test_config.py fails while a file is out of date
 """
 
 from __future__ import annotations
 
 import json
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from onnxcomp import config
+from onnxcomp.manager import plan
 from onnxcomp.settings import Setting
 from onnxcomp.verify.budget import Size
 
 FILE = Path(__file__).resolve().parent / "onnxcomp.schema.json"
+PLAN_FILE = FILE.with_name("plan.schema.json")
 NUMBER = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[-+0-9.eE]+(/[-+0-9.eE]+)?$"}]}
 LIST = {"anyOf": [*NUMBER["anyOf"], {"type": "string"}, {"type": "array", "items": NUMBER, "minItems": 1}]}
 SIZES = {"type": "array", "items": {"type": "integer", "minimum": 1}}
@@ -101,10 +104,51 @@ def bounds(key: Setting) -> dict[str, Any]:
     return {name: bound for name, bound in given.items() if bound is not None}
 
 
+def plan_schema() -> dict[str, Any]:
+    """The schema of a plan file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "plan.toml",
+        "description": "Which form each layer takes: onnxcomp plan writes it, onnxcomp optimize --plan carries it out.",
+    } | plan_table(plan.KEYS)
+
+
+def plan_table(keys: Sequence[plan.Key]) -> dict[str, Any]:
+    """A table of a plan."""
+    return {
+        "type": "object",
+        "properties": {key.name: plan_key(key) for key in keys},
+        "required": [key.name for key in keys if key.required],
+        "additionalProperties": False,
+    }
+
+
+def plan_key(key: plan.Key) -> dict[str, Any]:
+    """One key of a plan."""
+    found: dict[str, Any] = {"type": key.takes, "description": key.help}
+    if key.name == "schema":
+        found["const"] = plan.SCHEMA
+    elif key.required:
+        found["minLength"] = 1
+    if key.holds:
+        found["items"] = plan_table(key.holds)
+    elif key.takes == "object":
+        found["additionalProperties"] = {"type": "number"}
+    if key.default is not None:
+        found["default"] = key.default
+    return found
+
+
 def text() -> str:
-    """The schema as the file holds it."""
+    """The schema of onnxcomp.toml as the file holds it."""
     return json.dumps(schema(), indent=1) + "\n"
+
+
+def plan_text() -> str:
+    """The schema of a plan as the file holds it."""
+    return json.dumps(plan_schema(), indent=1) + "\n"
 
 
 if __name__ == "__main__":
     FILE.write_text(text(), encoding="utf-8")
+    PLAN_FILE.write_text(plan_text(), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import runpy
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from onnxcomp.cli.main import group
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import UsageError
 from onnxcomp.job import Job
+from onnxcomp.manager.plan import Plan
 from onnxcomp.verify.budget import Budget, Size
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -209,6 +211,7 @@ def test_a_setting_is_declared_once_and_becomes_flag_key_and_help() -> None:
 
 def test_schema_on_file_is_current() -> None:
     assert SCHEMA["FILE"].read_text(encoding="utf-8") == SCHEMA["text"](), "run python docs/make_schema.py"
+    assert SCHEMA["PLAN_FILE"].read_text(encoding="utf-8") == SCHEMA["plan_text"](), "run python docs/make_schema.py"
 
 
 def test_schema_and_reader_know_the_same_keys() -> None:
@@ -220,6 +223,16 @@ def test_schema_and_reader_know_the_same_keys() -> None:
     )
     assert not schema["additionalProperties"]
     assert all(entry["description"] for entry in model.values() if "$ref" not in entry)
+
+
+def test_the_schema_of_a_plan_names_what_the_example_of_its_page_holds() -> None:
+    page = (ROOT / "docs" / "mixed-precision.md").read_text(encoding="utf-8")
+    example = tomllib.loads(page.split("```toml\n")[1].split("```")[0])
+    assert Plan.of(example).data() == example
+    layer = json.loads(SCHEMA["plan_text"]())["properties"]["layers"]["items"]
+    assert set(example) == set(json.loads(SCHEMA["plan_text"]())["properties"])
+    assert set(example["layers"][0]) == set(layer["properties"])
+    assert set(example["layers"][0]["others"][0]) <= set(layer["properties"]["others"]["items"]["properties"])
 
 
 def sample_of(entry: dict[str, Any]) -> st.SearchStrategy[Any]:

@@ -15,10 +15,57 @@ from typing import Any
 from onnxcomp.errors import UsageError, plain
 
 SCHEMA = 1
+_AGAIN = "see docs/mixed-precision.md for what a plan holds"
+_NAMED = ("node", "form")
 MOST_BYTES = 32 * 2**20  # of a file that is read: a line for each of a hundred thousand layers
-_KEYS = {"schema", "default", "layers", "about", "figures"}
-_LAYER_KEYS = {"node", "form", "time_us", "bytes", "sqnr_db", "others"}
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+_TYPES: dict[str, Any] = {"integer": int, "number": int | float, "string": str, "object": dict, "array": list}
+_WORDS = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "object": "a table",
+    "array": "a list of tables",
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """What may stand under one name in a plan; docs/plan.schema.json is made of it.
+
+    Attributes:
+        takes: a type of JSON.
+        default: what holds where it is not given.
+        holds: for a list, the keys of each of its tables; an `object` without any is a table of numbers.
+    """
+
+    name: str
+    takes: str
+    help: str
+    required: bool = False
+    default: str | None = None
+    holds: tuple[Key, ...] = ()
+
+
+_FORM = Key("form", "string", "One of the forms of docs/mixed-precision.md.", required=True)
+_FIGURES = (
+    Key("time_us", "number", "Kernel time of the layer in microseconds; not read."),
+    Key("bytes", "integer", "Of its weights; not read."),
+    Key("sqnr_db", "number", "Of the outputs, if this layer alone had this form; not read."),
+)
+_LAYER = (
+    Key("node", "string", "A node's name, or a glob of names.", required=True),
+    _FORM,
+    *_FIGURES,
+    Key("others", "array", "The forms that were not taken; not read.", holds=(_FORM, *_FIGURES)),
+)
+KEYS = (
+    Key("schema", "integer", f"{SCHEMA}.", required=True),
+    Key("about", "string", "Where the plan comes from; not read."),
+    Key("default", "string", "The form of the layers that no entry matches.", default="float"),
+    Key("figures", "object", "Of the whole, as predicted and as measured; not read."),
+    Key("layers", "array", "Of several that match a node the last one counts.", holds=_LAYER),
+)
 
 
 @dataclass(frozen=True)
@@ -80,26 +127,15 @@ class Plan:
         Raises:
             UsageError: they are none.
         """
-        again = "see docs/mixed-precision.md for what a plan holds"
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise _wrong(where, f"it is no plan of schema {SCHEMA}", again)
-        if unknown := sorted(set(data) - _KEYS):
-            raise _wrong(where, f"it has the unknown key {unknown[0]!r}", again)
-        layers = data.get("layers", [])
-        if not isinstance(layers, list) or not all(isinstance(item, dict) for item in layers):
-            raise _wrong(where, "its layers are no list of tables", again)
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if not _is(schema, "integer") or schema != SCHEMA:
+            raise _wrong(where, f"it is no plan of schema {SCHEMA}", _AGAIN)
+        _check(data, KEYS, where)
         entries = []
-        for place, item in enumerate(layers, 1):
-            if unknown := sorted(set(item) - _LAYER_KEYS):
-                raise _wrong(f"{where}, layer {place}", f"it has the unknown key {unknown[0]!r}", again)
-            node, form = item.get("node"), item.get("form")
-            if not isinstance(node, str) or not isinstance(form, str) or not node:
-                raise _wrong(f"{where}, layer {place}", "it needs a node and a form, both text", again)
-            entries.append(Entry(node, form, {k: v for k, v in item.items() if k not in ("node", "form")}))
-        default, about = data.get("default", "float"), data.get("about", "")
-        if not isinstance(default, str) or not isinstance(about, str):
-            raise _wrong(where, "default and about are text", again)
-        return cls(tuple(entries), default, about, data.get("figures"), where)
+        for item in data.get("layers", []):
+            entries.append(Entry(item["node"], item["form"], {k: v for k, v in item.items() if k not in _NAMED}))
+        default = data.get("default", "float")
+        return cls(tuple(entries), default, data.get("about", ""), data.get("figures"), where)
 
     def forms(
         self, layers: Mapping[str, Sequence[str]], names: Collection[str], known: Collection[str]
@@ -161,6 +197,36 @@ class Plan:
                 else:
                     lines.append(f"{key} = {_toml(value)}")
         return "\n".join(lines) + "\n"
+
+
+def _check(table: Mapping[str, Any], keys: Sequence[Key], where: str) -> None:
+    """Whether a table holds what its keys take, and no others.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if unknown := sorted(set(table) - {key.name for key in keys}):
+        raise _wrong(where, f"it has the unknown key {unknown[0]!r}", _AGAIN)
+    for key in keys:
+        if key.name not in table:
+            if key.required:
+                raise _wrong(where, f"it needs {key.name}, {_WORDS[key.takes]}", _AGAIN)
+            continue
+        value = table[key.name]
+        if not _is(value, key.takes) or (key.required and value == ""):
+            raise _wrong(where, f"{key.name} has to be {_WORDS[key.takes]}", _AGAIN)
+        if key.takes == "object" and (other := next((k for k, v in value.items() if not _is(v, "number")), None)):
+            raise _wrong(f"{where}, {key.name}", f"{other} has to be a number", _AGAIN)
+        for place, item in enumerate(value if key.holds else (), 1):
+            inside = f"{where}, {key.name.removesuffix('s')} {place}"
+            if not isinstance(item, dict):
+                raise _wrong(inside, "it has to be a table", _AGAIN)
+            _check(item, key.holds, inside)
+
+
+def _is(value: Any, takes: str) -> bool:
+    """Whether a value has a type of JSON; true and false are no numbers."""
+    return isinstance(value, _TYPES[takes]) and not isinstance(value, bool)
 
 
 def _toml(value: Any) -> str:
