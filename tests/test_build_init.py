@@ -11,8 +11,10 @@ import onnx
 import pytest
 
 from onnxcomp import config
-from onnxcomp.build.first import first_config, toml
+from onnxcomp.build.first import first_config, save_job, toml
 from onnxcomp.cli.main import main
+from onnxcomp.job import Job
+from onnxcomp.manager.pipeline import Pipeline
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +108,19 @@ def test_a_command_is_saved_as_a_configuration(digits: Path, tmp_path: Path) -> 
     assert job.preprocess.scale == 1 / 255
     assert (tmp_path / "conf" / job.out).resolve() == (tmp_path / "dist" / "x.onnx").resolve()
     assert (tmp_path / "conf" / job.model).resolve() == digits
+
+
+def test_files_that_a_spec_names_are_found_from_the_folder_of_the_configuration(tmp_path: Path) -> None:
+    Path("enc.json").write_text("{}")
+    Path("exclude").write_text("")
+    spec = 'cleanup,quantize-qdq{ranges=enc.json},prune-weights{ratio=0.5,exclude=["exclude"]}'
+    there = tmp_path / "conf" / "onnxcomp.toml"
+    there.parent.mkdir()
+    save_job(Job(Path("m.onnx"), passes=spec), there)
+    (entry,) = config.load(there).models
+    quantized, pruned = Pipeline.of(entry.job.passes or "").passes[1:]
+    assert (there.parent / vars(quantized)["ranges"]).resolve() == tmp_path / "enc.json"
+    assert list(vars(pruned)["exclude"]) == ["exclude"]
 
 
 def test_hostile_names_cannot_leave_their_comment(tmp_path: Path) -> None:

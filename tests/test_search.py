@@ -11,17 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import search_fakes as fakes
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from onnxcomp.errors import DataError, EnvironmentLacksError, UsageError
+from onnxcomp.errors import DataError, EnvironmentLacksError, ModelError, UsageError
 from onnxcomp.job import Job
 from onnxcomp.search import ledger as ledgers
 from onnxcomp.search.evaluate import GLANCE, evaluate
 from onnxcomp.search.keys import DEFAULT, SAMPLERS, SearchKeys
 from onnxcomp.search.page import document
+from onnxcomp.search.pool import Processes
 from onnxcomp.search.rows import Judge, Row, Source, to_json
 from onnxcomp.search.run import Found, closer, parse_time, search
 from onnxcomp.search.show import lines, picture
@@ -321,3 +323,22 @@ def test_contradictions_are_refused_before_any_work(
     with pytest.raises(UsageError, match=words):
         search(Job(digits, **given), SearchKeys(**keys))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_model_or_data_that_is_broken_is_told_before_anything_is_started(
+    tmp_path: Path, digits: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("begun although nothing can be tried")
+
+    monkeypatch.setattr(ledgers, "_optuna", never)
+    monkeypatch.setattr(Processes, "source", never)
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    np.savez(tmp_path / "wrong.npz", image=np.zeros((4, 3), np.float32))
+    given: dict[str, Any] = {"objective": "size", "output": tmp_path / "out.onnx"}
+    with pytest.raises(ModelError):
+        search(Job(tmp_path / "broken.onnx", **given), SearchKeys(workers=workers))
+    with pytest.raises(DataError):
+        search(Job(digits, data=str(tmp_path / "wrong.npz"), **given), SearchKeys(workers=workers))
+    assert not list(tmp_path.glob("out*"))

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from onnxcomp.files import STANDARD_OUTPUT, atomic_write
 from onnxcomp.graph.io import load, model_files
 from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
+from onnxcomp.manager.pipeline import Passes, Pipeline
 from onnxcomp.report.tables import size_text
 from onnxcomp.settings import Setting
+from onnxcomp.sources import named_files
 from onnxcomp.verify.budget import Budget, Size
 
 WIDTH = 116
@@ -168,7 +170,23 @@ def _written(key: Setting, value: Any, folder: Path) -> Any:
         return _below(str(value), folder)
     if key.place:
         return Path(os.path.relpath(value, folder)).as_posix()
-    return str(value) if key.name == "passes" else value
+    return _spec_below(value, folder) if key.name == "passes" else value
+
+
+def _spec_below(passes: Passes, folder: Path) -> str:
+    """The spec of passes; the files that their options of free text name, made relative to the folder."""
+    spec = str(passes)
+    files = set(named_files(spec))
+    if not files:
+        return spec
+    moved = []
+    for item in Pipeline.of(passes).passes:
+        texts = {field.name: getattr(item, field.name) for field in fields(item) if field.type in (str, "str")}
+        named: dict[str, Any] = {
+            name: _below(text, folder) for name, text in texts.items() if text and Path(text) in files
+        }
+        moved.append(replace(item, **named) if named else item)
+    return str(Pipeline(tuple(moved)))
 
 
 def toml(value: Any) -> str:

@@ -7,6 +7,7 @@ entered anew, so that no trial is lost and none counts twice.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -328,22 +329,26 @@ def open_ledger(url: str, name: str, space: Space, judge: Judge, seed: int = 0) 
 
 
 def require() -> None:
-    """Fail before any work where Optuna is missing.
+    """Fail before any work where Optuna is missing; it is not imported yet, for that takes seconds.
 
     Raises:
         EnvironmentLacksError: it is.
     """
-    _optuna()
+    if importlib.util.find_spec("optuna") is None:
+        raise _lacking("no module of that name")
 
 
 def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise EnvironmentLacksError(
-            f"a search needs Optuna, which is not installed here ({error})", where="onnxcomp search", do=REMEDY
-        ) from error
+        raise _lacking(str(error)) from error
     return optuna
+
+
+def _lacking(why: str) -> EnvironmentLacksError:
+    what = f"a search needs Optuna, which is not installed here ({why})"
+    return EnvironmentLacksError(what, where="onnxcomp search", do=REMEDY)
 
 
 def _storage(url: str) -> Any:

@@ -36,6 +36,7 @@ from onnxcomp.search.space import Point, Space, space_of
 from onnxcomp.search.strategies import Strategy, Told, drawn, first_points, strategy
 from onnxcomp.work.asked import check_options
 from onnxcomp.work.key import key_of
+from onnxcomp.work.study import Study
 from onnxcomp.work.trial import Measured
 
 DEFAULT_SECONDS = 900.0
@@ -105,14 +106,15 @@ def search(job: Job, keys: SearchKeys, *, tell: Tell = lambda text: None, progre
     space = space_of_job(job, keys.without)
     trains = any(Need.TRAINING in move.cls.needs for move in space.moves)
     work = job_of_trials(job, trains=trains)
+    _check_opens(work, keys)
     judge = Judge(objective_of(job), job.budget, Source(0, 0))
     name = f"onnxcomp-{key_of(work)[:24]}-{space.sha256[:8]}"
-    ledger = ledgers.open_ledger(keys.study or str(study_file(job)), name, space, judge, job.seed)
     pool = pool_of(work, keys)
     try:
         told = pool.source()
         for doubt in told.pop("doubts", ()):
             tell(f"warning: {doubt}")
+        ledger = ledgers.open_ledger(keys.study or str(study_file(job)), name, space, judge, job.seed)
         ledger.keep_source(Source(**told))
         run = _Run(job, space, ledger, pool, strategy(keys.sampler), keys.trials, seconds, tell)
         run.all(progress)
@@ -207,6 +209,17 @@ def _check(job: Job, keys: SearchKeys) -> None:
             do="give one of them",
         )
     places.check(places.reads_of(job), writes_of(job, keys))
+
+
+def _check_opens(job: Job, keys: SearchKeys) -> None:
+    """Open model and data here, where trials run elsewhere: what is wrong is told before a process is started.
+
+    Raises:
+        OnnxcompError: as `Study.open`.
+    """
+    if keys.dask is not None or keys.workers:
+        with Study.open(job):
+            pass
 
 
 @dataclass
