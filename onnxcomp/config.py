@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import operator
-import tomllib
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxcomp import toml
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import UsageError
 from onnxcomp.files import STANDARD_OUTPUT, special
@@ -205,7 +205,7 @@ def _toml(file: Path) -> dict[str, Any]:
 
 def _tables(text: str, file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return toml.parse(text)
     except RecursionError as error:
         raise UsageError("its tables are nested too deep", where=f"file {file}", do="write plain tables") from error
     except ValueError as error:  # no TOML, or a number of too many digits

@@ -16,6 +16,7 @@ import builders
 import numpy as np
 import pytest
 
+from onnxcomp import toml
 from onnxcomp.cli import main as entry
 from onnxcomp.cli.main import main
 from onnxcomp.cli.screen import screen
@@ -273,10 +274,17 @@ def test_a_damaged_report_is_the_users(digits: Path) -> None:
         assert command("verify", "m.onnx", "--report", "r.json", "-q") in (3, 4), text[:80]
 
 
-def test_a_configuration_nested_without_measure_is_the_users(tmp_path: Path) -> None:
-    for text in (f"x = {'[' * 100_000}", f"x = {'9' * 5000}", f"x{'.x' * 50_000} = 1"):
+def test_a_configuration_nested_without_measure_is_the_users(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = f"x{'.x' * 300} = 1"
+    for text in (f"x = {'[' * 100_000}", keys, f"x = {{ {keys} }}", f"[x{'.x' * 300}]"):
         Path("onnxcomp.toml").write_text(text)
         assert command("build", "-q") == 2
+        assert "nested too deep" in capsys.readouterr().err
+    Path("onnxcomp.toml").write_text(f"x = {'9' * 5000}")
+    assert command("build", "-q") == 2
+    assert toml.parse(f"x = [{'0.5, ' * 300}]")["x"] == [0.5] * 300  # points of numbers are no parts of keys
 
 
 def test_telemetry_of_the_runtime_is_off_unless_the_user_has_said_otherwise() -> None:

@@ -6,12 +6,12 @@ import difflib
 import fnmatch
 import json
 import re
-import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxcomp import toml
 from onnxcomp.errors import UsageError, plain
 
 SCHEMA = 1
@@ -113,7 +113,7 @@ class Plan:
             if path.stat().st_size > MOST_BYTES:
                 raise _wrong(where, f"it is larger than {MOST_BYTES >> 20} MiB", "give the file that a run wrote")
             text = path.read_text(encoding="utf-8")
-            data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+            data = json.loads(text) if path.suffix == ".json" else toml.parse(text)
         except (OSError, UnicodeDecodeError) as error:
             raise _wrong(where, f"it cannot be read: {error}", "check --plan") from error
         except (ValueError, RecursionError) as error:
