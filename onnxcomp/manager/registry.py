@@ -25,6 +25,7 @@ BUILTIN = {
     "prune-weights": "onnxcomp.passes.prune_weights:PruneWeights",
     "distill": "onnxcomp.passes.distill:Distill",
     "drop-zero-channels": "onnxcomp.passes.drop_zero_channels:DropZeroChannels",
+    "flatten-conv": "onnxcomp.passes.flatten_conv:FlattenConv",
     "quantize-qdq": "onnxcomp.passes.quantize_qdq:QuantizeQdq",
     "quantize-dynamic": "onnxcomp.passes.quantize_dynamic:QuantizeDynamic",
     "quantize-weights": "onnxcomp.passes.quantize_weights:QuantizeWeights",
