@@ -32,6 +32,7 @@ LIVE = 6  # tensors of the largest size that are held at a time, about
 LEAST_SAMPLES, MOST_SAMPLES = 4, 512
 JUDGED_SAMPLES = 32
 ROWS = 32768
+ROWS_BYTES = 128 * 2**20  # of the rows of one layer
 ROWS_PER_FEATURE = 16  # with fewer, what is solved for fits these rows and not others
 MOST_FEATURES = 2304  # Cholesky of a larger matrix takes many seconds
 DAMPING = 0.1
@@ -156,11 +157,12 @@ def _round(stages: Stages, node: Node, layer: Integers, written: Written, goal: 
     if rule is None or (rule.group > 1 and rule.features < MOST_FEATURES and layer.exact.shape[0] == rule.group):
         return  # a depthwise kernel has too few weights to make good for one another
     inputs = [arrays[0] for arrays in stages.get([node.inputs[rule.port]])]
-    rows = _rows(rule.patches, inputs)
+    most = min(ROWS, ROWS_BYTES // (4 * rule.group * rule.features))
+    rows = _rows(rule.patches, inputs, most)
     moments = np.stack([(part.T @ part).astype(np.float64) / len(part) for part in rows])
     wanted = layer.exact
     if goal is not None and rows.shape[1] >= ROWS_PER_FEATURE * rule.features:
-        parts = zip(np.split(layer.exact, len(rows)), moments, rows, _rows(rule.outputs, goal), strict=True)
+        parts = zip(np.split(layer.exact, len(rows)), moments, rows, _rows(rule.outputs, goal, most), strict=True)
         wanted = np.concatenate([_solved(*part) for part in parts])
     layer.compensate(wanted, moments, DAMPING)
     written.weights[node].values = layer.tensor()
@@ -210,9 +212,9 @@ def _center(
     stages.replace(raw, [array + shift for array in arrays])
 
 
-def _rows(patches: Callable[[Array], Patches], arrays: Sequence[Array]) -> Array:
+def _rows(patches: Callable[[Array], Patches], arrays: Sequence[Array], most: int) -> Array:
     """Some rows of a layer's inputs or outputs less their mean, which is the bias's affair: [group, n, features]."""
-    quota = max(1, ROWS // len(arrays))
+    quota = max(1, most // len(arrays))
     blocks = []
     for index, array in enumerate(arrays):
         found = patches(array)
