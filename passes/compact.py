@@ -27,7 +27,6 @@ from onnxcomp.targets.table import find
 OPSETS = {4: 21, 2: 25}  # that have integers of so many bits
 TYPES = {4: (ml_dtypes.int4, ml_dtypes.uint4), 2: (ml_dtypes.int2, ml_dtypes.uint2)}  # signed, unsigned
 BY_RANK = {"pads": 0, "strides": 1, "dilations": 1}  # attributes of windows that default to this in each dimension
-KERNELS = {"Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3}  # port of the weight that has their size
 FIRST, REST = string.ascii_letters + "_", string.ascii_letters + "_" + string.digits
 
 
@@ -187,7 +186,7 @@ def _drop_defaults(graph: Graph, node: Node) -> list[str]:
         and (
             _is_default(value, schema.attributes[name].default_value)
             or (windows and name in BY_RANK and all(each == BY_RANK[name] for each in value))
-            or (name == "kernel_shape" and _follows(node, value))
+            or (name == "kernel_shape" and _follows(node, schema, value))
         )
     ]
     for name in gone:
@@ -206,9 +205,10 @@ def _is_default(value: Any, default: onnx.AttributeProto) -> bool:
     return bool(value == wanted) if not isinstance(value, list | tuple) else list(value) == list(wanted)
 
 
-def _follows(node: Node, size: Any) -> bool:
-    """Whether the size of a window is that of the weight."""
-    weight = node.input(KERNELS[node.op]) if node.op in KERNELS else None
+def _follows(node: Node, schema: onnx.defs.OpSchema, size: Any) -> bool:
+    """Whether the size of a window is that of the weight, which the standard calls W."""
+    port = next((at for at, formal in enumerate(schema.inputs) if formal.name.upper() == "W"), None)
+    weight = None if port is None else node.input(port)
     return weight is not None and weight.shape is not None and list(weight.shape[2:]) == list(size)
 
 
