@@ -19,7 +19,6 @@ from onnxcomp.data import feeds
 from onnxcomp.data.dataset import Dataset
 from onnxcomp.data.feeds import convert
 from onnxcomp.data.inputs import InputSpec, inputs_of, interface_of, with_shapes
-from onnxcomp.data.labels import check_labels, read_labels
 from onnxcomp.data.open import open_data, random_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError, ModelError, UsageError
@@ -398,7 +397,7 @@ def test_strings_and_bfloat16_pass_through() -> None:
     assert len(feeds) == 2 and feeds[0]["b"].astype(np.float32).tolist() == [1.5, 2]
 
 
-# paths and labels
+# paths
 
 
 @pytest.mark.parametrize("name", ["none.npz", "folder/none", "nothing.py", "a.txt", "x" * 5000, "a.txt/b"])
@@ -406,61 +405,6 @@ def test_missing_and_unknown_paths_are_data_errors(tmp_path: Path, name: str) ->
     (tmp_path / "a.txt").write_text("1 2 3")
     with pytest.raises(DataError):
         open_data(tmp_path / name, [IMAGE])
-
-
-def test_labels_from_npy_and_csv(tmp_path: Path) -> None:
-    np.save(tmp_path / "l.npy", np.arange(10, dtype=np.int32))
-    (tmp_path / "l.csv").write_text("label\n" + "\n".join(map(str, range(10))))
-    (tmp_path / "plain.csv").write_text("\n".join(map(str, range(10))))
-    for name in ("l.npy", "l.csv", "plain.csv"):
-        dataset = open_data({"images": GREY}, [IMAGE], labels=tmp_path / name)
-        assert dataset.labels.tolist() == list(range(10))
-
-
-def test_labels_by_file_name_and_unreadable_images_keep_them_aligned(tmp_path: Path) -> None:
-    folder = tmp_path / "f"
-    folder.mkdir()
-    for i in range(5):
-        Image.fromarray(GREY[i]).save(folder / f"{i}.png")
-    (folder / "2.png").write_bytes(b"")
-    (tmp_path / "l.csv").write_text("file,label\n" + "\n".join(f"{i}.png,{10 + i}" for i in (4, 3, 2, 1, 0)))
-    assert open_data(folder, [IMAGE], labels=tmp_path / "l.csv").samples().labels.tolist() == [10, 11, 13, 14]
-    (tmp_path / "l.csv").write_text("0.png,1\n")
-    with pytest.raises(DataError, match="4 of 5 images have no label"):
-        open_data(folder, [IMAGE], labels=tmp_path / "l.csv")
-
-
-@pytest.mark.parametrize("text", ["", "label\n", "1\nx\n", "1,2\n3\n", "1\nnan"])
-def test_label_files_that_make_no_sense_are_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "l.csv").write_text(text)
-    with pytest.raises(DataError):
-        open_data({"images": GREY}, [IMAGE], labels=tmp_path / "l.csv")
-
-
-def test_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="9 labels for 10 samples"):
-        open_data({"images": GREY}, [IMAGE], labels=np.arange(9))
-    with pytest.raises(DataError, match="no file"):
-        open_data({"images": GREY}, [IMAGE], labels=tmp_path / "none.npy")
-    with pytest.raises(DataError, match="3 labels for 4 samples"):
-        open_data([{"x": np.zeros((2, 1, 4, 5))}] * 2, [IMAGE], labels=np.arange(3))
-
-
-def test_labels_for_whole_feeds_count_rows_or_feeds() -> None:
-    feeds = [{"x": np.zeros((2, 1, 4, 5), np.float32)}] * 3
-    assert open_data(feeds, [IMAGE], labels=np.arange(6)).subset([2]).labels.tolist() == [4, 5]
-    assert open_data(feeds, [IMAGE], labels=np.arange(3)).subset([2]).labels.tolist() == [2]
-
-
-def test_label_range_is_checked_and_counting_from_one_is_noticed() -> None:
-    check_labels(np.array([0, 9]), 10)
-    with pytest.raises(DataError, match="1 of 3 labels") as caught:
-        check_labels(np.array([1, 10, 3]), 10)
-    assert "sample 1 has the label 10" in caught.value.where and "subtract 1" in caught.value.do
-    for wrong in (np.array([-1]), np.array([0.5]), np.zeros((2, 2), int)):
-        with pytest.raises(DataError):
-            check_labels(wrong, 10)
-    assert read_labels(np.array([[1.0], [2.0]])).tolist() == [1, 2]
 
 
 def test_folder_that_cannot_be_listed_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
