@@ -56,6 +56,18 @@ def test_inlined_functions_compute_the_same_and_keep_weights_and_ports() -> None
     assert inline_functions(graph) == []
 
 
+def test_a_call_that_leaves_an_attribute_out_gets_the_functions_default() -> None:
+    proto = layers()
+    block = next(function for function in proto.functions if function.name == "Block")
+    block.attribute.remove("slope")
+    block.attribute_proto.append(helper.make_attribute("slope", 0.5))
+    del proto.graph.node[1].attribute[:]
+    graph = decode(proto)
+    inline_functions(graph)
+    assert [node.attrs["alpha"] for node in graph.nodes if node.op == "LeakyRelu"] == pytest.approx([0.2, 0.5])
+    same(proto, encode(graph))
+
+
 def test_functions_in_bodies_are_inlined_too() -> None:
     proto = layers()
     body = helper.make_graph(

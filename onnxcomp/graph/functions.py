@@ -32,6 +32,7 @@ def inline_functions(graph: Graph) -> list[str]:
         return []
     light = encode_light(graph, 0)
     check_expansion(light)
+    _write_defaults(light)
     _restamp(light)
     inlined = decode(inliner.inline_local_functions(light))
     if inlined.functions:
@@ -99,6 +100,17 @@ def _callees_first(functions: dict[_Key, onnx.FunctionProto]) -> list[_Key]:
             )
         waiting.extend(open_)
     return list(done)
+
+
+def _write_defaults(model: onnx.ModelProto) -> None:
+    """Give each call of a function the default values of the attributes that it leaves out: onnx's inliner drops them."""
+    functions = {(f.domain, f.name, f.overload): f for f in model.functions}
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in _walk(nodes):
+            called = functions.get((node.domain, node.op_type, node.overload))
+            if called is not None:
+                given = {attribute.name for attribute in node.attribute}
+                node.attribute.extend(each for each in called.attribute_proto if each.name not in given)
 
 
 def _restamp(model: onnx.ModelProto) -> None:
