@@ -103,7 +103,7 @@ def _callees_first(functions: dict[_Key, onnx.FunctionProto]) -> list[_Key]:
 
 
 def _write_defaults(model: onnx.ModelProto) -> None:
-    """Give each call of a function the default values of the attributes that it leaves out: onnx's inliner drops them."""
+    """Give each call of a function the default values of the attributes that it leaves out: the inliner drops them."""
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
     for nodes in (model.graph.node, *(function.node for function in model.functions)):
         for node in _walk(nodes):
