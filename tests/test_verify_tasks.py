@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph.io import load
-from onnxcomp.results import Agreement
+from onnxcomp.results import Agreement, Fidelity
+from onnxcomp.runtime.closeness import Tally
 from onnxcomp.verify.agreement import Agreeing, TaskBook
 from onnxcomp.verify.pair import Answer
 from onnxcomp.verify.tasks import Seen, look, parse_task
@@ -135,6 +136,7 @@ LAYOUTS: dict[str, Callable[[Array, Array], Named]] = {
     "boxes second": lambda b, s: {"scores": s, "boxes": from_centres(b) / SIZE},
     "centres and scores": lambda b, s: {"boxes": b, "scores": s},
     "with background": lambda b, s: {"boxes": from_centres(b) / SIZE, "scores": _background(s)},
+    "detr": lambda b, s: {"logits": np.roll(np.log(_background(s)) + 6, -1, axis=2), "boxes": b / SIZE},
     "features first": lambda b, s: {"boxes": b.transpose(0, 2, 1), "scores": s.transpose(0, 2, 1)},
     "offsets": lambda b, s: {"loc": normal(ROWS, ANCHORS, 4), "conf": _background(s)},
     "rows": lambda b, s: {"y": _rows(b, s)},
@@ -172,6 +174,17 @@ def test_detectors_that_find_something_else_do_not_agree(layout: str, fault: str
     found, _ = judged(before, after, BIG)
     (agreement,) = [a for a in found if a.kind == "boxes"]
     assert agreement.value is not None and agreement.value < 0.3
+
+
+def test_boxes_of_one_class_may_have_key_points_beside_them():
+    boxes, scores = things()
+    points = boxes[..., :2].repeat(5, axis=2) + normal(ROWS, ANCHORS, 10, scale=5)
+    before = {"y": np.concatenate([boxes, scores.max(axis=2, keepdims=True), points], axis=2).transpose(0, 2, 1)}
+    after = {"y": before["y"].copy()}
+    after["y"][:, 4, ::2] = 0
+    (found,), _ = judged(before, after, BIG)
+    assert (found.kind, found.details["before"]) == ("boxes", ROWS * 4)
+    assert found.value is not None and found.value < 0.8
 
 
 def test_raw_heads_are_matched_anchor_by_anchor():
@@ -237,6 +250,7 @@ CTC = softmax(normal(ROWS, 20, 30, seed=1) * 6 + np.r_[10.0, np.zeros(29)])
         ("regression", normal(ROWS, 1, scale=9), PICTURE, "Gemm"),
         ("regression", normal(ROWS, 4) + np.float32(300), TOKENS, "Add"),
         ("regression", (normal(ROWS, 4) * [300, 0.5, 12, 1e-3]).astype(np.float32), PICTURE, "Gemm"),
+        ("regression", normal(ROWS, 30, seed=2) + 10 * np.abs(normal(30)) + np.float32(4), PICTURE, "Gemm"),
         ("regression", normal(ROWS, 3, 64, 64), PICTURE, "Conv"),
         ("regression", normal(ROWS, 128, 2, 2), PICTURE, "Relu"),
         ("classes", rng().integers(0, 9, (ROWS, 32, 32)), PICTURE, "ArgMax"),
@@ -360,6 +374,18 @@ def test_the_last_operators_are_read_from_the_file(tmp_path: Path):
         nodes, [builders.value("x", TensorProto.FLOAT, ["N", 4])], [builders.value("y", 1, ["N", 4])]
     )
     assert tails_of(load(builders.save(proto, tmp_path / "m.onnx"))) == {"y": ("Softmax", "Relu")}
+
+
+def test_numbers_are_kept_as_their_worst_part_is(tmp_path: Path):
+    book = TaskBook(builders.save(builders.mlp(), tmp_path / "m.onnx"), "regression")
+    before = {"y": normal(ROWS, 17, 3) * np.float32([100, 100, 0.1])}
+    after = {"y": before["y"] * np.float32([1, 1, 0])}
+    agreeing, tally = Agreeing(book), Tally()
+    agreeing.add(Answer(ROWS, (before, after), {"x": normal(ROWS, 16)}))
+    tally.add(before["y"], after["y"], ROWS)
+    (found,) = agreeing.told(Fidelity(ROWS, "data", {"y": tally.result()})).agreements
+    assert found.value == pytest.approx(0, abs=1e-6)
+    assert found.measure.endswith("axis 2: 2")
 
 
 def test_one_look_serves_every_comparison(tmp_path: Path):

@@ -214,6 +214,8 @@ class Grower:
             "ids": (int(self.one(4, 6)),),
         }
         self.inputs = {str(kind): shapes[str(kind)] for kind in kinds}
+        if self.chance(0.08):
+            self.inputs["unused"] = (3,)
         first, second = (self.feed(size, 1) for size in BATCHES)
         self.values = {name: (first[name], second[name]) for name in first}
 
@@ -245,6 +247,12 @@ class Grower:
             nodes.append(helper.make_node("Identity", [given], ["echo"]))
             self.values["echo"] = self.values[given]
             outputs.append("echo")
+        if self.chance(0.05):  # an input that is an output itself
+            outputs.append(str(self.random.choice(list(self.inputs))))
+        if self.weights and self.chance(0.05):  # a weight that is an output itself
+            constants.add(given := str(self.random.choice(list(self.weights))))
+            self.values[given] = (self.weights[given],) * 2
+            outputs.append(given)
         inputs = [self._info(n, dims=("N", *s)) for n, s in self.inputs.items()]
         if self.chance(0.1):  # an old exporter lists its weights as inputs
             kept = [n for n in self.weights if any(n in _reads(node) for node in nodes)]
@@ -255,7 +263,8 @@ class Grower:
             }
         else:
             weights = self.weights  # some are read by nobody
-        return self._model(nodes, inputs, [self._info(n) for n in outputs], weights)
+        model = self._model(nodes, inputs, [self._info(n) for n in dict.fromkeys(outputs)], weights)
+        return with_odd_names(model, self.random) if self.chance(0.1) else model
 
     def _info(
         self, name: str, dims: Sequence[Any] | None = None, array: np.ndarray | None = None
@@ -285,6 +294,25 @@ def _reads(node: NodeProto) -> list[str]:
 
 def _all(node: NodeProto) -> list[NodeProto]:
     return [node, *(n for a in node.attribute if a.HasField("g") for inner in a.g.node for n in _all(inner))]
+
+
+def with_odd_names(model: ModelProto, random: np.random.Generator) -> ModelProto:
+    """The model with names as some exporters write them, but for its ports and what stands in bodies and functions."""
+    held = {n for node in model.graph.node for n in _reads(node)[sum(map(bool, node.input)) :]}
+    kept = held | {port.name for port in (*model.graph.input, *model.graph.output)} | {""}
+    odd = ("a b", "módulo/층", "x:0", "[0].weight", "{a}", "quote'\"", "a\\b", "--flag", "%s", "*")
+    new: dict[str, str] = {}
+
+    def name(old: str) -> str:
+        return old if old in kept else new.setdefault(old, f"{odd[int(random.integers(len(odd)))]}{len(new)}")
+
+    for node in model.graph.node:
+        node.input[:] = [name(n) for n in node.input]
+        node.output[:] = [name(n) for n in node.output]
+        node.name = node.name and f"{node.name} {odd[int(random.integers(len(odd)))]}"
+    for tensor in model.graph.initializer:
+        tensor.name = name(tensor.name)
+    return model
 
 
 def open_model(proto: ModelProto, *, optimized: bool = False) -> ort.InferenceSession:

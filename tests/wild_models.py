@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import wild_moves
 import wild_moves_nested
+import wild_moves_rare
 from onnx import ModelProto
 from wild_grower import BATCHES, MOVES, Grower, NoModelError, open_model
 
-DRAWN_FROM = (wild_moves, wild_moves_nested)
+DRAWN_FROM = (wild_moves, wild_moves_nested, wild_moves_rare)
 assert list(dict.fromkeys(move.make.__module__ for move in MOVES)) == [module.__name__ for module in DRAWN_FROM]
 
 

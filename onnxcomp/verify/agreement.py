@@ -57,8 +57,21 @@ class Agreeing:
             name: output if name in ranking else replace(output, top1_agreement=None)
             for name, output in fidelity.outputs.items()
         }
+        agreements = tuple(_of_worst_part(agreement, fidelity) for agreement in agreements)
         guesses = self.book.tasks.guesses if self.book.tasks is not None else ()
         return replace(fidelity, outputs=outputs, agreements=agreements, guesses=guesses)
+
+
+def _of_worst_part(agreement: Agreement, fidelity: Fidelity) -> Agreement:
+    """Numbers as the worst part of their output keeps them: one large quantity hides what is lost of another."""
+    if agreement.kind not in ("regression", "state") or agreement.value is None:
+        return agreement
+    parts = [part for name in agreement.outputs if name in fidelity.outputs for part in fidelity.outputs[name].parts]
+    worst = min(parts, key=lambda part: part.sqnr_db, default=None)
+    kept = 1.0 if worst is None else max(0.0, 1.0 - 10 ** (-worst.sqnr_db / 10))
+    if worst is None or kept >= agreement.value:
+        return agreement
+    return replace(agreement, value=kept, measure=f"{agreement.measure}, {worst.name}")
 
 
 def in_words(agreement: Agreement) -> str:

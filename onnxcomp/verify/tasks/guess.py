@@ -20,6 +20,8 @@ from onnxcomp.verify.tasks.vectors import Embeddings, Values
 
 FLAG = "--task"
 FEW_CLASSES = 20  # so few numbers of a Gemm are classes, whatever they look like
+ENOUGH = 16  # samples of which the same number is the largest
+SLIGHT = 0.05  # of the largest: places may lie a little outside
 UNSURE = 3.0  # times the share of chance: a classifier's softmax is surer of its first class
 MAP_SHARE = 4  # a map of classes has at least a quarter of the picture's height
 UNIT = (-1e-3, 1 + 1e-3)
@@ -231,7 +233,7 @@ def _vector(name: str, flat: Array, tail: tuple[str, ...]) -> tuple[Callable[[],
         if width <= FEW_CLASSES // 2 and not of_length_one:
             return lambda: Values(name), "numbers, a regression"
         return lambda: Embeddings(name), "an embedding"
-    if _offset(flat) and not masked:
+    if (_offset(flat) or _places(flat)) and not masked:
         return lambda: Values(name), "numbers, a regression"
     if masked or width <= FEW_CLASSES or _sure(flat):
         return lambda: Classes("classes", name, 1), "scores of classes"
@@ -257,6 +259,16 @@ def _offset(flat: Array) -> bool:
     far = np.abs(values.mean(axis=0)) > 20 * spread
     unlike = float(rms.max()) > 30 * max(float(rms.min()), 1e-30)
     return bool(far.all() and (spread > 0).any()) or (unlike and flat.shape[1] <= FEW_CLASSES)
+
+
+def _places(flat: Array) -> bool:
+    """Whether numbers are places or amounts: none below zero, and always the same one the largest."""
+    values = flat[np.isfinite(flat).all(axis=1)]
+    return (
+        len(values) >= ENOUGH
+        and float(values.min()) >= -SLIGHT * float(values.max())
+        and len(set(values.argmax(axis=1).tolist())) == 1
+    )
 
 
 def _threshold(array: Array) -> float:

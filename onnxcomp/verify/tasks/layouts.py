@@ -53,8 +53,11 @@ def _two_outputs(numbers: Mapping[str, Array], seen: Seen) -> Boxes | None:
             continue
         labels = _labels_beside({name, scores}, seen.outputs, anchors, seen.rows) if done else None
         corners, words = _corners(flat, None, seen)
-        background = _background(_matrix(seen.outputs[scores], anchors, seen.rows))
-        decode = _Pair(name, scores, labels, corners, background, seen.rows == 1, done and labels is not None)
+        raw = _matrix(seen.outputs[scores], anchors, seen.rows)
+        ranked = _before_softmax(raw)
+        background = _background(_softmax(raw) if ranked else _probable(raw))
+        single, suppressed_inside = seen.rows == 1, done and labels is not None
+        decode = _Pair(name, scores, labels, corners, background, single, suppressed_inside, ranked)
         outputs = (name, scores, *([labels] if labels else []))
         return Boxes(outputs, decode, f"boxes {words} and scores as {len(outputs)} outputs")
     return None
@@ -81,7 +84,7 @@ def _matrix(scores: Array, anchors: int, rows: int) -> Array:
         scores = scores[None, :, None]
     if scores.ndim == 2:
         scores = scores[:, :, None]
-    return _probable(scores)
+    return scores
 
 
 def _scores_beside(name: str, numbers: Mapping[str, Array], anchors: int, rows: int) -> str | None:
@@ -107,6 +110,19 @@ def _labels_beside(taken: set[str], outputs: Mapping[str, Array], anchors: int, 
     return None
 
 
+def _before_softmax(raw: Array) -> bool:
+    """Whether scores [N, A, C] are logits beside one of nothing: first or last, best at most places, and above zero.
+
+    Where each class has a sigmoid of its own, the best is below zero wherever there is nothing.
+    """
+    if raw.shape[2] < 2 or _in_unit(raw):
+        return False
+    best = raw.argmax(axis=2)
+    name = int(np.bincount(best.reshape(-1)).argmax())
+    at = best == name
+    return name in (0, raw.shape[2] - 1) and float(at.mean()) >= 0.5 and float(np.median(raw[at][:, name])) > 0
+
+
 def _background(scores: Array) -> int | None:
     """The class of nothing, where scores sum to one: the commonest, first or last."""
     if scores.shape[2] < 2 or not np.allclose(scores.sum(axis=2), 1.0, atol=1e-2):
@@ -124,12 +140,14 @@ class _Pair:
     background: int | None
     single: bool
     done: bool
+    ranked: bool
 
     def __call__(self, outputs: Mapping[str, Array]) -> list[Found]:
         flat = _squeezed(outputs[self.boxes], 1 if self.single else len(outputs[self.boxes]))
         if flat is None:
             return []
-        scores = _matrix(outputs[self.scores], flat.shape[1], len(flat))
+        raw = _matrix(outputs[self.scores], flat.shape[1], len(flat))
+        scores = _softmax(raw) if self.ranked else _probable(raw)
         if self.background is not None:
             scores = np.delete(scores, self.background, axis=2)
         corners = self.corners(flat)
@@ -223,8 +241,10 @@ def _score_columns(rows: Array) -> slice | None:
     end = 4
     while end < len(unit) and unit[end]:
         end += 1
+    pixels = float(high[:4].min()) > 16 and float(low[:2].min()) > -16
+    if end == 5 and pixels:  # one class, and what else belongs to a box: key points, a mask's coefficients, an angle
+        return slice(4, 5) if float(high[4]) > float(low[4]) else None
     if end == 4:  # scores before their sigmoid beside boxes in pixels
-        pixels = float(high[:4].min()) > 16 and float(low[:2].min()) > -16
         return slice(4, len(unit)) if pixels and float(np.abs(rows[..., 4:]).max()) < 64 else None
     if unit[:4].all():
         rms = np.sqrt(np.square(rows, dtype=np.float64).mean(axis=(0, 1)))
@@ -336,9 +356,19 @@ class _Alone:
 # -- shared ---------------------------------------------------------------------------------------------------------
 
 
+def _in_unit(scores: Array) -> bool:
+    return not scores.size or (float(scores.min()) >= UNIT[0] and float(scores.max()) <= UNIT[1] + 0.05)
+
+
+def _softmax(raw: Array) -> Array:
+    shares = np.exp(raw - raw.max(axis=-1, keepdims=True))
+    found: Array = shares / shares.sum(axis=-1, keepdims=True)
+    return found
+
+
 def _probable(scores: Array, *, logits: bool = False) -> Array:
     """Scores in 0..1; numbers outside of that go through a sigmoid."""
-    if not logits and (not scores.size or (float(scores.min()) >= UNIT[0] and float(scores.max()) <= UNIT[1] + 0.05)):
+    if not logits and _in_unit(scores):
         return scores
     if logits and float(scores.min()) >= 0 and float(scores.max()) <= 1:
         return scores

@@ -65,37 +65,50 @@ class Embeddings(Measure):
 
 
 class Values(Measure):
-    """The share of the original's variance that is kept: 1 - sum (a - b)^2 / sum (a - mean)^2, at least 0."""
+    """The share of the original's variance that is kept: 1 - sum (a - b)^2 / sum (a - mean)^2, at least 0.
+
+    The mean is that of the whole output; of rows [samples, numbers], of which there are enough, that of each number, so
+    that it counts what tells samples apart, and not how unlike the numbers are (R^2, weighted by variance).
+    """
 
     def __init__(self, output: str, kind: str = "regression") -> None:
         self.kind, self.outputs = kind, (output,)
-        self.samples = self.count = 0
-        self.total = self.energy = self.noise = 0.0
+        self.samples = 0
+        self.count, self.total, self.energy = np.zeros(1, np.int64), np.zeros(1), np.zeros(1)
+        self.noise = 0.0
         self.apart = False
 
     def add(self, before: Mapping[str, Array], after: Mapping[str, Array], rows: int) -> None:
         """Count one batch."""
         a, b = before[self.outputs[0]], after[self.outputs[0]]
         self.samples += rows
-        if a.shape != b.shape:
+        numbers = a.shape[1] if a.ndim == 2 and a.shape[0] == rows else 1
+        if a.shape != b.shape or (len(self.count) != numbers and self.samples > rows):
             self.apart = True
             return
         with np.errstate(over="ignore", invalid="ignore"):
             known = np.isfinite(a) & (np.abs(a) < 1e30)
-            x, y = a[known].astype(np.float64), b[known].astype(np.float64)
-            self.count += x.size
-            self.total += float(x.sum())
-            self.energy += float(x @ x)
-            self.noise += float((x - y) @ (x - y))
+            x = np.where(known, a, 0).astype(np.float64).reshape(-1, numbers)  # [values, numbers]
+            error = x - np.where(known, b, 0).astype(np.float64).reshape(-1, numbers)
+            self.count = self.count + known.reshape(-1, numbers).sum(axis=0)
+            self.total = self.total + x.sum(axis=0)
+            self.energy = self.energy + np.einsum("ij,ij->j", x, x)
+            self.noise += float(np.einsum("ij,ij->", error, error))
+
+    def _varying(self) -> float:
+        """Squares about the mean."""
+        if self.samples >= LEAST:
+            return float((self.energy - self.total**2 / np.maximum(self.count, 1)).sum())
+        return float(self.energy.sum() - self.total.sum() ** 2 / max(int(self.count.sum()), 1))
 
     def result(self) -> Agreement:
         """The share, None where rows differ in number or the original does not vary."""
         doubts = [f"{self.samples} samples tell little"] if self.samples < LEAST else []
-        varying = self.energy - self.total**2 / self.count if self.count else 0.0
+        varying = self._varying()
         value = None
-        if not self.apart and varying > 1e-12 * self.energy:
+        if not self.apart and varying > 1e-12 * self.energy.sum():
             value = max(0.0, 1.0 - self.noise / varying) if np.isfinite(self.noise) else 0.0
-        elif self.count and not self.apart:
+        elif self.count.any() and not self.apart:
             doubts.append("the original gives one value everywhere")
         return Agreement(self.kind, self.outputs, KINDS[self.kind], value, self.samples, doubts=tuple(doubts))
 
