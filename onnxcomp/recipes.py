@@ -15,6 +15,8 @@ from onnxcomp.verify.budget import Budget
 CLEAN = "fold-constants,cleanup,fuse-batchnorm,fuse-slices,cleanup"
 PLAIN = CLEAN.replace("fold-constants", "fold-constants{unpack=true}", 1)  # for recipes that store what is left
 
+KEEPING = "quantize-qdq{agreement=0.99}"  # all but a point of the decisions
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -52,6 +54,9 @@ class Recipe:
         Args:
             source_bytes: of the model, where that is known: a limit in bytes is a share of them.
         """
+        if budget.min_agreement is not None and KEEPING in self.spec:
+            kept = f"quantize-qdq{{agreement={budget.min_agreement}}}"
+            return replace(self, spec=self.spec.replace(KEEPING, kept, 1))
         if not self.budgeted:
             return self
         limits: dict[str, float | str | None] = {"min_sqnr": budget.min_sqnr, "max_drop": budget.max_drop}
@@ -74,12 +79,12 @@ RECIPES = {
     for recipe in (
         Recipe(
             "int8",
-            f"{PLAIN},clip-weights{{method=mse}},quantize-qdq,quantize-dynamic,store-weights",
+            f"{PLAIN},clip-weights{{method=mse}},{KEEPING},quantize-dynamic,store-weights",
             True,
             "static int8: weights and activations; at run time where a static scale does not do",
             aim=("quantize-qdq", "quantize-dynamic"),
             integer=True,
-            elsewhere=f"{CLEAN},clip-weights{{method=mse}},quantize-qdq,quantize-dynamic",
+            elsewhere=f"{CLEAN},clip-weights{{method=mse}},{KEEPING},quantize-dynamic",
         ),
         Recipe(
             "dynamic",

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from onnxcomp.errors import DataError
 from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, Stage, option
+from onnxcomp.passes.qdq.protect import Protector
 from onnxcomp.passes.qdq.quantizer import Quantizer
 from onnxcomp.targets.base import Target
 from onnxcomp.targets.table import find
@@ -56,6 +57,13 @@ class QuantizeQdq(Pass):
         "0 lets all run on integers",
         search=Range(0.0, 30.0),
     )
+    agreement: float = option(
+        0.0,
+        "share of the original's decisions that is kept, where they can be told: layers that cost most stay float "
+        "until then; 0: no limit",
+        minimum=0,
+        maximum=1,
+    )
     bits: Literal[8, 4] = option(
         8, "bits of a weight in the file; it is decoded at load, and kernels multiply 8-bit integers either way"
     )
@@ -81,4 +89,7 @@ class QuantizeQdq(Pass):
         samples = context.calibration
         if samples is None or not len(samples):
             raise DataError("quantize-qdq needs calibration data", where="pass quantize-qdq", do="give it with --data")
-        return Quantizer(self, graph, context, samples, find(context.target)).run()
+        target = find(context.target)
+        if self.agreement and context.agreement is not None:
+            return Protector(self, context, samples, target, context.agreement).run(graph)
+        return Quantizer(self, graph, context, samples, target).run()

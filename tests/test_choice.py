@@ -26,7 +26,7 @@ from onnxcomp.ops.facts import load_operators
 from onnxcomp.results import Accuracy, Agreement, Benchmark, Fidelity, ModelStats, OutputFidelity, PassRecord
 from onnxcomp.targets import table as targets
 from onnxcomp.verify.budget import Budget
-from onnxcomp.work.choice import agrees, better, ends_search, enough, preferred, score, unsound
+from onnxcomp.work.choice import agrees, better, ends_search, enough, keeps, preferred, score, unsound
 from onnxcomp.work.strategies import Proposed, try_recipes
 from onnxcomp.work.trial import Measured
 
@@ -151,7 +151,13 @@ def test_what_decides_as_the_original_goes_first() -> None:
     for objective in ("latency", "size", "accuracy", "macs"):
         assert preferred(true, fast, objective, NOTHING) and not preferred(fast, true, objective, NOTHING)
     assert preferred(fast, true, "latency", Budget(min_agreement=0.9))
-    assert [agrees(replace(BASE, agreement=value), NOTHING) for value in (None, 0.95, 0.949)] == [True, True, False]
+    point = replace(BASE, agreement=0.99)
+    for objective in ("latency", "size", "accuracy", "macs"):
+        assert preferred(point, replace(true, latency_ratio=0.1), objective, NOTHING)
+    shares = (None, 0.99, 0.989, 0.95, 0.949)
+    assert [agrees(replace(BASE, agreement=value), NOTHING) for value in shares] == [2, 2, 1, 1, 0]
+    assert [agrees(replace(BASE, agreement=value, drop=0.0), NOTHING) for value in shares] == [2, 2, 2, 2, 0]
+    assert keeps(replace(BASE, agreement=0.5), Budget(min_agreement=0.4))
 
 
 # -- when the search ends --
@@ -163,7 +169,8 @@ def test_integers_that_cover_nearly_all_work_end_the_search_for_latency() -> Non
     assert not ends_search(BASE, int8, 0.89, "latency", NOTHING)
     assert not ends_search(BASE, half, 1.0, "latency", NOTHING)
     assert not ends_search(BASE, int8, 1.0, "size", NOTHING)
-    assert not ends_search(replace(BASE, agreement=0.9), int8, 1.0, "latency", NOTHING)
+    for share in (0.9, 0.98):
+        assert not ends_search(replace(BASE, agreement=share), int8, 1.0, "latency", NOTHING)
 
 
 def test_what_computes_in_float_is_not_tried_after_what_is_fast_and_small() -> None:

@@ -118,3 +118,5 @@ def test_the_budget_becomes_options_of_the_pass_that_keeps_it() -> None:
         "mixed-precision{max_size=0.5}"
     )
     assert recipes.find("int8").within(budget, "size") == recipes.find("int8")
+    decided = recipes.find("int8").within(Budget(min_agreement=0.97), "latency").spec
+    assert "quantize-qdq{agreement=0.97}" in decided

@@ -113,6 +113,8 @@ class PassContext:
         progress: shows long work.
         costs: what things cost on this machine; None where nothing is to be measured.
         drop: by how much the task's metric falls on samples set aside for choosing; None where there is no metric.
+        agreement: how often a graph decides as the original does, on samples that may be looked at; None, or
+            gives None, where nothing can be told.
         alone: to be entered around every timing that a pass makes itself; other processes do not time meanwhile.
     """
 
@@ -130,6 +132,7 @@ class PassContext:
     progress: Progress = SILENT
     costs: CostModel | None = None
     drop: Callable[[Graph], float] | None = None
+    agreement: Callable[[Graph], float | None] | None = None
     alone: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def reference(self, graph: Graph, feeds: Iterable[Mapping[str, Array]], *, optimize: bool = True) -> Reference:

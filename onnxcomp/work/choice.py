@@ -13,6 +13,7 @@ from onnxcomp.work.trial import Measured
 COLLAPSED_SQNR_DB = 10.0
 COLLAPSED_DROP = 0.02
 AGREES = 0.95  # below this share of equal decisions the first line says so, and another recipe is preferred
+KEEPS = 0.99  # what keeps all but a point of the decisions goes before what does not, where no metric says what counts
 ALIKE = 0.08  # two times that differ by less are one, for the choice between recipes
 WORTH_DB, LIKE_SIZE = 6.0, 1.3
 WORTH_SHARE = 0.99  # a size is better when it is at most this share of the original
@@ -71,19 +72,32 @@ def score(found: Measured, objective: str) -> float:
     return float(found.bytes) if found.latency_ratio is None else found.latency_ratio
 
 
-def agrees(found: Measured, budget: Budget) -> bool:
-    """Whether a result decides nearly always as the original does, or as often as the budget asks for."""
-    return budget.min_agreement is not None or found.agreement is None or found.agreement >= AGREES
+def agrees(found: Measured, budget: Budget) -> int:
+    """How well a result decides as the original does: 2 but for a point, 1 nearly always, 0 less often than that.
+
+    A budget for decisions says itself what is enough; where a metric is measured its own limit does.
+    """
+    if budget.min_agreement is not None or found.agreement is None:
+        return 2
+    if found.agreement < AGREES:
+        return 0
+    return 2 if found.agreement >= KEEPS or found.drop is not None else 1
+
+
+def keeps(found: Measured, budget: Budget) -> bool:
+    """Whether nothing need be tried for the sake of decisions."""
+    return agrees(found, budget) == 2
 
 
 def preferred(found: Measured, other: Measured, objective: str, budget: Budget) -> bool:
     """Whether a sound result goes before another.
 
-    One that decides nearly always as the original does goes before one that does not. For latency times within ALIKE
-    say nothing; then what keeps WORTH_DB more at a like size is better, then what is smaller.
+    One that decides as the original does, but for a point, goes before one that does so nearly always, and that before
+    one that does not. For latency times within ALIKE say nothing; then what keeps WORTH_DB more at a like size is
+    better, then what is smaller.
     """
     if agrees(found, budget) != agrees(other, budget):
-        return agrees(found, budget)
+        return agrees(found, budget) > agrees(other, budget)
     mine, theirs = score(found, objective), score(other, objective)
     if objective != "latency" or abs(mine / theirs - 1) > ALIKE:
         return mine < theirs
@@ -107,7 +121,7 @@ def enough(best: Measured, recipe: recipes.Recipe, before_bytes: int) -> bool:
 
 def ends_search(found: Measured, recipe: recipes.Recipe, integer_share: float, objective: str, budget: Budget) -> bool:
     """Whether nothing after a sound and better result need be tried: its integer arithmetic covers nearly all work."""
-    return objective == "latency" and recipe.integer and agrees(found, budget) and integer_share >= COVERED
+    return objective == "latency" and recipe.integer and keeps(found, budget) and integer_share >= COVERED
 
 
 def _where(fidelity: Fidelity) -> str:

@@ -68,6 +68,7 @@ class Judge:
         folder: for scratch files.
         samples: what the report's figures are measured on; candidates never see them.
         select: what candidates are compared on.
+        seen: those and samples that calibrate: decisions are counted on many, one among few says nothing of a point.
         metric: the task metric, or None.
         tasks: what each output is.
         synthetic: whether the samples are made up.
@@ -79,6 +80,7 @@ class Judge:
     folder: Path
     samples: Samples
     select: Samples
+    seen: Samples
     metric: Metric | None
     synthetic: bool
     context: PassContext
@@ -143,6 +145,16 @@ class Judge:
             threads=self.context.threads,
             progress=self.context.progress,
         )
+
+    def agreement(self, graph: Graph) -> float | None:
+        """The lowest share of equal decisions on `seen`; None where they are too few, or of a kind that tells nothing.
+
+        Raises:
+            ModelError: the runtime refuses the graph.
+        """
+        path, _ = self._written(graph, "decides.onnx")
+        least = self.compared(path, self.seen)[0].least_agreeing
+        return None if least is None or least.doubts else least.value
 
     def _compiled(self, target: Target, path: Path) -> list[str]:
         """What the target's own compiler says of the file, where it has one and that is installed.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from onnxcomp.data.copies import evidence
 from onnxcomp.data.dataset import Samples
 from onnxcomp.data.metric import Metric, parse_metric
@@ -20,6 +22,7 @@ from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.opening import Opener
 from onnxcomp.verify.preprocessing import doubts
 
+LOOKED_AT = 128  # samples that decisions are counted on while recipes are chosen, those that select among them
 SYNTHETIC_JUDGED = 16  # enough to see that two graphs compute the same; never called accuracy
 
 
@@ -40,6 +43,20 @@ class Material:
     notes: tuple[str, ...]
     doubts: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
+
+    @property
+    def looked_at(self) -> Samples:
+        """Samples that select, and where those are few, some that calibrate: spread evenly over them.
+
+        Sequences stay whole, and made-up samples are what they are.
+        """
+        missing = LOOKED_AT - len(self.select)
+        own = self.calibrate
+        if own is None or missing <= 0 or self.synthetic or self.select.starts is not None:
+            return self.select
+        count = len(own.indices)
+        picked = own.indices[np.linspace(0, count - 1, min(missing, count)).astype(int)]
+        return Samples(own.dataset, np.sort(np.concatenate([self.select.indices, picked])))
 
 
 def prepare(

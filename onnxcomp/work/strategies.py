@@ -11,7 +11,7 @@ from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.pipeline import Pipeline, RunResult
 from onnxcomp.results import PassRecord, TrainingRecord
 from onnxcomp.work.asked import pipeline_of
-from onnxcomp.work.choice import agrees, ends_search, enough, preferred
+from onnxcomp.work.choice import ends_search, enough, keeps, preferred
 from onnxcomp.work.escalation import Climb
 from onnxcomp.work.study import Study
 from onnxcomp.work.trial import Measured
@@ -91,7 +91,7 @@ def try_recipes(study: Study) -> Proposed:
     held: list[tuple[Measured, Candidate]] = []
     asked = {"has_data": study.material.calibrate is not None, "objective": job.objective, "target": job.target}
     for recipe in recipes.candidates(study.original, **asked):  # type: ignore[arg-type]
-        best = held[0][0] if held and agrees(held[0][0], job.budget) else None
+        best = held[0][0] if held and keeps(held[0][0], job.budget) else None
         if best is not None and job.objective == "latency" and enough(best, recipe, study.stats.bytes):
             break
         if recipe.fallback and held:

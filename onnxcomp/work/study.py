@@ -76,6 +76,7 @@ class Study:
             folder=folder,
             samples=material.judge,
             select=material.select,
+            seen=material.looked_at,
             metric=material.metric,
             synthetic=material.synthetic,
             context=context,
@@ -89,6 +90,9 @@ class Study:
         )
         context.costs = self.costs
         context.drop = self.drop if self.judge.has_metric else None
+        asked = job.budget.min_agreement is not None  # where a metric is measured, it says what counts
+        decides = job.verify and not material.synthetic and (asked or not self.judge.has_metric)
+        context.agreement = self.judge.agreement if decides else None
         self._prefixes = Prefixes(self.original, most_bytes=material.memory.kept)
 
     @classmethod
@@ -218,7 +222,11 @@ class Study:
             found = self.judge.candidate(result.graph, samples=samples, timed=timed)
         except ModelError as error:
             return Measured(spec, False, False, f"the runtime refuses it: {error.what}", seconds=_since(start))
-        return self._measured(spec, found, result.changes, start)
+        measured = self._measured(spec, found, result.changes, start)
+        if self.context.agreement is None or measured.agreement is None or not (measured.sound and measured.better):
+            return measured
+        told = self.context.agreement(result.graph)
+        return measured if told is None else replace(measured, agreement=told, seconds=_since(start))
 
     def final(self, spec: str) -> Measured:
         """As `trial`, on the samples that judge and with a latency measured as long as the job asks for.

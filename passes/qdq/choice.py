@@ -12,6 +12,7 @@ from onnxcomp.manager.base import CostModel
 from onnxcomp.ops.facts import Operators
 from onnxcomp.passes.qdq import placement, sensitivity
 from onnxcomp.passes.qdq.coarse import Coarsener
+from onnxcomp.passes.qdq.learned import Learned
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.trials import Trials
@@ -37,6 +38,7 @@ class Choice:
         plan, grids, layers: what is to be written.
         refused: nodes with weights that stay float, with the reason.
         notes: sentences for the user.
+        reached_db: what it keeps before weights and biases are refined.
     """
 
     plan: Plan
@@ -44,6 +46,7 @@ class Choice:
     layers: dict[Node, Integers] = field(default_factory=dict)
     refused: dict[Node, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    reached_db: float = 0.0
 
 
 def _best(found: Iterable[tuple[float, Choice]]) -> tuple[float, Choice] | None:
@@ -67,6 +70,9 @@ class Chooser:
         replan: gives the plan and grids for some of its nodes.
         coarsener: gives layers one scale for all their outputs.
         costs: times of this machine, or None to leave all to the target's table.
+        learned: what an earlier run found out; this one adds to it.
+        faulty: whether ONNX Runtime would run a plan otherwise than it says; what it was is known from then on, so that
+            the next plan with the same nodes is another.
         least_db: signal to noise ratio that the worst part of the outputs must keep before weights and biases are
             refined; 0 sets no limit, since a part may be worse than that.
     """
@@ -81,19 +87,22 @@ class Chooser:
         *,
         coarsener: Coarsener,
         costs: CostModel | None,
+        learned: Learned,
+        faulty: Callable[[Plan, dict[Variable, Grid], dict[Node, Integers]], bool],
         least_db: float,
         threads: int,
         progress: Progress,
     ) -> None:
         self.trials, self.operators, self.full, self.layers, self.replan = trials, operators, full, layers, replan
+        self.faulty = faulty
         self.coarsener = coarsener
-        self.costs, self.threads, self.progress = costs, threads, progress
+        self.costs, self.learned, self.threads, self.progress = costs, learned, threads, progress
         self.least_db = least_db if least_db > 0 else -np.inf
-        self._noise: dict[Node, sensitivity.Noise] | None = None
 
     def choose(self) -> Choice:
         """The placement to write, and the layers with it."""
         choice = self._placed()
+        self.learned.reached_db = choice.reached_db
         choice.layers = choice.layers or {node: self.layers[node] for node in choice.plan.weighted}
         return choice
 
@@ -158,7 +167,7 @@ class Chooser:
         self, nodes: Iterable[Node], written: Graph | None, times: placement.Times, toll: float
     ) -> tuple[Choice, Graph]:
         """The placement, with the nodes that bring in most error for their gain left out until it is good enough."""
-        plan, grids = self.full if written is not None else self.replan(nodes)
+        plan, grids = self.full if written is not None else self._replanned(nodes)
         candidate = written if written is not None else self.trials.written(plan, grids, self.layers)
         choice, fast = Choice(plan, grids), set(plan.weighted)
         if self.costs is not None:
@@ -170,7 +179,7 @@ class Chooser:
                 break
             noise = self._noises()
             chosen = placement.within(self.full[0], self.trials.target, self.trials.graph, times, noise, most, toll)
-            plan, grids = self.replan(chosen)
+            plan, grids = self._replanned(chosen)
             candidate = self.trials.written(plan, grids, self.layers)
             choice = Choice(plan, grids)
             for node in self.full[0].weighted:
@@ -180,12 +189,23 @@ class Chooser:
                     choice.refused[node] = f"too much error for what it gains: alone, it leaves {own:.0f} dB"
             reached = self.trials.sqnr_db(candidate)
             most *= 10 ** (min(reached - self.least_db, -1.0) / 10)
+        choice.reached_db = reached
         return choice, candidate
 
+    def _replanned(self, nodes: Iterable[Node]) -> Planned:
+        """The plan with some nodes that runs as it says: a float node between integers may be made one unasked."""
+        chosen = list(nodes)
+        while True:
+            plan, grids = self.replan(chosen)
+            proven = len(plan.weighted) == len(self.full[0].weighted)
+            if proven or not self.faulty(plan, grids, {node: self.layers[node] for node in plan.weighted}):
+                return plan, grids
+
     def _noises(self) -> dict[Node, sensitivity.Noise]:
-        if self._noise is None:
-            plan, grids = self.full
-            self._noise = sensitivity.noises(
+        plan, grids = self.full
+        known = self.learned.noise
+        if not all(node.name in known for node in plan.weighted):
+            found = sensitivity.noises(
                 self.trials.graph,
                 self.trials.target,
                 plan,
@@ -195,7 +215,8 @@ class Chooser:
                 threads=self.threads,
                 progress=self.progress,
             )
-        return self._noise
+            known |= {str(node.name): noise for node, noise in found.items()}
+        return {node: known[str(node.name)] for node in plan.weighted}
 
     def _explain(self, choice: Choice, times: placement.Times) -> None:
         for node in self.full[0].weighted:

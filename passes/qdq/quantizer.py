@@ -19,6 +19,7 @@ from onnxcomp.passes.qdq import dense, packing, parts, proof, refine, regions, s
 from onnxcomp.passes.qdq.choice import Choice, Chooser, Planned
 from onnxcomp.passes.qdq.coarse import Coarsener
 from onnxcomp.passes.qdq.emit import Written
+from onnxcomp.passes.qdq.learned import Learned
 from onnxcomp.passes.qdq.ranges import Grid, Rule
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.study import Study
@@ -47,10 +48,17 @@ class Quantizer:
         refused: nodes that keep float whatever is chosen, with the reason.
         joined: products that took in the bias added behind them.
         narrow: weights of few bits.
+        learned: what holds for another run on a copy of the graph.
     """
 
     def __init__(
-        self, options: QuantizeQdq, graph: Graph, context: PassContext, samples: SampleSource, target: Target
+        self,
+        options: QuantizeQdq,
+        graph: Graph,
+        context: PassContext,
+        samples: SampleSource,
+        target: Target,
+        learned: Learned | None = None,
     ) -> None:
         self.options, self.graph, self.context, self.samples, self.target = options, graph, context, samples, target
         self.outcome = Outcome()
@@ -60,6 +68,7 @@ class Quantizer:
         self.refused: dict[Node, str] = {}
         self.joined: list[dense.Joined] = []
         self.narrow: set[Constant] = set()
+        self.learned = learned or Learned()
         self.rule = Rule(options.activations, target.levels, target.symmetric, options.percentile)
 
     def run(self) -> Outcome:
@@ -126,14 +135,17 @@ class Quantizer:
         names = [t.name for t in study.plan().tensors]  # any of them may come from a float node in the end
         if self.options.ranges:
             self._take_ranges(study)
-        study.seen = collect(
-            self.graph,
-            names,
-            self.samples,
-            threads=self.context.threads,
-            budget_bytes=self.context.memory.activations,
-            progress=self.context.progress,
-        )
+        missing = [name for name in names if name not in self.learned.seen]
+        if missing:
+            self.learned.seen |= collect(
+                self.graph,
+                missing,
+                self.samples,
+                threads=self.context.threads,
+                budget_bytes=self.context.memory.activations,
+                progress=self.context.progress,
+            )
+        study.seen = dict(self.learned.seen)
         for tensor, why in study.settle().items():
             self.outcome.skip(tensor.name, f"kept float: {why}")
         return study
@@ -189,6 +201,8 @@ class Quantizer:
                     lambda plan, moved: self._again(study, plan, moved),
                 ),
                 costs=self._costs(),
+                learned=self.learned,
+                faulty=lambda plan, grids, layers: self.barred(study, trials, plan, grids, layers),
                 least_db=self.options.min_sqnr if self.options.bits == 8 else 0.0,
                 threads=threads,
                 progress=self.context.progress,

@@ -1,0 +1,81 @@
+"""Do integers decide as the float model does? Where not, layers that cost most stay float, as few as will do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from onnxcomp.graph.ir import Graph
+from onnxcomp.manager.base import Outcome, PassContext, SampleSource
+from onnxcomp.passes.qdq.learned import Learned
+from onnxcomp.passes.qdq.quantizer import Quantizer
+from onnxcomp.targets.base import Target
+
+if TYPE_CHECKING:
+    from onnxcomp.passes.quantize_qdq import QuantizeQdq
+
+ROUNDS = 4
+LEAST_STEP_DB, MOST_STEP_DB = 2.0, 6.0
+AIMED = 0.5  # of the decisions that may change: what is aimed at, since other samples have others near the edge
+
+
+@dataclass
+class Protector:
+    """Quantizes one graph until its decisions hold.
+
+    Args:
+        options: of the pass; `min_sqnr` is where it begins.
+        share: how often a graph decides as the original does; None where nothing can be told.
+    """
+
+    options: QuantizeQdq
+    context: PassContext
+    samples: SampleSource
+    target: Target
+    share: Callable[[Graph], float | None]
+
+    def run(self, graph: Graph) -> Outcome:
+        """Quantize in place.
+
+        The share of decisions that change is, near the edge between two of them, as large as the noise: so many dB more
+        are asked of the outputs as the share has to fall by. Where no placement holds that is faster than float, the
+        first one stays: what else there is decides for whoever compares.
+        """
+        start, learned = graph.clone(), Learned()
+        first = self._quantized(graph, self.options, learned)
+        kept = self.share(graph) if first.changes else None
+        if kept is None or kept >= self.options.agreement:
+            return first
+        low, high, found = max(learned.reached_db, self.options.min_sqnr), math.inf, kept
+        for _ in range(ROUNDS):
+            least_db = min(low + self._more_db(found), (low + high) / 2)
+            candidate = start.clone()
+            outcome = self._quantized(candidate, replace(self.options, min_sqnr=least_db), learned)
+            told = self.share(candidate) if outcome.changes else None
+            if told is None:  # nothing is left on integers: less is asked
+                high = least_db
+            elif told < self.options.agreement:
+                low, found = max(least_db, learned.reached_db), told
+            else:
+                graph.become(candidate)
+                outcome.notes.append(
+                    f"layers stay float until the outputs keep {least_db:.0f} dB before refinement, beyond min_sqnr: "
+                    f"{told:.1%} of the decisions are the original's now, {kept:.1%} were"
+                )
+                return outcome
+        first.notes.append(
+            f"{kept:.1%} of the decisions are the original's; no faster placement was found that keeps "
+            f"{self.options.agreement:.1%} of them"
+        )
+        return first
+
+    def _quantized(self, graph: Graph, options: QuantizeQdq, learned: Learned) -> Outcome:
+        return Quantizer(options, graph, self.context, self.samples, self.target, learned).run()
+
+    def _more_db(self, share: float) -> float:
+        """How much quieter the outputs must get, from how many decisions changed."""
+        wanted = max((1 - self.options.agreement) * AIMED, 1e-4)
+        step = 20 * math.log10(max(1 - share, wanted) / wanted)
+        return min(max(step, LEAST_STEP_DB), MOST_STEP_DB)
