@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
 import search_fakes as fakes
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from onnxcomp.errors import DataError, EnvironmentLacksError, ModelError, UsageError
+from onnxcomp.errors import DataError, EnvironmentLacksError, ModelError, OutputError, UsageError
 from onnxcomp.job import Job
+from onnxcomp.search import kept
 from onnxcomp.search import ledger as ledgers
 from onnxcomp.search.evaluate import GLANCE, evaluate
 from onnxcomp.search.keys import DEFAULT, SAMPLERS, SearchKeys
@@ -155,6 +159,32 @@ def test_a_file_that_is_no_study_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentLacksError, match="cannot be reached"):
         fakes.ledger(file)
     assert file.read_text().startswith("not a database")
+
+
+@pytest.mark.parametrize("url", ["{}", "sqlite:///{}", "sqlite+pysqlite:///{}?timeout=5"])
+@pytest.mark.parametrize("holds", ["tables", "text"])
+def test_a_search_refuses_a_file_of_something_else_before_any_work(tmp_path: Path, url: str, holds: str) -> None:
+    file = tmp_path / "mine.db"
+    if holds == "tables":
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("CREATE TABLE customers(name)")
+            connection.commit()
+    else:
+        file.write_text("my notes")
+    before = file.read_bytes()
+    job = Job(builders.save(builders.mlp(), tmp_path / "m.onnx"), objective="size", bench=False, allow_random=True)
+    with pytest.raises(OutputError, match="none of Optuna's"):
+        search(job, SearchKeys(study=url.format(file), trials=1))
+    assert file.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.db", "m.onnx"}
+
+
+def test_a_file_of_a_study_or_an_empty_one_is_taken(tmp_path: Path) -> None:
+    made, empty = tmp_path / "made.db", tmp_path / "empty.db"
+    fakes.ledger(made)
+    empty.touch()
+    for file in (made, empty, tmp_path / "new.db"):
+        kept.check(file)
 
 
 def test_without_optuna_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

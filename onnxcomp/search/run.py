@@ -26,6 +26,7 @@ from onnxcomp.manager.base import Need
 from onnxcomp.results import Report
 from onnxcomp.runtime.machine import usable_cores
 from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.search import kept
 from onnxcomp.search import ledger as ledgers
 from onnxcomp.search.evaluate import job_of_trials
 from onnxcomp.search.keys import SearchKeys
@@ -84,9 +85,8 @@ def study_file(job: Job) -> Path:
 
 def writes_of(job: Job, keys: SearchKeys) -> dict[str, Path | None]:
     """The files that a search may write, by the flag that names each."""
-    kept_elsewhere = keys.study is not None and "://" in keys.study
-    study = Path(keys.study) if keys.study else study_file(job)
-    return {**places.writes_of(job), "--study": None if kept_elsewhere else study, "the configuration": config_of(job)}
+    study = kept.file_of(keys.study) if keys.study else study_file(job)
+    return {**places.writes_of(job), "--study": study, "the configuration": config_of(job)}
 
 
 def search(job: Job, keys: SearchKeys, *, tell: Tell = lambda text: None, progress: Progress = SILENT) -> Found:
@@ -208,7 +208,10 @@ def _check(job: Job, keys: SearchKeys) -> None:
             where="--workers and --dask",
             do="give one of them",
         )
-    places.check(places.reads_of(job), writes_of(job, keys))
+    writes = writes_of(job, keys)
+    places.check(places.reads_of(job), writes)
+    if writes["--study"] is not None:
+        kept.check(writes["--study"])
 
 
 def _check_opens(job: Job, keys: SearchKeys) -> None:
