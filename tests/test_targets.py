@@ -179,3 +179,37 @@ def test_int8_for_openvino_runs_as_int8_there(convolutions: Path, tmp_path: Path
     integers = sum(n for (kind, precision), n in kernels(opened.compiled).items() if precision in ("u8", "i8"))
     assert written and integers >= len(written)
     assert any("OpenVINO" in note and "int8" in note for note in report.notes)
+
+
+def resizing(folder: Path, **attributes: object) -> Path:
+    """A layer behind a Resize to half the size, with data beside it."""
+    generator = builders.rng()
+    nodes = [
+        onnx.helper.make_node("Resize", ["x", "", "half"], ["small"], mode="linear", **attributes),
+        onnx.helper.make_node("Conv", ["small", "w"], ["y"]),
+    ]
+    ports = [
+        builders.value(name, onnx.TensorProto.FLOAT, ["N", *shape])
+        for name, shape in (("x", (1, 8, 8)), ("y", (64, 2, 2)))
+    ]
+    weights = {"half": np.array([1, 1, 0.5, 0.5], np.float32), "w": builders.normal(generator, 64, 1, 3, 3)}
+    np.savez(folder / "d.npz", x=builders.normal(generator, 64, 1, 8, 8))
+    return builders.save(builders.model(nodes, ports[:1], ports[1:], weights, opset=18), folder / "m.onnx")
+
+
+@openvino
+@pytest.mark.parametrize(("attributes", "told"), [({"antialias": 1}, True), ({}, False)])
+def test_a_runtime_that_computes_another_function_is_named_first(
+    attributes: dict[str, object], told: bool, tmp_path: Path
+) -> None:
+    """OpenVINO passes over antialias; both models go wrong alike there, and nothing between them shows it."""
+    path = resizing(tmp_path, **attributes)
+    report = onnxcomp.optimize(
+        path,
+        data=str(tmp_path / "d.npz"),
+        target="openvino",
+        passes="cleanup,quantize-weights",
+        output=tmp_path / "out.onnx",
+        bench=False,
+    )
+    assert any("computes another function than ONNX Runtime" in doubt for doubt in report.doubts) == told

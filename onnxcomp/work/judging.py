@@ -28,6 +28,7 @@ from onnxcomp.targets.table import find
 from onnxcomp.verify import compilers
 from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.agreement import TaskBook
+from onnxcomp.verify.elsewhere import otherwise
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.layers import own_sqnr_db
 from onnxcomp.verify.opened import OpenedModel
@@ -43,6 +44,7 @@ class Measurements:
     Attributes:
         own_sqnr_db: by layer, its own error in dB.
         on_integers: by node, whether the kernel that ran it works on integers; empty where nothing was run.
+        doubts: what makes the figures worth less, for the first line.
     """
 
     stats: ModelStats
@@ -53,6 +55,7 @@ class Measurements:
     own_sqnr_db: dict[str, float] = field(default_factory=dict)
     on_integers: dict[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 Timed = Callable[[Graph, Path, Feeds], Benchmark | None]
@@ -120,6 +123,9 @@ class Judge:
         found = replace(found, notes=(*found.notes, *notes), on_integers=self._on_integers(graph))
         if not self.verify:
             return found
+        provider = judging_provider(self.context.target)
+        doubts = otherwise(self.source, self.samples, provider=provider, threads=self.context.threads)
+        found = replace(found, doubts=doubts)
         try:
             errors = self._own_errors(graph)
         except (ModelError, DataError) as error:
