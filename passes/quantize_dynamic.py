@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -35,7 +36,8 @@ class QuantizeDynamic(Pass):
     Products are written with standard operators (DynamicQuantizeLinear, MatMulInteger, Cast, Mul), which ONNX Runtime
     fuses into DynamicQuantizeMatMul and MatMulIntegerToFloat. Weights have one scale an output channel; an activation
     that several products read is quantized once. LSTM becomes DynamicQuantizeLSTM where that is measured to be faster,
-    or, where nothing is measured, if it is large. Embedding tables are stored in rows of int8.
+    or, where nothing is measured, if it is large; with calibration data its weights are rounded so that what it really
+    reads errs least (GPTQ, arXiv 2210.17323, and coordinate descent). Embedding tables are stored in rows of int8.
 
     With calibration data the input channels of a product are evened out where that makes its error smaller on samples
     not used to find it: x / s times s W, with s = max|x|^smooth / max|W|^(1 - smooth) (SmoothQuant, arXiv 2211.10438).
@@ -87,10 +89,11 @@ class QuantizeDynamic(Pass):
         groups = work.groups(products)
         verdicts = self._look(graph, groups, context)
         protected = self._protected(products, groups, verdicts, work)
+        moments = recurrent.moments(graph, cells, context)
         for group in groups:
             work.quantize(group, verdicts.get(group.key), protected)
         work.tables(tables)
-        work.cells(cells, context.costs)
+        work.cells(cells, context.costs, moments)
         known = {use.constant for use in uses}
         for use in other_weights(graph, context.operators, known, self.selects(graph), outcome):
             if use.constant.size >= self.least and use.constant.dtype == FLOAT32:
@@ -310,11 +313,11 @@ class _Work:
                 found.append(node)
         return found
 
-    def cells(self, nodes: list[Node], costs: CostModel | None) -> None:
+    def cells(self, nodes: list[Node], costs: CostModel | None, moments: Mapping[Constant, Array]) -> None:
         """LSTM nodes get their integer kernel where that is measured to be faster; where nothing is, if large."""
         portable = self.options.isa == "portable"
         times = recurrent.faster(self.graph, nodes, costs, portable=portable) if nodes and costs is not None else {}
-        writer = recurrent.LstmWriter(self.graph, self.shapes, portable=portable)
+        writer = recurrent.LstmWriter(self.graph, self.shapes, portable=portable, moments=moments)
         for node in nodes:
             exact, integer = times.get(node.name, (1.0, 0.0))
             if integer >= exact:

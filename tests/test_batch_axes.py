@@ -323,3 +323,54 @@ def test_passes_that_hold_a_few_samples_count_sequences_and_not_their_steps() ->
     assert len(refine.judged(samples)) == 12
     part = list(Portion(samples, 3, 5).batches(8))
     assert [int(feeds["x"].flat[0]) for feeds in part] == [3, 4, 5, 6, 7]
+
+
+# -- feeds of several samples ------------------------------------------------------------------------------------------
+
+
+def batches(data: np.ndarray, sizes: tuple[int, ...], axis: int = 0) -> list[dict[str, np.ndarray]]:
+    return [{"x": part} for part in np.split(data, np.cumsum(sizes)[:-1], axis)]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_each_row_of_a_feed_is_a_sample_and_that_is_said(tmp_path: Path, axis: int) -> None:
+    shape = ["batch", STEPS, FEATURES] if axis == 0 else [STEPS, "batch", FEATURES]
+    data = random(35, STEPS, FEATURES) if axis == 0 else random(STEPS, 35, FEATURES)
+    proto = recurrent(shape, [STEPS, "batch", 5], first=axis == 0)
+    dataset = opened(proto, tmp_path, iter(batches(data, (8, 8, 8, 8, 3), axis)))
+    assert len(dataset) == 35 and dataset.reader.batch is None
+    picked = [33, 2, 9, 8, 20]
+    assert np.array_equal(next(dataset.subset(picked).batches(5))["x"], data.take(picked, axis))
+    assert any("35 in all" in guess for guess in dataset.guesses)
+
+
+def test_rows_of_a_feed_bring_their_labels_and_a_label_for_a_whole_feed_keeps_it_whole(tmp_path: Path) -> None:
+    data, labels = random(12, 16), np.arange(12) % 4
+    feeds = [
+        feed | {"labels": part} for feed, part in zip(batches(data, (8, 4)), (labels[:8], labels[8:]), strict=True)
+    ]
+    path = builders.save(builders.mlp(), tmp_path / "m.onnx")
+    own = Opener(path).open(feeds)
+    assert len(own) == 12 and np.array_equal(own.subset([9, 1]).labels, labels[[9, 1]])
+    assert len(Opener(path).open(batches(data, (8, 4)), labels=np.arange(2))) == 2
+
+
+def test_rows_of_unlike_shapes_are_samples_that_run_alone(tmp_path: Path) -> None:
+    feeds = [{"x": random(4, steps, FEATURES)} for steps in (5, 9, 7)]
+    dataset = opened(recurrent([None, None, FEATURES], [None, None, 5], first=True), tmp_path, feeds)
+    assert len(dataset) == 12 and dataset.reader.batch == 1
+    assert np.array_equal(next(dataset.subset([6]).batches())["x"], feeds[1]["x"][2:3])
+
+
+def test_rows_that_depend_on_one_another_stay_one_sample_and_that_is_said(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Softmax", ["x"], ["y"], "over", axis=0)]
+    ports = [builders.value(name, FLOAT, ["N", 6]) for name in ("x", "y")]
+    dataset = opened(builders.model(nodes, ports[:1], ports[1:], {}), tmp_path, batches(random(12, 6), (4, 4, 4)))
+    assert len(dataset) == 3 and next(dataset.subset([1]).batches())["x"].shape == (4, 6)
+    assert any("depend on one another" in guess for guess in dataset.guesses)
+
+
+def test_judged_samples_are_rows_of_feeds(tmp_path: Path) -> None:
+    path = builders.save(builders.mlp(), tmp_path / "m.onnx")
+    result = optimize(path, data=lambda: iter(batches(random(64, 16), (16,) * 4)), passes="clip-weights", bench=False)
+    assert result.fidelity is not None and result.fidelity.samples > 4

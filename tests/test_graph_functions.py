@@ -12,8 +12,11 @@ from onnx import TensorProto, helper
 from onnxcomp.errors import ModelError
 from onnxcomp.graph import functions, io
 from onnxcomp.graph.codec import decode, encode
+from onnxcomp.graph.cost import layers as cost_layers
+from onnxcomp.graph.cost import stats
 from onnxcomp.graph.functions import check_expansion, inline_functions
 from onnxcomp.manager.pipeline import PassManager, Pipeline
+from onnxcomp.ops.facts import load_operators
 
 
 def layers() -> onnx.ModelProto:
@@ -131,3 +134,17 @@ def test_a_function_written_for_other_operators_is_named() -> None:
     graph = decode(proto)
     with pytest.raises(ModelError, match="Linear is written with MatMul of opset 12"):
         inline_functions(graph)
+
+
+def test_what_functions_multiply_is_counted_at_every_call() -> None:
+    graph = decode(layers())
+    counted = stats(graph, load_operators(), file_bytes=0)
+    found = cost_layers(graph, load_operators())
+    assert counted.macs == 2 * 64 * 64 and counted.nodes == 2 and counted.parameters == 64 * 64 + 64
+    assert [layer.macs for layer in found if layer.op == "MatMul"] == [64 * 64] * 2
+    assert len(graph.functions) == 2
+
+
+def test_functions_that_cannot_be_inlined_are_counted_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functions, "MOST_NODES", 2)
+    assert stats(decode(layers()), load_operators(), file_bytes=0).macs == 0

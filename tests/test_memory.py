@@ -10,11 +10,16 @@ import pytest
 from feeds import Feeds
 
 from onnxcomp import optimize
+from onnxcomp.distill import teacher
+from onnxcomp.distill.teacher import Rows, ask, rows_a_run
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.shapes import infer
+from onnxcomp.passes.qdq import refine
+from onnxcomp.passes.training.trainer import piece_of
 from onnxcomp.runtime import taps
 from onnxcomp.runtime.memory import LEAST_BYTES, Memory
-from onnxcomp.runtime.stages import peak_bytes
+from onnxcomp.runtime.progress import SILENT
+from onnxcomp.runtime.stages import peak_bytes, trained_bytes
 from onnxcomp.verify.opening import Opener
 
 GIB = 1 << 30
@@ -68,3 +73,44 @@ def test_a_run_within_little_memory_gives_the_same_model_up_to_rounding(tmp_path
         report = optimize(path, data=data, passes=spec, output=out, bench=False, memory=memory)
         results[label] = report.fidelity.worst_sqnr_db
     assert abs(results["ample"] - results["tight"]) < 1.0
+
+
+# -- what trains, and what is tried ------------------------------------------------------------------------------------
+
+
+def rows_of(count: int, name: str) -> Rows:
+    return Rows(Path(), {name: builders.normal(builders.rng(), count, 3, 16, 16, scale=1.0)}, plain=count)
+
+
+def test_a_teacher_is_asked_for_as_many_rows_as_fit_whatever_the_threads(tmp_path: Path, monkeypatch) -> None:
+    graph = decode(builders.residual_cnn())
+    name, output = graph.inputs[0].name, graph.outputs[0].name
+    peak = peak_bytes(graph, infer(graph, {name: (1, 3, 16, 16)}))
+    tight = Memory(int(8 * 5.5 * peak))
+    assert (
+        rows_a_run(graph, rows_of(12, name), tight)[0] == 5 and rows_a_run(graph, rows_of(12, name), Memory())[0] == 64
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked: list[int] = []
+    monkeypatch.setattr(teacher, "ask", lambda s, part, *rest: asked.append(len(part[name])) or ask(s, part, *rest))
+    found, _ = teacher.answers(graph, [output], rows_of(12, name), threads=2, progress=SILENT, memory=tight)
+    assert sorted(asked) == [2, 5, 5] and len(found[output]) == 12
+
+
+def test_a_batch_trains_in_pieces_that_fit() -> None:
+    assert [piece_of(64, most) for most in (1 << 40, 16, 15, 3, 0)] == [16, 16, 8, 2, 1]
+    assert piece_of(7, 5) == 1 and piece_of(20) == 20
+
+
+def test_a_step_holds_every_activation_and_its_gradient() -> None:
+    graph = decode(builders.mlp((16, 32, 10)))
+    shapes = infer(graph, {"x": (3, 16)})
+    assert trained_bytes(graph, shapes) == 2 * 3 * 4 * (32 + 32 + 10)
+
+
+def test_answers_that_are_kept_count_where_placements_are_judged() -> None:
+    samples = Feeds({"x": np.zeros((64, 256), np.float32)})
+    assert len(refine.judged(samples, 8, 1000)) == 4
+    few = refine.judged(samples, 8, 10_000, budget_bytes=200_000)
+    assert sum(len(feed["x"]) * (10_000 + 1024) for feed in few) <= 200_000 and len(few) == 2
+    assert len(refine.judged(samples, 8, 10**9, budget_bytes=200_000)) == 1

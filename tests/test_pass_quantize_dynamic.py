@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,35 @@ def test_lstm_runs_in_integers_with_states_lengths_and_peepholes(full: bool, dir
     feeds = builders.feeds_of(proto)
     for a, b in zip(builders.run(proto, feeds), builders.run(after, feeds), strict=True):
         assert builders.sqnr_db(a, b) > 30
+
+
+class Sequences(Feeds):
+    """One sequence [time, batch, features] a sample."""
+
+    def batches(self, size: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+        yield from ({name: values[i] for name, values in self.feeds.items()} for i in range(len(self)))
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_the_weights_of_an_lstm_are_rounded_for_what_it_reads(heard: bool) -> None:
+    proto = lstm(direction="bidirectional")
+    if not heard:  # nobody reads the states of all steps
+        del proto.graph.output[0]
+        proto.graph.node[0].output[0] = ""
+    generator = builders.rng()
+    mixed = generator.standard_normal((6, 48)).astype(np.float32)
+    read = np.abs(generator.standard_normal((40, 10, 2, 6)).astype(np.float32) @ mixed)
+    name = proto.graph.input[0].name
+    context = PassContext(calibration=Sequences({name: read[:32]}))
+    solved = encode(PassManager(Pipeline.parse("quantize-dynamic{least=1}")).run(decode(proto), context).graph)
+    noise = []
+    for after in (solved, quantized(proto)[0]):
+        runs = [(builders.run(proto, {name: x})[0], builders.run(after, {name: x})[0]) for x in read[32:]]
+        noise.append(sum(float(np.square(a - b).sum()) for a, b in runs))
+    assert noise[0] < 0.5 * noise[1]
+    codes = [numpy_helper.to_array(t) for t in solved.graph.initializer if t.name.endswith("_q8")]
+    for direction in (part for array in codes for part in array):
+        assert np.abs(direction[::2].astype(np.int16) + direction[1::2]).max() <= 128
 
 
 def test_the_work_of_an_lstm_and_of_what_follows_is_counted_as_before() -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from onnxcomp.data.arrays import Rows
 from onnxcomp.data.axes import Axes
-from onnxcomp.data.feeds import Array, Feed, NotFiniteError, Units, check_finite, conform, convert
+from onnxcomp.data.feeds import LABELS, Array, Feed, NotFiniteError, Units, check_finite, conform, convert
 from onnxcomp.data.images import ImageFiles, narrow
 from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.pixels import Pixels
@@ -153,7 +153,10 @@ class RowReader:
 
 
 class FeedReader:
-    """Sources that come as whole feeds: a sample is one feed, whatever its batch size."""
+    """Sources that come as whole feeds: a sample is one feed, whatever its batch size.
+
+    Where a run proves that the rows of a feed are samples, `RowsOfFeeds` takes its place.
+    """
 
     batch: int | None = 1
     sample_bytes = 0
@@ -168,6 +171,63 @@ class FeedReader:
         """The feed of the one index."""
         (index,) = indices
         return conform(self.units[int(index)], self._inputs, f"{self._where}, feed {index}", finite=finite)
+
+    def rows_of(self, index: int) -> int:
+        """Rows of a feed along the axes that the model leaves free for samples; 1 where its inputs disagree."""
+        unit = self.units[index]
+        sizes = {np.shape(unit[s.name])[s.axis] for s in self._divided() if s.axis is not None and s.name in unit}
+        return sizes.pop() if len(sizes) == 1 else 1
+
+    def divided(self) -> RowsOfFeeds:
+        """The same source with a row of each feed as a sample."""
+        counts = [self.rows_of(i) for i in range(len(self))]
+        return RowsOfFeeds(self, counts, {s.name: s.axis for s in self._divided() if s.axis is not None})
+
+    def _divided(self) -> list[InputSpec]:
+        return [s for s in self._inputs if s.axis is not None and s.rank and s.batch is None]
+
+
+class RowsOfFeeds:
+    """Feeds of several samples each: a sample is one row, along the axis that counts samples in each input.
+
+    Rows of one shape go together in one feed; inputs without such an axis are those of the first row's feed.
+    """
+
+    def __init__(self, feeds: FeedReader, counts: Sequence[int], axes: Mapping[str, int]) -> None:
+        self._feeds, self._axes, self.counts = feeds, dict(axes), list(counts)
+        self._feed_of = np.repeat(np.arange(len(counts)), counts)
+        self._row_of = np.concatenate([np.arange(n) for n in counts])
+        self._last: tuple[int, bool, Feed] | None = None
+        shapes = {self._shapes(feeds.units[i]) for i in range(len(counts))}
+        self.batch: int | None = None if len(shapes) == 1 else 1
+        first = self.read(np.array([0]), finite=False)
+        self.sample_bytes = sum(first[name].nbytes for name in self._axes)
+
+    def __len__(self) -> int:
+        return len(self._feed_of)
+
+    def read(self, indices: Indices, *, finite: bool = True) -> Feed:
+        """One feed of these rows."""
+        parts: list[Feed] = []
+        for index in np.unique(self._feed_of[indices]):
+            feed, rows = self._feed(int(index), finite=finite), self._row_of[indices[self._feed_of[indices] == index]]
+            parts.append({name: np.take(feed[name], rows, axis) for name, axis in self._axes.items()})
+        place = np.argsort(np.argsort(self._feed_of[indices], kind="stable"), kind="stable")  # as they were asked for
+        joined = {n: np.take(np.concatenate([p[n] for p in parts], a), place, a) for n, a in self._axes.items()}
+        whole = self._feed(int(self._feed_of[indices[0]]), finite=finite)
+        return {name: joined.get(name, array) for name, array in whole.items()}
+
+    def _feed(self, index: int, *, finite: bool) -> Feed:
+        """A feed, kept until another is read: its rows are asked for one after the other."""
+        if self._last is None or self._last[:2] != (index, finite):
+            self._last = index, finite, self._feeds.read(np.array([index]), finite=finite)
+        return self._last[2]
+
+    def _shapes(self, unit: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Shapes of a row, and the values of what all rows of a feed share: only where both are equal do rows mix."""
+        own = [(n, tuple(np.delete(np.shape(unit[n]), axis))) for n, axis in self._axes.items()]
+        shared = [(n, np.asarray(v).tobytes()) for n, v in unit.items() if n not in self._axes and n != LABELS]
+        return (*own, *shared)
 
 
 class StepReader:
@@ -252,6 +312,22 @@ class Dataset:
         """
         self.axes, self.reader.batch, self.most = axes, batch, most
         self._guesses = (*self._guesses, *remarks)
+
+    def remark(self, text: str) -> None:
+        """Say something of the samples, with the guesses."""
+        self._guesses = (*self._guesses, text)
+
+    def divide(self) -> bool:
+        """Count the rows of whole feeds as samples; False where the labels tell that a feed is one."""
+        assert isinstance(self.reader, FeedReader)
+        reader = self.reader.divided()
+        if self._labels is not None:
+            labels = [np.asarray(label) for label in self._labels]
+            if [len(np.atleast_1d(label)) for label in labels] != reader.counts:
+                return False
+            self._labels = np.concatenate(labels)
+        self.reader = reader
+        return True
 
     def give_session(self, run: Run) -> None:
         """Let the float original say which states a stateful model has, and whether it takes NaN or infinity."""

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,15 @@ from onnxcomp.distill.augment import Augment
 from onnxcomp.distill.layout import Layout, to_front
 from onnxcomp.errors import DataError, ModelError, OutputError
 from onnxcomp.files import user_cache
+from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.io import to_bytes
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.manager.base import SampleSource
 from onnxcomp.runtime.machine import machine, versions
+from onnxcomp.runtime.memory import Memory
 from onnxcomp.runtime.progress import Progress
 from onnxcomp.runtime.session import Session
+from onnxcomp.runtime.stages import peak_bytes
 from onnxcomp.runtime.taps import tapped
 
 CACHE_BYTES = 4 << 30  # the teachers' answers in the user's cache; the oldest go
@@ -128,10 +131,32 @@ def write_rows(
     return rows
 
 
+def rows_a_run(graph: Graph, rows: Rows, memory: Memory, most: int = ROWS_A_RUN) -> tuple[int, int]:
+    """How many rows a model is run on at a time, and how many such runs the memory bears at once.
+
+    The first does not depend on the number of threads: a product of another height may round otherwise.
+    """
+    feeds = rows.layout.feeds(next(rows.batches(1)))
+    shapes = shape_tools.infer(graph, {name: array.shape for name, array in feeds.items()})
+    peak = peak_bytes(graph, shapes)
+    if not isfinite(peak) or not peak:
+        return most, 1 << 16
+    size = int(min(most, max(1, memory.inside // peak)))
+    return size, max(1, int(2 * memory.inside // (size * peak)))
+
+
 def answers(
-    teacher: Graph, names: Sequence[str], rows: Rows, *, threads: int, progress: Progress
+    teacher: Graph,
+    names: Sequence[str],
+    rows: Rows,
+    *,
+    threads: int,
+    progress: Progress,
+    memory: Memory = Memory(),  # noqa: B008 (frozen)
 ) -> tuple[dict[str, Array], bool]:
     """The teacher's tensors of these names for every row, float32, memory-mapped, and whether they were in the cache.
+
+    Runs take as many rows as fit the memory.
 
     Raises:
         ModelError: ONNX Runtime cannot run the teacher.
@@ -139,8 +164,10 @@ def answers(
         OutputError: the cache cannot be written.
     """
     wanted = list(dict.fromkeys(names))
+    size, at_once = rows_a_run(teacher, rows, memory)
     here = [
         str(rows.layout.batch),
+        *([str(size)] if size != ROWS_A_RUN else []),
         machine().cpu,
         *(f"{name} {version}" for name, version in sorted(versions().items())),
     ]
@@ -148,7 +175,7 @@ def answers(
     place = cache_folder() / key
     known = (place / MANIFEST).is_file()
     if not known:
-        _compute(teacher, wanted, rows, place, threads, progress)
+        _compute(teacher, wanted, rows, place, size, min(threads, at_once), progress)
     os.utime(place)
     _bound(place)
     return {name: np.load(place / f"{i}.npy", mmap_mode="r") for i, name in enumerate(wanted)}, known
@@ -245,13 +272,15 @@ def fixed_batch(session: Session, rows: Rows) -> int | None:
     return rows.layout.batch or next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
-def _compute(teacher: Graph, names: list[str], rows: Rows, place: Path, threads: int, progress: Progress) -> None:
+def _compute(
+    teacher: Graph, names: list[str], rows: Rows, place: Path, size: int, threads: int, progress: Progress
+) -> None:
     staging = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
     try:
         staging.mkdir(parents=True)
         session = tapped(teacher, names, 1)
         fixed = fixed_batch(session, rows)
-        size = fixed or ROWS_A_RUN
+        size = fixed or size
         found: dict[str, Array] = {}
         at, total = 0, -(-len(rows) // size)
         given = progress.track(rows.batches(size), total, "asking the teacher")

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coded import CodedWeight, coded_weights, count_codes, read_coded
+from onnxcomp.graph.functions import without_functions
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
 from onnxcomp.graph.literals import literal
 from onnxcomp.ops.facts import Operators
@@ -57,19 +58,20 @@ def joined(found: Iterable[LayerCost]) -> Iterator[LayerCost]:
 def stats(
     graph: Graph, operators: Operators, *, file_bytes: int, sample: Mapping[str, tuple[int, ...]] | None = None
 ) -> ModelStats:
-    """Size and cost of a model.
+    """Size and cost of a model; what local functions multiply counts at every call of them.
 
     Args:
         file_bytes: bytes of the .onnx file and its external data.
         sample: shapes of one sample's inputs; symbolic dimensions count as 1 where none is given.
     """
     count = parameters(graph, operators)
-    inferred = shape_tools.infer(graph, shape_tools.one_sample(graph, sample))
+    plain = without_functions(graph)
+    inferred = shape_tools.infer(plain, shape_tools.one_sample(plain, sample))
     return ModelStats(
         bytes=file_bytes,
         parameters=count.total,
         nonzero_parameters=count.nonzero,
-        macs=sum(operators.facts(node).macs(node, inferred) for node in graph.walk()),
+        macs=sum(operators.facts(node).macs(node, inferred) for node in plain.walk()),
         nodes=sum(1 for _ in graph.walk()),
         opset=graph.opset,
     )
@@ -129,7 +131,11 @@ def _makes_scales(node: Node, operators: Operators) -> bool:
 
 
 def layers(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, ...]] | None = None) -> list[LayerCost]:
-    """Nodes that hold weights or multiply, in graph order; weights behind a DequantizeLinear count for its reader."""
+    """Nodes that hold weights or multiply, in graph order; weights behind a DequantizeLinear count for its reader.
+
+    Those inside local functions are told for each call.
+    """
+    graph = without_functions(graph)
     inferred = shape_tools.infer(graph, shape_tools.one_sample(graph, sample))
     decoding = {node for c in coded_weights(graph) for node in c.nodes}
     found = []

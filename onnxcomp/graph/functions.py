@@ -42,6 +42,21 @@ def inline_functions(graph: Graph) -> list[str]:
     return [f"{count} local functions inlined ({some})"]
 
 
+def without_functions(graph: Graph) -> Graph:
+    """The graph, or a copy of it in which the nodes of local functions stand in the place of their calls.
+
+    Where functions cannot be inlined it is the graph as it is: whoever has to change something in them says why not.
+    """
+    if not graph.root.functions:
+        return graph
+    copy = graph.clone()
+    try:
+        inline_functions(copy)
+    except ModelError:
+        return graph
+    return copy
+
+
 def check_expansion(model: onnx.ModelProto) -> None:
     """Count the nodes that a model has with its functions inlined, without inlining them.
 

@@ -61,6 +61,11 @@ class Memory:
         return self.total // 8
 
     @property
+    def trained(self) -> int:
+        """Activations and gradients of the rows that train at a time, in a process of their own."""
+        return self.total // 2
+
+    @property
     def kept(self) -> int:
         """Weights of graphs that pipelines began with, kept for others that begin alike."""
         return self.total // 4

@@ -88,8 +88,8 @@ class Stages:
         asked = {*tensors, *self.keep}
         outputs = [t for node in nodes for t in node.outputs if t.name and (t in asked or self._needed(t))]
         inputs = list(dict.fromkeys(t for node in nodes for t in reads(node) if t in self.values[0]))
-        piece = _piece(self.graph, nodes, {t: self.values[0][t] for t in inputs}, outputs)
-        session = open_session(piece, threads=self.threads, arena=False)
+        model = piece(self.graph, nodes, {t: self.values[0][t] for t in inputs}, outputs)
+        session = open_session(model, threads=self.threads, arena=False)
         names = [t.name for t in outputs]
         for values in self.values:
             found = session.run({t.name: values[t] for t in inputs}, names)
@@ -145,6 +145,11 @@ def peak_bytes(graph: Graph, shapes: Shapes) -> float:
     return peak
 
 
+def trained_bytes(graph: Graph, shapes: Shapes) -> float:
+    """What a training step of a graph holds: every activation until its gradient is known, and the gradient."""
+    return 2 * sum(_bytes(tensor, shapes) for node in graph.walk() for tensor in node.outputs if tensor.name)
+
+
 def _bytes(tensor: Variable, shapes: Shapes) -> float:
     known = shapes.types.get(tensor.name)
     if known is None or known.dtype is None or known.shape is None:
@@ -161,7 +166,7 @@ def _port(name: str, array: Array) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, elem_type(array.dtype), [None] * array.ndim)
 
 
-def _piece(graph: Graph, nodes: list[Node], fed: Mapping[Tensor, Array], outputs: list[Tensor]) -> bytes:
+def piece(graph: Graph, nodes: list[Node], fed: Mapping[Tensor, Array], outputs: list[Tensor]) -> bytes:
     """A model of some nodes, their weights inside."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.root.model)

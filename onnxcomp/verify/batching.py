@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxcomp.data.axes import Axes
-from onnxcomp.data.dataset import Dataset
+from onnxcomp.data.dataset import Dataset, FeedReader
 from onnxcomp.data.inputs import interface_of
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.graph import shapes as shape_tools
@@ -49,6 +49,7 @@ def settle(model: Path | OpenedModel, *datasets: Dataset, memory: Memory = Memor
     first = datasets[0]
     for dataset in datasets:
         dataset.give_session(session.run)
+        _divide(session, dataset, declared)
     axes = Axes(first.axes.inputs, declared.outputs, declared.time)
     found = _Found(axes, first.reader.batch)
     if first.reader.batch in (None, 1) and len(first) > 1:
@@ -57,6 +58,23 @@ def settle(model: Path | OpenedModel, *datasets: Dataset, memory: Memory = Memor
     for dataset in datasets:
         own = Axes(dataset.axes.inputs, found.axes.outputs, found.axes.time)
         dataset.settle(own, dataset.reader.batch or found.batch, found.remarks, most)
+
+
+def _divide(session: Session, dataset: Dataset, axes: Axes) -> None:
+    """Let rows of whole feeds be the samples, where two of a feed together give what each of them gives alone."""
+    reader = dataset.reader
+    rows = reader.rows_of(0) if isinstance(reader, FeedReader) else 1
+    if not isinstance(reader, FeedReader) or rows < 2:
+        return
+    pair = reader.divided()
+    one, two, both = (_outputs(session, pair.read(np.array(chosen), finite=False)) for chosen in ([0], [1], [0, 1]))
+    if one is None or two is None or both is None:
+        return
+    apart = not any(_place(name, both[name], one[name], two[name], axes) is _MIXED for name in both)
+    if apart and dataset.divide():
+        dataset.remark(f"each row of the feeds is a sample, {len(dataset)} in all, found by running the model")
+    elif not apart:
+        dataset.remark(f"a feed of {rows} rows is one sample: its rows depend on one another, found by running it")
 
 
 def _most(graph: Graph, dataset: Dataset, memory: Memory) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 from onnxcomp.errors import DataError
@@ -176,7 +177,9 @@ class Quantizer:
     def trials(self) -> Trials:
         """What plans really give, on a few samples."""
         held = refine.few(self.graph, self.samples, self.shapes, budget_bytes=self.context.memory.activations)
-        feeds = refine.judged(self.samples, batch=rows_of(held[0]))
+        sizes = [self.shapes.static(output) for output in self.graph.outputs]
+        answer = sum(4 * prod(size) for size in sizes if size is not None)
+        feeds = refine.judged(self.samples, rows_of(held[0]), answer, self.context.memory.rows)
         native = self.options.isa == "native"
         return Trials(self.graph, self.target, self.shapes, feeds, self.context, native=native)
 

@@ -84,18 +84,25 @@ def few(
     return found
 
 
-def judged(samples: Batches, batch: int = 8) -> list[dict[str, Array]]:
-    """The first samples, enough to tell how much placements cost: feeds whose inputs alone are held.
+def judged(
+    samples: Batches, batch: int = 8, answer_bytes: int = 0, budget_bytes: int = BUDGET_BYTES
+) -> list[dict[str, Array]]:
+    """The first samples, enough to tell how much placements cost: feeds whose inputs and answers alone are held.
 
     Scores of things that are rare in the data say nothing on the few samples whose activations fit into memory.
+
+    Args:
+        answer_bytes: of the float model's outputs for one sample.
+        budget_bytes: what inputs and answers may take.
     """
     found: list[dict[str, Array]] = []
-    taken = held = 0
+    taken = held = answered = 0
     for feeds in samples.batches(batch):
         found.append(feeds)
         taken += samples_in(samples, feeds, batch)
         held += sum(a.nbytes for a in feeds.values())
-        if taken >= JUDGED_SAMPLES or held >= JUDGED_BYTES:
+        answered = taken * answer_bytes
+        if taken >= JUDGED_SAMPLES or held >= JUDGED_BYTES or (held + answered) * (1 + 1 / len(found)) > budget_bytes:
             break
     return found
 

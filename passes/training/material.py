@@ -20,6 +20,7 @@ from onnxcomp.distill.teacher import (
     constants_of,
     differing,
     fixed_batch,
+    rows_a_run,
     rows_in,
     write_rows,
 )
@@ -105,7 +106,9 @@ def gather(
     found: dict[str, Array] = {}
     if teacher is not None:
         names = [pair.teacher for pair in pairs]
-        found, known = answers(teacher, names, rows, threads=context.threads, progress=context.progress)
+        found, known = answers(
+            teacher, names, rows, threads=context.threads, progress=context.progress, memory=context.memory
+        )
         if known:
             notes.append(f"the teacher's answers to {len(rows):,} rows came from the cache")
     return Material(rows, found, None if labels is None else labels.astype(np.int64), notes)
@@ -177,7 +180,8 @@ def rehearsal(context: PassContext, teacher: Graph | None, pairs: list[Pair], co
     if teacher is not None:
         session = tapped(teacher, [pair.teacher for pair in pairs], 1)
         fixed = fixed_batch(session, rows)
-        parts = [ask(session, part, rows, fixed) for part in rows.batches(fixed)]
+        size = fixed or rows_a_run(teacher, rows, context.memory)[0]
+        parts = [ask(session, part, rows, fixed) for part in rows.batches(size)]
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     labels = sample.labels if sample.labels is not None and sample.labels.dtype.kind in "iu" else None
     return Material(rows, found, None if labels is None else labels.astype(np.int64), []), sample

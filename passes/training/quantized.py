@@ -273,7 +273,14 @@ def _plan_activations(
     if precision.activation_bits < 8:
         chosen = _movers(regions.plan(graph, target, context.operators, shapes, accepted), graph)
     names = [t.name for t in sharing.sources(_planned(result, accepted, shapes, context, chosen, {}))]
-    seen = collect(graph, names, context.calibration, threads=context.threads, progress=context.progress)
+    seen = collect(
+        graph,
+        names,
+        context.calibration,
+        threads=context.threads,
+        budget_bytes=context.memory.activations,
+        progress=context.progress,
+    )
     banned: dict[Variable, str] = {}
     while True:
         found = _planned(result, accepted, shapes, context, chosen, banned)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from onnxcomp.distill import alike, engine
 from onnxcomp.distill.layout import rows_first, take_rows
 from onnxcomp.distill.losses import Term, append_loss
 from onnxcomp.distill.task import Constraint, Feeding, Optimizer, Slice, Sparsity, TrainingResult, TrainingTask
-from onnxcomp.distill.teacher import ask, fixed_batch
+from onnxcomp.distill.teacher import ask, fixed_batch, rows_a_run
 from onnxcomp.distill.trainable import Prepared, prepare
 from onnxcomp.distill.writeback import put_back
 from onnxcomp.errors import ModelError
@@ -30,6 +31,8 @@ from onnxcomp.passes.training.material import Material
 from onnxcomp.passes.training.objective import Pair, label_terms, terms
 from onnxcomp.passes.training.quantized import Quantization
 from onnxcomp.results import TrainingRecord
+from onnxcomp.runtime.machine import usable_cores
+from onnxcomp.runtime.stages import trained_bytes
 from onnxcomp.runtime.taps import tapped
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ MANY_ZEROS = 0.6  # alive at most: 2:4 patterns and pruned weights, and not what
 FRESH = 16.0  # times the rate, for what has to be learned from nothing
 SCALE_UNIT = 0.2  # learned scales move more slowly than weights
 SMALLEST_UNIT = 0.01  # for biases that are all zero
+UNBOUNDED = 1 << 40  # rows, where nothing is known of what they take
 POINTS = 240  # of a curve in the report
 COMPARED = 512  # rows on which the written graph must decide as the trained one
 AGREE = 0.999  # share of them below which it is said
@@ -137,7 +141,7 @@ class Trainer:
         names = [t.name for t in self.graph.outputs if t.dtype is None or t.dtype.kind == "f"]
         sessions = [tapped(graph, names, self.context.threads) for graph in (self.graph, rounded)]
         fixed = fixed_batch(sessions[0], rows)
-        size = fixed or COMPARED
+        size = fixed or rows_a_run(rounded, rows, self.context.memory, COMPARED)[0]
         for part in itertools.islice(rows.batches(size, last=True), max(1, -(-COMPARED // size))):
             ours, theirs = (ask(session, part, rows, fixed) for session in sessions)
             found.append([(ours[name], theirs[name]) for name in names])
@@ -192,9 +196,21 @@ class Trainer:
         statistics = self.options.statistics if fixed is None else "frozen"
         batch = fixed or batch
         plain = prepare(work, operators, shapes, batch, statistics=statistics, freeze=frozen)
-        if fixed is None and not plain.statistics and (batch := piece_of(batch)) != self._batch:
+        fitting = self._fitting(plain)
+        if fixed is None and not plain.statistics:
+            batch = piece_of(batch, fitting)
+        elif batch > fitting:
+            why = "fixed in the model" if fixed is not None else "as statistics are taken of whole batches"
+            note = f"{batch} rows train together, {why}, and memory is meant to bear {fitting}: expect it to take more"
+            self.outcome.notes += [note] * (note not in self.outcome.notes)
+        if batch != plain.batch:
             plain = prepare(work, operators, shapes, batch, statistics=statistics, freeze=frozen)
         return work, plain, statistics
+
+    def _fitting(self, prepared: Prepared) -> int:
+        """Rows whose activations and gradients the memory bears at a time."""
+        taken = trained_bytes(prepared.graph, shape_tools.infer(prepared.graph)) / prepared.batch
+        return int(self.context.memory.trained // taken) or 1 if taken and isfinite(taken) else UNBOUNDED
 
     def rehearse(self, quantization: Quantization | None = None) -> None:
         """Everything that can be refused, on the few samples at hand; at last the copy that trains is proven.
@@ -296,8 +312,14 @@ class Trainer:
             patience=self.options.patience,
             keep_best=self.options.keep_best and not (self.options.l1 or self.options.group_lasso),
             seed=seed,
-            threads=self.context.threads,
+            threads=self._threads(prepared),
         )
+
+    def _threads(self, prepared: Prepared) -> int:
+        """As many as the memory bears, each with a piece of the batch; the weights are the same for any number."""
+        fitting = self._fitting(prepared) // prepared.batch
+        threads = self.context.threads or usable_cores()
+        return max(1, min(threads, fitting))
 
     def _optimizer(
         self, prepared: Prepared, steps: int, scales: Collection[str], moving: Mapping[str, str]
@@ -461,10 +483,14 @@ def _fixed_batch(graph: Graph, arrays: Mapping[str, Array]) -> int | None:
     return next((size for size in sizes if size > 0), None)
 
 
-def piece_of(batch: int) -> int:
+def piece_of(batch: int, most: int = UNBOUNDED) -> int:
     """Rows that the training graph takes, so that threads share a batch; all losses are means over samples.
 
     It does not depend on the number of threads, for sums in another order are other bytes.
+
+    Args:
+        most: rows that fit the memory; where no part of the batch is as small, one row.
     """
     shares = (count for count in range(MOST_PIECES, 1, -1) if batch % count == 0 and batch // count >= LEAST_PIECE)
-    return batch // next(shares, 1)
+    usual = batch // next(shares, 1)
+    return next(size for size in range(max(1, min(usual, most)), 0, -1) if batch % size == 0)

@@ -6,18 +6,23 @@ values; weights have a scale for each row of a gate. Cells, gates and bias stay 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.types import Shapes
-from onnxcomp.manager.base import CostModel
+from onnxcomp.manager.base import CostModel, PassContext
 from onnxcomp.passes.weights.kernels import FLOAT32, state_type
-from onnxcomp.passes.weights.rounding import LEVELS, int8_rows
+from onnxcomp.passes.weights.rounding import LEVELS, int8_rows, solved_rows
+from onnxcomp.passes.weights.smoothing import FirstSamples
+from onnxcomp.runtime.taps import stream
 
 LEAST_ELEMENTS = 64 * 128  # of one direction's recurrent weight and input weight; smaller ones are slower than float
 WEIGHT_PORTS = (1, 2)
+RECURRENT_PORT = 2
+MOST_SAMPLES = 128
 FLOAT_PORTS = 8  # ports up to the peepholes are those of LSTM
 
 
@@ -55,17 +60,67 @@ def faster(graph: Graph, nodes: list[Node], costs: CostModel, *, portable: bool)
     return {name: (exact[name], integer[name]) for name in names if name in exact and name in integer}
 
 
+def moments(graph: Graph, nodes: list[Node], context: PassContext) -> dict[Constant, Array]:
+    """Second moments E[x x^T] of what each weight multiplies, float64 [directions, in, in]; of both states that is Y.
+
+    For nodes of the main graph, whose values are finite. Every step of a sequence counts; the state before the first
+    one, which is zero as a rule, is not seen.
+    """
+    inside = set(graph.nodes)
+    nodes = [node for node in nodes if node in inside]
+    if context.calibration is None or not nodes:
+        return {}
+    copy = graph.clone()
+    twins = {node.name: node for node in copy.nodes}
+    read: dict[str, list[tuple[Constant, bool]]] = {}
+    for node in nodes:
+        twin = twins[node.name]
+        if not twin.outputs[0].name:
+            twin.outputs[0] = Variable(copy.unique_name(f"{node.name}_Y"), FLOAT32)
+        for port, name in zip(WEIGHT_PORTS, (twin.inputs[0].name, twin.outputs[0].name), strict=True):
+            read.setdefault(name, []).append((node.inputs[port], port == RECURRENT_PORT))
+    found: dict[Constant, Array] = {}
+    samples = FirstSamples(context.calibration, MOST_SAMPLES)
+    for values in stream(
+        copy,
+        list(read),
+        samples,
+        batch=samples.size,
+        threads=context.threads,
+        budget_bytes=context.memory.activations,
+        progress=context.progress,
+        text="looking at cells",
+    ):
+        for name, array in values.items():
+            for weight, is_state in read[name]:
+                part = _moments_of(array, weight.shape[0], is_state)
+                found[weight] = found[weight] + part if weight in found else part
+    return {weight: total for weight, total in found.items() if np.isfinite(total).all()}
+
+
+def _moments_of(array: Array, directions: int, is_state: bool) -> Array:
+    """Of X [time, batch, in], the same for each direction, or of Y [time, directions, batch, hidden]."""
+    if is_state:
+        rows = [array[:, direction].reshape(-1, array.shape[-1]) for direction in range(directions)]
+    else:
+        rows = [array.reshape(-1, array.shape[-1])]
+    parts = [np.asarray(r.T @ r, np.float64) for r in rows]
+    return np.stack(parts if is_state else parts * directions)
+
+
 @dataclass
 class LstmWriter:
     """Turns LSTM nodes into DynamicQuantizeLSTM; nodes that share a weight share its integers.
 
     Attributes:
         portable: no two neighbouring weights can saturate the 16-bit sums of x86 without VNNI.
+        moments: by weight, as `moments` gives them; those that are not there are rounded to the nearest.
     """
 
     graph: Graph
     shapes: Shapes
     portable: bool
+    moments: Mapping[Constant, Array] = field(default_factory=dict)
     _codes: dict[Constant, tuple[Constant, Constant, Constant]] = field(default_factory=dict)
 
     def replace(self, node: Node) -> bool:
@@ -95,7 +150,11 @@ class LstmWriter:
             codes = np.empty((directions, columns, rows), LEVELS.dtype)
             scales = np.empty((directions, rows), np.float32)
             for direction in range(directions):
-                chosen, scales[direction] = int8_rows(values[direction], portable=self.portable)
+                if weight in self.moments:
+                    seen = self.moments[weight][direction]
+                    chosen, scales[direction] = solved_rows(values[direction], seen, portable=self.portable)
+                else:
+                    chosen, scales[direction] = int8_rows(values[direction], portable=self.portable)
                 codes[direction] = chosen.T
             add, name = self.graph.root.add_constant, weight.name
             zero = np.zeros(scales.shape, LEVELS.dtype)

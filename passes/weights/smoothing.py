@@ -127,7 +127,7 @@ def measure(graph: Graph, groups: list[Group], context: PassContext, smooth: flo
     The first half of the samples gives the ranges, the second half the errors.
     """
     assert context.calibration is not None
-    samples = _Some(context.calibration, MOST_SAMPLES)
+    samples = FirstSamples(context.calibration, MOST_SAMPLES)
     trials = {group.key: _Trial(group, smooth) for group in groups}
     by_name: dict[str, list[_Trial]] = {}
     for trial in trials.values():
@@ -158,7 +158,7 @@ def measure(graph: Graph, groups: list[Group], context: PassContext, smooth: flo
     return {key: trial.verdict() for key, trial in trials.items() if trial.signal and sum(trial.signal) > 0}
 
 
-class _Some:
+class FirstSamples:
     """The first samples of a source."""
 
     size = 8

@@ -1,0 +1,63 @@
+"""A graph in parts gives what it gives whole; other values of one part reach the outputs through those behind it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import builders
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from onnxcomp.graph.codec import decode
+from onnxcomp.runtime.chain import Chain, cut
+from onnxcomp.runtime.session import open_session
+
+
+def spans(graph):
+    return [(node, node) for node in graph.nodes if node.op in ("Conv", "Gemm", "MatMul")]
+
+
+@pytest.mark.parametrize("parts", [1, 3, 50])
+def test_parts_give_what_the_whole_gives(parts: int) -> None:
+    proto = builders.residual_cnn()
+    graph, feed = decode(proto), builders.feeds_of(proto)
+    chain = Chain(graph, cut(graph.nodes, spans(graph), parts), threads=1)
+    assert sum(map(len, chain.parts)) == len(graph.nodes)
+    values = chain.run(feed)
+    for name, wanted in zip(chain.outputs, builders.run(proto, feed), strict=True):
+        np.testing.assert_allclose(values[name], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_that_gives_other_values_changes_the_outputs_and_nothing_that_is_kept() -> None:
+    proto = builders.residual_cnn()
+    graph, feed = decode(proto), builders.feeds_of(proto)
+    parts = cut(graph.nodes, spans(graph), 4)
+    chain = Chain(graph, parts, threads=1)
+    values = chain.run(feed)
+    before = {name: array.copy() for name, array in values.items()}
+    tensor = next(t for node in parts[1] for t in node.outputs if t.name in values)
+    changed = values[tensor.name] * np.float32(1.5)
+    found = chain.follow(values, 1, {tensor.name: changed})
+    model = onnx.ModelProto.FromString(proto.SerializeToString())
+    for node in model.graph.node:  # the same by hand: everything behind the tensor reads it from an input
+        for port, name in enumerate(node.input):
+            if name == tensor.name:
+                node.input[port] = "given"
+    model.graph.input.append(helper.make_tensor_value_info("given", 1, list(changed.shape)))
+    wanted = open_session(model.SerializeToString(), threads=1).run({**feed, "given": changed})
+    for name in chain.outputs:
+        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5)
+        assert not np.allclose(found[name], before[name], rtol=1e-3)
+    assert all(np.array_equal(values[name], before[name]) for name in before)
+
+
+def test_what_belongs_together_is_not_cut() -> None:
+    graph = decode(builders.mlp((8, 8, 8, 8, 8, 8)))
+    nodes = graph.nodes
+    pairs = [(a, b) for a, b in pairwise(nodes) if a.op == "Gemm" and b.op == "Relu"]
+    for parts in range(1, 7):
+        found = cut(nodes, pairs, parts)
+        assert [n for part in found for n in part] == list(nodes) and len(found) <= max(parts, 1)
+        assert all(any(a in part and b in part for part in found) for a, b in pairs)
