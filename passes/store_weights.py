@@ -13,6 +13,7 @@ from onnxcomp.graph.coded import Coded, CodedWriter, take_over
 from onnxcomp.graph.ir import Array, Constant, Graph, elem_type
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, Range, SampleSource, Stage, option
+from onnxcomp.passes.assigning.finer import finer
 from onnxcomp.passes.weights.coders import IntegerCoder
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.sources import described, reader, stored_weights
@@ -206,12 +207,14 @@ class _Allocation:
         left = _without_smallest(forms)
         if self._noise(left) <= self.budget:
             return
-        groups = self._groups(left)[::-1]
-        allowed = self.budget
+        groups, allowed = self._groups(left), self.budget
         while groups:
-            while groups and sum(group.noise for group in groups) > allowed:
-                for form in groups.pop().items:
+            sizes = [sum(form.constant.size for form in group.items) for group in groups]
+            fine = finer([group.noise for group in groups], sizes, allowed=allowed) or {0}  # the first costs most
+            for place in fine:
+                for form in groups[place].items:
                     form.bits = 16
+            groups = [group for place, group in enumerate(groups) if place not in fine]
             noise = self._noise([form for group in groups for form in group.items])
             if noise <= self.budget:
                 break

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from onnxcomp.passes.precision.allocate import Allocator, Assignment, Limits, Option, Problem, pareto
+from onnxcomp.passes.assigning.allocate import Allocator, Assignment, Limits, Option, Problem, pareto
 
 WITHIN = 1.03  # of the best assignment's time
 

@@ -16,8 +16,8 @@ from test_qdq_placement import ruled
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.codec import decode
 from onnxcomp.ops.facts import load_operators
+from onnxcomp.passes.assigning.cut import Choices
 from onnxcomp.passes.qdq import regions, sensitivity, sharing, weights
-from onnxcomp.passes.qdq.cut import Choices
 from onnxcomp.passes.qdq.ranges import Rule
 from onnxcomp.runtime.activations import collect
 from onnxcomp.runtime.progress import SILENT

@@ -16,8 +16,8 @@ from onnxcomp.graph.ir import Graph, Node
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import CostModel, Outcome, PassContext, SampleSource
 from onnxcomp.manager.plan import Entry, Plan
+from onnxcomp.passes.assigning.allocate import Allocator, Assignment, Goal, Limits, Problem
 from onnxcomp.passes.precision import noise
-from onnxcomp.passes.precision.allocate import Allocator, Assignment, Goal, Limits, Problem
 from onnxcomp.passes.precision.forms import FLOAT, FORMS, STATIC, WRITTEN, Tried, tried
 from onnxcomp.passes.precision.judging import Judge, Verdict, shared_out
 from onnxcomp.passes.precision.layers import Layer, layers_of
@@ -140,7 +140,7 @@ class Decider:
             if not some:
                 continue
             decoded = only is not None or self.options.objective != "latency"  # few bits decoded at load gain no time
-            attempt = tried(self.base, some, FORMS[form], self.context, decoded=decoded)
+            attempt = tried(self.base, some, FORMS[form], self.context, self.options.isa, decoded=decoded)
             known.tries[form] = attempt
             for name, why in attempt.refused.items():
                 known.refuse(name, form, why)
@@ -263,7 +263,7 @@ class Decider:
             nodes = [n for layer in known.layers if forms[layer.name] == form for n in layer.nodes]
             if not nodes:
                 continue
-            found = FORMS[form].writer(nodes, final=True).run(graph, self.context)
+            found = FORMS[form].writer(nodes, self.options.isa).run(graph, self.context)
             graph.sort()
             told.changes += found.changes
             told.notes += found.notes

@@ -10,6 +10,7 @@ from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import Pass, PassContext
 from onnxcomp.manager.spelling import exactly
 from onnxcomp.passes.precision.layers import Layer, Region, regions
+from onnxcomp.passes.qdq.weights import Isa
 from onnxcomp.passes.quantize_dynamic import QuantizeDynamic
 from onnxcomp.passes.quantize_weights import QuantizeWeights
 from onnxcomp.passes.store_weights import StoreWeights
@@ -36,11 +37,11 @@ class Form:
     guess: float = 1.0
     activation_bits: int = 32
 
-    def writer(self, nodes: Sequence[str], *, final: bool, decoded: bool = True) -> Pass:
-        """The pass that gives nodes this form.
+    def writer(self, nodes: Sequence[str], isa: Isa, *, decoded: bool = True) -> Pass:
+        """The pass that gives nodes this form, the same for its price and for what is written in the end.
 
         Args:
-            final: what it writes stays; else the cheapest rule for errors does.
+            isa: whether weights must be safe on every x86.
             decoded: take weights of few bits, too, that no kernel reads as they are.
         """
         names = tuple(exactly(name) for name in nodes)
@@ -49,12 +50,11 @@ class Form:
         if self.name == "stored8":
             return StoreWeights(form="int8", include=names)
         if self.name == "dynamic":
-            return QuantizeDynamic(include=names)
-        error: Literal["auto", "mse"] = "auto" if final else "mse"
+            return QuantizeDynamic(isa=isa, include=names)
         if self.bits == 8:
             return QuantizeWeights(bits=8, decoded=False, include=names)
         bits: Literal[4, 2] = 4 if self.bits == 4 else 2
-        return QuantizeWeights(bits=bits, error=error, decoded=decoded, least_sqnr=0, include=names)
+        return QuantizeWeights(bits=bits, decoded=decoded, least_sqnr=0, include=names)
 
 
 # in the order in which they are written, and in which a tie is broken: what is nearest to float first
@@ -88,11 +88,13 @@ class Tried:
     refused: dict[str, str]
 
 
-def tried(graph: Graph, layers: Sequence[Layer], form: Form, context: PassContext, *, decoded: bool = True) -> Tried:
+def tried(
+    graph: Graph, layers: Sequence[Layer], form: Form, context: PassContext, isa: Isa, *, decoded: bool = True
+) -> Tried:
     """Give every layer the same form in a copy of a graph, as far as the pass that writes it can."""
     copy = graph.clone()
     nodes = [name for layer in layers for name in layer.nodes]
-    outcome = form.writer(nodes, final=False, decoded=decoded).run(copy, context)
+    outcome = form.writer(nodes, isa, decoded=decoded).run(copy, context)
     copy.sort()
     changed = {change.node for change in outcome.changes}
     why = {skip.node: skip.why for skip in outcome.skips}

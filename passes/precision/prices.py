@@ -12,7 +12,7 @@ from onnxcomp.graph.ir import Array, Graph, Node
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import CostModel
 from onnxcomp.ops.facts import Operators, volume
-from onnxcomp.passes.precision.allocate import Option, Problem
+from onnxcomp.passes.assigning.allocate import Option, Problem
 from onnxcomp.passes.precision.forms import FLOAT, FORMS, STATIC, Tried
 from onnxcomp.passes.precision.layers import Layer
 from onnxcomp.passes.qdq.placement import ELEMENTS_A_US, MACS_A_US, Conversions, Times, units

@@ -122,9 +122,7 @@ class Chooser:
         found: list[tuple[float, Choice]] = []
         seen: list[set[Node]] = []
         for toll in (None, *TOLLS):
-            nodes = (
-                everything if toll is None else placement.best(plan, self.trials.target, graph, times, {}, 0.0, toll)
-            )
+            nodes = everything if toll is None else placement.chosen(plan, self.trials.target, graph, times, toll=toll)
             choice, candidate = self._sound(nodes, whole if toll is None else None, times, toll or 1.0)
             kept = {*placement.units(choice.plan)}
             if not choice.plan.weighted or kept in seen:
@@ -171,14 +169,16 @@ class Chooser:
         candidate = written if written is not None else self.trials.written(plan, grids, self.layers)
         choice, fast = Choice(plan, grids), set(plan.weighted)
         if self.costs is not None:
-            fast &= placement.best(self.full[0], self.trials.target, self.trials.graph, times, {}, 0.0, toll)
+            fast &= placement.chosen(self.full[0], self.trials.target, self.trials.graph, times, toll=toll)
         reached = self.trials.sqnr_db(candidate)
         allowed = most = 10 ** (-self.least_db / 10)
         for _ in range(ATTEMPTS):
             if reached >= self.least_db or not plan.weighted:
                 break
             noise = self._noises()
-            chosen = placement.within(self.full[0], self.trials.target, self.trials.graph, times, noise, most, toll)
+            chosen = placement.chosen(
+                self.full[0], self.trials.target, self.trials.graph, times, toll=toll, noise=noise, most=most
+            )
             plan, grids = self._replanned(chosen)
             candidate = self.trials.written(plan, grids, self.layers)
             choice = Choice(plan, grids)

@@ -1,11 +1,12 @@
 """Which nodes gain by running on integers? Times of both forms against the conversions between them, and the error.
 
 A node is worth an integer kernel when what it saves pays for the Q and DQ that it needs, which depends on what its
-neighbours do. All choices are made at once, as a minimum cut.
+neighbours do. All choices are made at once, by the allocator.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
@@ -14,10 +15,10 @@ import numpy as np
 from onnxcomp.graph.ir import Graph, Node, Variable
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators, volume
-from onnxcomp.passes.qdq.cut import Choices
+from onnxcomp.passes.assigning.allocate import Allocator, Limits, Option, Problem
 from onnxcomp.passes.qdq.forms import silu_of
 from onnxcomp.passes.qdq.regions import Plan
-from onnxcomp.passes.qdq.sensitivity import Noise, together, worst
+from onnxcomp.passes.qdq.sensitivity import Noise
 from onnxcomp.targets.base import Target
 
 # where nothing was measured: a core's multiply-accumulates and conversions a microsecond, about
@@ -25,7 +26,6 @@ MACS_A_US = 30e3
 ELEMENTS_A_US = 5e3
 INTEGER_GAIN = 0.5  # time of an integer kernel over float, about
 MOVED_BYTES_GAIN = 0.25  # a quarter of the bytes
-STEPS, RISE = 60, 1.5  # prices of noise that are tried, each so much higher than the one before
 
 
 @dataclass(frozen=True)
@@ -144,27 +144,36 @@ def conversions(plan: Plan, target: Target, graph: Graph, times: Times, toll: fl
     return found
 
 
-def best(
-    plan: Plan, target: Target, graph: Graph, times: Times, error: Mapping[Node, float], price: float, toll: float = 1.0
+def chosen(
+    plan: Plan,
+    target: Target,
+    graph: Graph,
+    times: Times,
+    *,
+    toll: float = 1.0,
+    noise: Mapping[Node, Noise] | None = None,
+    most: float = math.inf,
 ) -> set[Node]:
-    """The nodes to run on integers.
+    """The nodes to run on integers: the fastest choice whose errors add up to no more than is allowed in any part.
 
     Args:
-        error: noise over signal that each weighted node brings into the outputs.
-        price: microseconds that one unit of error is worth.
         toll: as in `conversions`.
+        noise: that each weighted node brings into each part of the outputs.
+        most: noise over signal that each part may have.
     """
-    either = units(plan)
-    choices = Choices()
-    for node in either:
-        choices.one(node, times.integer[node] - times.exact[node] + price * error.get(node, 0.0))
-    between = conversions(plan, target, graph, times, toll)
-    for item, cost in between.own.items():
-        choices.one(item, cost)
-    for one, other, cost in between.links:
-        choices.unequal(one, other, cost)
-    chosen = choices.solve()
-    return {node for node in either if node in chosen}
+    noise = noise or {}
+    parts = sorted({part for share in noise.values() for part in share})
+    none, between = np.zeros(len(parts)), conversions(plan, target, graph, times, toll)
+    options: dict[Hashable, tuple[Option, ...]] = {}
+    for node in plan.weighted:
+        brought = np.array([noise.get(node, {}).get(part, 0.0) for part in parts])
+        whole = Option("int8", times.integer[node], 0.0, brought, integer=True)
+        options[node] = (Option("float", times.exact[node], 0.0, none), whole)
+    for node in units(plan):
+        if node not in plan.weighted:
+            between.own[node] = between.own.get(node, 0.0) + times.integer[node] - times.exact[node]
+    found = Allocator(Problem(options, between.own, between.links)).nearest("time", Limits(noise=most))
+    return {node for node in units(plan) if node in found.integers}
 
 
 def _float_readers(graph: Graph, tensor: Variable, capable: set[Node]) -> int:
@@ -172,25 +181,3 @@ def _float_readers(graph: Graph, tensor: Variable, capable: set[Node]) -> int:
     readers = [node for node in dict.fromkeys(tensor.outputs) if node not in capable]
     count = len(readers) - (1 if silu_of(tensor) is not None else 0)
     return count + (1 if graph.is_output(tensor) else 0)
-
-
-def within(
-    plan: Plan,
-    target: Target,
-    graph: Graph,
-    times: Times,
-    noise: Mapping[Node, Noise],
-    most: float,
-    toll: float = 1.0,
-) -> set[Node]:
-    """The fastest choice whose errors add up to at most so much noise over signal in every part of the outputs."""
-    error = {node: worst(share) for node, share in noise.items()}
-    chosen = best(plan, target, graph, times, error, 0.0, toll)
-    total = sum(times.exact.values()) or 1.0
-    price = total * 1e-4
-    for _ in range(STEPS):
-        if worst(together(noise[node] for node in chosen if node in noise)) <= most:
-            break
-        chosen = best(plan, target, graph, times, error, price, toll)
-        price *= RISE
-    return chosen

@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxcomp.graph.ir import Array, Constant, Graph
 from onnxcomp.manager.base import PassContext, SampleSource
+from onnxcomp.passes.assigning.finer import finer
 from onnxcomp.passes.weights.plan import Plan
 from onnxcomp.passes.weights.trials import Trials, costly_first
 
@@ -110,15 +111,9 @@ def costliest(
         return Costliest()
     groups = costly_first(items, noise, lambda constant: max(more[constant], 1), looks=LOOKS)
     scale = total / max(sum(group.noise for group in groups), 1e-30)  # single errors add up to about the whole
-    found: list[Constant] = []
-    for group in groups:
-        cost = sum(more[constant] for constant in group.items)
-        if total <= allowed:
-            break
-        if cost <= room:
-            room -= cost
-            total -= group.noise * scale
-            found += group.items
+    cost = [sum(more[constant] for constant in group.items) for group in groups]
+    places = finer([group.noise * scale for group in groups], cost, room=room, allowed=allowed)
+    found = [constant for place in sorted(places) for constant in groups[place].items]
     return Costliest(tuple(found))
 
 

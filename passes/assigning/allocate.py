@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from onnxcomp.graph.ir import Array
-from onnxcomp.passes.qdq.cut import Choices
+from onnxcomp.passes.assigning.cut import Choices
 
 Goal = Literal["time", "bytes", "noise"]
 
@@ -91,12 +91,14 @@ class Assignment:
     Attributes:
         choice: place of each layer's form among its options.
         integers: all that is integer, layers or not.
+        layers_us: of the layers alone and of what has no choice; conversions and other nodes come on top.
         noise: of each part, float64 [parts].
         worth: as in the problem.
     """
 
     choice: Mapping[Hashable, int]
     integers: frozenset[Hashable]
+    layers_us: float
     time_us: float
     bytes: float
     noise: Array
@@ -250,11 +252,24 @@ class Allocator:
             for forms in _products([len(self.problem.options[item]) for item in group]):
                 if any(form == found.choice[item] for item, form in zip(group, forms, strict=True)):
                     continue
-                moved = self._totals({**found.choice, **dict(zip(group, forms, strict=True))})
+                moved = self._moved(found, dict(zip(group, forms, strict=True)))
                 key = _key(moved, goal, limits)
                 if key < (least[0] - SLACK, math.inf) or (key[0] <= least[0] and key[1] < least[1] * (1 - 1e-6)):
                     best, least = moved, key
         return best
+
+    def _moved(self, found: Assignment, forms: Mapping[Hashable, int]) -> Assignment:
+        """An assignment with other forms for a few layers, counted from what changes."""
+        problem = self.problem
+        whole = set(found.integers).intersection(problem.options)
+        time, size, noise = found.layers_us, found.bytes, found.noise
+        for item, place in forms.items():
+            old, new = problem.options[item][found.choice[item]], problem.options[item][place]
+            own = problem.own.get(item, 0.0)
+            time += new.time_us - old.time_us + own * (new.integer - old.integer)
+            size, noise = size + new.bytes - old.bytes, noise + (new.noise - old.noise)
+            (whole.add if new.integer else whole.discard)(item)
+        return self._whole({**found.choice, **forms}, whole, time, size, noise.clip(min=0.0))
 
     def _totals(self, choice: Mapping[Hashable, int]) -> Assignment:
         """What an assignment costs, with all that is no layer chosen at its best."""
@@ -269,8 +284,13 @@ class Allocator:
             if option.integer:
                 whole.add(item)
                 time += problem.own.get(item, 0.0)
+        return self._whole(dict(choice), whole, time, size, noise)
+
+    def _whole(
+        self, choice: dict[Hashable, int], whole: set[Hashable], time: float, size: float, noise: Array
+    ) -> Assignment:
         beside, others = self._islands.least(whole)
-        return Assignment(dict(choice), frozenset(whole | others), time + beside, size, noise, problem.worth)
+        return Assignment(choice, frozenset(whole | others), time, time + beside, size, noise, self.problem.worth)
 
 
 class _Islands:
@@ -303,9 +323,15 @@ class _Islands:
             for key, links in self.links.items()
         }
         self._known: dict[tuple[Hashable, tuple[bool, ...]], tuple[float, set[Hashable]]] = {}
+        self._last: tuple[frozenset[Hashable], tuple[float, set[Hashable]]] = frozenset(), self._least(set())
 
     def least(self, whole: set[Hashable]) -> tuple[float, set[Hashable]]:
         """Microseconds of everything beside the layers, of which these are integer, and what of it is integer."""
+        if self._last[0] != whole:  # most exchanges are between forms of one kind
+            self._last = frozenset(whole), self._least(whole)
+        return self._last[1]
+
+    def _least(self, whole: set[Hashable]) -> tuple[float, set[Hashable]]:
         time = sum(cost for one, other, cost in self.direct if one in whole and other not in whole)
         chosen: set[Hashable] = set()
         for key in self.members:
