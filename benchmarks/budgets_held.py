@@ -2,9 +2,9 @@
 
     python benchmarks/budgets_held.py [digits lenet5 resnet20 minilm] [--runs 20] [--unseen 200]
 
-Every run draws its own calibration samples and its own unseen ones from one set, so that both come from the same source;
-the judge is plain ONNX Runtime and numpy. At least 19 of 20 runs must keep what was asked for. lenet5, resnet20 and minilm need ONNXCOMP_TEST_ASSETS. Rows go to
-results/budgets_held.json.
+Every run draws its own calibration samples and its own unseen ones from one set, so that both come from one source; the
+judge is plain ONNX Runtime and numpy. At least 19 of 20 runs must keep what was asked for. lenet5, resnet20 and minilm
+need ONNXCOMP_TEST_ASSETS. Rows go to results/budgets_held.json.
 """
 
 from __future__ import annotations

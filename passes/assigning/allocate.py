@@ -242,7 +242,10 @@ class Allocator:
                 better = self._improved(found, goal, limits, combinations(items, 2))
             if better is None:
                 return found
-            found = better
+            exact = self._totals(better.choice)  # sums of differences drift
+            if not _key(exact, goal, limits) < _key(found, goal, limits):
+                return found
+            found = exact
 
     def _improved(
         self, found: Assignment, goal: Goal, limits: Limits, groups: Iterable[tuple[Hashable, ...]]
