@@ -13,14 +13,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from onnxcomp.errors import OnnxcompError, OutputError
 from onnxcomp.lock import try_lock
 
 CHUNK_BYTES = 1 << 20
 STANDARD_OUTPUT = Path("-")
+# where what goes to standard output is written, if not there: user code prints as well
+RESULTS: ContextVar[TextIO | None] = ContextVar("RESULTS", default=None)
 SCRATCH = "onnxcomp-"
 SCRATCH_MARK = ".onnxcomp-scratch"
 

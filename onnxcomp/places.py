@@ -123,6 +123,8 @@ def check_job(
         ModelError, DataError, UsageError: an input is a pipe or a device, which may never end.
     """
     check_inputs(job)
+    if not job.out.name:
+        raise OutputError("the output has no name", where=f"-o {str(job.out)!r}", do="give one, such as model.opt.onnx")
     reads = (
         path for path in reads_of(job, external=external) if path != job.cost_table
     )  # which is there to be added to

@@ -69,6 +69,26 @@ def test_the_nearest_command_is_named(
     assert near in capsys.readouterr().err
 
 
+def test_what_a_metric_and_its_processes_print_is_no_part_of_the_json(
+    digits: Path, digits_data: tuple[Path, Path]
+) -> None:
+    Path("metric.py").write_text(
+        "import os\n\ndef loud(outputs, labels):\n    print('loud')\n    os.system('echo child')\n    return 1.0\n"
+    )
+    data = ("--data", str(digits_data[1]), "--eval-samples", "20", "--no-bench")
+    running = process("compare", str(digits), str(digits), *data, "--metric", "metric.py:loud", "--json", "-")
+    out, err = running.communicate()
+    assert running.returncode == 0, err
+    assert json.loads(out)
+    assert "loud\n" in err and "child\n" in err
+
+
+@pytest.mark.parametrize("output", ["", ".", "/"])
+def test_an_output_without_a_name_is_refused(digits: Path, output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("optimize", digits, "--passes", "cleanup", "-o", output) == 6
+    assert "has no name" in capsys.readouterr().err
+
+
 def test_json_to_standard_output_is_alone_there(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("inspect", digits, "--json", "-") == 0
     told = capsys.readouterr()

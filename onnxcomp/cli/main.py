@@ -19,6 +19,7 @@ import click
 
 from onnxcomp._version import __version__
 from onnxcomp.errors import EnvironmentLacksError, OnnxcompError, UsageError, plain
+from onnxcomp.files import RESULTS
 
 # command -> (module below onnxcomp.cli, one-line help); the modules load on use, so that --help stays instant
 COMMANDS = {
@@ -94,7 +95,7 @@ def group(context: click.Context, quiet: bool, verbose: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with the documented code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with _hearing_the_end(), _forgiving_pipes():
+    with _hearing_the_end(), _results_apart(arguments), _forgiving_pipes():
         sys.exit(_code(arguments))
 
 
@@ -236,6 +237,35 @@ class _Forgiving:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
+
+
+@contextmanager
+def _results_apart(arguments: list[str]) -> Iterator[None]:
+    """Where a result goes to standard output, what user code and its processes print goes to standard error."""
+    asked = any(word == "-" or word.endswith("=-") for word in arguments)
+    whole, aside = sys.__stdout__, sys.__stderr__
+    if not asked or whole is None or aside is None or whole.closed or sys.stdout is not whole:
+        yield
+        return
+    whole.flush()
+    number = whole.fileno()
+    own = os.dup(number)
+    os.dup2(aside.fileno(), number)
+    token = None
+    try:
+        with os.fdopen(own, "w", encoding=whole.encoding, errors=whole.errors, closefd=False) as stream:
+            results = cast(TextIO, _Forgiving(stream))
+            token = RESULTS.set(results)
+            try:
+                yield
+            finally:
+                results.flush()
+    finally:
+        if token is not None:
+            RESULTS.reset(token)
+        whole.flush()
+        os.dup2(own, number)
+        os.close(own)
 
 
 @contextmanager

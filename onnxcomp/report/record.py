@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp.errors import DataError
-from onnxcomp.files import STANDARD_OUTPUT, atomic_write, json_of
+from onnxcomp.files import RESULTS, STANDARD_OUTPUT, atomic_write, json_of
 from onnxcomp.results import Report
 from onnxcomp.seal import sealed
 
@@ -44,7 +44,7 @@ def write_text(text: str, path: Path) -> None:
     # a path that is no UTF-8 holds halves of surrogate pairs; written as JSON's own escapes they come back
     content = text.encode("utf-8", "backslashreplace")
     if path == STANDARD_OUTPUT:
-        sys.stdout.write(content.decode())
+        (RESULTS.get() or sys.stdout).write(content.decode())
         return
     with atomic_write(path) as file:
         file.write(content)
