@@ -63,6 +63,7 @@ class QuantizeQdq(Pass):
         "until then; 0: no limit",
         minimum=0,
         maximum=1,
+        search=(0.0, 0.99),
     )
     bits: Literal[8, 4] = option(
         8, "bits of a weight in the file; it is decoded at load, and kernels multiply 8-bit integers either way"
