@@ -110,7 +110,8 @@ def compare(name: str, checkouts: Sequence[Path], python: str, rounds: int, fold
         order = (0, 1) if number % 2 == 0 else (1, 0)
         found = {i: run(JOBS[name], checkouts[i], python, folder / f"{name}-{number}" / str(i)) for i in order}
         costs.append((found[0], found[1]))
-        print(f"{name} {number}: {found[0].wall_s:.1f} s, {found[1].wall_s:.1f} s", file=sys.stderr, flush=True)
+        told = ", ".join(f"{cost.wall_s:.1f} s ({cost.processor_s:.1f} s of processors)" for cost in costs[-1])
+        print(f"{name} {number}: {told}", file=sys.stderr, flush=True)
     if any(cost.failed for pair in costs for cost in pair):
         return [name, *["failed"] * 5, f"{JOBS[name].most:g}"]
 

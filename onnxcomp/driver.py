@@ -20,7 +20,7 @@ from onnxcomp.runtime.machine import peak_memory_bytes
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.evidence import doubts
 from onnxcomp.work.choice import better, unsound
-from onnxcomp.work.flips import pictures
+from onnxcomp.work.flips import in_feeds_of_one, pictures
 from onnxcomp.work.front import runnable_files
 from onnxcomp.work.judging import Measurements
 from onnxcomp.work.reporting import begin, decide, fill, table_notes, unchanged
@@ -57,7 +57,9 @@ def run(
         else:
             unchanged(report, proposed.why)
         report.notes += table_notes(job, study.costs)
-        shown = pictures(report.flips, study.material.judge) if job.html is not None else {}
+        judged, found = study.material.judge, report.fidelity
+        placed = job.html is not None and found is not None and in_feeds_of_one(found, judged)
+        shown = pictures(report.flips, judged) if placed else {}
     report.notes += places.settle(job, accepted=report.verdict == "accepted")
     report.seconds = round(time.perf_counter() - start, 3)
     report.peak_memory_bytes = peak_memory_bytes()

@@ -15,7 +15,7 @@ from onnxcomp.graph import cost
 from onnxcomp.graph.functions import inline_functions
 from onnxcomp.graph.io import read, total_bytes
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.literals import lift_weights
+from onnxcomp.graph.literals import is_weight, lift
 from onnxcomp.manager import registry
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.ops.facts import Operators, load_operators
@@ -184,7 +184,7 @@ def _prospects(graph: Graph, context: PassContext) -> list[Prospect]:
     opened = graph.clone()
     with contextlib.suppress(ModelError):  # functions of another opset stay, and passes leave them alone
         inline_functions(opened)
-    lift_weights(opened)
+    lift(opened, is_weight)
     tried = {True: opened.clone(), False: graph.clone()}  # by whether a pass may lose something
     for name in registry.names():
         cls = registry.find(name)

@@ -114,7 +114,10 @@ class Job:
         "Samples for calibration; at most half of data.", default=512, minimum=1, group="Samples"
     )
     eval_samples: int | None = setting(
-        "Judge on at most so many samples; all if not given.", default=None, minimum=1, group="Judging"
+        "Judge on so many samples; if not given on all, but a run without eval-data ends once its limits are decided.",
+        default=None,
+        minimum=1,
+        group="Judging",
     )
     shapes: Mapping[str, tuple[int, ...]] = setting(
         "Sizes for an input's free dimensions, by input.",

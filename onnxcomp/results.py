@@ -265,12 +265,29 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class Certainty:
+    """How sure figures of some of the samples alone are, which were seen in a seeded order until limits were decided.
+
+    `available`: samples there were; `looks`: how often it was asked whether they decide; `sqnr_db`, `agreement` and
+    `drop`: where each figure lies, with a `confidence` that holds at all looks together; None where none can tell.
+    """
+
+    available: int
+    confidence: float
+    looks: int
+    sqnr_db: tuple[float, float] | None = None
+    agreement: tuple[float, float] | None = None
+    drop: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """Closeness of all outputs on `samples` samples that calibration did not see.
 
     `agreements`: how often both models decide the same, by the task that each output was taken for; `guesses` says what
     that was, a line each.
     `drift`: of a stateful model, whose samples are steps.
+    `certainty`: where samples judged only until the limits were decided.
     """
 
     samples: int
@@ -279,6 +296,7 @@ class Fidelity:
     agreements: tuple[Agreement, ...] = ()
     guesses: tuple[str, ...] = ()
     drift: Drift | None = None
+    certainty: Certainty | None = None
 
     @property
     def worst_sqnr_db(self) -> float | None:
@@ -563,15 +581,8 @@ class BuildReport:
             reason = model.report.reason if model.report is not None else ""
             error = asdict(model.error) if model.error is not None else None
             models.append({**content, "verdict": verdict, "reason": reason, "error": error})
-        found: dict[str, Any] = finite(
-            {
-                "schema": 1,
-                "config": self.config,
-                "exit_code": self.exit_code,
-                "seconds": self.seconds,
-                "models": models,
-            }
-        )
+        head = {"schema": 1, "config": self.config, "exit_code": self.exit_code, "seconds": self.seconds}
+        found: dict[str, Any] = finite({**head, "models": models})
         return found
 
 

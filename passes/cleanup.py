@@ -13,7 +13,7 @@ import onnx
 
 from onnxcomp.graph.codec import encode_node
 from onnxcomp.graph.io import let_go
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, is_onnx
 from onnxcomp.graph.noops import Known, permutation, unchanged
 from onnxcomp.graph.shapes import infer
 from onnxcomp.graph.sweeping import Here, sweep, until_stable
@@ -93,7 +93,7 @@ class _Sweeper:
     def outputs_nobody_takes(self) -> None:
         """Optional outputs, such as the indices of a MaxPool, cost time even where nobody takes them."""
         for node in self.graph.walk():
-            if len(node.outputs) < 2 or node.op == "BatchNormalization" or node.domain not in ("", "ai.onnx"):
+            if len(node.outputs) < 2 or node.op == "BatchNormalization" or not is_onnx(node.domain):
                 continue  # the outputs of a BatchNormalization say whether it trains
             try:
                 schema = onnx.defs.get_schema(node.op, self.graph.opset, "")
@@ -203,7 +203,7 @@ class _Sweeper:
     def _joined(self, node: Node) -> bool:
         """One Transpose for two, one Reshape for two; True where the node is gone."""
         maker = node.inputs[0].producer if node.inputs else None
-        if maker is None or any(n.domain not in ("", "ai.onnx") for n in (node, maker)):
+        if maker is None or any(not is_onnx(n.domain) for n in (node, maker)):
             return False
         alone = len(maker.outputs[0].consumers) == 1 and maker.outputs[0] not in self.outputs
         if not self.wanted(maker) or not self.known.fixed(maker) or not self.known.fixed(node):
@@ -258,7 +258,7 @@ class _Sweeper:
     def _repeats(self, node: Node, here: Here, seen: dict[tuple[object, ...], list[Node]]) -> bool:
         """Let the readers of a node that computes what an earlier one of this scope computed read the earlier one."""
         facts = self.operators.facts(node)
-        if node.bodies or facts.random or node.op in DELIBERATE or not (facts.known or node.domain in ("", "ai.onnx")):
+        if node.bodies or facts.random or node.op in DELIBERATE or not (facts.known or is_onnx(node.domain)):
             return False
         earlier = seen[(here.scope, node.op, node.domain, *node.inputs, "|", len(node.inputs))]
         for twin in earlier:

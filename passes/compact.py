@@ -17,7 +17,7 @@ from onnxcomp.errors import DataError, ModelError
 from onnxcomp.graph.codec import encode_light
 from onnxcomp.graph.coded import CodedWeight, coded_weights, unpacked
 from onnxcomp.graph.io import total_bytes
-from onnxcomp.graph.ir import ONNX_DOMAIN, Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.ir import Constant, Graph, Node, Tensor, Variable, is_onnx
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, Stage, option
 from onnxcomp.manager.guarantee import Probe
 from onnxcomp.manager.raising import raise_opset
@@ -172,7 +172,7 @@ def _remove_unread(graph: Graph, node: Node) -> None:
 
 def _drop_defaults(graph: Graph, node: Node) -> list[str]:
     """Remove attributes that say what the standard says where they are missing; their names."""
-    if node.domain not in (ONNX_DOMAIN, "ai.onnx") or graph.is_function(node):
+    if not is_onnx(node.domain) or graph.is_function(node):
         return []
     try:
         schema = onnx.defs.get_schema(node.op, graph.opset, "")
@@ -226,7 +226,7 @@ def _drop_notes(graph: Graph) -> int:
         for node in scope.nodes:
             gone += _clear_envelope(node, "doc_string", "metadata_props") + (node.unnamed != node.name)
             node.unnamed = node.name
-            if node.domain in (ONNX_DOMAIN, "ai.onnx"):
+            if is_onnx(node.domain):
                 gone += sum(_forget_type(tensor) for tensor in node.outputs if tensor not in scope.outputs)
     for constant in (*graph.constants(), *graph.unused):
         gone += _clear_envelope(constant, "doc_string", "metadata_props")

@@ -11,7 +11,7 @@ from onnxcomp.distill.augment import Augment, Way
 from onnxcomp.errors import UsageError
 from onnxcomp.files import scratch
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.literals import lift_weights
+from onnxcomp.graph.literals import is_weight, lift
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, Stage, option
 from onnxcomp.passes.training import gradual, quantized
 from onnxcomp.passes.training.material import gather, rehearsal, samples_of
@@ -175,7 +175,7 @@ class Distill(Pass):
         """
         outcome = Outcome()
         if self.bits or self.activation_bits or self.sparsity or self.macs:
-            lift_weights(graph)
+            lift(graph, is_weight)
         self.selects(graph)
         for globs in (self.freeze, self.train, self.fresh):
             self.matching(graph, globs)

@@ -19,6 +19,7 @@ from onnxcomp.graph.ir import (
     Stored,
     Tensor,
     Variable,
+    is_onnx,
     stored_bytes,
 )
 from onnxcomp.graph.literals import constant_value
@@ -86,7 +87,7 @@ class _Folder:
         gone = []
         outputs = self._outputs()
         for owner, node in self._nodes():
-            if node.op != "Constant" or not _standard(node) or not self.wanted(node):
+            if node.op != "Constant" or not is_onnx(node.domain) or not self.wanted(node):
                 continue
             value = None if node.outputs[0] in outputs else constant_value(node)
             if value is not None:
@@ -101,7 +102,7 @@ class _Folder:
         outputs = self._outputs()
         gone = []
         for _, node in self._nodes():
-            if node.op != "Identity" or not _standard(node) or not self.wanted(node):
+            if node.op != "Identity" or not is_onnx(node.domain) or not self.wanted(node):
                 continue
             source = node.constant(0)
             if source is not None and node.outputs[0] not in outputs and source not in self.replaceable:
@@ -126,7 +127,7 @@ class _Folder:
 
     def _decided(self) -> Iterator[tuple[Graph, Node, bool]]:
         for owner, node in self._nodes():
-            if node.op == "If" and _standard(node) and self.wanted(node):
+            if node.op == "If" and is_onnx(node.domain) and self.wanted(node):
                 condition = node.constant(0)
                 if condition is not None and condition.size == 1 and condition not in self.replaceable:
                     yield owner, node, bool(condition.values.reshape(-1)[0])
@@ -199,7 +200,7 @@ class _Folder:
 
     def _barred(self, node: Node) -> str:
         """Why a node with known inputs is left in the graph; empty where it may be computed."""
-        if not _standard(node):
+        if not is_onnx(node.domain):
             return f"of the domain {node.domain}: only standard operators are computed ahead"
         if draws(node, self.context.operators, self.graph.opset):
             return "draws random numbers"
@@ -281,10 +282,6 @@ def _with_owner(graph: Graph) -> Iterator[tuple[Graph, Node]]:
         yield graph, node
         for body in node.bodies:
             yield from _with_owner(body)
-
-
-def _standard(node: Node) -> bool:
-    return node.domain in (None, "", "ai.onnx")
 
 
 def _unpacks(node: Node) -> bool:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, is_onnx
 from onnxcomp.graph.shapes import infer
 from onnxcomp.graph.sweeping import Here, sweep, unlink, until_stable
 from onnxcomp.graph.types import Shapes
@@ -163,7 +163,7 @@ class _Fuser:
         return sweep(self.graph, lambda node, here: [node] if self._fuse_ahead(node, here.nodes) else [])
 
     def _fuse_ahead(self, node: Node, here: set[Node]) -> bool:
-        if node.op not in ABSORBED or node.domain not in ("", "ai.onnx") or not self.wanted(node):
+        if node.op not in ABSORBED or not is_onnx(node.domain) or not self.wanted(node):
             return False
         output = node.outputs[0]
         readers = list(dict.fromkeys(output.consumers))

@@ -26,7 +26,19 @@ from onnxcomp.ops.facts import load_operators
 from onnxcomp.results import Accuracy, Agreement, Benchmark, Fidelity, ModelStats, OutputFidelity, PassRecord
 from onnxcomp.targets import table as targets
 from onnxcomp.verify.budget import Budget
-from onnxcomp.work.choice import agrees, better, ends_search, enough, keeps, preferred, score, unsound
+from onnxcomp.verify.enough import Limits
+from onnxcomp.work.choice import (
+    agrees,
+    better,
+    disagreeing,
+    ends_search,
+    enough,
+    keeps,
+    limits_of,
+    preferred,
+    score,
+    unsound,
+)
 from onnxcomp.work.strategies import Proposed, try_recipes
 from onnxcomp.work.trial import Measured
 
@@ -50,6 +62,7 @@ def drop(value: float) -> Accuracy:
     ("found", "accuracy", "budget", "words"),
     [
         (fidelity(10.5, 1.0), None, NOTHING, ""),
+        (fidelity(10.0, 1.0), None, NOTHING, ""),
         (fidelity(9.5, 1.0), None, NOTHING, "SQNR 9.5 dB is below 10 dB"),
         (fidelity(9.5, 1.0), None, Budget(min_sqnr=5.0), ""),
         (fidelity(25.0, 1.0), None, Budget(min_sqnr=30.0), "below 30 dB"),
@@ -61,6 +74,7 @@ def drop(value: float) -> Accuracy:
         (fidelity(25.0, 0.5), None, NOTHING, ""),
         (fidelity(25.0, 0.97), None, Budget(min_agreement=0.98), "less than 98%"),
         (fidelity(25.0, 0.99), None, Budget(min_agreement=0.98), ""),
+        (fidelity(25.0, 0.98), None, Budget(min_agreement=0.98), ""),
         (fidelity(None, 0.96), None, NOTHING, ""),
         (fidelity(None, 0.94), None, NOTHING, "less than 95%"),
         (fidelity(None, 0.5), None, Budget(min_agreement=0.4), ""),
@@ -78,6 +92,20 @@ def test_limits_of_soundness(found: Fidelity | None, accuracy: Accuracy | None, 
 def test_the_worst_output_is_named_where_there_are_several() -> None:
     outputs = {"good": OutputFidelity(False, 30.0, 0.1), "bad": OutputFidelity(False, 3.0, 0.1)}
     assert "output bad" in unsound(Fidelity(10, "data", outputs), None, NOTHING)
+
+
+def test_what_a_verdict_depends_on_are_the_budget_and_the_own_limits() -> None:
+    assert limits_of(NOTHING, 3) == Limits(sqnr_db=(10.0,), agreement=(0.95,), drop=(0.02,), seed=3)
+    asked = Budget(max_drop=0.01, min_sqnr=20.0, min_agreement=0.98)
+    assert limits_of(asked, 0) == Limits(sqnr_db=(10.0, 20.0), agreement=(0.95, 0.98), drop=(0.02, 0.01))
+
+
+@pytest.mark.parametrize(
+    ("agreement", "words"), [(None, ""), (0.951, ""), (0.95, ""), (0.949, "same first class: 94.90%")]
+)
+def test_the_first_line_needs_decisions_that_are_nearly_always_the_same(agreement: float | None, words: str) -> None:
+    assert disagreeing(fidelity(20.0, agreement)) == words
+    assert disagreeing(None) == ""
 
 
 # -- what is better --
@@ -106,6 +134,7 @@ FASTER, SLOWER, SAME = timed(1.2, 1.3), timed(0.7, 0.8), timed(0.95, 1.05)
         ("accuracy", {}, SAME, False),
         ("size", {"bytes": 500}, SLOWER, True),
         ("size", {"bytes": 995}, FASTER, False),
+        ("size", {"bytes": 990}, SLOWER, True),
         ("macs", {"macs": 499, "bytes": 2000}, SLOWER, True),
         ("macs", {"bytes": 1}, FASTER, False),
     ],
@@ -138,6 +167,11 @@ def test_the_objective_decides(objective: str, good: dict[str, Any], bad: dict[s
     first, second = replace(BASE, **good), replace(BASE, **bad)
     assert preferred(first, second, objective, NOTHING)
     assert not preferred(second, first, objective, NOTHING)
+
+
+def test_what_comes_first_stays_first_where_all_is_the_same() -> None:
+    for objective in ("latency", "size", "accuracy", "macs"):
+        assert not preferred(BASE, BASE, objective, NOTHING)
 
 
 def test_scores_are_of_the_objective() -> None:

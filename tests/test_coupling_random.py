@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import builders
 import numpy as np
 import pytest
+from coupling_checks import OPERATORS, check_cuts, graph_of, some_units
+from coupling_nets import attention
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import Net
 from onnx import ModelProto
-from test_coupling_rules import OPERATORS, attention, check_cuts, graph_of, some_units
 
 from onnxcomp.graph.coupling.analysis import analyse, components
 from onnxcomp.graph.coupling.cut import cut

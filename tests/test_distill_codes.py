@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from nets import Net
 from onnx import ModelProto, numpy_helper
+from training_cases import write_back
 
 from onnxcomp.distill.trainable import prepare
-from onnxcomp.distill.writeback import write_back
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.coded import Coded, CodedWriter

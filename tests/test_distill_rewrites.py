@@ -13,9 +13,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from nets import Net
 from onnx import ModelProto, TensorProto
+from training_cases import write_back
 
 from onnxcomp.distill.trainable import Prepared, prepare
-from onnxcomp.distill.writeback import write_back
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.ir import Node

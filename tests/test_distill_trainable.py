@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from onnx import AttributeProto, ModelProto, helper
 from onnx_ir.testing import assert_onnx_proto_equal
+from training_cases import write_back
 
 from onnxcomp.distill.trainable import Prepared, prepare
-from onnxcomp.distill.writeback import write_back
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.io import load

@@ -5,9 +5,9 @@ from __future__ import annotations
 import builders
 import numpy as np
 import pytest
+from coupling_checks import OPERATORS, graph_of
 from nets import Net
 from onnx import numpy_helper
-from test_coupling_rules import OPERATORS, graph_of
 
 from onnxcomp.graph.branches import branches, drop, innermost, stand_in
 from onnxcomp.graph.io import to_bytes

@@ -73,7 +73,7 @@ def test_pairs_never_saturate_and_give_way_as_little_as_they_can(
     matrix, pairs = np.abs(matrix_of(shape, seed)), Pairs(every=every)
     scales = symmetric_scales(matrix, EIGHT)
     integers = round_pairs(matrix, scales, EIGHT, pairs)
-    assert pairs.safe(integers)
+    assert not pairs.excess(integers).any()
     left = integers[:, : shape[1] // 2 * 2 : 2].astype(int)
     right = integers[:, 1::2].astype(int)
     assert (np.abs(left + right) <= PAIR_LIMIT).all()
@@ -92,7 +92,7 @@ def test_pair_scales_need_no_clipping_and_the_search_between_never_costs(
 ) -> None:
     matrix, pairs = matrix_of(shape, seed), Pairs(every=every)
     wide = pair_scales(matrix, EIGHT, pairs)
-    assert pairs.safe(round_nearest(matrix, wide, EIGHT))
+    assert not pairs.excess(round_nearest(matrix, wide, EIGHT)).any()
     found = clipped_pair_scales(matrix, EIGHT, pairs)
     best = error(matrix, round_pairs(matrix, found, EIGHT, pairs), found)
     assert (best <= error(matrix, round_nearest(matrix, wide, EIGHT), wide) + 1e-6).all()
@@ -122,7 +122,7 @@ def test_compensated_rounding_keeps_pairs_safe(shape: tuple[int, int], every: bo
     inputs = np.random.default_rng(seed).standard_normal((60, shape[1]))
     scales = symmetric_scales(matrix, EIGHT)
     found = round_compensated(matrix, scales, inputs.T @ inputs, EIGHT, pairs=pairs)
-    assert pairs.safe(found)
+    assert not pairs.excess(found).any()
 
 
 def output_error(matrix: np.ndarray, integers: np.ndarray, scales: np.ndarray, gram: np.ndarray) -> float:
@@ -157,7 +157,7 @@ def test_descent_keeps_pairs_safe(shape: tuple[int, int], every: bool, seed: int
     start = round_pairs(matrix, scales, EIGHT, pairs)
     gram = (rows.T @ rows / 60).astype(np.float64)
     found = round_descended(matrix, scales, start, gram, EIGHT, pairs=pairs)
-    assert pairs.safe(found)
+    assert not pairs.excess(found).any()
     damped = gram + 0.01 * np.diagonal(gram).mean() * np.eye(len(gram))
     assert output_error(matrix, found, scales, damped) <= output_error(matrix, start, scales, damped) * (1 + 1e-9)
 

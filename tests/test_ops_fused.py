@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from coupling_checks import check_cuts, graph_of, sample_of
 from nets import Net
 from onnx import ModelProto
-from test_coupling_rules import check_cuts, graph_of, sample_of
 
 from onnxcomp.graph import cost
 from onnxcomp.graph.coupling.analysis import analyse

@@ -7,11 +7,12 @@ from pathlib import Path
 import builders
 import numpy as np
 import pytest
+from coupling_checks import graph_of
+from coupling_nets import CASES
 from hypothesis import given
 from nets import Net
 from onnx import ModelProto, helper, numpy_helper
 from test_coupling_random import nets
-from test_coupling_rules import CASES, graph_of
 from test_pass_prune_channels import run, widths
 
 import onnxcomp

@@ -5,9 +5,9 @@ from __future__ import annotations
 import builders
 import numpy as np
 import pytest
+from coupling_checks import OPERATORS, graph_of
 from nets import Net
 from onnx import ModelProto, numpy_helper
-from test_coupling_rules import OPERATORS, graph_of
 from test_pass_prune_channels import Samples, macs
 
 from onnxcomp.errors import DataError, UsageError

@@ -8,8 +8,8 @@ import builders
 import numpy as np
 import onnx
 import pytest
+from coupling_checks import OPERATORS, graph_of
 from nets import Net
-from test_coupling_rules import OPERATORS, graph_of
 
 import onnxcomp
 from onnxcomp.errors import DataError, UsageError

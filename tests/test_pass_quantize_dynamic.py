@@ -10,12 +10,12 @@ import builders
 import numpy as np
 import onnx
 import pytest
+from coupling_nets import CASES
 from feeds import Feeds
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import Net
 from onnx import ModelProto, TensorProto, numpy_helper
-from test_coupling_rules import CASES
 from test_pass_quantize_weights import large_bodies
 
 import onnxcomp

@@ -11,12 +11,12 @@ import builders
 import numpy as np
 import onnx
 import pytest
+from coupling_nets import CASES
 from feeds import Feeds, RuledCosts, on_integers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Net
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
-from test_coupling_rules import CASES
 
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph.codec import decode, encode

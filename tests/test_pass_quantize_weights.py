@@ -10,12 +10,12 @@ import builders
 import numpy as np
 import onnx
 import pytest
+from coupling_nets import CASES
 from feeds import Feeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Net
 from onnx import ModelProto, TensorProto, numpy_helper
-from test_coupling_rules import CASES
 
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph import cost

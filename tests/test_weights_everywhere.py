@@ -22,7 +22,7 @@ from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.functions import inline_functions
 from onnxcomp.graph.ir import Constant, Graph, Node, Variable
-from onnxcomp.graph.literals import lift_weights
+from onnxcomp.graph.literals import is_weight, lift
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.ops.facts import load_operators
@@ -78,7 +78,7 @@ def oracle(graph: Graph, edit: Edit, *, whole: bool) -> onnx.ModelProto:
     """
     copy = graph.clone()
     inline_functions(copy)
-    lift_weights(copy)
+    lift(copy, is_weight)
     raise_opset(copy, 16)
     operators, owners = load_operators(), copy.owners()
     uses = [(node, w.port, node.constant(w.port)) for node in copy.walk() for w in operators.facts(node).weights(node)]

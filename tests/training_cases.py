@@ -6,7 +6,7 @@ product with another weight, so that a gradient must pass it, and must be right 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import builders
@@ -14,9 +14,20 @@ import numpy as np
 from nets import Net
 from onnx import ModelProto, TensorProto
 
+from onnxcomp.distill.trainable import Prepared
+from onnxcomp.distill.writeback import put_back
+from onnxcomp.graph.ir import Graph
+
 MICROSOFT = "com.microsoft"
 Body = Callable[[Net, str], str]
 Case = Callable[[], ModelProto]
+
+
+def write_back(original: Graph, prepared: Prepared, values: Mapping[str, np.ndarray]) -> Graph:
+    """A copy of a graph with trained values."""
+    result = original.clone()
+    put_back(result, prepared, values)
+    return result
 
 
 def vector(body: Body, opset: int = 17, width: int = 6) -> Case:

@@ -47,7 +47,7 @@ class OptimizeOptions(TypedDict, total=False):
     calib_samples: int
     """Samples for calibration; at most half of data."""
     eval_samples: int | None
-    """Judge on at most so many samples; all if not given."""
+    """Judge on so many samples; if not given on all, but a run without eval-data ends once its limits are decided."""
     shapes: Mapping[str, Sequence[int]]
     """Sizes for an input's free dimensions, by input."""
     states: Mapping[str, str]
@@ -132,7 +132,7 @@ class DistillOptions(TypedDict, total=False):
     calib_samples: int
     """Samples for calibration; at most half of data."""
     eval_samples: int | None
-    """Judge on at most so many samples; all if not given."""
+    """Judge on so many samples; if not given on all, but a run without eval-data ends once its limits are decided."""
     shapes: Mapping[str, Sequence[int]]
     """Sizes for an input's free dimensions, by input."""
     states: Mapping[str, str]
@@ -277,7 +277,7 @@ class VerifyOptions(TypedDict, total=False):
     OUTPUT=KIND,...; guessed if not given.
     """
     eval_samples: int | None
-    """Judge on at most so many samples; all if not given."""
+    """Judge on so many samples; if not given on all, but a run without eval-data ends once its limits are decided."""
     shapes: Mapping[str, Sequence[int]]
     """Sizes for an input's free dimensions, by input."""
     states: Mapping[str, str]
@@ -414,7 +414,7 @@ class CompareOptions(TypedDict, total=False):
     OUTPUT=KIND,...; guessed if not given.
     """
     eval_samples: int | None
-    """Judge on at most so many samples; all if not given."""
+    """Judge on so many samples; if not given on all, but a run without eval-data ends once its limits are decided."""
     shapes: Mapping[str, Sequence[int]]
     """Sizes for an input's free dimensions, by input."""
     states: Mapping[str, str]

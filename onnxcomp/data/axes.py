@@ -15,7 +15,7 @@ import onnx
 from onnx import shape_inference
 
 from onnxcomp.graph.codec import encode_light
-from onnxcomp.graph.ir import Dim, Graph, Variable
+from onnxcomp.graph.ir import Dim, Graph, Variable, is_onnx
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 INITIAL_STATES = (5, 6)  # ports of a recurrent operator: initial_h, initial_c
@@ -138,7 +138,7 @@ def _read_by(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
     for scope in _scopes(graph):
         shapes = {v.name: v.type.tensor_type.shape.dim for v in (*graph.input, *scope.input, *scope.value_info)}
         for node in scope.node:
-            if node.op_type not in RECURRENT or node.domain not in ("", "ai.onnx"):
+            if node.op_type not in RECURRENT or not is_onnx(node.domain):
                 continue
             layout = next((a.i for a in node.attribute if a.name == "layout"), 0)
             places = [(0, batch if layout else time), (1, time if layout else batch)]

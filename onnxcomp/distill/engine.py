@@ -23,7 +23,7 @@ from onnxcomp.distill.task import Constraint, GradientMoments, TrainingResult, T
 from onnxcomp.errors import ModelError, OutputError, UsageError
 from onnxcomp.files import scratch, user_cache
 from onnxcomp.graph.io import to_bytes
-from onnxcomp.graph.ir import Array, Graph
+from onnxcomp.graph.ir import Array, Graph, is_onnx
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.runtime.machine import usable_cores
 from onnxcomp.runtime.progress import SILENT, Progress
@@ -178,7 +178,7 @@ def training_bytes(graph: Graph) -> bytes:
 def _lower(graph: Graph) -> None:
     """Restamp to the newest opset the runtime knows; right as long as no operator changed since."""
     for node in graph.walk():
-        if node.domain in ("", "ai.onnx"):
+        if is_onnx(node.domain):
             try:
                 since = onnx.defs.get_schema(node.op, graph.opset, "").since_version
             except onnx.defs.SchemaError:
@@ -190,7 +190,7 @@ def _lower(graph: Graph) -> None:
                     do=f"export the model with opset {NEWEST_OPSET} or older",
                 )
     for entry in graph.model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
+        if is_onnx(entry.domain):
             entry.version = NEWEST_OPSET
 
 

@@ -12,8 +12,8 @@ from onnxcomp.graph.clone import drop_unneeded, extract
 from onnxcomp.graph.evaluate import propagate
 from onnxcomp.graph.functions import inline_functions
 from onnxcomp.graph.io import runnable
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, elem_type
-from onnxcomp.graph.literals import constant_value, is_numeric
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, elem_type, is_onnx
+from onnxcomp.graph.literals import lift
 from onnxcomp.graph.shapes import infer
 from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.manager.raising import raise_opset
@@ -67,23 +67,17 @@ def restamp(graph: Graph) -> None:
     Newer opsets changed operators by taking more types; what they added is rewritten before.
     """
     for entry in graph.model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
+        if is_onnx(entry.domain):
             entry.version = min(entry.version, MOST_OPSET)
     graph.model.ir_version = min(graph.model.ir_version, MOST_IR)
 
 
 def lift_constants(graph: Graph) -> None:
     """Let Constant nodes become initializers of the same name, and Identities of initializers go."""
+    lift(graph)
     gone = []
     for node in graph.nodes:
-        value = constant_value(node)
-        if value is not None:
-            output = node.outputs[0]
-            if not is_numeric(value) or graph.is_output(output):
-                continue
-            graph.replace_uses(output, Constant(output.name, value))
-            gone.append(node)
-        elif node.op == "Identity" and isinstance(node.inputs[0], Constant) and not graph.is_output(node.outputs[0]):
+        if node.op == "Identity" and isinstance(node.inputs[0], Constant) and not graph.is_output(node.outputs[0]):
             graph.replace_uses(node.outputs[0], node.inputs[0])
             gone.append(node)
     graph.remove_nodes(gone)

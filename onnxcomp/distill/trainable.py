@@ -15,7 +15,7 @@ from onnxcomp.distill.forms import STEPS, rule_of
 from onnxcomp.distill.parameters import LEARNED, STATISTICS, is_float, roles, roots_of
 from onnxcomp.distill.rebatch import is_fixed, rebatched
 from onnxcomp.errors import ModelError
-from onnxcomp.graph.ir import Constant, Graph, Node, Tensor, reads
+from onnxcomp.graph.ir import Constant, Graph, Node, Tensor, is_onnx, reads
 from onnxcomp.graph.rewriting import CannotRewriteError, Pool, Rewrite, rewrite
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators
@@ -313,5 +313,5 @@ class _Search:
             if not behind.isdisjoint(other.outputs):
                 behind.update(t for t in reads(other) if t in moving)
         names = tuple(c.name for c in self.graph.constants() if c in self.chosen and c in behind)
-        op = node.op if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op}"
+        op = node.op if is_onnx(node.domain) else f"{node.domain}.{node.op}"
         return Refusal(node.name, op, reason, names)

@@ -13,26 +13,16 @@ from onnxcomp.errors import ModelError
 from onnxcomp.graph.ir import Array, Constant, Graph, Node
 
 
-def write_back(original: Graph, prepared: Prepared, values: Mapping[str, Array]) -> Graph:
-    """A copy of the original with trained values; names, types, opset and structure are the original's.
+def put_back(graph: Graph, prepared: Prepared, values: Mapping[str, Array]) -> None:
+    """Give a graph trained values; names, types, opset and structure stay.
 
     Args:
         values: by name, of `prepared.trainable` and `prepared.statistics`; what is missing keeps its value. Values
             take the type of the initializer that they replace.
 
     Raises:
-        ModelError: a value belongs to no trained initializer, has another shape, or is not finite.
-    """
-    result = original.clone()
-    put_back(result, prepared, values)
-    return result
-
-
-def put_back(graph: Graph, prepared: Prepared, values: Mapping[str, Array]) -> None:
-    """As `write_back`, into the graph itself.
-
-    Raises:
-        ModelError: as `write_back`; values before the one that does not fit are in the graph by then.
+        ModelError: a value belongs to no trained initializer, has another shape, or is not finite; values before it
+            are in the graph by then.
     """
     constants = {c.name: c for c in graph.constants()}
     nodes = {n.outputs[0].name: n for n in graph.nodes if n.op == "Constant" and not n.domain}

@@ -102,6 +102,7 @@ class _Cloner:
 
     def _empty(self, graph: Graph, parent: Graph | None) -> Graph:
         copy = Graph(parent=parent, notes=list(graph.notes), external=graph.external, source=graph.source)
+        copy.answers = graph.root.answers
         self.graphs[graph] = copy
         copy.model.CopyFrom(graph.model)
         copy.envelope.CopyFrom(graph.envelope)

@@ -9,7 +9,7 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from onnxcomp.graph.codec import dims_of, encode_node
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, elem_type
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, elem_type, is_onnx
 from onnxcomp.graph.types import Shapes, TensorType
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def propagate(graph: Graph, shapes: Shapes, operators: Operators | None = None) 
         if rule is not None and not graph.is_function(node):
             _infer_by_record(node, rule, shapes)
             continue
-        if node.bodies or node.domain not in (None, "", "ai.onnx"):
+        if node.bodies or not is_onnx(node.domain):
             continue
         found = _value_of(node, shapes, values, opset)
         if found is not None:

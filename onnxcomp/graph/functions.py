@@ -9,7 +9,7 @@ from onnx import inliner
 
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import bodies_of, decode, encode_light
-from onnxcomp.graph.ir import Graph, Variable
+from onnxcomp.graph.ir import Graph, Variable, is_onnx
 
 MOST_NODES = 500_000  # of a model whose functions are inlined: the largest known ones have some 50,000
 
@@ -134,9 +134,9 @@ def _restamp(model: onnx.ModelProto) -> None:
     for function in model.functions:
         for entry in function.opset_import:
             version = versions.get(entry.domain, entry.version)
-            if entry.domain in ("", "ai.onnx") and version != entry.version:
+            if is_onnx(entry.domain) and version != entry.version:
                 for node in _walk(function.node):
-                    if node.domain in ("", "ai.onnx") and _since(node, version) != _since(node, entry.version):
+                    if is_onnx(node.domain) and _since(node, version) != _since(node, entry.version):
                         raise _mismatch(function.name, f" with {node.op_type} of opset {entry.version}")
             entry.version = version
 

@@ -18,7 +18,7 @@ from onnxcomp.errors import ModelError, OutputError
 from onnxcomp.files import atomic_write, scratch, sha256_of
 from onnxcomp.graph.codec import all_tensors, decode, encode
 from onnxcomp.graph.functions import check_expansion
-from onnxcomp.graph.ir import Constant, Graph, elem_type, tensor_proto
+from onnxcomp.graph.ir import Constant, Graph, elem_type, is_onnx, tensor_proto
 from onnxcomp.graph.shapes import check_structure
 from onnxcomp.graph.stored import external_location
 from onnxcomp.lock import try_lock
@@ -236,7 +236,7 @@ def _serialized(model: onnx.ModelProto) -> bytes:
 
 def _check_versions(model: onnx.ModelProto, where: str) -> None:
     newest = onnx.defs.onnx_opset_version()
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
+    version = next((o.version for o in model.opset_import if is_onnx(o.domain)), None)
     if version is None and not model.opset_import:
         raise ModelError("the model imports no operator set", where=where, do="export it with an opset version")
     if version is not None and not 1 <= version <= newest:

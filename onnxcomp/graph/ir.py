@@ -8,7 +8,8 @@ stays beside each object in an `envelope`, so that a rename does not break it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
@@ -252,6 +253,8 @@ class Graph:
         external: whether the model came with external data, and so will be saved with it.
         source: the file it was loaded from, which is never written to.
         kept_inputs: initializers that stay listed as inputs because loading was asked to leave them.
+        answers: the last ones of shape inference by what they depend on, of this graph and all copies of it: passes,
+            measurements and reports ask the same again and again.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -266,6 +269,7 @@ class Graph:
     external: bool = False
     source: Path | None = None
     kept_inputs: dict[Constant, onnx.ValueInfoProto] = field(default_factory=dict)
+    answers: OrderedDict[bytes, Mapping[str, Any]] = field(default_factory=OrderedDict, repr=False)
     _names: set[str] | None = None
     _counts: dict[str, int] = field(default_factory=dict)
     _bodies: list[Graph] = field(default_factory=list)
@@ -532,8 +536,13 @@ def _frozen(values: Array) -> Array:
     return view
 
 
+def is_onnx(domain: str | None) -> bool:
+    """Whether an operator set is ONNX's own, under any of its names."""
+    return domain in (None, ONNX_DOMAIN, "ai.onnx")
+
+
 def _canonical(domain: str | None) -> str:
-    return "" if domain in (None, "", "ai.onnx") else str(domain)
+    return ONNX_DOMAIN if is_onnx(domain) else str(domain)
 
 
 def reads(node: Node) -> list[Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from onnx import AttributeProto, numpy_helper
 
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Stored, Tensor
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Stored, Tensor, is_onnx
 from onnxcomp.graph.stored import check_sparse, dense
 
 _FORMS = (("float", np.float32), ("int", np.int64), ("string", object))
@@ -20,7 +21,7 @@ def constant_value(node: Node) -> Array | Stored | None:
     Raises:
         ModelError: a sparse tensor's indices do not fit it.
     """
-    if node.op != "Constant" or node.domain not in (None, "", "ai.onnx"):
+    if node.op != "Constant" or not is_onnx(node.domain):
         return None
     attrs: dict[str, Any] = node.attrs
     value, proto = node.origin.get("value", (None, None))
@@ -54,17 +55,31 @@ def is_numeric(value: Array | Stored) -> bool:
     return value.dtype != np.dtype(object)
 
 
-def lift_weights(graph: Graph) -> int:
-    """Let what Constant nodes of the main graph hold in floating point, single numbers aside, become initializers.
+def lift(
+    graph: Graph, wanted: Callable[[Array | Stored], bool] = is_numeric, *, stay: bool = False
+) -> list[tuple[Node, Constant]]:
+    """Let initializers take the place of what Constant nodes of the main graph hold; those that make outputs stay.
 
-    They keep their names. Returns how many there were.
+    Args:
+        wanted: of the values; numbers if not given.
+        stay: the nodes stay as well, read by nothing, and the initializers have names of their own.
+
+    Returns:
+        The nodes, and what took their places.
     """
-    gone = []
+    found = []
     for node in graph.nodes:
-        value = constant_value(node)
-        if value is None or value.dtype.kind != "f" or math.prod(value.shape) < 2 or graph.is_output(node.outputs[0]):
+        value, output = constant_value(node), node.output(0)
+        if value is None or output is None or graph.is_output(output) or not wanted(value):
             continue
-        graph.replace_uses(node.outputs[0], Constant(node.outputs[0].name, value))
-        gone.append(node)
-    graph.remove_nodes(gone)
-    return len(gone)
+        constant = Constant(graph.unique_name(output.name) if stay else output.name, value)
+        graph.replace_uses(output, constant)
+        found.append((node, constant))
+    if not stay:
+        graph.remove_nodes([node for node, _ in found])
+    return found
+
+
+def is_weight(value: Array | Stored) -> bool:
+    """Whether the value is of floating point, and no single number."""
+    return value.dtype.kind == "f" and math.prod(value.shape) >= 2

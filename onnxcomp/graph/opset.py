@@ -15,7 +15,7 @@ from onnx import helper
 
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.functions import inline_functions
-from onnxcomp.graph.ir import Graph, Node
+from onnxcomp.graph.ir import Graph, Node, is_onnx
 from onnxcomp.graph.opset_rules import RULES, CannotRaiseError, Edit
 from onnxcomp.graph.shapes import infer
 
@@ -41,10 +41,10 @@ def upgrade(graph: Graph, version: int) -> list[str]:
     for step in range(before + 1, version + 1):
         for scope in list(graph.scopes()):
             for node in list(scope.nodes):
-                if node.domain in (None, "", "ai.onnx"):
+                if is_onnx(node.domain):
                     _bring(Edit(graph, scope, node, shapes, version), step)
     for entry in graph.model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
+        if is_onnx(entry.domain):
             entry.version = version
     least = int(helper.find_min_ir_version_for([helper.make_opsetid("", version)], ignore_unknown=True))
     graph.model.ir_version = max(graph.model.ir_version, least)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, is_onnx
 from onnxcomp.graph.types import Shapes
 
 MOST_ELEMENTS = 64  # shapes are short; longer vectors are data
@@ -51,7 +51,7 @@ def certain_values(graph: Graph, shapes: Shapes) -> dict[Variable, Array]:
     known: dict[Tensor, Partial] = {}
     open_ended = set(graph.root.kept_inputs)  # initializers that a caller may replace
     for node in graph.walk():
-        if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
+        if not is_onnx(node.domain) or len(node.outputs) != 1:
             continue
         if open_ended and not open_ended.isdisjoint(node.inputs):
             continue

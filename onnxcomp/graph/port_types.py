@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from onnxcomp.graph.codec import encode_node
-from onnxcomp.graph.ir import ONNX_DOMAIN, Node, Tensor, elem_type
+from onnxcomp.graph.ir import ONNX_DOMAIN, Node, Tensor, elem_type, is_onnx
 from onnxcomp.graph.types import Shapes
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def ports(node: Node, opset: int, operators: Operators | None = None) -> list[Po
     shared = operators.facts(node).half if operators is not None else None
     if shared is not None:
         return list(_shared(node, *shared))
-    if node.domain not in (None, ONNX_DOMAIN, "ai.onnx"):
+    if not is_onnx(node.domain):
         return None
     schema = _schema(node.op, opset)
     if schema is None:
@@ -68,7 +68,7 @@ def takes_half(node: Node, opset: int, shapes: Shapes) -> bool:
 
     The parts of MeanVarianceNormalization, say, mix a float32 exponent with what they are fed.
     """
-    schema: Any = _schema(node.op, opset) if node.domain in (None, ONNX_DOMAIN, "ai.onnx") else None
+    schema: Any = _schema(node.op, opset) if is_onnx(node.domain) else None
     if schema is None or not (schema.has_function or schema.has_context_dependent_function):
         return True
     proto = encode_node(node)

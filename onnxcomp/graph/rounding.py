@@ -131,10 +131,6 @@ class Pairs:
             found[:, ::2] = 0
         return found
 
-    def safe(self, integers: Array) -> bool:
-        """Whether no pair can saturate."""
-        return not self.excess(integers).any()
-
     def bounds(self, column: int, left: Array | None, levels: Levels) -> tuple[Array | int, Array | int]:
         """Lowest and highest integer of a column whose left neighbour's integers [out] are fixed."""
         if left is None or (column % 2 == 0 and not self.every):

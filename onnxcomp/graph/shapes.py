@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping
 
 import onnx
@@ -13,7 +12,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import LIGHT_ELEMENTS, encode_light, shape_of
 from onnxcomp.graph.evaluate import SMALL_ELEMENTS, beyond_onnx, propagate
-from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Graph
+from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Graph, is_onnx
 from onnxcomp.graph.types import Shapes, TensorType
 
 GROUP_NORM_OPSETS = range(18, 21)
@@ -37,10 +36,11 @@ def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None, *, de
         _bind(model.graph, bind)
     beyond = bool(bind) or beyond_onnx(graph)
     key = _key(graph, model, declared=declared, beyond=beyond)
-    types = _ANSWERS.get(key)
-    if types is None:
-        types = _inferred(graph, model, declared=declared, beyond=beyond)
-        _ANSWERS.put(key, types)
+    answers = graph.root.answers
+    types = answers.pop(key) if key in answers else _inferred(graph, model, declared=declared, beyond=beyond)
+    answers[key] = types
+    if len(answers) > MOST_ANSWERS:
+        answers.popitem(last=False)
     return Shapes(dict(types), declared=declared)
 
 
@@ -53,27 +53,6 @@ def _inferred(graph: Graph, model: onnx.ModelProto, *, declared: bool, beyond: b
     if beyond:
         propagate(graph, shapes)
     return shapes.types
-
-
-class _Answers:
-    """The last answers by question: passes, measurements and reports ask the same of one graph again and again."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._held = most, OrderedDict[bytes, Mapping[str, TensorType]]()
-
-    def get(self, key: bytes) -> Mapping[str, TensorType] | None:
-        found = self._held.pop(key, None)
-        if found is not None:
-            self._held[key] = found
-        return found
-
-    def put(self, key: bytes, types: Mapping[str, TensorType]) -> None:
-        self._held[key] = types
-        if len(self._held) > self._most:
-            self._held.popitem(last=False)
-
-
-_ANSWERS = _Answers(MOST_ANSWERS)
 
 
 def _key(graph: Graph, model: onnx.ModelProto, *, declared: bool, beyond: bool) -> bytes:
@@ -169,10 +148,10 @@ def _readable(model: onnx.ModelProto) -> onnx.ModelProto:
 
     In checks and for inference an Identity stands in its place, which has the same type and shape.
     """
-    if next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0) in GROUP_NORM_OPSETS:
+    if next((o.version for o in model.opset_import if is_onnx(o.domain)), 0) in GROUP_NORM_OPSETS:
         for body in _graphs(model.graph):
             for node in body.node:
-                if node.op_type == "GroupNormalization" and node.domain in ("", "ai.onnx"):
+                if node.op_type == "GroupNormalization" and is_onnx(node.domain):
                     node.op_type = "Identity"
                     del node.input[1:], node.attribute[:]
     return model
@@ -183,12 +162,12 @@ def _set_apart(model: onnx.ModelProto) -> onnx.ModelProto:
 
     ONNX Runtime keeps some there, and tools put nodes for plugins of TensorRT there without a word on their domain.
     """
-    local = {function.name for function in model.functions if function.domain in ("", "ai.onnx")}
+    local = {function.name for function in model.functions if is_onnx(function.domain)}
     foreign = [
         node
         for body in _graphs(model.graph)
         for node in body.node
-        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type) and node.op_type not in local
+        if is_onnx(node.domain) and not onnx.defs.has(node.op_type) and node.op_type not in local
     ]
     for node in foreign:
         node.domain = MICROSOFT_DOMAIN

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable, is_onnx
 from onnxcomp.graph.types import Shapes
 from onnxcomp.layers.rows import LayerInputs
 from onnxcomp.layers.use import WeightUse
@@ -228,7 +228,7 @@ def _reader(graph: Graph, output: Variable) -> Node | None:
     if len(output.outputs) != 1 or graph.is_output(output):
         return None
     node: Node = output.outputs[0]
-    return node if node.op == "Add" and node.domain in ("", "ai.onnx") and len(node.inputs) == 2 else None
+    return node if node.op == "Add" and is_onnx(node.domain) and len(node.inputs) == 2 else None
 
 
 def _bias(graph: Graph, use: WeightUse, output: Variable) -> tuple[Bias | None, Variable]:

@@ -12,7 +12,7 @@ from onnxcomp.graph.functions import inline_functions
 from onnxcomp.graph.fused import is_fused, take_apart
 from onnxcomp.graph.io import total_bytes
 from onnxcomp.graph.ir import Graph
-from onnxcomp.graph.literals import lift_weights
+from onnxcomp.graph.literals import is_weight, lift
 from onnxcomp.graph.opset import upgrade
 from onnxcomp.graph.shapes import check_structure
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
@@ -188,7 +188,7 @@ class PassManager:
         """Run a pass on a copy, which takes the graph's place if it holds and the pass changed anything."""
         candidate = graph.clone()
         start = time.perf_counter()
-        lifted = lift_weights(candidate) if _rewrites(item) else 0
+        lifted = len(lift(candidate, is_weight)) if _rewrites(item) else 0
         with blas.limited():  # for all passes alike, so that results do not depend on the number of cores either
             outcome = item.run(candidate, context)
         if lifted and outcome.changes:

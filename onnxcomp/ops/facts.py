@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from onnxcomp.errors import UsageError
-from onnxcomp.graph.ir import Constant, Node
+from onnxcomp.graph.ir import ONNX_DOMAIN, Constant, Node, is_onnx
 from onnxcomp.ops.record import OpFacts, Role, Weight, no_macs, no_weights, volume
 from onnxcomp.ops.tables import RECORDS
 
@@ -53,8 +53,7 @@ class Operators:
 
     def facts(self, node: Node) -> OpFacts:
         """The record of a node's operator; one with `known` False where there is none."""
-        domain = "" if node.domain in (None, "ai.onnx") else node.domain
-        return self.of(domain, node.op)
+        return self.of(ONNX_DOMAIN if is_onnx(node.domain) else node.domain, node.op)
 
     def of(self, domain: str, op: str) -> OpFacts:
         """The record of an operator; one with `known` False where there is none."""

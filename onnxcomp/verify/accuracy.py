@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
@@ -14,8 +15,6 @@ from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.session import Array
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import Answer, Runner, Samples, joined
-
-NORMAL_95 = 1.959964  # the normal distribution's quantile
 
 
 class Collected:
@@ -55,25 +54,28 @@ def predict(
     return collected.outputs(0)
 
 
-def scored(metric: Metric, collected: Collected, labels: Array | None) -> Accuracy:
-    """The metric of both models, and how much worse the second is: positive means worse, whichever way it points."""
+def scored(metric: Metric, collected: Collected, labels: Array | None, *, level: float = 0.05) -> Accuracy:
+    """The metric of both models, and how much worse the second is: positive means worse, whichever way it points.
+
+    `level`: the chance that the drop lies outside its interval.
+    """
     outputs = [collected.outputs(model) for model in (0, 1)]
     before, after = (metric.score(found, labels) for found in outputs)
     drop = metric.drop(before, after)
     told = None
     if metric.each is not None and len(labels if labels is not None else ()) > 1:
         first, second = (np.asarray(metric.each(dict(found), labels), np.float64) for found in outputs)
-        told = interval(first - second if metric.higher_is_better else second - first)
+        told = interval(first - second if metric.higher_is_better else second - first, level)
     return Accuracy(metric.name, collected.samples, before, after, drop, told)
 
 
-def interval(drops: Array) -> tuple[float, float]:
-    """Where the mean of paired differences, [samples] of -1, 0 and 1, lies with 95 % confidence.
+def interval(drops: Array, level: float = 0.05) -> tuple[float, float]:
+    """Where the mean of paired differences, [samples] of -1, 0 and 1, lies but for a chance of `level`.
 
     One more sample than was seen counts as changed: where none changed, one in so many still may (the paired form of
     Agresti's adjustment, Agresti and Min 2005, Statistics in Medicine 24, 729-740).
     """
     count, mean = len(drops), float(drops.mean())
     variance = (float(np.square(drops).sum()) + 1.0) / count - mean**2
-    half = NORMAL_95 * math.sqrt(max(variance, 0.0) / count)
+    half = NormalDist().inv_cdf(1 - level / 2) * math.sqrt(max(variance, 0.0) / count)
     return max(mean - half, -1.0), min(mean + half, 1.0)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
+from onnxcomp.data.dataset import Samples as Stored
 from onnxcomp.data.metric import Metric
-from onnxcomp.results import Accuracy, Fidelity
+from onnxcomp.results import Accuracy, Agreement, Fidelity
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration
 from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.runtime.session import Array
 from onnxcomp.verify.accuracy import Collected, scored
 from onnxcomp.verify.agreement import Agreeing, TaskBook
 from onnxcomp.verify.drift import Drifting
+from onnxcomp.verify.enough import Limits, Look, certainty, looks
 from onnxcomp.verify.fidelity import Closeness, Source
 from onnxcomp.verify.opened import OpenedModel
-from onnxcomp.verify.pair import Runner, Samples
+from onnxcomp.verify.pair import Answer, Runner, Samples
 
 
 def judge(
@@ -23,6 +28,7 @@ def judge(
     samples: Samples,
     metric: Metric | None = None,
     *,
+    until: Limits | None = None,
     tasks: TaskBook | None = None,
     source: Source = "data",
     provider: str = "cpu",
@@ -36,6 +42,8 @@ def judge(
         before, after: model files, or models opened already, with the same inputs and outputs.
         samples: what both are run on; outputs are kept as a whole only when there is a metric.
         metric: the task metric, or None.
+        until: see samples in a seeded order until these limits are decided; None to see all of them. All are seen, too,
+            of large models, of stateful ones, and by a metric that tells nothing of single samples.
         tasks: what each output is; guessed if not given.
         source: whether the samples are data or were made up.
         provider: `cpu`, `cuda`, `tensorrt` or ONNX Runtime's full name.
@@ -49,13 +57,84 @@ def judge(
         EnvironmentLacksError: the provider does not run on this machine.
     """
     runner = Runner(before, after, provider=provider, threads=threads, acceleration=acceleration)
-    closeness, collected, drifting = Closeness(runner.varying), Collected(), Drifting()
-    agreeing = Agreeing(tasks or TaskBook(before))
+    book = tasks or TaskBook(before)
+    plain = metric is None or metric.each is not None
+    if until is not None and plain and isinstance(samples, Stored) and not runner.large:
+        parts = looks(samples, until.seed)
+        if len(parts) > 1:
+            return _until(until, runner, book, samples, parts, metric, source, progress)
+    whole, collected = _Tallies(book, runner.varying), Collected()
     for answer in runner.answers(samples, progress=progress):
-        closeness.add(answer)
-        agreeing.add(answer)
-        drifting.add(answer)
+        whole.add(answer)
         if metric is not None:
             collected.add(answer)
-    found = replace(agreeing.told(closeness.result(source)), drift=drifting.result())
-    return found, None if metric is None else scored(metric, collected, samples.labels)
+    return whole.result(source), None if metric is None else scored(metric, collected, samples.labels)
+
+
+def _until(
+    limits: Limits,
+    runner: Runner,
+    book: TaskBook,
+    samples: Stored,
+    parts: list[Look],
+    metric: Metric | None,
+    source: Source,
+    progress: Progress,
+) -> tuple[Fidelity, Accuracy | None]:
+    """Judge on the samples of one look after another until the limits are decided."""
+    whole, sections, collected = _Tallies(book, runner.varying), list[_Tallies](), Collected()
+    seen = np.empty(0, np.intp)
+    for number, look in enumerate(parts, 1):
+        own = [_Tallies(book, runner.varying) for _ in range(look.sections)]
+        sections += own
+        at = 0
+        for answer in runner.answers(look.samples, rows=look.rows, progress=progress):
+            whole.add(answer)
+            own[at * look.sections // len(look.samples)].add(answer)
+            at += samples.batch or answer.rows
+            if metric is not None:
+                collected.add(answer)
+        seen = np.concatenate([seen, look.samples.indices])
+        labels = Stored(samples.dataset, seen).labels
+        accuracy = None if metric is None else scored(metric, collected, labels, level=look.level)
+        fidelity, each = whole.result(source), [section.result(source) for section in sections if section.samples]
+        drop = None if accuracy is None else accuracy.interval
+        sure = certainty(fidelity, each, drop, look.level, of=len(samples), look=number)
+        if limits.decided(fidelity, sure, metric=metric is not None):
+            break
+    agreements = tuple(_in_order(agreement, seen, samples.indices) for agreement in fidelity.agreements)
+    return replace(fidelity, agreements=agreements, certainty=sure), accuracy
+
+
+@dataclass
+class _Tallies:
+    """What is counted of some of the samples."""
+
+    book: TaskBook
+    varying: frozenset[str]
+    drifting: Drifting = field(default_factory=Drifting)
+
+    def __post_init__(self) -> None:
+        self._closeness, self._agreeing = Closeness(self.varying), Agreeing(self.book)
+
+    @property
+    def samples(self) -> int:
+        """How many were counted."""
+        return self._closeness.samples
+
+    def add(self, answer: Answer) -> None:
+        """Count one batch."""
+        self._closeness.add(answer)
+        self._agreeing.add(answer)
+        self.drifting.add(answer)
+
+    def result(self, source: Source) -> Fidelity:
+        """What was counted."""
+        return replace(self._agreeing.told(self._closeness.result(source)), drift=self.drifting.result())
+
+
+def _in_order(found: Agreement, seen: Array, indices: Array) -> Agreement:
+    """An agreement whose samples are numbered as they stand in their source, and no longer as they were seen."""
+    place = {int(index): at for at, index in enumerate(indices)}
+    flips = sorted((place[int(seen[sample])], before, after) for sample, before, after in found.flips)
+    return replace(found, flips=tuple(flips))

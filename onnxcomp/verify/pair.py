@@ -129,8 +129,10 @@ class Runner:
             if not port.shape or not (isinstance(port.shape[0], int) or port.shape[0] in rows - {None})
         )
 
-    def answers(self, samples: Samples, *, progress: Progress = SILENT, text: str = "verifying") -> Iterator[Answer]:
-        """Run every sample once through each model.
+    def answers(
+        self, samples: Samples, *, rows: int = BATCH_ROWS, progress: Progress = SILENT, text: str = "verifying"
+    ) -> Iterator[Answer]:
+        """Run every sample once through each model, at most `rows` of them at a time.
 
         Raises:
             DataError: there are no samples, or one does not fit.
@@ -139,7 +141,7 @@ class Runner:
         if not len(samples):
             raise DataError("there are no samples to verify on", where="--data", do="give at least one sample")
         self._axes = samples.axes if isinstance(samples, Stored) else Axes()
-        size = self._batch_size(samples)
+        size = self._batch_size(samples, min(rows, BATCH_ROWS))
         total = math.ceil(len(samples) / size) if size else None
         size = size or 1
         before = [self._known(index, samples, size, progress, text) for index in range(len(self._models) - 1)]
@@ -195,11 +197,11 @@ class Runner:
         if self.large:
             self._sessions[index] = None
 
-    def _batch_size(self, samples: Samples) -> int:
+    def _batch_size(self, samples: Samples, rows: int) -> int:
         """As many samples as fit `BATCH_BYTES` and as every model takes at a time; 0 when model or source fix it."""
         one = next(samples.batches(1))
         most = BATCH_BYTES // max(1, sum(array.nbytes for array in one.values()))
-        size = max(1, min(BATCH_ROWS, len(samples), most))
+        size = max(1, min(rows, len(samples), most))
         if self._rows(one) > 1:
             return 0
         some = next(samples.batches(size))

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcomp.graph.cost import part_name
 from onnxcomp.graph.evaluate import evaluate
-from onnxcomp.graph.ir import Array, Graph, Node
+from onnxcomp.graph.ir import Array, Graph, Node, is_onnx
 from onnxcomp.ops.facts import Operators
 from onnxcomp.results import WeightHistogram
 
@@ -81,7 +81,7 @@ def _decoded(node: Node, port: int, opset: int, hops: int = MOST_HOPS) -> Array 
         return np.asarray(constant.values) if constant.size <= LARGEST_ELEMENTS else None
     tensor = node.input(port)
     source = tensor.producer if tensor is not None else None
-    if source is None or source.op not in DECODERS or source.domain not in (None, "", "ai.onnx") or not hops:
+    if source is None or source.op not in DECODERS or not is_onnx(source.domain) or not hops:
         return None
     inputs: list[Array | None] = []
     for index in range(len(source.inputs)):

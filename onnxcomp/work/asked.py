@@ -44,6 +44,14 @@ def check_options(job: Job) -> None:
     parse_task(job.task)
 
 
+def judges_all(job: Job) -> bool:
+    """Whether every sample that judges is seen: they were set aside or counted by hand, or none decides anything.
+
+    What calibration merely leaves of the data is seen in a seeded order, until it decides the limits.
+    """
+    return job.data is None or job.eval_data is not None or job.eval_samples is not None
+
+
 def pipeline_of(job: Job) -> Pipeline:
     """The pipeline that the job names; an empty one where recipes are to be tried, or an aim to be reached.
 

@@ -7,6 +7,7 @@ from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats
 from onnxcomp.runtime.closeness import EXACT_DB
 from onnxcomp.verify.agreement import in_words
 from onnxcomp.verify.budget import ROUNDING, Budget
+from onnxcomp.verify.enough import Limits
 from onnxcomp.work.trial import Measured
 
 # The default run's own limits where no budget is given. They catch a collapse; a budget says what is wanted.
@@ -39,6 +40,16 @@ def unsound(fidelity: Fidelity | None, accuracy: Accuracy | None, budget: Budget
     if needed is not None and agreement is not None and (agreement.value or 0.0) < needed:
         return f"{in_words(agreement)}, less than {needed:.0%}"
     return "outputs changed beyond comparison" if worst is None and agreement is None else ""
+
+
+def limits_of(budget: Budget, seed: int) -> Limits:
+    """What a verdict depends on: the budget, the default run's own limits, and the share that the first line needs."""
+    return Limits(
+        sqnr_db=_given(COLLAPSED_SQNR_DB, budget.min_sqnr),
+        agreement=_given(AGREES, budget.min_agreement),
+        drop=_given(COLLAPSED_DROP, budget.max_drop),
+        seed=seed,
+    )
 
 
 def disagreeing(fidelity: Fidelity | None) -> str:
@@ -122,6 +133,10 @@ def enough(best: Measured, recipe: recipes.Recipe, before_bytes: int) -> bool:
 def ends_search(found: Measured, recipe: recipes.Recipe, integer_share: float, objective: str, budget: Budget) -> bool:
     """Whether nothing after a sound and better result need be tried: its integer arithmetic covers nearly all work."""
     return objective == "latency" and recipe.integer and keeps(found, budget) and integer_share >= COVERED
+
+
+def _given(*limits: float | None) -> tuple[float, ...]:
+    return tuple(limit for limit in limits if limit is not None)
 
 
 def _where(fidelity: Fidelity) -> str:

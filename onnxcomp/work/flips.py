@@ -18,13 +18,20 @@ def flips(fidelity: Fidelity, samples: Samples) -> list[Flip]:
         samples: what the fidelity was measured on.
     """
     dataset, labels = samples.dataset, samples.labels
+    placed = in_feeds_of_one(fidelity, samples)
     found: dict[int, Flip] = {}
     for sample, before, after in (flip for agreement in fidelity.agreements for flip in agreement.flips):
         whole = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iu" and sample < len(labels)
         label = int(labels[sample]) if labels is not None and whole else None
-        name = dataset.name_of(int(samples.indices[sample]))
+        name = dataset.name_of(int(samples.indices[sample])) if placed else f"sample {sample}"
         found.setdefault(sample, Flip(sample, name, before, after, label))
     return [found[sample] for sample in sorted(found)]
+
+
+def in_feeds_of_one(fidelity: Fidelity, samples: Samples) -> bool:
+    """Whether a sample's number is its place; where data are whole feeds of several rows each, rows are counted."""
+    counted = fidelity.samples if fidelity.certainty is None else fidelity.certainty.available
+    return counted == len(samples)
 
 
 def pictures(found: Sequence[Flip], samples: Samples) -> dict[int, str]:

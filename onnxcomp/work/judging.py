@@ -29,6 +29,7 @@ from onnxcomp.verify import compilers
 from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.elsewhere import otherwise
+from onnxcomp.verify.enough import Limits, in_words
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.layers import own_sqnr_db
 from onnxcomp.verify.opened import OpenedModel
@@ -73,6 +74,7 @@ class Judge:
         select: what candidates are compared on.
         seen: those and samples that calibrate: decisions are counted on many, one among few says nothing of a point.
         metric: the task metric, or None.
+        until: limits at which `samples` need not all be seen; None where they shall.
         tasks: what each output is.
         synthetic: whether the samples are made up.
         alone: entered around every timing, where others must not time meanwhile.
@@ -91,6 +93,7 @@ class Judge:
     bench: bool
     verify: bool
     bench_seconds: float
+    until: Limits | None = None
     costs: MeasuredCosts | None = None
     tasks: TaskBook | None = None
     alone: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -145,6 +148,7 @@ class Judge:
             path,
             self.samples if samples is None else samples,
             self.metric if samples is None else metric,
+            until=self.until if samples is None or samples is self.samples else None,
             tasks=self.tasks,
             source="synthetic" if self.synthetic else "data",
             provider=judging_provider(self.context.target),
@@ -218,7 +222,7 @@ class Judge:
         notes: list[str] = []
         if self.verify:
             fidelity, accuracy = self.compared(path, samples, metric)
-            notes += _meaningless(fidelity)
+            notes += [*_meaningless(fidelity), *filter(None, [in_words(fidelity)])]
         if self.bench and timed is not None and (missing := self._missing()):
             notes.append(missing)
         elif timed is not None:

@@ -30,8 +30,8 @@ from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import check_runs
 from onnxcomp.verify.provenance import stamp
-from onnxcomp.work.asked import check_options, teacher_of, trains
-from onnxcomp.work.choice import better, unsound
+from onnxcomp.work.asked import check_options, judges_all, teacher_of, trains
+from onnxcomp.work.choice import better, limits_of, unsound
 from onnxcomp.work.front import front_of, needs_runs
 from onnxcomp.work.judging import Judge, Measurements, check_metric, cost_model
 from onnxcomp.work.key import key_of
@@ -84,6 +84,7 @@ class Study:
             bench=job.bench,
             verify=job.verify,
             bench_seconds=job.bench_seconds,
+            until=None if judges_all(job) else limits_of(job.budget, job.seed),
             costs=self.costs,
             tasks=TaskBook(source, job.task),
             alone=context.alone,

@@ -18,7 +18,7 @@ from onnxcomp.graph.coupling.flow import Edit, Flow, Labels, Rule, Step, Unknown
 from onnxcomp.graph.coupling.sharing import Copy, join_vectors, split_vectors
 from onnxcomp.graph.evaluate import propagate
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
-from onnxcomp.graph.literals import constant_value, is_numeric
+from onnxcomp.graph.literals import lift
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators
 
@@ -133,7 +133,7 @@ def analyse(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, 
     Args:
         sample: input shapes of one sample; free dimensions count as 1 where none is given.
     """
-    lifted = lift_constants(graph)
+    lifted = lift(graph, stay=True)
     copies = split_vectors(graph)
     static = shape_tools.infer(graph)
     values = propagate(graph, static)
@@ -150,19 +150,6 @@ def analyse(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, 
     found = solved.coupling(operators)
     found.lifted, found.copies = lifted, copies
     return found
-
-
-def lift_constants(graph: Graph) -> list[tuple[Node, Constant]]:
-    """Let initializers take the place of Constant nodes of the main graph; the nodes stay, and nothing reads them."""
-    lifted = []
-    for node in graph.nodes:
-        value = constant_value(node)
-        output = node.output(0)
-        if value is not None and is_numeric(value) and output is not None and not graph.is_output(output):
-            constant = Constant(graph.unique_name(output.name), value)
-            graph.replace_uses(output, constant)
-            lifted.append((node, constant))
-    return lifted
 
 
 def release(coupling: Coupling) -> None:

@@ -11,7 +11,6 @@ from onnxcomp.graph.coupling.analysis import Coupling, variables
 from onnxcomp.graph.coupling.flow import Labels
 from onnxcomp.graph.coupling.sharing import join_vectors
 from onnxcomp.graph.ir import Array, Constant, Graph
-from onnxcomp.graph.types import Shapes, TensorType
 
 
 @dataclass
@@ -82,16 +81,3 @@ def _slice(constant: Constant, masks: list[Array | None]) -> None:
     for axis, mask in places:
         values = np.take(values, np.flatnonzero(mask), axis=axis)
     constant.values = np.ascontiguousarray(values)
-
-
-def mispredicted(before: Coupling, removed: Array, after: Shapes) -> str:
-    """The first tensor whose shape in the cut graph is not as predicted, with both shapes; empty where all agree."""
-    predicted = before.predicted(removed)
-    for tensor, _ in variables(before):
-        known = after.types.get(tensor.name, TensorType(None, None)).shape
-        wanted = predicted.static(tensor)
-        if known is None or wanted is None or not all(isinstance(d, int) for d in known):
-            continue
-        if tuple(known) != wanted:
-            return f"{tensor.name}: {known} instead of {wanted}"
-    return ""
