@@ -125,9 +125,7 @@ def check_job(
     check_inputs(job)
     if not job.out.name:
         raise OutputError("the output has no name", where=f"-o {str(job.out)!r}", do="give one, such as model.opt.onnx")
-    reads = (
-        path for path in reads_of(job, external=external) if path != job.cost_table
-    )  # which is there to be added to
+    reads = only_read(job, external)
     check(itertools.chain(reads, loaded_files(), [config] if config else []), writes_of(job))
 
 
@@ -209,6 +207,11 @@ def reads_of(
             yield Path(value)
     if job.passes is not None:
         yield from named_files(str(job.passes), folder)
+
+
+def only_read(job: Job, external: Callable[[Path], Iterable[Path]] | None = None) -> Iterator[Path]:
+    """As `reads_of`, but for the cost table, which is there to be added to."""
+    return (path for path in reads_of(job, external=external) if path != job.cost_table)
 
 
 def writes_of(job: Job) -> dict[str, Path | None]:

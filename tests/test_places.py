@@ -15,10 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onnxcomp import places
+from onnxcomp.build.first import save_job
 from onnxcomp.cli.main import main
 from onnxcomp.errors import OutputError
 from onnxcomp.files import SCRATCH_MARK, atomic_write, remove_abandoned_scratch, scratch
+from onnxcomp.job import Job
 from onnxcomp.lock import file_lock
+from onnxcomp.search import run
+from onnxcomp.search.keys import SearchKeys
 from onnxcomp.sources import imported_files
 
 METRIC = "import helper\ndef score(outputs, labels):\n    return 1.0\n"
@@ -285,3 +290,13 @@ def test_halves_of_a_killed_run_go_and_those_of_a_running_one_stay(tmp_path: Pat
         file.write(b"whole")
     assert (tmp_path / "m.onnx").read_bytes() == b"whole"
     assert [p.exists() for p in (abandoned, held, other)] == [False, True, True]
+
+
+def test_a_cost_table_that_is_there_is_no_output_that_overwrites(here: Path) -> None:
+    Path("times.json").write_text('{"schema": 1, "machine": {}, "entries": {}}')
+    job = Job(Path("model.onnx"), data="data.npz", cost_table=Path("times.json"), output=Path("out.onnx"))
+    save_job(job, Path("new.toml"))
+    assert "times.json" in Path("new.toml").read_text()
+    places.check(places.only_read(job), run.writes_of(job, SearchKeys()))
+    with pytest.raises(OutputError):
+        places.check(places.only_read(job), {"--json": job.model})

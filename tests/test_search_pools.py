@@ -21,13 +21,15 @@ from onnxcomp.cli.main import group
 from onnxcomp.errors import DataError, EnvironmentLacksError
 from onnxcomp.graph.io import load
 from onnxcomp.job import Job
+from onnxcomp.manager import registry
 from onnxcomp.search import cluster as clusters
 from onnxcomp.search.cluster import Cluster, found_table, order_of
 from onnxcomp.search.keys import SearchKeys
 from onnxcomp.search.pool import DIED, Processes
-from onnxcomp.search.run import _Run, search, table_of
+from onnxcomp.search.run import Found, _Run, search, table_of
 from onnxcomp.search.strategies import strategy
 from onnxcomp.verify.budget import Budget
+from onnxcomp.work import judging
 
 distributed = pytest.importorskip("distributed")
 
@@ -198,6 +200,32 @@ def test_the_command_writes_the_best_its_proof_its_settings_and_the_front(job: J
         assert (tmp_path / name).is_file(), name
     again = command(job, "--max-drop", "0.05", "--trials", "2", *places)
     assert json.loads((tmp_path / "s.json").read_text()) == told, again.output
+
+
+def test_the_same_seed_and_recorded_times_find_the_same_model_interrupted_or_not(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "TRIAL_SECONDS", 0.02)
+    timed = replace(job, objective="latency", bench=True, bench_seconds=0.05, cost_table=tmp_path / "times.json")
+    kept = ("quantize-weights", "store-weights", "clip-weights")
+    keys = SearchKeys(workers=0, without=tuple(name for name in registry.BUILTIN if name not in kept))
+
+    def searched(name: str, *trials: int) -> Found:
+        (tmp_path / name).mkdir()
+        there = replace(timed, output=tmp_path / name / "out.onnx")
+        return [search(there, replace(keys, trials=count)) for count in trials][-1]
+
+    first = searched("first", 6)
+    table = json.loads((tmp_path / "times.json").read_text())["entries"]
+    assert any(key.startswith("comparison") for key in table)
+    again = searched("again", 4, 6)
+    assert [row.spec for row in again.rows] == [row.spec for row in first.rows]
+    assert [row.measured and row.measured.latency_ratio for row in again.rows] == [
+        row.measured and row.measured.latency_ratio for row in first.rows
+    ]
+    assert again.taken is not None and first.taken is not None and again.taken.spec == first.taken.spec
+    assert again.job.out.read_bytes() == first.job.out.read_bytes()
+    assert json.loads((tmp_path / "times.json").read_text())["entries"].keys() == table.keys(), "nothing was timed anew"
 
 
 def test_a_budget_that_nothing_meets_ends_in_exit_10_with_the_nearest_beside(job: Job) -> None:

@@ -122,7 +122,7 @@ def save_job(job: Job, file: Path) -> None:
         OutputError: the file is an input of the job, or cannot be written.
         UsageError: the configuration that is there cannot take it.
     """
-    places.check(places.reads_of(job), {"--save-config": file, **places.writes_of(job)})
+    places.check(places.only_read(job), {"--save-config": file, **places.writes_of(job)})
     table = job_table(job, file.parent)
     text = extended(file, table) if file.exists() else f"{HEAD}\n{table}"
     with atomic_write(file) as out:

@@ -41,7 +41,7 @@ def command(model: Path, json_file: Path | None, html: Path | None, quiet: bool,
 
     keys = SearchKeys(**{name: given.pop(name) for name in SearchKeys.__dataclass_fields__})
     job = Job(model=model, **given)
-    places.check(places.reads_of(job), writes_of(job, keys) | {"--json": json_file, "--html": html})
+    places.check(places.only_read(job), writes_of(job, keys) | {"--json": json_file, "--html": html})
 
     def tell(text: str) -> None:
         if verbose or (not quiet and "best so far" in text):

@@ -209,7 +209,7 @@ def _check(job: Job, keys: SearchKeys) -> None:
             do="give one of them",
         )
     writes = writes_of(job, keys)
-    places.check(places.reads_of(job), writes)
+    places.check(places.only_read(job), writes)
     if writes["--study"] is not None:
         kept.check(writes["--study"])
 
