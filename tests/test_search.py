@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import signal
 import sqlite3
@@ -31,7 +32,7 @@ from onnxcomp.search.pool import Processes
 from onnxcomp.search.rows import Judge, Row, Source, to_json
 from onnxcomp.search.run import Found, closer, parse_time, search
 from onnxcomp.search.show import lines, picture
-from onnxcomp.search.strategies import STRATEGIES
+from onnxcomp.search.strategies import STRATEGIES, Told, first_points, grown
 from onnxcomp.verify.budget import Budget
 from onnxcomp.work.trial import Measured
 
@@ -76,6 +77,44 @@ def test_the_default_gains_more_than_recipes(tmp_path: Path) -> None:
     recipes = found.judge.best(found.finished[:5])
     assert best is not None and recipes is not None and best.measured is not None and recipes.measured is not None
     assert best.measured.bytes < 0.8 * recipes.measured.bytes
+
+
+def test_no_step_of_pruning_goes_further_than_one_that_loses_too_much(tmp_path: Path) -> None:
+    ledger = fakes.ledger(tmp_path / "s.db")
+    first = next(p for p in first_points(ledger.space, ledger.judge, "cpu") if p.get("quantize-qdq"))
+    steps = [p for p in grown(ledger.space, first, ledger.judge) if p["prune-channels"]]
+    specs = [ledger.space.spec(point) for point in steps]
+    assert len(steps) == 3
+    figures = (
+        replace(fakes.measured(spec), drop=drop, sound=drop < 0.02)
+        for spec, drop in ((specs[0], 0.01), (specs[1], 0.5))
+    )
+    base = ledger.space.spec(first)
+    rows = [Row(0, base, first, "measured", replace(fakes.measured(base), bytes=1))]
+    rows += [Row(i + 1, specs[i], steps[i], "measured", found) for i, found in enumerate(figures)]
+    told = Told(ledger.space, ledger.judge, rows)
+    proposed = {ledger.space.spec(p) for p in STRATEGIES["climb"]().propose(told, random.Random(0))}
+    assert specs[1] in proposed and specs[2] not in proposed
+    assert specs[2] in {
+        ledger.space.spec(p) for p in STRATEGIES["climb"]().propose(replace(told, rows=rows[:2]), random.Random(0))
+    }
+
+
+def test_growth_counts_up_from_one_and_on_from_what_the_best_has(tmp_path: Path) -> None:
+    ledger = fakes.ledger(tmp_path / "s.db")
+    first = next(p for p in first_points(ledger.space, ledger.judge, "cpu") if p.get("quantize-qdq"))
+
+    def counts(point: Any, *lost: str) -> list[Any]:
+        there = grown(ledger.space, point, ledger.judge, lost)
+        return [
+            p["prune-blocks.count"] for p in there if p["prune-blocks"] and p["prune-blocks"] != point["prune-blocks"]
+        ]
+
+    one = next(p for p in grown(ledger.space, first, ledger.judge) if p["prune-blocks"])
+    assert counts(first) == [1, 2, 3]
+    assert counts(first, ledger.space.spec(one)) == [1]
+    more = [p["prune-blocks.count"] for p in grown(ledger.space, one, ledger.judge)]
+    assert more[:2] == [2, 3] and set(more[2:]) == {1}
 
 
 def test_a_study_killed_again_and_again_loses_no_trial_and_counts_none_twice(tmp_path: Path) -> None:

@@ -83,10 +83,14 @@ class Judge:
         """By how much it misses the budget; 0 where it is sound."""
         if found.sound:
             return 0.0
-        limit = self.budget.max_drop
-        if limit is not None and found.drop is not None and found.drop > limit + ROUNDING:
-            return found.drop - limit
+        if self.loses(found) and found.drop is not None and self.budget.max_drop is not None:
+            return found.drop - self.budget.max_drop
         return max(self.loss(found), 1e-3)
+
+    def loses(self, found: Measured) -> bool:
+        """Whether the metric falls by more than the budget allows."""
+        limit = self.budget.max_drop
+        return limit is not None and found.drop is not None and found.drop > limit + ROUNDING
 
     def order(self, row: Row) -> tuple[float, ...]:
         """What rows are sorted by, the best first: sound ones by the objective, others by what they miss."""

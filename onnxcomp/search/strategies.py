@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +17,7 @@ from onnxcomp.errors import UsageError
 from onnxcomp.manager.base import Need
 from onnxcomp.manager.options import Range
 from onnxcomp.search.rows import Judge, Row
-from onnxcomp.search.space import PLACE, Dimension, Point, Space, Value
+from onnxcomp.search.space import PLACE, Dimension, Move, Point, Space, Value
 
 if TYPE_CHECKING:
     import optuna
@@ -43,6 +43,11 @@ class Told:
     def ranked(self) -> list[Row]:
         """Trials with figures, the best first."""
         return sorted((row for row in self.rows if row.measured is not None), key=self.judge.order)
+
+    @property
+    def lost(self) -> set[str]:
+        """Specs that lose more than the budget allows."""
+        return {row.spec for row in self.rows if row.measured is not None and self.judge.loses(row.measured)}
 
 
 class Strategy(Protocol):
@@ -168,28 +173,58 @@ def first_points(space: Space, judge: Judge, target: str) -> list[Point]:
     return [point for index, point in enumerate(points) if point not in points[:index]]
 
 
-def grown(space: Space, point: Point, judge: Judge) -> Iterator[Point]:
+def grown(space: Space, point: Point, judge: Judge, lost: Container[str] = ()) -> Iterator[Point]:
     """The point with one more pass each: pruning in steps, by what the objective counts; what trains last.
 
     A pass that writes weights is tried in each number of bits, where bytes count.
+
+    Args:
+        lost: specs that lose more than the budget allows; no step goes further than one of them.
     """
-    wanted = {"macs": "macs", "latency": "latency", "size": "params"}[judge.objective]
     moves = sorted(space.moves, key=lambda move: Need.TRAINING in move.cls.needs)
     for move in moves:
-        if point[move.name]:
-            continue
         over = changed(space, point)
-        group = next((d for d in space.dimensions if d.name.startswith(f"{move.name}:")), None)
-        shares = f"{move.name}.{wanted}"
-        if group is not None and not isinstance(group.values, Range) and wanted in group.values:
-            for share in SHARES:
-                if isinstance(values := space.by_name[shares].values, Range) and values.low <= share <= values.high:
-                    yield over({move.name: True, group.name: wanted, shares: share})
-        else:
-            bits = space.by_name.get(f"{move.name}.bits")
-            yield over({move.name: True})
-            if bits is not None and not isinstance(bits.values, Range) and judge.objective == "size":
-                yield from (over({move.name: True, bits.name: value}) for value in bits.values if value != usual(bits))
+        for values in steps(space, move, point, judge):
+            further = over({move.name: True, **values})
+            yield further
+            if lost and space.spec(further) in lost:
+                break
+        bits = space.by_name.get(f"{move.name}.bits")
+        if (
+            not point[move.name]
+            and bits is not None
+            and not isinstance(bits.values, Range)
+            and judge.objective == "size"
+        ):
+            yield from (over({move.name: True, bits.name: value}) for value in bits.values if value != usual(bits))
+
+
+def steps(space: Space, move: Move, point: Point, judge: Judge) -> Iterator[Point]:
+    """What a pass may be told beyond what a point says of it, the gentlest first.
+
+    Of a pass that takes one of several targets: shares of what the objective counts, or else how many.
+    """
+    group = next((d for d in space.dimensions if d.name.startswith(f"{move.name}:")), None)
+    wanted = {"macs": "macs", "latency": "latency", "size": "params"}[judge.objective]
+    there = bool(point[move.name])
+    if group is None or isinstance(group.values, Range):
+        if not there:
+            yield {}
+        return
+    targets = [space.by_name[f"{move.name}.{name}"] for name in group.values]
+    share = next((d for d in targets if d.name.endswith(f".{wanted}")), None)
+    count = next((d for d in targets if d.whole), None)
+    if share is not None and isinstance(share.values, Range):
+        for kept in () if there else SHARES:
+            if share.values.low <= kept <= share.values.high:
+                yield {group.name: wanted, share.name: kept}
+    elif count is not None and isinstance(count.values, Range):
+        here = point.get(count.name, count.values.high) if there else 0
+        for value in range(int(count.values.low), int(count.values.high) + 1):
+            if isinstance(here, int | float) and value > here:
+                yield {group.name: count.name.rpartition(".")[2], count.name: value}
+    elif not there:
+        yield {}
 
 
 # -- strategies --------------------------------------------------------------------------------------------------------
@@ -238,6 +273,7 @@ class Climb(_Sampled):
     """Grow, then vary.
 
     What is best so far gets one pass more, in every way in which that can be; what brought something is grown again.
+    Pruning goes no further than to where it loses too much.
     Where nothing more grows, one of the few best is changed in one thing or two, or crossed with another: a (mu + 1)
     evolution strategy (Rechenberg 1973) whose parents are the best by the objective within the budget.
     """
@@ -247,7 +283,7 @@ class Climb(_Sampled):
         ranked = told.ranked
         if not ranked:
             return
-        yield from grown(told.space, ranked[0].point, told.judge)
+        yield from grown(told.space, ranked[0].point, told.judge, told.lost)
         for _ in range(50):
             parents = ranked[:PARENTS]
             parent = generator.choice(parents).point
