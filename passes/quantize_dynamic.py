@@ -75,17 +75,18 @@ class QuantizeDynamic(Pass):
         """Rewrite every product that gains, bodies of If, Loop and Scan included."""
         outcome = Outcome()
         uses = self.weights(graph, context, outcome)
-        if not find(context.target).dynamic:
+        target = find(context.target)
+        if not target.dynamic:
             for use in uses:
                 outcome.skip(use.node, f"{context.target} has no kernels for activations quantized at run time")
             return outcome
-        work = _Work(self, graph, outcome)
+        work = _Work(self, graph, outcome, portable=target.portable(self.isa))
         products = [use for use in uses if work.takes_product(use)]
         tables = [use for use in uses if use.weight.role == "embedding" and work.takes_table(use)]
         cells = work.takes_cells(list(dict.fromkeys(use.node for use in uses if use.weight.role == "recurrent")))
         if products and graph.opset < DYNAMIC_OPSET:
             outcome.notes.extend(raise_opset(graph, DYNAMIC_OPSET, context))
-            work = _Work(self, graph, outcome)
+            work = _Work(self, graph, outcome, portable=target.portable(self.isa))
         groups = work.groups(products)
         verdicts = self._look(graph, groups, context)
         protected = self._protected(products, groups, verdicts, work)
@@ -134,6 +135,7 @@ class _Work:
     options: QuantizeDynamic
     graph: Graph
     outcome: Outcome
+    portable: bool
     changed: int = 0
     _codes: dict[tuple[Constant, int, str], tuple[Constant, Array]] = field(default_factory=dict)
     _quantized: dict[str, tuple[Variable, Variable, Variable]] = field(default_factory=dict)
@@ -258,7 +260,7 @@ class _Work:
                     return None
                 if smoothing is not None:
                     rows *= smoothing
-                chosen, scales[piece] = int8_rows(rows, portable=self.options.isa == "portable")
+                chosen, scales[piece] = int8_rows(rows, portable=self.portable)
                 codes[:, piece] = chosen.T
             self._codes[where] = (self.graph.add_constant(f"{constant.name}_q8", codes), scales)
         return self._codes[where]
@@ -315,9 +317,10 @@ class _Work:
 
     def cells(self, nodes: list[Node], costs: CostModel | None, moments: Mapping[Constant, Array]) -> None:
         """LSTM nodes get their integer kernel where that is measured to be faster; where nothing is, if large."""
-        portable = self.options.isa == "portable"
-        times = recurrent.faster(self.graph, nodes, costs, portable=portable) if nodes and costs is not None else {}
-        writer = recurrent.LstmWriter(self.graph, self.shapes, portable=portable, moments=moments)
+        times = (
+            recurrent.faster(self.graph, nodes, costs, portable=self.portable) if nodes and costs is not None else {}
+        )
+        writer = recurrent.LstmWriter(self.graph, self.shapes, portable=self.portable, moments=moments)
         for node in nodes:
             exact, integer = times.get(node.name, (1.0, 0.0))
             if integer >= exact:

@@ -54,7 +54,7 @@ class OptimizeOptions(TypedDict, total=False):
     """Of a stateful model: this output is this input of the next step; guessed from names if not given."""
     allow_random: bool
     """Calibrate on made-up samples if there is no data."""
-    target: Literal["cpu", "cuda", "tensorrt", "openvino"]
+    target: Literal["cpu", "arm64", "cuda", "tensorrt", "openvino"]
     """Where the model will run."""
     objective: Literal["latency", "size", "accuracy", "macs"]
     """What should get better."""
@@ -139,7 +139,7 @@ class DistillOptions(TypedDict, total=False):
     """Of a stateful model: this output is this input of the next step; guessed from names if not given."""
     allow_random: bool
     """Calibrate on made-up samples if there is no data."""
-    target: Literal["cpu", "cuda", "tensorrt", "openvino"]
+    target: Literal["cpu", "arm64", "cuda", "tensorrt", "openvino"]
     """Where the model will run."""
     report: str | Path | None
     """The report as JSON; NAME.opt.json beside the model if not given."""

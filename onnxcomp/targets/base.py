@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -76,6 +77,7 @@ class Target:
         sparse: kernels skip zeros in 2:4 patterns.
         decodes_at_load: weights stored in few bits are decoded once, when the model is opened, and cost no time later.
         plain_storage: weights of few bits must stand behind one DequantizeLinear; no kernel reads them otherwise.
+        processors: what `platform.machine()` may say where its times can be taken; empty: any.
         pair_limit: on x86 without VNNI two products add up in 16 bits, so that weights keep to 7 bits (`isa=portable`).
         channel_multiple: channels are computed in groups of so many; pruning leaves multiples.
         blocked: convolutions compute channels in blocks of the processor's vectors.
@@ -110,10 +112,27 @@ class Target:
     decodes_at_load: bool = False
     plain_storage: bool = False
     pair_limit: bool = False
+    processors: tuple[str, ...] = ()
     channel_multiple: int = 1
     blocked: bool = False
     recipes: tuple[str, ...] = ("clean",)
     size_recipes: tuple[str, ...] = ()
+
+    @property
+    def timed_here(self) -> bool:
+        """Whether times that are measured on this machine are its own."""
+        return self.runs_here and self.elsewhere == ""
+
+    @property
+    def elsewhere(self) -> str:
+        """Which other processor it is for, in words; empty where it may be this one."""
+        if not self.processors or platform.machine().lower() in self.processors:
+            return ""
+        return f"it is for {self.processors[0]}, this machine is {platform.machine() or 'unknown'}"
+
+    def portable(self, isa: str) -> bool:
+        """Whether weights must be safe where two products add up in 16 bits."""
+        return self.pair_limit and isa == "portable"
 
     @property
     def runs_with(self) -> str:

@@ -12,7 +12,7 @@ from onnxcomp.errors import UsageError
 if TYPE_CHECKING:
     from onnxcomp.targets.base import Target
 
-BUILT_IN = ("cpu", "cuda", "tensorrt", "openvino")  # modules here; each holds its record as TARGET
+BUILT_IN = ("cpu", "arm64", "cuda", "tensorrt", "openvino")  # modules here; each holds its record as TARGET
 ENTRY_POINT_GROUP = "onnxcomp.targets"  # each entry bears the target's name and leads to its record
 
 

@@ -235,6 +235,8 @@ class Judge:
     def _missing(self) -> str:
         """Why latency cannot be measured on the target here; empty where it can."""
         target = self.context.target
+        if elsewhere := find(target).elsewhere:
+            return f"latency was not measured: {elsewhere}; onnxcomp bench measures it there"
         probe = usability(full_name(find(target).runs_with))
         if probe.usable:
             return ""
@@ -314,7 +316,7 @@ def _meaningless(fidelity: Fidelity) -> list[str]:
 
 def cost_model(job: Job, samples: Samples, alone: Callable[[], AbstractContextManager[object]]) -> MeasuredCosts | None:
     """Times of this machine, for the passes and the choice of a recipe; None where nothing is to be measured."""
-    if not find(job.target).runs_here or not (job.bench or job.cost_table is not None):
+    if not find(job.target).timed_here or not (job.bench or job.cost_table is not None):
         return None
     table = CostTable.of_this_machine() if job.cost_table is None else CostTable.at(job.cost_table)
     return MeasuredCosts(next(iter(samples.batches(1))), table=table, alone=alone)

@@ -114,7 +114,7 @@ class Decider:
     @property
     def costs(self) -> CostModel | None:
         """Times of this machine; none where it is not the target."""
-        return self.context.costs if self.target.runs_here else None
+        return self.context.costs if self.target.timed_here else None
 
     # -- knowing -------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnxcomp.runtime.closeness import EXACT_DB, rows_of
 KEPT_BACK = 0.25  # of the samples: they judge, the others calibrate
 LEAST, MOST = 8, 48  # samples that judge
 HELD_BYTES = 64 * 2**20
-CONFIDENCE = 1.645  # standard deviations: 95 of 100, one-sided
+CONFIDENCE = 0.95  # one-sided
 
 
 class Slice:
@@ -92,22 +93,31 @@ class Judge:
             if held >= HELD_BYTES:
                 break
         self._reference = context.reference(reference, self.feeds)
+        self._looks = 0
 
     def verdict(self, graph: Graph) -> Verdict:
         """What a graph keeps of the reference."""
         whole, each = self._reference.each_db(graph)
-        return Verdict(whole, whole - margin_db(each), sum(self._reference.rows))
+        self._looks += 1
+        return Verdict(whole, whole - margin_db(each, self._looks), sum(self._reference.rows))
 
 
-def margin_db(each: Sequence[float]) -> float:
+def margin_db(each: Sequence[float], looks: int = 1) -> float:
     """How much less than measured as many other samples may keep: from the spread of single samples, in dB.
 
-    Both the samples that were measured and those to come spread about the truth, hence the root of 2.
+    Both the samples that were measured and those to come spread about the truth, hence the root of 2. The best of
+    several graphs looks better on the samples that chose it than it is, hence a share of the risk for each look
+    (C. Bonferroni); few samples underrate their own spread (Student's distribution, to first order).
+
+    Args:
+        looks: graphs that these samples have judged so far, this one among them.
     """
     known = np.asarray([db for db in each if abs(db) < EXACT_DB])
     if len(known) < 2:
         return 0.0
-    return float(CONFIDENCE * np.sqrt(2) * known.std(ddof=1) / np.sqrt(len(known)))
+    normal = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / looks)
+    student = normal * (1 + (normal**2 + 1) / (4 * (len(known) - 1)))
+    return float(student * np.sqrt(2) * known.std(ddof=1) / np.sqrt(len(known)))
 
 
 def head(samples: SampleSource, feeds: int) -> list[dict[str, Array]]:

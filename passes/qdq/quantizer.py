@@ -171,8 +171,12 @@ class Quantizer:
             "the others from the samples, weights are rounded anew"
         )
 
+    @property
+    def _isa(self) -> weights.Isa:
+        return "portable" if self.target.portable(self.options.isa) else "native"
+
     def _costs(self) -> CostModel | None:
-        return self.context.costs if self.options.placement == "measured" and self.target.runs_here else None
+        return self.context.costs if self.options.placement == "measured" and self.target.timed_here else None
 
     def trials(self) -> Trials:
         """What plans really give, on a few samples."""
@@ -180,7 +184,7 @@ class Quantizer:
         sizes = [self.shapes.static(output) for output in self.graph.outputs]
         answer = sum(4 * prod(size) for size in sizes if size is not None)
         feeds = refine.judged(self.samples, rows_of(held[0]), answer, self.context.memory.rows)
-        native = self.options.isa == "native"
+        native = not self.target.portable(self.options.isa)
         return Trials(self.graph, self.target, self.shapes, feeds, self.context, native=native)
 
     def _choose(self, study: Study) -> Choice:
@@ -233,7 +237,7 @@ class Quantizer:
             plan,
             self.target,
             trials.feeds[0],
-            saturates=self.options.isa == "native",
+            saturates=not self.target.portable(self.options.isa),
             threads=self.context.threads,
         )
         return study.learn(found)
@@ -257,7 +261,7 @@ class Quantizer:
         port = (self.target.kernels[node.op].ports or (0,))[0]
         levels = packing.LEVELS if node.constant(weight.port) in self.narrow else weights.LEVELS
         scale = grids[node.inputs[port]].scale
-        return weights.quantized(node, weight, self.options.isa, scale, shared=shared, levels=levels)
+        return weights.quantized(node, weight, self._isa, scale, shared=shared, levels=levels)
 
     def _narrow(self, study: Study) -> None:
         """Choose the weights that take few bits: all but the small, and those that cost the outputs most."""

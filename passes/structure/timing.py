@@ -28,7 +28,7 @@ class Clock:
         self.costs: CostModel
         if context.costs is not None:
             self.costs = context.costs
-        elif context.calibration is not None and find(context.target).runs_here:
+        elif context.calibration is not None and find(context.target).timed_here:
             self.costs = MeasuredCosts(next(iter(context.calibration.batches(1))), alone=context.alone)
         else:
             raise EnvironmentLacksError(

@@ -224,7 +224,7 @@ def _weight_levels(bits: int, precision: Precision, target: Target) -> Levels | 
         return None
     if bits < 8:
         return Levels.signed(bits, narrow=False)
-    portable = precision.isa == "portable" and precision.activation_bits and target.pair_limit
+    portable = target.portable(precision.isa) and precision.activation_bits
     return SAFE if portable else Levels.signed(8)
 
 
