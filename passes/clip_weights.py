@@ -81,6 +81,8 @@ class ClipWeights(Pass):
             result: _Clipped | str
             if fed:
                 result = "its weight is listed as an input, so a caller may replace it"
+            elif self.method == "mse" and any(use.weight.role == "recurrent" for use in uses):
+                result = "each step feeds its error back: quantization finds the bounds by what the layer reads"
             elif done and self._mark(constant.values) in done:
                 result = "these options have clipped it already"
             else:

@@ -191,6 +191,8 @@ def test_what_decides_as_the_original_goes_first() -> None:
     shares = (None, 0.99, 0.989, 0.95, 0.949)
     assert [agrees(replace(BASE, agreement=value), NOTHING) for value in shares] == [2, 2, 1, 1, 0]
     assert [agrees(replace(BASE, agreement=value, drop=0.0), NOTHING) for value in shares] == [2, 2, 2, 2, 0]
+    assert [agrees(replace(BASE, agreement=value, decided=24), NOTHING) for value in shares] == [2, 2, 2, 2, 0]
+    assert [agrees(replace(BASE, agreement=value, decided=128), NOTHING) for value in shares] == [2, 2, 1, 1, 0]
     assert keeps(replace(BASE, agreement=0.5), Budget(min_agreement=0.4))
 
 

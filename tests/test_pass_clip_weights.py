@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import builders as b
+import coupling_nets
 import numpy as np
 import onnx
 import pytest
@@ -223,3 +224,13 @@ def test_clipping_what_is_clipped_changes_nothing(item: ClipWeights) -> None:
     assert all(np.array_equal(weights(twice)[name], value) for name, value in weights(once).items())
     _, third = clip(encode(once), ClipWeights(method="absolute", threshold=0.01))
     assert third.changes  # other options find their own bounds
+
+
+@pytest.mark.parametrize(("method", "clipped"), [("mse", False), ("percentile", True)])
+def test_rounding_bounds_are_not_asked_of_what_feeds_its_error_back(method: Any, clipped: bool) -> None:
+    """What is lost in a recurrent matrix comes back at each step, which no error of the weights alone tells."""
+    graph, _ = clip(coupling_nets.gru(), ClipWeights(method=method))
+    before, after = weights(decode(coupling_nets.gru())), weights(graph)
+    matrices = [name for name, value in before.items() if value.ndim == 3]
+    assert len(matrices) == 2
+    assert any(not np.array_equal(before[name], after[name]) for name in matrices) == clipped

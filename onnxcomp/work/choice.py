@@ -86,13 +86,15 @@ def score(found: Measured, objective: str) -> float:
 def agrees(found: Measured, budget: Budget) -> int:
     """How well a result decides as the original does: 2 but for a point, 1 nearly always, 0 less often than that.
 
-    A budget for decisions says itself what is enough; where a metric is measured its own limit does.
+    A budget for decisions says itself what is enough; where a metric is measured its own limit does. Of so few samples
+    that a point is less than one of them nothing is told of a point.
     """
     if budget.min_agreement is not None or found.agreement is None:
         return 2
     if found.agreement < AGREES:
         return 0
-    return 2 if found.agreement >= KEEPS or found.drop is not None else 1
+    few = found.decided is not None and found.decided * (1 - KEEPS) < 1
+    return 2 if found.agreement >= KEEPS or found.drop is not None or few else 1
 
 
 def keeps(found: Measured, budget: Budget) -> bool:

@@ -227,7 +227,8 @@ class Study:
         if self.context.agreement is None or measured.agreement is None or not (measured.sound and measured.better):
             return measured
         told = self.context.agreement(result.graph)
-        return measured if told is None else replace(measured, agreement=told, seconds=_since(start))
+        share = measured.agreement if told is None else told
+        return replace(measured, agreement=share, decided=len(self.judge.seen), seconds=_since(start))
 
     def final(self, spec: str) -> Measured:
         """As `trial`, on the samples that judge and with a latency measured as long as the job asks for.

@@ -25,6 +25,7 @@ class Measured:
         drop: how much worse than the source's, absolute.
         sqnr_db: worst signal-to-noise ratio of an output; None where outputs are equal or cannot be compared.
         agreement: lowest share of equal decisions, 0 to 1; None where nothing can be told.
+        decided: samples that share was taken of; None where it is not known.
         changes: how many things the passes changed; 0 is the source under another name.
         seconds: that the trial took.
     """
@@ -41,6 +42,7 @@ class Measured:
     drop: float | None = None
     sqnr_db: float | None = None
     agreement: float | None = None
+    decided: int | None = None
     changes: int = 0
     seconds: float = 0.0
 
