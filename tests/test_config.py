@@ -123,7 +123,7 @@ def test_a_models_own_passes_set_aside_the_files_recipe(tmp_path: Path) -> None:
         ('[[model]]\ndata = "x.npz"', "no path", 'path = "model.onnx"'),
         ('[model]\npath = "a"', "names no model", "[[model]]"),
         ("", "names no model", "[[model]]"),
-        ('[[model]]\npath = "a"\ntarget = "gpu"', "'gpu'", "one of cpu, cuda, tensorrt, openvino"),
+        ('[[model]]\npath = "a"\ntarget = "gpu"', "'gpu'", "one of cpu, arm64, cuda, tensorrt, openvino"),
         ('[[model]]\npath = "a"\nseed = 1.5', "1.5", "a whole number"),
         ('[[model]]\npath = "a"\nseed = true', "True", "a whole number"),
         ('[[model]]\npath = "a"\nbench = "no"', "'no'", "true or false"),

@@ -78,7 +78,9 @@ def read_proto(path: Path) -> onnx.ModelProto:
         ) from error
     except (DecodeError, ValueError) as error:
         raise ModelError(
-            "this is not an ONNX model, or it is truncated", where=where, do="copy or export the file again"
+            "this is not an ONNX model, or it is truncated, or its bodies nest deeper than protobuf reads",
+            where=where,
+            do="copy or export the file again",
         ) from error
     if not model.HasField("graph") or not model.ir_version:
         raise ModelError("this is not an ONNX model", where=where, do="give a file that an ONNX exporter wrote")
