@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from onnxcomp.errors import UsageError
 from onnxcomp.graph.ir import Constant, Graph, Node, Tensor
@@ -17,6 +18,12 @@ PLAIN = CLEAN.replace("fold-constants", "fold-constants{unpack=true}", 1)  # for
 
 KEEPING = "quantize-qdq{agreement=0.99}"  # all but a point of the decisions
 
+# what a pass of a recipe is told of the budget and of what should get better, by its options
+TOLD = {
+    "quantize-qdq": ("agreement",),
+    "mixed-precision": ("min_sqnr", "max_drop", "min_speedup", "max_size", "objective"),
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -30,7 +37,6 @@ class Recipe:
         integer: whether it computes in integers.
         elsewhere: its passes on targets that do not decode stored weights at load; the same if empty.
         fallback: it takes long to make: tried only where none of integers before it held.
-        budgeted: the pass of its spec that takes the budget as options; empty where none does.
     """
 
     name: str
@@ -41,7 +47,6 @@ class Recipe:
     integer: bool = False
     elsewhere: str = ""
     fallback: bool = False
-    budgeted: str = ""
 
     @property
     def pipeline(self) -> Pipeline:
@@ -54,19 +59,22 @@ class Recipe:
         Args:
             source_bytes: of the model, where that is known: a limit in bytes is a share of them.
         """
-        if budget.min_agreement is not None and KEEPING in self.spec:
-            kept = f"quantize-qdq{{agreement={budget.min_agreement}}}"
-            return replace(self, spec=self.spec.replace(KEEPING, kept, 1))
-        if not self.budgeted:
-            return self
-        limits: dict[str, float | str | None] = {"min_sqnr": budget.min_sqnr, "max_drop": budget.max_drop}
-        limits["min_speedup"] = budget.min_speedup
+        limits: dict[str, Any] = {
+            "agreement": budget.min_agreement,
+            "min_sqnr": budget.min_sqnr,
+            "max_drop": budget.max_drop,
+            "min_speedup": budget.min_speedup,
+        }
         if budget.max_size is not None and (budget.max_size.share is not None or source_bytes):
             limits["max_size"] = min(1.0, budget.max_size.of(source_bytes or 1) / (source_bytes or 1))
         if objective in ("latency", "size", "macs"):
             limits["objective"] = objective
-        given = ",".join(f"{name}={value}" for name, value in limits.items() if value is not None)
-        return replace(self, spec=self.spec.replace(self.budgeted, f"{self.budgeted}{{{given}}}", 1), budgeted="")
+        passes = self.pipeline.passes
+        told = tuple(
+            replace(item, **{name: limits[name] for name in TOLD.get(item.name, ()) if limits.get(name) is not None})
+            for item in passes
+        )
+        return self if told == passes else replace(self, spec=str(Pipeline(told)))
 
     def on(self, target: Target) -> Recipe:
         """The recipe with the passes that suit a target."""
@@ -104,7 +112,6 @@ RECIPES = {
             integer=True,
             elsewhere=f"{CLEAN},mixed-precision",
             fallback=True,
-            budgeted="mixed-precision",
         ),
         Recipe(
             "half",

@@ -113,7 +113,7 @@ def test_a_budget_that_one_form_misses_is_kept_by_a_form_for_each_layer(tmp_path
 def test_the_budget_becomes_options_of_the_pass_that_keeps_it() -> None:
     budget = Budget(min_sqnr=30.0, max_size=Size(share=0.5), min_speedup=1.25)
     spec = recipes.find("mixed").within(budget, "size").spec
-    assert spec.endswith("mixed-precision{min_sqnr=30.0,min_speedup=1.25,max_size=0.5,objective=size}")
+    assert spec.endswith("mixed-precision{objective=size,min_sqnr=30.0,max_size=0.5,min_speedup=1.25}")
     assert str(recipes.find("mixed").within(Budget(max_size=Size(bytes=50)), "latency", 100).pipeline).endswith(
         "mixed-precision{max_size=0.5}"
     )
