@@ -52,6 +52,7 @@ def run(
             if job.teacher is not None:
                 report.teacher = study.judge.taught(final, job.teacher)
             decide(report, job, explicit=chosen.explicit, searched=chosen.searched)
+            report.doubts += study.judge.otherwise() if job.verify else ()
             report.doubts += doubts(report.fidelity, report.accuracy, study.material.judge.labels)
             _write_model(report, study, final, measured)
         else:

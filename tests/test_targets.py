@@ -212,4 +212,6 @@ def test_a_runtime_that_computes_another_function_is_named_first(
         output=tmp_path / "out.onnx",
         bench=False,
     )
-    assert any("computes another function than ONNX Runtime" in doubt for doubt in report.doubts) == told
+    pair = onnxcomp.verify(path, tmp_path / "out.onnx", data=str(tmp_path / "d.npz"), provider="openvino")
+    for doubts in (report.doubts, pair.doubts):
+        assert any("computes another function than ONNX Runtime" in doubt for doubt in doubts) == told

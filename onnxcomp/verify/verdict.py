@@ -23,6 +23,7 @@ from onnxcomp.verify.evidence import doubts
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.opening import Opener
+from onnxcomp.verify.runtimes import otherwise
 
 SYNTHETIC_SAMPLES = 64
 
@@ -141,7 +142,7 @@ def verify_pair(
         before_bytes=sizes[0], after_bytes=sizes[1], accuracy=accuracy, fidelity=fidelity, benchmark=benchmark
     )
     notes = (*filter(None, [conflict()]), *samples.dataset.guesses, *fidelity.guesses, *samples.dataset.problems)
-    weak = tuple(doubts(fidelity, accuracy, samples.labels))
+    weak = (*otherwise(first, samples, provider=provider, threads=threads), *doubts(fidelity, accuracy, samples.labels))
     return PairVerdict(before, after, sizes, fidelity, accuracy, benchmark, tuple(lines), notes, weak)
 
 

@@ -28,11 +28,11 @@ from onnxcomp.targets.table import find
 from onnxcomp.verify import compilers
 from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.agreement import TaskBook
-from onnxcomp.verify.elsewhere import otherwise
 from onnxcomp.verify.enough import Limits, in_words
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.layers import own_sqnr_db
 from onnxcomp.verify.opened import OpenedModel
+from onnxcomp.verify.runtimes import otherwise
 
 TRIAL_SECONDS = 1.5
 LAYER_SAMPLES = 8
@@ -45,7 +45,6 @@ class Measurements:
     Attributes:
         own_sqnr_db: by layer, its own error in dB.
         on_integers: by node, whether the kernel that ran it works on integers; empty where nothing was run.
-        doubts: what makes the figures worth less, for the first line.
     """
 
     stats: ModelStats
@@ -56,7 +55,6 @@ class Measurements:
     own_sqnr_db: dict[str, float] = field(default_factory=dict)
     on_integers: dict[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()
 
 
 Timed = Callable[[Graph, Path, Feeds], Benchmark | None]
@@ -126,9 +124,6 @@ class Judge:
         found = replace(found, notes=(*found.notes, *notes), on_integers=self._on_integers(graph))
         if not self.verify:
             return found
-        provider = judging_provider(self.context.target)
-        doubts = otherwise(self.source, self.samples, provider=provider, threads=self.context.threads)
-        found = replace(found, doubts=doubts)
         try:
             errors = self._own_errors(graph)
         except (ModelError, DataError) as error:
@@ -165,6 +160,11 @@ class Judge:
         path, _ = self._written(graph, "decides.onnx")
         least = self.compared(path, self.seen)[0].least_agreeing
         return None if least is None or least.doubts else least.value
+
+    def otherwise(self) -> tuple[str, ...]:
+        """What to say where the target's runtime makes another function of the source itself."""
+        provider = judging_provider(self.context.target)
+        return otherwise(self.source, self.samples, provider=provider, threads=self.context.threads)
 
     def _compiled(self, target: Target, path: Path) -> list[str]:
         """What the target's own compiler says of the file, where it has one and that is installed.

@@ -79,7 +79,6 @@ def fill(report: Report, study: Study, after: Graph, chosen: Candidate, measured
     report.layers = _layers(study.original, after, study.operators, measured)
     report.changed_parts, report.more_parts = _changed(study, after, measured)
     report.notes += measured.notes
-    report.doubts += measured.doubts
     if measured.fidelity is not None:
         report.guesses += measured.fidelity.guesses
         report.flips = flips(measured.fidelity, study.material.judge)
