@@ -17,8 +17,9 @@ import onnxcomp
 from onnxcomp.data.dataset import Samples
 from onnxcomp.data.metric import parse_metric
 from onnxcomp.results import Fidelity, OutputFidelity
+from onnxcomp.runtime.quantiles import student
 from onnxcomp.verify.accuracy import interval
-from onnxcomp.verify.enough import CONFIDENCE, SECTIONS, Limits, certainty, looks, student
+from onnxcomp.verify.enough import CONFIDENCE, SECTIONS, Limits, certainty, looks
 from onnxcomp.verify.judge import judge
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.opening import Opener

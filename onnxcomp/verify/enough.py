@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
 from onnxcomp.data.dataset import FeedReader, Samples
 from onnxcomp.results import Certainty, Fidelity
 from onnxcomp.runtime.closeness import sqnr_db
+from onnxcomp.runtime.quantiles import student
 
 CONFIDENCE = 0.95  # of each interval, at all looks together
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of the samples: when it is asked
@@ -158,18 +158,6 @@ def _interval(value: float, sections: Sequence[float], level: float, one: float)
     variance = float(np.square(np.asarray(sections) - value).sum()) / (len(sections) - 1) / len(sections)
     half = student(level, len(sections) - 1) * math.sqrt(variance + one**2)
     return value - half, value + half
-
-
-def student(level: float, freedom: int) -> float:
-    """The two-sided quantile of Student's t, from the normal one's (Abramowitz and Stegun 26.7.5)."""
-    z = NormalDist().inv_cdf(1 - level / 2)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + float(sum(term / freedom**power for power, term in enumerate(terms, 1)))
 
 
 def _noise(fidelity: Fidelity) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.manager.base import PassContext, SampleSource
 from onnxcomp.runtime.closeness import EXACT_DB, rows_of
+from onnxcomp.runtime.quantiles import student
 
 KEPT_BACK = 0.25  # of the samples: they judge, the others calibrate
 LEAST, MOST = 8, 48  # samples that judge
@@ -107,7 +107,7 @@ def margin_db(each: Sequence[float], looks: int = 1) -> float:
 
     Both the samples that were measured and those to come spread about the truth, hence the root of 2. The best of
     several graphs looks better on the samples that chose it than it is, hence a share of the risk for each look
-    (C. Bonferroni); few samples underrate their own spread (Student's distribution, to first order).
+    (C. Bonferroni); few samples underrate their own spread (Student's distribution).
 
     Args:
         looks: graphs that these samples have judged so far, this one among them.
@@ -115,9 +115,8 @@ def margin_db(each: Sequence[float], looks: int = 1) -> float:
     known = np.asarray([db for db in each if abs(db) < EXACT_DB])
     if len(known) < 2:
         return 0.0
-    normal = NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / looks)
-    student = normal * (1 + (normal**2 + 1) / (4 * (len(known) - 1)))
-    return float(student * np.sqrt(2) * known.std(ddof=1) / np.sqrt(len(known)))
+    quantile = student(2 * (1 - CONFIDENCE) / looks, len(known) - 1)
+    return float(quantile * np.sqrt(2) * known.std(ddof=1) / np.sqrt(len(known)))
 
 
 def head(samples: SampleSource, feeds: int) -> list[dict[str, Array]]:
