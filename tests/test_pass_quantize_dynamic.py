@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nets import Net
 from onnx import ModelProto, TensorProto, numpy_helper
-from test_pass_quantize_weights import large_bodies
+from test_weights_places import large_bodies
 
 import onnxcomp
 from onnxcomp.errors import UsageError
