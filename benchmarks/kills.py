@@ -4,8 +4,9 @@ python benchmarks/kills.py [--kills 200] [--seed 0]     # prints a line for each
 
 Runs optimize, build, distill and search on the digits model, kills each at a random moment of its usual duration
 (SIGKILL and SIGTERM in turns), and looks: inputs are as they were; every output is as it was before the run or whole;
-after one more, finished run no temporary file or folder of a killed one is left. `--full` writes onto a small file
-system that is full, where a tmpfs can be mounted; `--together` starts two runs onto one output.
+after one more, finished run no temporary file or folder of a killed one is left. `--study` kills one search so often
+and lets it go on each time: trials that ended stay, none counts twice, the best model is whole. `--full` writes onto a
+small file system that is full, where a tmpfs can be mounted; `--together` starts two runs onto one output.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import onnx
@@ -160,6 +162,57 @@ def kills(folder: Path, count: int, seed: int, names: list[str]) -> list[str]:
     return broken
 
 
+def study_kills(folder: Path, count: int, seed: int) -> list[str]:
+    """One search, killed so often at random moments: what its study has lost, counted twice or left half."""
+    rng = random.Random(seed)
+    trials, searching = 4 * count, list(COMMANDS["search"])
+    searching[searching.index("--trials") + 1] = str(trials)
+    COMMANDS["study"] = searching
+    broken: list[str] = []
+    known: dict[str, str] = {}
+    for number in range(count):
+        process = start(folder, "study")
+        process.stderr and process.stderr.close()
+        moment = rng.uniform(0.0, 30.0)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+            broken.append(f"{number}: ended by itself with {process.returncode}")
+        process.kill()
+        process.wait()
+        ended = trials_of(folder / "out" / "s.search.db")
+        broken += [f"{number}: lost {spec}" for spec in known if spec not in ended]
+        broken += [f"{number}: {spec} is another" for spec, told in known.items() if ended.get(spec, told) != told]
+        broken += [f"{number}: {words}" for words in halves(folder)]
+        print(f"kill {number + 1} after {moment:.1f} s: {len(ended)} trials ended", file=sys.stderr, flush=True)
+        known = ended
+    searching[searching.index("--trials") + 1] = str(len(known) + 2)
+    broken += [wrong for wrong in [finished(folder, "study")[1]] if wrong]
+    if (last := len(trials_of(folder / "out" / "s.search.db"))) != len(known) + 2:
+        broken.append(f"{last} trials in place of {len(known) + 2}")
+    return broken + [f"left lying: {path}" for path in left_lying(folder)]
+
+
+def trials_of(study: Path) -> dict[str, str]:
+    """What came of the trials that ended and count, by spec; as it stands in the storage, read without onnxcomp."""
+    if not study.exists():
+        return {}
+    ask = (
+        "select value_json from trials join trial_user_attributes using (trial_id) "
+        "where key = 'onnxcomp' and state in ('COMPLETE', 'FAIL')"
+    )
+    with closing(sqlite3.connect(study, timeout=30)) as connection:
+        try:
+            rows = [json.loads(text) for (text,) in connection.execute(ask)]
+        except sqlite3.OperationalError:  # killed before its tables were made
+            return {}
+    found: dict[str, str] = {}
+    for row in rows:
+        if not row.get("replaced"):
+            assert row["spec"] not in found, f"{row['spec']} counts twice"
+            found[row["spec"]] = json.dumps([row["state"], row["measured"]])
+    return found
+
+
 def together(folder: Path, rounds: int) -> list[str]:
     """Two runs onto one output: one of them stands whole, with nothing beside it."""
     broken = []
@@ -204,6 +257,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--command", action="append", choices=list(COMMANDS), help="this one only; several are allowed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--study", type=int, default=0, metavar="KILLS")
     parser.add_argument("--together", type=int, default=0, metavar="ROUNDS")
     parser.add_argument("--full", action="store_true")
     given = parser.parse_args()
@@ -211,6 +265,7 @@ def main() -> int:
         folder = Path(place)
         prepare(folder)
         broken = kills(folder, given.kills, given.seed, given.command or list(COMMANDS)) if given.kills else []
+        broken += study_kills(folder, given.study, given.seed) if given.study else []
         broken += together(folder, given.together)
         broken += full(folder) if given.full else []
     print("\n".join(broken) or "no promise broken")

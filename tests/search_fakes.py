@@ -32,6 +32,9 @@ def measured(spec: str, limit: float = LIMIT) -> Measured:
         kept = next((k for n in ("macs", "params", "latency") if (k := getattr(item, n, None)) is not None), None)
         if item.name.startswith("prune") and kept is not None:
             size, time, macs, drop = size * kept, time * kept, macs * kept, drop + 0.03 * (1 - kept) ** 2
+        elif item.name == "prune-blocks":
+            count: int = item.count  # type: ignore[attr-defined]
+            time, macs, drop = time * (1 - 0.1 * count), macs * (1 - 0.1 * count), drop + 0.004 * count**2
         elif item.name == "distill" and item.bits:  # type: ignore[attr-defined]
             size, drop = size * item.bits / 32, 0.5 * drop + 0.01 / item.bits  # type: ignore[attr-defined]
         elif item.name == "distill":

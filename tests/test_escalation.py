@@ -32,6 +32,8 @@ class FakeStudy:
     job: Job
     limit: float = 0.02
     broken: str = ""
+    branches: int = 0
+    pictures: bool = False
 
     def __post_init__(self) -> None:
         self.material = SimpleNamespace(calibrate=object())
@@ -84,6 +86,35 @@ def test_training_is_tried_where_a_step_does_not_hold_without(
     trained = climbed(study, "smallest")[1]
     assert "distill" in trained and "distill" not in without
     assert fakes.measured(trained).bytes < fakes.measured(without).bytes
+
+
+def blocks(spec: str) -> int:
+    """How many blocks a spec takes out."""
+    counts = [item.count for item in Pipeline.parse(spec).passes if item.name == "prune-blocks"]  # type: ignore[attr-defined]
+    return sum(counts)
+
+
+def test_where_time_counts_blocks_leave_before_channels_and_more_of_them_with_training(
+    study: FakeStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study.branches = 8
+    without = climbed(study, "fastest")[1]
+    assert blocks(without) == 2 and without.index("prune-blocks") < without.index("prune-channels")
+    assert not blocks(climbed(study, "smallest")[1]), "its channels take branches with them where that saves bytes"
+    monkeypatch.setattr(escalation, "trains", lambda job: True)
+    study.asked.clear()
+    trained = climbed(study, "fastest")[1]
+    assert fakes.measured(trained).sound
+    assert blocks(trained) == 3 and trained.count("distill") == 1, "what is left is trained once, after all cuts"
+    assert trained.index("prune-channels") < trained.index("distill") < trained.index("quantize-qdq")
+    assert all("distill" in spec for spec in study.asked if "prune-channels" in spec), "blocks do not hold without"
+
+
+def test_pictures_are_trained_on_in_other_views_too(study: FakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(escalation, "trains", lambda job: True)
+    for study.pictures in (True, False):
+        spec = climbed(study, "smallest")[1]
+        assert spec.count("augment=[crop]") == (spec.count("distill") if study.pictures else 0)
 
 
 def test_the_smallest_trains_on_few_bits_and_is_written_compactly(

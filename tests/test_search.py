@@ -130,6 +130,15 @@ def test_a_study_killed_again_and_again_loses_no_trial_and_counts_none_twice(tmp
     assert all(row.state == "measured" for row in found.finished)
 
 
+def test_a_trial_under_way_at_each_of_several_kills_of_the_command_is_not_given_up(tmp_path: Path) -> None:
+    file = tmp_path / "killed.db"
+    for _ in range(4):
+        done = subprocess.run([sys.executable, TESTS / "search_fakes.py", file, "4", "0"], check=False)
+        assert done.returncode == -signal.SIGKILL
+    found = fakes.run(file, fakes.FakePool(), 4)
+    assert [row.state for row in found.finished] == ["measured"] * 4
+
+
 def test_a_trial_whose_process_dies_is_run_again_and_given_up_the_third_time(tmp_path: Path) -> None:
     first = fakes.run(tmp_path / "plain.db", fakes.FakePool(), 3)
     pool = fakes.FakePool()

@@ -65,11 +65,16 @@ class Augment:
 
 def spatial_axes(array: Array) -> tuple[int, int] | None:
     """Axes of height and width of a batch of pictures; None where it holds something else."""
-    if array.ndim != 4 or array.dtype.kind != "f":
+    return picture_axes(array.shape) if array.dtype.kind == "f" else None
+
+
+def picture_axes(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """As `spatial_axes`, by the shape of floats."""
+    if len(shape) != 4:
         return None
-    if array.shape[1] in CHANNELS:
+    if shape[1] in CHANNELS:
         return 2, 3
-    return (1, 2) if array.shape[3] in CHANNELS else None
+    return (1, 2) if shape[3] in CHANNELS else None
 
 
 def _moved(batch: Array, axes: tuple[int, int], mirrored: Array, shifts: Array) -> Array:

@@ -30,7 +30,9 @@ from onnxcomp.work.trial import Measured
 if TYPE_CHECKING:
     import optuna
 
-ATTRIBUTE, MOST_DEATHS = "onnxcomp", 2
+ATTRIBUTE = "onnxcomp"
+MOST_DEATHS = 2  # of a trial's process; with one more it is given up
+OF_COMMAND = 0.25  # a death of the whole command, which most often somebody ended, counts for less
 BEAT_SECONDS, SILENT_SECONDS, LOCK_SECONDS = 20.0, 180.0, 60.0
 MIXED = 0x9E3779B1  # makes seeds of neighbouring trials differ in all bits
 CONSTRAINT = "constraints:budget"  # under which Optuna keeps what `set_constraint("budget", ...)` says
@@ -50,8 +52,8 @@ class Ledger:
         self.rows: dict[int, Row] = {}
         self._made: optuna.Study | None = None  # the copy, and what it is made of before that
         self._history: list[tuple[Row, dict[str, Any]]] = []
-        self._open: dict[int, tuple[optuna.Trial | None, int]] = {}  # the copy's trial, deaths of processes so far
-        self._queue: list[tuple[int, Point, int]] = []  # trials that wait: their numbers, points and deaths
+        self._open: dict[int, tuple[optuna.Trial | None, float]] = {}  # the copy's trial, deaths of processes so far
+        self._queue: list[tuple[int, Point, float]] = []  # trials that wait: their numbers, points and deaths
         self._beaten = 0.0
         self.load()
         self.beat()
@@ -68,10 +70,10 @@ class Ledger:
                 continue
             row = _row(number, told)
             if state == "WAITING":
-                self._queue.append((row.number, row.point, int(told.get("deaths", 0))))
+                self._queue.append((row.number, row.point, float(told.get("deaths", 0))))
             elif state == "RUNNING":
                 if row.owner in dead or self._dead(row.owner, beats):
-                    self._again(row, int(told.get("deaths", 0)))
+                    self._again(row, float(told.get("deaths", 0)) + OF_COMMAND)
             elif row.number not in self.rows:
                 self.rows[row.number] = row
                 self._remember(row, told.get("system") or {})
@@ -132,18 +134,17 @@ class Ledger:
             return not _runs(process)
         return time.time() - float(beats.get(f"beat:{owner}", 0.0)) > SILENT_SECONDS
 
-    def _again(self, row: Row, deaths: int) -> None:
-        """Enter a trial anew whose process died, unless it did so before; the old one is failed."""
-        deaths += 1
+    def _again(self, row: Row, deaths: float) -> None:
+        """Enter a trial anew whose process died, unless that was too often; the old one is failed."""
         if deaths <= MOST_DEATHS:
             self.enter(row.point, deaths=deaths)
             self._end(row, deaths, replaced=True)
         else:
-            failed = replace(row, state="failed", why=f"its process died {deaths} times")
+            failed = replace(row, state="failed", why="its process died again and again")
             self._end(failed, deaths)
             self.rows[row.number] = failed
 
-    def _end(self, row: Row, deaths: int, *, replaced: bool = False) -> None:
+    def _end(self, row: Row, deaths: float, *, replaced: bool = False) -> None:
         """Fail a trial in the storage; `replaced`: it counts no more."""
         from optuna.trial import TrialState
 
@@ -181,7 +182,7 @@ class Ledger:
 
     # -- writing --
 
-    def enter(self, point: Point, *, deaths: int = 0) -> None:
+    def enter(self, point: Point, *, deaths: float = 0) -> None:
         """Put a point at the end of what waits."""
         row = Row(-1, self.space.spec(point), point)
         self._queue.append((self._create(row, "WAITING", deaths), point, deaths))
@@ -220,7 +221,7 @@ class Ledger:
             return self.space.fill(lambda dimension: point[dimension.name])
         return None
 
-    def _next_waiting(self) -> tuple[Point | None, int]:
+    def _next_waiting(self) -> tuple[Point | None, float]:
         """The point of the first trial that waits and that nobody else took, and its deaths."""
         from optuna.trial import TrialState
 
@@ -231,7 +232,7 @@ class Ledger:
                 return point, deaths
         return None, 0
 
-    def _create(self, row: Row, state: str, deaths: int) -> int:
+    def _create(self, row: Row, state: str, deaths: float) -> int:
         """Enter a trial in the storage, in one transaction; its number."""
         from optuna.trial import TrialState, create_trial
 
@@ -283,11 +284,11 @@ class Ledger:
         del self.rows[row.number]
 
     def died(self, row: Row) -> None:
-        """Close a trial whose process died, and enter it anew unless that was not the first time."""
+        """Close a trial whose process died, and enter it anew unless that was too often."""
         trial, deaths = self._open.pop(row.number)
         self._forget(trial)
         del self.rows[row.number]
-        self._again(row, deaths)
+        self._again(row, deaths + 1)
 
     def _forget(self, trial: optuna.Trial | None) -> None:
         """Close a trial of the copy without figures."""
@@ -445,7 +446,7 @@ def _distribution(dimension: Dimension) -> Any:
     return kind(low, high, log=values.log)  # type: ignore[arg-type]
 
 
-def _told(row: Row, deaths: int) -> dict[str, Any]:
+def _told(row: Row, deaths: float) -> dict[str, Any]:
     """A row as the storage keeps it."""
     return {
         "spec": row.spec,

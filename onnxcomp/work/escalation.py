@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from onnxcomp import recipes
@@ -17,8 +17,10 @@ from onnxcomp.work.trial import Measured
 
 WORTH = 0.99  # of the score before: a step that leaves more is no gain
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.035, 0.025)
-PRUNE, TRAIN = "prune-channels{{{what}={share}}}", "distill{epochs=4.0}"
-FEW_BITS = tuple(f"distill{{epochs=6.0,bits={bits},edge_bits=4,granularity=tensor}}" for bits in (4, 2))
+BLOCKS, PRUNE = "prune-blocks{{count={count}}}", "prune-channels{{{what}={share}}}"
+TRAIN = "distill{{epochs=4.0{views}}}"
+FEW_BITS = tuple(f"distill{{{{epochs=6.0{{views}},bits={bits},edge_bits=4,granularity=tensor}}}}" for bits in (4, 2))
+VIEWS = ",augment=[crop]"  # of pictures: few samples are seen from more sides, and what they show stays the same
 SPARE, CLOSER_DB = 2, 1.0  # steps that stand in for the last, and what each keeps more than the one behind it
 STEPS_BACK = 2  # widths that are tried with few bits after the narrowest that held
 COARSER = "store-weights{least_sqnr=20.0}"  # what may be stored more coarsely where bytes are the aim
@@ -86,21 +88,41 @@ class Climb:
             best = self._take(best, str(recipe.pipeline)) or best
         return best
 
-    def _pruned(self, best: Measured) -> list[Measured]:
-        """As little is kept as holds; less with training. All that held, the widest first."""
-        held = [best]
-        kept = self._narrowest(best.spec, (), held, -1)
-        if trains(self.study.job):
-            self._narrowest(best.spec, (TRAIN,), held, kept)
+    def _pruned(self, form: Measured) -> list[Measured]:
+        """Of each kind of cut as much as holds; more with training. All that held, the widest first."""
+        held, trained = [form], False
+        cuts: tuple[str, ...] = ()
+        for steps in self._kinds():
+            holds = -1
+            for training in ((), (self._with_views(TRAIN),)) if trains(self.study.job) else ((),):
+                if trained and not training:
+                    continue  # what is cut already does not hold without
+                further = self._furthest([(*cuts, step, *training) for step in steps], form.spec, held, holds)
+                trained = trained or bool(further > holds and training)
+                holds = further
+            cuts += steps[holds : holds + 1] if holds >= 0 else ()
         return held
 
-    def _narrowest(self, unpruned: str, training: tuple[str, ...], held: list[Measured], holds: int) -> int:
-        """The last of SHARES that holds, found by halving; a step on real models takes minutes. What held is added."""
-        fails = len(SHARES)
+    def _kinds(self) -> Iterator[tuple[str, ...]]:
+        """What may be cut, each kind from its gentlest step on.
+
+        Where time counts blocks go first: what a block takes is saved in every form, while a kernel of integers gains
+        nothing from a width that fills its registers no less.
+        """
+        if self.aim.time:
+            yield tuple(BLOCKS.format(count=count) for count in range(1, self.study.branches + 1))
+        yield tuple(PRUNE.format(what=self.aim.prunes, share=share) for share in SHARES)
+
+    def _furthest(self, steps: Sequence[tuple[str, ...]], form: str, held: list[Measured], holds: int) -> int:
+        """The last of some steps that holds, found by halving; a step on real models takes minutes. What held is added.
+
+        Args:
+            holds: the last that is known to hold; -1: none.
+        """
+        fails = len(steps)
         while fails - holds > 1:
             middle = (holds + fails) // 2
-            prune = PRUNE.format(what=self.aim.prunes, share=SHARES[middle])
-            taken = self._take(held[-1], _before_integers(unpruned, (prune, *training)))
+            taken = self._take(held[-1], _before_integers(form, steps[middle]))
             if taken is None:
                 fails = middle
             else:
@@ -108,11 +130,15 @@ class Climb:
                 held.append(taken)
         return holds
 
+    def _with_views(self, text: str) -> str:
+        """A spec that trains, with other views of samples that are pictures."""
+        return text.format(views=VIEWS if self.study.pictures else "")
+
     def _few_bits(self, best: Measured, widths: Sequence[Measured]) -> Measured:
         """Weights are trained on four, then two bits; where the narrowest widths do not hold so, those before them."""
         for low in FEW_BITS:
             for base in widths[: -STEPS_BACK - 2 : -1]:
-                taken = self._take(best, _trained_on_integers(base.spec, low))
+                taken = self._take(best, _trained_on_integers(base.spec, self._with_views(low)))
                 if taken is not None:
                     best = taken
                     break

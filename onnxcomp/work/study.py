@@ -12,9 +12,11 @@ from typing import Literal
 
 from onnxcomp import places
 from onnxcomp._version import __version__
+from onnxcomp.distill.augment import picture_axes
 from onnxcomp.errors import GuaranteeError, ModelError
 from onnxcomp.files import loaded_files, remove_abandoned_scratch, scratch, sha256_of
 from onnxcomp.graph import cost
+from onnxcomp.graph.branches import branches, innermost
 from onnxcomp.graph.io import save
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.parting import Parting
@@ -183,6 +185,18 @@ class Study:
     def source_sha256(self) -> str:
         """Of the source's bytes, external data included."""
         return sha256_of(*self.files)
+
+    @cached_property
+    def branches(self) -> int:
+        """How many residual branches the source has that hold no other one."""
+        return len(innermost(branches(self.original, self.operators, self.material.sample_shapes)))
+
+    @property
+    def pictures(self) -> bool:
+        """Whether an input takes pictures, of which other views can be made."""
+        floats = {t.name for t in self.original.inputs if t.dtype is not None and t.dtype.kind == "f"}
+        shapes = self.material.sample_shapes
+        return any(name in floats and picture_axes(shape) is not None for name, shape in shapes.items())
 
     def run(self, pipeline: Pipeline | str, *, on_failure: Literal["raise", "rollback"] = "rollback") -> RunResult:
         """The graph that a pipeline makes of the source; first passes that another one shared are not run again.
