@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from onnxcomp.graph.ir import Array, Graph, Node, Tensor, reads
-from onnxcomp.runtime.session import Session, open_session
+from onnxcomp.runtime.session import Session, open_graph, open_session
 from onnxcomp.runtime.stages import piece
 
 Values: TypeAlias = dict[str, Array]
@@ -16,7 +16,7 @@ class Chain:
     """A graph as parts that run one after the other.
 
     Args:
-        graph: sorted; only its main graph is cut, nodes with bodies stay whole.
+        graph: sorted; only its main graph is cut, nodes with bodies stay whole. As one part it is opened as it lies.
         parts: its nodes in order, all of them.
         threads: of ONNX Runtime.
     """
@@ -75,11 +75,16 @@ class Chain:
         nodes, handed = self.parts[at], self._handed[at]
         if not handed:
             return {}
-        fed = self._read(nodes, values)
+        whole = len(self.parts) == 1
+        fed: list[Tensor] = list(self.graph.inputs) if whole else self._read(nodes, values)
         if at not in self._sessions:
-            model = piece(self.graph, nodes, {t: values[t.name] for t in fed}, list(handed))
-            self._sessions[at] = open_session(model, threads=self.threads)
+            self._sessions[at] = self._opened(at, {t: values[t.name] for t in fed})
         return self._sessions[at].run({t.name: values[t.name] for t in fed}, [t.name for t in handed])
+
+    def _opened(self, at: int, fed: Mapping[Tensor, Array]) -> Session:
+        if len(self.parts) == 1:  # a model too large to be copied
+            return open_graph(self.graph, threads=self.threads)
+        return open_session(piece(self.graph, self.parts[at], fed, list(self._handed[at])), threads=self.threads)
 
     @staticmethod
     def _read(nodes: Sequence[Node], values: Mapping[str, Array]) -> list[Tensor]:

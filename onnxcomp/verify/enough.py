@@ -15,7 +15,7 @@ from onnxcomp.runtime.quantiles import student
 
 CONFIDENCE = 0.95  # of each interval, at all looks together
 SHARES = (0.125, 0.25, 0.5, 1.0)  # of the samples: when it is asked
-LEAST_SEEN = 160  # samples before it is asked for the first time
+LEAST_SEEN = 96  # samples before it is asked for the first time
 SECTIONS = 8  # that the samples of the first look are divided into; later ones have sections of the same size
 MOST_NOISE = 1e3  # times the signal: what is worse is not told apart
 

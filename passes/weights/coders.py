@@ -13,6 +13,7 @@ from onnxcomp.passes.weights.scales import snapped_scales
 
 SEARCH_STEPS = 16
 SEARCH_FROM, SEARCH_TO = 1.06, 0.6  # of the scale that clips nothing
+CACHED_ELEMENTS = 2**15  # that are looked at together: what is made of them fits a processor's cache
 TERNARY_THRESHOLD = 0.7  # of mean |w|: Ternary Weight Networks, arXiv 1605.04711
 
 Error = Literal["round", "mse", "gptq"]
@@ -102,10 +103,12 @@ class IntegerCoder:
     def _search(self, blocks: Array, full: Array) -> Array:
         best, least = full.copy(), np.full(len(full), np.inf, np.float32)
         signs = (1.0, -1.0) if self.two_sided else (1.0,)
-        for ratio in np.linspace(SEARCH_FROM, SEARCH_TO, SEARCH_STEPS):
-            for sign in signs:
-                scales = full * np.float32(ratio * sign)
-                self._keep_better(blocks, scales, best, least)
+        step = max(1, CACHED_ELEMENTS // max(1, blocks.shape[1]))
+        for start in range(0, len(blocks), step):
+            part = slice(start, start + step)
+            for ratio in np.linspace(SEARCH_FROM, SEARCH_TO, SEARCH_STEPS):
+                for sign in signs:
+                    self._keep_better(blocks[part], full[part] * np.float32(ratio * sign), best[part], least[part])
         return best
 
     def _nearer_power(self, blocks: Array, scales: Array) -> Array:
@@ -118,7 +121,11 @@ class IntegerCoder:
         return best
 
     def _keep_better(self, blocks: Array, scales: Array, best: Array, least: Array) -> None:
-        error = np.square(blocks - self.nearest(blocks, scales) * scales[:, None]).sum(axis=1)
+        error = blocks / scales[:, None]
+        np.clip(np.rint(error, out=error), self.levels.low, self.levels.high, out=error)
+        error *= scales[:, None]
+        error -= blocks
+        error = np.square(error, out=error).sum(axis=1)
         better = error < least
         best[better], least[better] = scales[better], error[better]
 

@@ -1,4 +1,4 @@
-"""What does rounding a weight do to the outputs of the model? One session, to which the weights are fed."""
+"""What does rounding a weight do to the outputs of the model? Weights are fed, and only what reads them runs again."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from onnxcomp.graph.ir import Array, Constant, Graph, Variable
+from onnxcomp.graph.clone import clone
+from onnxcomp.graph.io import total_bytes
+from onnxcomp.graph.ir import Array, Constant, Graph, Variable, reads
+from onnxcomp.runtime.chain import Chain, cut
 from onnxcomp.runtime.closeness import rows_of, worst_sqnr_db
-from onnxcomp.runtime.session import open_graph
+from onnxcomp.runtime.session import LARGE_BYTES, open_graph
 
 T = TypeVar("T")
+
+PARTS = 8  # of the graph; more would save little: what changes runs, and on average half of what stands behind
 
 
 class Trials:
     """The outputs of a graph under other values of some weights.
+
+    The graph is cut into parts. What they hand on is kept, so that what stands before the first weight that changes is
+    not run again.
 
     Args:
         weights: initializers of floating point.
@@ -27,17 +35,20 @@ class Trials:
     def __init__(
         self, graph: Graph, weights: Sequence[Constant], feeds: Sequence[Mapping[str, Array]], threads: int
     ) -> None:
-        copy, wanted = graph.clone(), set(weights)
+        copied = clone(graph)
+        copy, exact = copied.graph, dict[str, Array]()
         self.weights: dict[Constant, str] = {}
-        for constant, copied in zip(graph.constants(), copy.constants(), strict=True):
-            if constant in wanted:
-                fed = Variable(copy.unique_name("weight"), constant.dtype, constant.shape)
-                copy.replace_uses(copied, fed)
-                copy.inputs.append(fed)
-                self.weights[constant] = fed.name
+        for constant in dict.fromkeys(weights):
+            fed = Variable(copy.unique_name("weight"), constant.dtype, constant.shape)
+            copy.replace_uses(copied.tensors[constant], fed)
+            copy.inputs.append(fed)
+            self.weights[constant], exact[fed.name] = fed.name, constant.values
+        copy.sort()
+        readers = [node for node in copy.nodes if any(t.name in exact for t in reads(node))]
         self.feeds = list(feeds)
-        self.session = open_graph(copy, threads=threads)
-        self.exact = self._outputs({})
+        spans = [(node, node) for node in readers]
+        self._chain = Chain(copy, cut(copy.nodes, spans, 1 if total_bytes(graph) > LARGE_BYTES else PARTS), threads)
+        self._exact = [self._chain.run({**feed, **exact}) for feed in self.feeds]
 
     def noise(self, changed: Mapping[Constant, Array], samples: int) -> float:
         """Noise over signal of the worst part of the outputs when these weights have these values.
@@ -45,7 +56,9 @@ class Trials:
         Args:
             samples: run on so many, the first ones.
         """
-        return self._against(self._outputs(changed, samples)) if changed else 0.0
+        fed = {self.weights[c]: values.astype(c.dtype, copy=False) for c, values in changed.items()}
+        found = [self._chain.follow(values, -1, fed) for values in self._exact[:samples]]
+        return self._against(found) if changed else 0.0
 
     def noise_of(self, graph: Graph, threads: int) -> float:
         """Noise over signal of another graph's outputs on the same samples, the worst part of those that both have."""
@@ -54,12 +67,9 @@ class Trials:
 
     def _against(self, found: list[dict[str, Array]]) -> float:
         rows = [rows_of(feed) for feed in self.feeds[: len(found)]]
-        expected = [{name: run[name] for name in run if name in found[0]} for run in self.exact[: len(found)]]
+        names = [name for name in self._chain.outputs if name in found[0]]
+        expected = [{name: run[name] for name in names} for run in self._exact[: len(found)]]
         return float(10 ** (-worst_sqnr_db(expected, found, rows) / 10))
-
-    def _outputs(self, changed: Mapping[Constant, Array], samples: int | None = None) -> list[dict[str, Array]]:
-        fed = {name: changed[c].astype(c.dtype) if c in changed else c.values for c, name in self.weights.items()}
-        return [self.session.run({**feed, **fed}) for feed in self.feeds[:samples]]
 
 
 @dataclass
@@ -80,8 +90,8 @@ def costly_first(
 ) -> list[Group[T]]:
     """Items in groups, as small as a number of runs allows, those that cost most for their size first.
 
-    Errors add up, so a group that brings little holds no item that brings much: groups are halved, the one that costs
-    most for its size first.
+    Where there are no more items than runs, each is looked at alone. Else errors add up, so a group that brings little
+    holds no item that brings much: groups are halved, the one that costs most for its size first.
 
     Args:
         noise: what items bring together.
@@ -93,6 +103,8 @@ def costly_first(
         return group.noise / sum(size(item) for item in group.items)
 
     whole = list(items)
+    if len(whole) <= looks and not fair:
+        return sorted((Group([item], noise([item])) for item in whole), key=price, reverse=True)
     groups = [Group(whole, noise(whole))]
     for _ in range(looks // 2):
         costly = [group for group in groups if len(group.items) > 1 and price(group) > fair]
