@@ -90,4 +90,4 @@ def _show(found: Explanation, every: bool, *, aside: bool) -> None:
     shown = None if every else MOST
     console.print(table(COLUMNS, rows(content, shown), right=(2, 3, 4, 5), prose=(0, 6)))
     for line in lines(content, shown):
-        console.print(Text(line))
+        console.print(Text(line), soft_wrap=True)  # what is to be pasted stays one line

@@ -20,10 +20,10 @@ ALIKE_DB = 6.0  # how much better the weights may be than the output whose error
 
 @dataclass(frozen=True)
 class Cause:
-    """Words on one layer. `advice` is a spec that can be pasted where there is one, else a sentence."""
+    """Words on one layer: why it loses, and what would mend the layer itself, where that is known."""
 
     why: str
-    advice: str
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,34 +83,24 @@ def _swapped(rows: Array, other: Array, noise: Array, energy: Array) -> tuple[in
 def cause_of(finding: Finding, weights: Weights) -> Cause:
     """The main reason for a layer's own error."""
     error = finding.own_error or finding.piled_error
-    node = finding.pair.before.node.name
     if error is None or not error.count:
-        return Cause("its output has no counterpart to be compared with", "")
+        return Cause("its output has no counterpart to be compared with")
     if error.sqnr_db is None:
-        return Cause("equal", "")
-    exclude = f'{_pass_of(finding)}{{exclude=["{node}"]}}'
+        return Cause("equal")
     if weights.swapped:
         shown = ", ".join(map(str, weights.swapped[:4]))
         return Cause(f"output channels {shown} hold the weights of other channels", "restore their order in this layer")
     found = (
         _dead(error, weights)
         or _lost_bias(finding, error)
-        or _saturated(weights, error, exclude)
+        or _saturated(weights, error)
         or _clipped(finding)
-        or _rounded_weights(weights, error, exclude)
+        or _rounded_weights(weights, error)
         or _gain(error)
         or _shift(error)
-        or _rounded_input(finding, exclude)
+        or _rounded_input(finding)
     )
-    return found or Cause("rounding", exclude)
-
-
-def _pass_of(finding: Finding) -> str:
-    """The pass that makes layers of this form."""
-    node, entry = finding.pair.after.node, finding.pair.entry
-    if node.op in ("MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"):
-        return "quantize-dynamic"
-    return "quantize-weights" if entry is not None and not entry[1].step else "quantize-qdq"
+    return found or Cause("rounding")
 
 
 def _lost_bias(finding: Finding, error: Error) -> Cause | None:
@@ -126,13 +116,13 @@ def _lost_bias(finding: Finding, error: Error) -> Cause | None:
     )
 
 
-def _saturated(weights: Weights, error: Error, exclude: str) -> Cause | None:
+def _saturated(weights: Weights, error: Error) -> Cause | None:
     if weights.sqnr_db is None or weights.saturated < 0.02 or weights.sqnr_db > min(25.0, (error.sqnr_db or 0.0) + 20):
         return None
     return Cause(
         f"{weights.saturated:.1%} of its weights lie at the ends of their range: they have "
         f"{weights.sqnr_db:.1f} dB by themselves",
-        exclude,
+        "give its weights a larger scale",
     )
 
 
@@ -145,16 +135,16 @@ def _clipped(finding: Finding) -> Cause | None:
         f"its input's range of {entry.low:.4g} to {entry.high:.4g} cuts off {share:.2%} of the values, "
         f"which reach from {finding.fed.low:.4g} to {finding.fed.high:.4g}"
     )
-    return Cause(text, "quantize-qdq{activations=minmax}")
+    return Cause(text, "give its input a wider range, as quantize-qdq{activations=minmax} does")
 
 
-def _rounded_weights(weights: Weights, error: Error, exclude: str) -> Cause | None:
+def _rounded_weights(weights: Weights, error: Error) -> Cause | None:
     if weights.sqnr_db is None or weights.sqnr_db >= (error.sqnr_db or 0.0) + ALIKE_DB:
         return None
-    return Cause(f"its weights have {weights.sqnr_db:.1f} dB by themselves", exclude)
+    return Cause(f"its weights have {weights.sqnr_db:.1f} dB by themselves")
 
 
-def _rounded_input(finding: Finding, exclude: str) -> Cause | None:
+def _rounded_input(finding: Finding) -> Cause | None:
     entry = finding.pair.entry[1] if finding.pair.entry is not None else None
     if entry is None or not entry.step or not finding.fed.rms:
         return None
@@ -162,7 +152,7 @@ def _rounded_input(finding: Finding, exclude: str) -> Cause | None:
     return Cause(
         f"its input is rounded to steps of {entry.step:.3g}, {steps:.1f} to its root mean square; it reaches "
         f"from {finding.fed.low:.4g} to {finding.fed.high:.4g}",
-        f"quantize-qdq{{activations=mse}}, or {exclude}" if steps < 8 else exclude,
+        "give its input a narrower range, as quantize-qdq{activations=mse} does" if steps < 8 else "",
     )
 
 

@@ -12,6 +12,7 @@ from onnxcomp.data.inputs import inputs_of
 from onnxcomp.data.open import Source, open_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError, ModelError
+from onnxcomp.explanation.advising import Advisor
 from onnxcomp.explanation.causes import cause_of, compare_weights
 from onnxcomp.explanation.matching import match
 from onnxcomp.explanation.measuring import Finding, measure, seen
@@ -131,13 +132,19 @@ def explain_graphs(
     readings = sides[0][0], sides[1][0]
     findings = measure(pairs, *readings, samples, threads=threads)
     spent = _times((before, after), feed) if times else ({}, {})
-    rows = in_order([_row(f, readings, operators, spent) for f in findings])
+    advisor = Advisor(after)
+    by_row = {_row(f, readings, operators, spent, advisor): f for f in findings}
+    rows = in_order(list(by_row))
+    blamed = culprits(rows)
+    together = advisor.without([by_row[row] for row in rows[:blamed]])
     matched = {p.before for p in pairs}, {p.after for p in pairs}
     unmatched = tuple(
         tuple(layer.node.name for layer in found if layer not in known)
         for (_, found), known in zip(sides, matched, strict=True)
     )
-    return Explanation(*names, len(samples), tuple(rows), culprits(rows), (unmatched[0], unmatched[1]), tuple(notes))
+    return Explanation(
+        *names, len(samples), tuple(rows), blamed, (unmatched[0], unmatched[1]), tuple(notes), advice=together
+    )
 
 
 def _check_inputs(first: Graph, second: Graph, where: Path) -> None:
@@ -164,6 +171,7 @@ def _row(
     readings: tuple[Reading, Reading],
     operators: Operators,
     spent: tuple[Mapping[str, float], Mapping[str, float]],
+    advisor: Advisor,
 ) -> LayerLoss:
     pair, own, piled = finding.pair, finding.own_error, finding.piled_error
     weights = compare_weights(pair.before, pair.after)
@@ -171,6 +179,7 @@ def _row(
     entry = pair.entry[1] if pair.entry is not None else None
     ranged = entry is not None and np.isfinite(entry.high)
     measured = own is not None and own.count > 0
+    equal = bool(piled is not None and piled.count and piled.sqnr_db is None)
     dead = int(((own.energy == 0) & (own.signal > 0)).sum()) if own is not None and measured else 0
     times = tuple(_time_of(p, s) for p, s in zip((pair.before, pair.after), spent, strict=True))
     return LayerLoss(
@@ -180,9 +189,10 @@ def _row(
         op=(pair.before.node.op, pair.after.node.op),
         own_sqnr_db=own.sqnr_db if own is not None and measured else None,
         accumulated_sqnr_db=piled.sqnr_db if piled is not None and piled.count else None,
-        equal=bool(piled is not None and piled.count and piled.sqnr_db is None),
+        equal=equal,
         why=cause.why,
-        advice=cause.advice,
+        remedy=cause.remedy,
+        advice="" if equal or not measured or own is None or own.sqnr_db is None else advisor.without([finding]),
         weight_sqnr_db=weights.sqnr_db,
         input_range=(finding.fed.low, finding.fed.high) if finding.fed.count else None,
         quantized_range=(entry.low, entry.high) if entry is not None and ranged else None,

@@ -212,18 +212,21 @@ def _behind(node: Node, form: IntegerForm, reading: Reading) -> tuple[Place, ...
     assert isinstance(tensor, Variable)
     low, high, step, plain = -np.inf, np.inf, 0.0, True
     places: list[Place] = []
+    decoded = (node, form.entry) if form.entry else None  # what makes floats of the integers that `tensor` holds
     for _ in range(MOST_HOPS):
         maker = tensor.producer
         if maker is not None and maker.op in PASSED and isinstance(maker.input(0), Variable):
             if maker.op == "QuantizeLinear":
                 least, most, step = limits_of(maker, reading)
-                low, high = max(low, least), min(high, most)
+                low, high, decoded = max(low, least), min(high, most), None
+            elif maker.op == "DequantizeLinear":
+                decoded = maker, (1, 2)
             tensor = maker.inputs[0]
             continue
+        if decoded:
+            return (*places, Place(tensor, *_ports(*decoded), low, high, step, plain))
         if _is_float(tensor, reading):
             places.append(Place(tensor, None, None, low, high, step, plain))
-        elif form.entry and not places:
-            return (Place(tensor, *_ports(node, form.entry)),)
         if maker is None:
             break
         if _only_first_moves(maker, reading, AFFINE):

@@ -22,7 +22,9 @@ class LayerLoss:
         own_sqnr_db: of this layer alone, fed as the first model feeds it; None where it is equal or was not measured.
         accumulated_sqnr_db: with what the second model feeds it; None where it is equal.
         equal: whether nothing differs at all.
-        why, advice: in words; the advice is a spec that can be pasted where there is one.
+        why: in words.
+        advice: passes to run on the first model: they make one like the second with this layer left as it was. Empty
+            where nothing is lost.
         weight_sqnr_db: of the weights themselves.
         input_range: what the first model feeds it, lowest and highest.
         quantized_range: what the second model's quantization lets in; None where it has none.
@@ -32,6 +34,7 @@ class LayerLoss:
         dead_channels: output channels that are zero now and were not.
         bytes: of weights and bias, before and after.
         microseconds: of the kernel, before and after; None where it was not found in the profile.
+        remedy: in words, what would mend the layer itself; empty where nothing but its form is to blame.
     """
 
     node: str
@@ -52,6 +55,7 @@ class LayerLoss:
     dead_channels: int = 0
     bytes: tuple[int, int] = (0, 0)
     microseconds: tuple[float, float] | None = None
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Explanation:
         culprits: how many of the first layers make most of the loss.
         unmatched: layers of the first model, and of the second, without a partner.
         notes: what the reader must know of how it was measured.
+        advice: passes to run on the first model, with all culprits left as they were; empty where nothing is lost.
     """
 
     before: str
@@ -74,6 +79,7 @@ class Explanation:
     culprits: int
     unmatched: tuple[tuple[str, ...], tuple[str, ...]]
     notes: tuple[str, ...] = ()
+    advice: str = ""
 
     def __repr__(self) -> str:
         worst = ", ".join(layer.node for layer in self.layers[: self.culprits])

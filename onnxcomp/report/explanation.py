@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,9 +27,15 @@ def lines(found: Mapping[str, Any], shown: int | None = 12) -> list[str]:
     if not differ:
         said.append(f"nothing differs in any of {len(layers)} layers on {found['samples']} samples")
     elif found["culprits"]:
-        names = ", ".join(layer["node"] for layer in differ[: found["culprits"]])
-        said.append(f"most of the loss: {names}")
-        said += [f"  {layer['node']}: {layer['advice']}" for layer in differ[: found["culprits"]] if layer["advice"]]
+        blamed = differ[: found["culprits"]]
+        said.append(f"most of the loss: {', '.join(layer['node'] for layer in blamed)}")
+        for layer in blamed:
+            said += [f"  {layer['node']}: {layer['remedy']}"] if layer["remedy"] else []
+            said += [f"  {layer['node']} left as it was: --passes {shlex.quote(layer['advice'])}"] * bool(
+                layer["advice"]
+            )
+        if len(blamed) > 1 and found["advice"]:
+            said.append(f"all of them left as they were: --passes {shlex.quote(found['advice'])}")
     if shown is not None and len(differ) > shown:
         said.append(f"{len(differ) - shown} more layers: --all, or --json FILE")
     said += [
