@@ -14,7 +14,8 @@ from onnxcomp.targets.base import Target
 from onnxcomp.verify.budget import Budget
 
 CLEAN = "fold-constants,cleanup,fuse-batchnorm,fuse-slices,cleanup"
-PLAIN = CLEAN.replace("fold-constants", "fold-constants{unpack=true}", 1)  # for recipes that store what is left
+# for recipes that store what is left: in the file it takes few bits again, whatever it is computed in
+PLAIN = CLEAN.replace("fold-constants", "fold-constants{unpack=true},compute-float32", 1)
 
 KEEPING = "quantize-qdq{agreement=0.99}"  # all but a point of the decisions
 

@@ -16,12 +16,12 @@ from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
 from onnxcomp.graph.port_types import HALF, Port, made_from_attributes, ports, takes_half
 from onnxcomp.graph.positions import positional
-from onnxcomp.graph.types import Shapes, TensorType
+from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, Stage, option
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.ops.record import no_macs
 from onnxcomp.runtime.activations import Activation, collect
-from onnxcomp.runtime.taps import tapped
+from onnxcomp.runtime.types import learn_types
 from onnxcomp.targets.base import Target
 
 SINGLE, HALF_DTYPE = np.dtype(np.float32), np.dtype(np.float16)
@@ -131,20 +131,10 @@ class _Converter:
 
     def _learn_types(self) -> None:
         """Ask ONNX Runtime for types that onnx does not infer, behind its own operators."""
-        unknown = [
-            t for node in self.graph.nodes for t in node.outputs if t.name and t.consumers and not self.shapes.dtype(t)
-        ]
-        if not unknown:
-            return
         try:
-            session = tapped(self.graph, [t.name for t in unknown], self.context.threads)
+            learn_types(self.graph, self.shapes, self.context.threads)
         except ModelError as error:
             self.outcome.notes.append(f"types behind operators that onnx does not know stay unknown: {error.what}")
-            return
-        for port in session.outputs:
-            if port.dtype is not None and not port.exotic:
-                known = self.shapes.types.get(port.name)
-                self.shapes.types[port.name] = TensorType(port.dtype, known.shape if known is not None else None)
 
     # -- which nodes -------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from onnxcomp.graph.coupling import streams
 from onnxcomp.graph.coupling.analysis import Coupling, Group, analyse, release
 from onnxcomp.graph.coupling.costing import Costing
 from onnxcomp.graph.ir import Graph, Node
+from onnxcomp.layers.hidden import why_computed
 from onnxcomp.layers.layer import add_biases, drop_zero_biases
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, option
 from onnxcomp.passes.structure.allocate import EXPONENT, Choice, allowed_counts, channels_each
@@ -175,6 +176,11 @@ class PruneChannels(Pass):
                 found.append(group)
         for name, why in coupling.kept.items():
             outcome.skip(name, why)
+        for node in graph.walk():
+            for weight in context.operators.facts(node).weights(node):
+                source = node.input(weight.port)
+                if source is not None and source.producer is not None:
+                    outcome.skip(node, f"its weight {why_computed(source.producer)}")
         for op, count in coupling.without_rule.items():
             outcome.notes.append(f"{op} has no coupling rule: what enters its {count} nodes stays whole")
         return found

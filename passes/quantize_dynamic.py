@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import ONNX_DOMAIN, Array, Constant, Graph, Node, Variable, elem_type
+from onnxcomp.graph.single import unfit
 from onnxcomp.layers.use import WeightUse
 from onnxcomp.manager.base import CostModel, Guarantee, Outcome, Pass, PassContext, Range, Stage, option
 from onnxcomp.manager.raising import raise_opset
@@ -170,7 +171,7 @@ class _Work:
         elif weight.reads == "columns" and weight.rank != 2:
             return "its activations are transposed inside"
         if constant.dtype != FLOAT32:
-            return f"{constant.name} is {constant.dtype.name}"
+            return unfit(constant.name, constant.dtype)
         if len(constant.shape) != 2:
             return f"{constant.name} has {len(constant.shape)} dimensions: one scale an output needs two"
         if constant.size < self.options.least:

@@ -46,6 +46,7 @@ def single_precision(graph: Graph) -> list[str]:
         return []
     for constant in halves:
         constant.values = constant.values.astype(np.float32)
+    _drop_casts(graph, wide)
     for node in graph.walk():
         for key in ("to", "dtype", "output_dtype"):
             if node.attrs.get(key) in NARROW:
@@ -59,6 +60,18 @@ def single_precision(graph: Graph) -> list[str]:
         graph.replace_uses(tensor, cast.outputs[0], only=readers)
     graph.sort()
     return ["half precision weights are trained in float32, and rounded when they return"]
+
+
+def _drop_casts(graph: Graph, wide: int) -> None:
+    """Weights that are stored in fewer bits are read without the Cast, so that they train by their own names."""
+    gone = []
+    for node in graph.nodes:
+        stored = node.inputs[0] if node.op == "Cast" and is_onnx(node.domain) else None
+        same = isinstance(stored, Constant) and stored.dtype == np.float32 and node.attrs.get("to") == wide
+        if stored is not None and same and not graph.is_output(node.outputs[0]):
+            graph.replace_uses(node.outputs[0], stored)
+            gone.append(node)
+    graph.remove_nodes(gone)
 
 
 def restamp(graph: Graph) -> None:

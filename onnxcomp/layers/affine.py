@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor
+from onnxcomp.layers.hidden import hidden_weight, how_to_plain
 from onnxcomp.layers.layer import Layer, UnfitError, layer_of
 from onnxcomp.layers.use import WeightUse
 from onnxcomp.ops.facts import Operators
@@ -135,7 +136,9 @@ def linear(graph: Graph, node: Node, operators: Operators, fed: Collection[Const
     found = operators.facts(node).weights(node)
     constant = node.constant(found[0].port) if found else None
     if constant is None:
-        raise UnfitError(f"the weight of {node} is computed by other nodes")
+        maker = hidden_weight(node)
+        why = "is computed by other nodes" if maker is None else how_to_plain(maker)
+        raise UnfitError(f"the weight of {node} {why}")
     if constant in fed:
         raise UnfitError(f"the weight of {node} is listed as an input, so a caller may replace it")
     if not _is_float(constant):

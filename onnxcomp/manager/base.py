@@ -17,6 +17,7 @@ import numpy as np
 
 from onnxcomp.errors import EnvironmentLacksError, UsageError
 from onnxcomp.graph.ir import Array, Constant, Graph, Node
+from onnxcomp.layers.hidden import hidden_weight, how_to_plain, why_computed
 from onnxcomp.layers.use import WeightUse
 from onnxcomp.manager.options import Range, checked, hints_of, option
 from onnxcomp.manager.spelling import spelled
@@ -293,8 +294,8 @@ class Pass(ABC):
                 continue
             facts = context.operators.facts(node)
             found = facts.weights(node)
-            if not found and facts.weights is not no_weights and (maker := _hidden_weight(node)) is not None:
-                outcome.skip(node, _hidden(maker))
+            if not found and facts.weights is not no_weights and (maker := hidden_weight(node)) is not None:
+                outcome.skip(node, f"its weight {how_to_plain(maker)}")
             for weight in found:
                 constant = node.constant(weight.port)
                 if constant is not None:
@@ -303,11 +304,7 @@ class Pass(ABC):
                     else:
                         outcome.skip(node, "not selected by include and exclude")
                 elif (source := node.input(weight.port)) is not None and source.producer is not None:
-                    coded = source.producer.op == "DequantizeLinear"
-                    outcome.skip(
-                        node,
-                        "its weight is quantized already" if coded else f"its weight is computed by {source.producer}",
-                    )
+                    outcome.skip(node, f"its weight {why_computed(source.producer)}")
         return uses
 
     def _no_match(self, key: str, glob: str, names: set[str]) -> UsageError:
@@ -317,27 +314,3 @@ class Pass(ABC):
             where=f"pass {self.name}",
             do=f"names like it: {', '.join(close)}" if close else "see onnxcomp inspect MODEL for the names",
         )
-
-
-def _hidden_weight(node: Node) -> Node | None:
-    """The node that hands a stored tensor on to this one, all constants behind it; None if there is none."""
-    for tensor in node.inputs:
-        first: Node | None = tensor.producer if tensor.name else None
-        maker = first
-        while maker is not None:
-            computed = [t for t in maker.inputs if t.name and not isinstance(t, Constant)]
-            if not computed and not maker.bodies:
-                return first
-            maker = computed[0].producer if len(computed) == 1 else None
-    return None
-
-
-def _hidden(maker: Node) -> str:
-    """Why a weight that a node hands on is left, and what would help."""
-    for tensor in maker.inputs:
-        others = [node for node in tensor.consumers if node is not maker] if isinstance(tensor, Constant) else []
-        if others and tensor.size > 1:
-            return f"its weight comes through {maker}, and {others[0]} reads it, too: plain, it would be stored twice"
-    stored_small = maker.op in ("Cast", "CastLike")
-    how = "fold-constants{unpack=true}" if stored_small else "fold-constants"
-    return f"its weight comes through {maker}: {how} makes it a plain one"

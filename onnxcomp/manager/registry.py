@@ -17,6 +17,7 @@ ENTRY_POINT_GROUP = "onnxcomp.passes"
 BUILTIN = {
     "fold-constants": "onnxcomp.passes.fold_constants:FoldConstants",
     "cleanup": "onnxcomp.passes.cleanup:Cleanup",
+    "compute-float32": "onnxcomp.passes.compute_float32:ComputeFloat32",
     "fuse-batchnorm": "onnxcomp.passes.fuse_batchnorm:FuseBatchNorm",
     "fuse-slices": "onnxcomp.passes.fuse_slices:FuseSlices",
     "clip-weights": "onnxcomp.passes.clip_weights:ClipWeights",

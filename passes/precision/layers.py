@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph.ir import Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.single import unfit
 from onnxcomp.ops.facts import Operators
 from onnxcomp.passes.weights.sources import readers, stored_weights
 
@@ -44,11 +45,10 @@ def layers_of(graph: Graph, operators: Operators) -> tuple[list[Layer], dict[str
     groups: dict[Constant, list[Constant]] = {}
     owner: dict[Node, Constant] = {}
     refused: dict[str, str] = {}
-    for constant, unfit in stored_weights(graph, operators).items():
-        users = readers(constant)
-        why = unfit
+    for constant, unstored in stored_weights(graph, operators).items():
+        users, why = readers(constant), unstored
         if not why and constant.dtype != FLOAT:
-            why = f"{constant.name} is {constant.dtype.name}"
+            why = unfit(constant.name, constant.dtype)
         if not why and any(node not in top for node in users):
             why = "it stands in a body of If, Loop or Scan, whose activations cannot be measured from outside"
         if why:

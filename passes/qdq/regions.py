@@ -13,7 +13,9 @@ import numpy as np
 
 from onnxcomp.graph.clone import Copied
 from onnxcomp.graph.ir import Constant, Graph, Node, Variable
+from onnxcomp.graph.single import unfit
 from onnxcomp.graph.types import Shapes
+from onnxcomp.layers.hidden import why_computed
 from onnxcomp.ops.facts import Operators, Weight
 from onnxcomp.passes.qdq.forms import silu_of
 from onnxcomp.targets.base import Kernel, Target
@@ -205,14 +207,14 @@ def _refusal(node: Node, weight: Weight | None, shapes: Shapes) -> str:
     if weight is None:
         source = node.input(1)
         maker = source.producer if source is not None else None
-        return f"its weight is computed by {maker}" if maker is not None else "it multiplies two activations"
+        return f"its weight {why_computed(maker)}" if maker is not None else "it multiplies two activations"
     constant = node.constant(weight.port)
     if constant is None:
         source = node.input(weight.port)
         maker = source.producer if source is not None else None
-        return f"its weight is computed by {maker or 'a graph input'}"
+        return f"its weight {why_computed(maker)}" if maker is not None else "its weight is an input of the model"
     if constant.dtype != np.float32:
-        return f"its weight is {constant.dtype.name}"
+        return unfit("its weight", constant.dtype)
     if any(isinstance(t, Constant) for port, t in enumerate(node.inputs[:2]) if port != weight.port):
         return "its activations are a constant"
     for port in range(len(node.inputs)):

@@ -12,6 +12,7 @@ import numpy as np
 
 from onnxcomp.graph.coded import pack
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Array, Constant, Graph, Node, Tensor, Variable, elem_type
+from onnxcomp.graph.single import unfit
 from onnxcomp.graph.types import Shapes
 from onnxcomp.layers.use import WeightUse
 from onnxcomp.passes.weights.scales import scale_bytes, write_scales
@@ -76,7 +77,7 @@ def block_matmul_refusal(use: WeightUse, shapes: Shapes) -> str:
     """Why MatMulNBits cannot take a node's place; empty when it can."""
     node, weight, constant = use.node, use.weight, use.constant
     if constant.dtype != FLOAT32:
-        return f"its weight is {constant.dtype}"
+        return unfit("its weight", constant.dtype)
     if weight.windows or not (weight.reads and weight.bare) or weight.port != 1 or len(constant.shape) != 2:
         return f"MatMulNBits stands for a product with a constant matrix on the right, and this is {node.op}"
     if weight.reads != "rows":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Array, Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.single import unfit
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import CostModel, PassContext
 from onnxcomp.passes.weights.kernels import FLOAT32, state_type
@@ -37,7 +38,7 @@ def refusal(node: Node, graph: Graph) -> str:
         if weight is None:
             return f"its weight is computed by {node.inputs[port].producer}"
         if weight.dtype != FLOAT32:
-            return f"{weight.name} is {weight.dtype.name}"
+            return unfit(weight.name, weight.dtype)
         if weight in graph.root.kept_inputs:
             return f"{weight.name} is listed as an input, so a caller may replace it"
     return "its input is a constant" if isinstance(node.inputs[0], Constant) else ""

@@ -151,6 +151,7 @@ def _guessed(name: str, array: Array, seen: Seen) -> tuple[Callable[[], Measure]
         return lambda: Values(name), "numbers"
     if _is_state(array, seen):
         return lambda: Values(name, "state"), "a state that goes back in"
+    array = array.astype(np.promote_types(array.dtype, np.float32))  # sums and limits are beyond half precision
     unit = float(np.nanmin(array)) >= UNIT[0] and float(np.nanmax(array)) <= UNIT[1]
     if array.size == seen.rows:
         if unit and (tail[:1] and tail[0] in (*SQUASHED, *INSIDE)):
