@@ -34,6 +34,8 @@ SPECS = (
     "cleanup",
     "fuse-batchnorm",
     "fuse-slices",
+    "gather-rows",
+    "fuse-activations",
     "drop-zero-channels",
     "clip-weights",
     "prune-weights{ratio=0.4}",

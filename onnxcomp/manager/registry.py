@@ -20,6 +20,8 @@ BUILTIN = {
     "compute-float32": "onnxcomp.passes.compute_float32:ComputeFloat32",
     "fuse-batchnorm": "onnxcomp.passes.fuse_batchnorm:FuseBatchNorm",
     "fuse-slices": "onnxcomp.passes.fuse_slices:FuseSlices",
+    "fuse-activations": "onnxcomp.passes.fuse_activations:FuseActivations",
+    "gather-rows": "onnxcomp.passes.gather_rows:GatherRows",
     "clip-weights": "onnxcomp.passes.clip_weights:ClipWeights",
     "prune-blocks": "onnxcomp.passes.prune_blocks:PruneBlocks",
     "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
