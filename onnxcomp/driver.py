@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 
 from onnxcomp import places
 from onnxcomp.errors import OnnxcompError
@@ -24,7 +25,7 @@ from onnxcomp.work.flips import in_feeds_of_one, pictures
 from onnxcomp.work.front import runnable_files
 from onnxcomp.work.judging import Measurements
 from onnxcomp.work.reporting import begin, decide, fill, table_notes, unchanged
-from onnxcomp.work.strategies import Candidate, Proposed, propose
+from onnxcomp.work.strategies import Candidate, Proposed, last_resorts, propose
 from onnxcomp.work.study import Study
 
 
@@ -107,10 +108,11 @@ def check_written(job: Job, report: Report, progress: Progress = SILENT) -> None
 def _finalist(study: Study, proposed: Proposed, report: Report) -> tuple[Candidate, Graph, Measurements]:
     """The first candidate that holds when it is judged as it will be written; the best one if none does.
 
-    A search takes shorter measurements than the judge, and the best by those may turn out to be no gain at all.
+    A search takes shorter measurements than the judge, and the best by those may turn out to be no gain at all; then
+    the last resorts are tried that a search leaves out once something held.
     """
     found: list[tuple[Candidate, Graph, Measurements]] = []
-    for candidate in proposed.candidates:
+    for candidate in chain(proposed.candidates, last_resorts(study, proposed.candidates, report.notes)):
         final = study.stamped(candidate.graph, candidate.pipeline)
         measured = study.judge.final(final, study.job.out.name)
         found.append((candidate, final, measured))

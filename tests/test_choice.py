@@ -39,7 +39,7 @@ from onnxcomp.work.choice import (
     score,
     unsound,
 )
-from onnxcomp.work.strategies import Proposed, try_recipes
+from onnxcomp.work.strategies import Proposed, last_resorts, try_recipes
 from onnxcomp.work.trial import Measured
 
 NOTHING = Budget()
@@ -348,6 +348,17 @@ def test_recipes_that_need_data_are_not_tried_without(graphs: dict[str, Graph]) 
     study = FakeStudy(job(), graphs["cnn"], dict.fromkeys(recipes.RECIPES, SLOW), has_data=False)
     search(study)
     assert study.tried == ["weights8"]
+
+
+def test_last_resorts_are_left_for_where_nothing_holds_in_the_end(graphs: dict[str, Graph]) -> None:
+    figures = {**dict.fromkeys(recipes.RECIPES, SLOW), "clean": replace(SLOW, better=False, why="no gain")}
+    study, notes = FakeStudy(job(), graphs["cnn"], figures, has_data=False), list[str]()
+    proposed = search(study)
+    (left,) = last_resorts(study, proposed.candidates, notes)  # type: ignore[arg-type]
+    assert str(left.pipeline) == recipes.RECIPES["stored"].spec
+    assert notes == ["tried, not used: recipe clean: no gain"]
+    asked = [replace(candidate, explicit=True) for candidate in proposed.candidates]
+    assert not list(last_resorts(study, asked, notes))  # type: ignore[arg-type]
 
 
 # -- real runs --

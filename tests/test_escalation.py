@@ -172,6 +172,9 @@ def test_aims_are_recipes_for_a_job() -> None:
     with pytest.raises(UsageError, match="no recipe") as caught:
         check_options(Job(Path("m.onnx"), recipe="tiniest"))
     assert "smallest" in caught.value.do
+    check_options(Job(Path("m.onnx"), recipe="balanced", bench=False))
+    with pytest.raises(UsageError, match="decides by times"):
+        check_options(Job(Path("m.onnx"), recipe="fastest", bench=False))
 
 
 def test_the_configuration_names_the_passes_that_were_chosen(tmp_path: Path, digits: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import builders
 import numpy as np
 import pytest
+from onnx import TensorProto, numpy_helper
 
 from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.open import random_data
@@ -14,6 +15,7 @@ from onnxcomp.graph import io
 from onnxcomp.graph.coupling.analysis import analyse
 from onnxcomp.graph.coupling.cut import cut
 from onnxcomp.graph.ir import Graph
+from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.ops.facts import load_operators
 from onnxcomp.runtime import session
 from onnxcomp.verify import layers
@@ -85,3 +87,18 @@ def test_a_large_graph_runs_like_a_small_one(
     monkeypatch.setattr(session, "LARGE_BYTES", 64)
     found = session.open_graph(graph).run(feed)["logits"]
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_of_a_half_precision_model_are_measured_in_one_that_computes_in_float32(tmp_path: Path) -> None:
+    """The new model takes inner tensors in its own type."""
+    half = builders.mlp((16, 32, 32, 10))
+    for weight in half.graph.initializer:
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), weight.name))
+    for value in (*half.graph.input, *half.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    graph = io.load(builders.save(half, tmp_path / "m.onnx"))
+    pipeline = Pipeline.parse("compute-float32,quantize-weights{bits=8}")
+    after = PassManager(pipeline).run(graph).graph
+    found = layers.own_sqnr_db(graph, after, samples(graph), load_operators())
+    assert set(found) == {"fc1", "fc2", "fc3"}
+    assert min(found.values()) > 25

@@ -61,7 +61,7 @@ def own_sqnr_db(
     found_in_both = [s for s in segments(before, after, operators) if _as_wide(s, shapes, now)]
     most = min(BUDGET_BYTES, memory.activations)
     for group in _groups(found_in_both, before, shapes, most, min(WEIGHT_BYTES, memory.inside)):
-        found.update(_measure(group, before, after, shapes, samples, threads, 4 * most))
+        found.update(_measure(group, before, after, (shapes, now), samples, threads, 4 * most))
     return found
 
 
@@ -119,9 +119,15 @@ def _groups(
 
 
 def _measure(
-    group: list[Segment], before: Graph, after: Graph, shapes: Shapes, samples: Batches, threads: int, most: int
+    group: list[Segment],
+    before: Graph,
+    after: Graph,
+    shapes: tuple[Shapes, Shapes],
+    samples: Batches,
+    threads: int,
+    most: int,
 ) -> dict[str, float]:
-    cut, exits = _cut(group, after, shapes)
+    cut, exits = _cut(group, after, *shapes)
     session = open_graph(cut, threads=threads)
     wanted = [t.name for t in cut.inputs]
     names = list(dict.fromkeys((*wanted, *(s.exit for s in group))))
@@ -148,8 +154,11 @@ def _measure(
     }
 
 
-def _cut(group: list[Segment], after: Graph, shapes: Shapes) -> tuple[Graph, dict[str, str]]:
+def _cut(group: list[Segment], after: Graph, shapes: Shapes, now: Shapes) -> tuple[Graph, dict[str, str]]:
     """The new graph with every layer's input made an input of the graph, and every layer's output an output.
+
+    Args:
+        shapes, now: of the graph before and of the new one; inputs are what the one before computes.
 
     Returns:
         The graph, and the names its outputs bear by the names of the layers' outputs.
@@ -163,12 +172,12 @@ def _cut(group: list[Segment], after: Graph, shapes: Shapes) -> tuple[Graph, dic
         if tensor in after.inputs:
             continue
         entry = part.variable(tensor)
-        dtype, entry.shape = shapes.dtype(tensor), shapes.shape(tensor)
-        if tensor.dtype == np.float16 != dtype:
+        dtype, new, entry.shape = shapes.dtype(tensor), now.dtype(tensor), shapes.shape(tensor)
+        if new is not None and dtype is not None and new != dtype:
             given = Variable(entry.name, dtype, entry.shape)
-            entry.name = graph.unique_name(f"{entry.name}_half")
+            entry.name = graph.unique_name(f"{entry.name}_here")
             graph.inputs = [given if t is entry else t for t in graph.inputs]
-            graph.add_node("Cast", [given], attrs={"to": elem_type(tensor.dtype)}, outputs=[entry])
+            graph.add_node("Cast", [given], attrs={"to": elem_type(new)}, outputs=[entry])
         else:
             entry.dtype = dtype
     graph.sort()

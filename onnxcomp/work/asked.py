@@ -32,6 +32,13 @@ def check_options(job: Job) -> None:
         raise UsageError("a quality budget needs verification", where="--no-verify", do="drop --no-verify")
     if not job.bench and job.budget.min_speedup is not None:
         raise UsageError("--min-speedup needs the benchmark", where="--no-bench", do="drop --no-bench")
+    aim = recipes.AIMS.get(job.recipe or "")
+    if aim is not None and not aim.size and not job.bench and job.cost_table is None:
+        raise UsageError(
+            f"--recipe {aim.name} decides by times, and --no-bench takes none",
+            where="--no-bench",
+            do="drop --no-bench, or give a --cost-table that holds them",
+        )
     if job.calib_samples < 1 or (job.eval_samples is not None and job.eval_samples < 1):
         raise UsageError("sample counts must be 1 or more", where="--calib-samples, --eval-samples", do="raise them")
     if not 0 <= job.seed < 2**63:

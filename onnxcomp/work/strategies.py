@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from onnxcomp import recipes
@@ -89,30 +90,19 @@ def try_recipes(study: Study) -> Proposed:
     """
     job, proposed = study.job, Proposed()
     held: list[tuple[Measured, Candidate]] = []
-    asked = {"has_data": study.material.calibrate is not None, "objective": job.objective, "target": job.target}
-    for recipe in recipes.candidates(study.original, **asked):  # type: ignore[arg-type]
+    for recipe in _recipes(study):
         best = held[0][0] if held and keeps(held[0][0], job.budget) else None
         if best is not None and job.objective == "latency" and enough(best, recipe, study.stats.bytes):
             break
         if recipe.fallback and held:
             continue
-        pipeline = recipe.within(job.budget, job.objective, study.stats.bytes).pipeline
-        try:
-            result = study.run(pipeline)
-        except ModelError as error:
-            proposed.notes.append(f"recipe {recipe.name} does not fit this model: {error.what}")
+        tried = _tried(study, recipe, proposed)
+        if tried is None:
             continue
-        proposed.records = result.records
-        if recipe.aim and not any(record.changes for record in result.records if record.name in recipe.aim):
-            proposed.notes.append(f"recipe {recipe.name} not used: {' and '.join(recipe.aim)} found nothing to do")
-            continue
-        found = study.weighed(str(pipeline), result)
-        if not found.sound or not found.better:
-            proposed.notes.append(f"tried, not used: recipe {recipe.name}: {found.why}")
-            continue
+        found, candidate = tried
         first = not held or preferred(found, held[0][0], job.objective, job.budget)
-        held.insert(0 if first else len(held), (found, Candidate(pipeline, result, False, True)))
-        share = integer_share(result.graph, study.operators, study.material.sample_shapes)
+        held.insert(0 if first else len(held), (found, candidate))
+        share = integer_share(candidate.graph, study.operators, study.material.sample_shapes)
         if ends_search(found, recipe, share, job.objective, job.budget):
             break
     proposed.candidates = [candidate for _, candidate in held]
@@ -121,6 +111,53 @@ def try_recipes(study: Study) -> Proposed:
     for candidate in proposed.candidates[1:]:
         proposed.notes.append(f"tried, not used: {candidate.pipeline}: another is better for {job.objective}")
     return proposed
+
+
+def last_resorts(study: Study, candidates: Sequence[Candidate], notes: list[str]) -> Iterator[Candidate]:
+    """What is left to try where all that a search proposed turns out to be no gain on the samples that judge.
+
+    Args:
+        candidates: what was proposed; nothing is left where it was asked for.
+        notes: what was tried and not used is added to them.
+    """
+    if any(candidate.explicit or not candidate.searched for candidate in candidates):
+        return
+    known, said = {str(candidate.pipeline) for candidate in candidates}, Proposed(notes=notes)
+    for recipe in _recipes(study):
+        if recipe.name in recipes.LAST_RESORT and str(_pipeline(study, recipe)) not in known:
+            tried = _tried(study, recipe, said)
+            if tried is not None:
+                yield tried[1]
+
+
+def _recipes(study: Study) -> list[recipes.Recipe]:
+    """What suits the job, in the order in which it is tried."""
+    job = study.job
+    has_data = study.material.calibrate is not None
+    return recipes.candidates(study.original, has_data=has_data, objective=job.objective, target=job.target)
+
+
+def _pipeline(study: Study, recipe: recipes.Recipe) -> Pipeline:
+    return recipe.within(study.job.budget, study.job.objective, study.stats.bytes).pipeline
+
+
+def _tried(study: Study, recipe: recipes.Recipe, proposed: Proposed) -> tuple[Measured, Candidate] | None:
+    """A recipe's figures and result; None, with a note, where it does not fit or is no gain."""
+    pipeline = _pipeline(study, recipe)
+    try:
+        result = study.run(pipeline)
+    except ModelError as error:
+        proposed.notes.append(f"recipe {recipe.name} does not fit this model: {error.what}")
+        return None
+    proposed.records = result.records
+    if recipe.aim and not any(record.changes for record in result.records if record.name in recipe.aim):
+        proposed.notes.append(f"recipe {recipe.name} not used: {' and '.join(recipe.aim)} found nothing to do")
+        return None
+    found = study.weighed(str(pipeline), result)
+    if not found.sound or not found.better:
+        proposed.notes.append(f"tried, not used: recipe {recipe.name}: {found.why}")
+        return None
+    return found, Candidate(pipeline, result, False, True)
 
 
 def escalate(study: Study, aim: recipes.Aim) -> Proposed:
