@@ -25,6 +25,7 @@ from onnxcomp.job import Job
 from onnxcomp.manager.base import Pass
 from onnxcomp.manager.prefixes import Kept, Prefixes
 from onnxcomp.manager.registry import find
+from onnxcomp.runtime.session import Session
 from onnxcomp.verify import opened as opened_module
 from onnxcomp.verify import pair
 from onnxcomp.verify.data_check import check_data
@@ -234,7 +235,28 @@ def test_the_source_answers_each_sample_once(job: Job, monkeypatch: pytest.Monke
         for spec in (CLEAN, f"{CLEAN},quantize-qdq", f"{CLEAN},quantize-weights{{bits=8}}"):
             study.trial(spec)
         tried = len(study.material.select)
-        assert tried <= sum(rows) <= tried + 32  # and one batch to see how many go together
+        assert tried <= sum(rows) <= tried + 2  # and two samples to see whether they go together
+
+
+def test_a_candidate_answers_each_sample_once_where_decisions_are_counted_as_well(
+    digits: Path, digits_data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with np.load(digits_data[0]) as held:
+        np.savez("unlabelled.npz", images=held["images"][:200])
+    rows: list[int] = []
+    run = Session.run
+
+    def counted(self: Session, feeds: Any, outputs: Any = None) -> Any:
+        if self.where.endswith("candidate.onnx"):
+            rows.append(len(next(iter(feeds.values()))))
+        return run(self, feeds, outputs)
+
+    monkeypatch.setattr(Session, "run", counted)
+    with Study.open(Job(digits, data=Path("unlabelled.npz"), bench=False)) as study:
+        found = study.trial(f"{CLEAN},quantize-qdq{{agreement=0}}")
+        assert len(study.material.select) < found.decided == study.judge.counted
+        assert found.agreement == study.judge.agreement(study.run(found.spec).graph)
+        assert found.decided <= sum(rows) <= found.decided + 2
 
 
 def test_answers_kept_are_the_answers(tmp_path: Path) -> None:

@@ -56,19 +56,58 @@ def judge(
         DataError: there are no samples, or they do not fit, or the metric refuses them.
         EnvironmentLacksError: the provider does not run on this machine.
     """
+    fidelity, accuracy, _ = judge_and_count(
+        before,
+        after,
+        samples,
+        metric,
+        until=until,
+        tasks=tasks,
+        source=source,
+        provider=provider,
+        threads=threads,
+        acceleration=acceleration,
+        progress=progress,
+    )
+    return fidelity, accuracy
+
+
+def judge_and_count(
+    before: Path | OpenedModel,
+    after: Path | OpenedModel,
+    samples: Samples,
+    metric: Metric | None = None,
+    *,
+    further: Samples | None = None,
+    until: Limits | None = None,
+    tasks: TaskBook | None = None,
+    source: Source = "data",
+    provider: str = "cpu",
+    threads: int = 0,
+    acceleration: Acceleration = PLAIN,
+    progress: Progress = SILENT,
+) -> tuple[Fidelity, Accuracy | None, Fidelity]:
+    """As `judge`, and the closeness on these samples and `further` ones together; each model is opened once."""
     runner = Runner(before, after, provider=provider, threads=threads, acceleration=acceleration)
     book = tasks or TaskBook(before)
     plain = metric is None or metric.each is not None
     if until is not None and plain and isinstance(samples, Stored) and not runner.large:
         parts = looks(samples, until.seed)
         if len(parts) > 1:
-            return _until(until, runner, book, samples, parts, metric, source, progress)
+            found = _until(until, runner, book, samples, parts, metric, source, progress)
+            return *found, found[0]
     whole, collected = _Tallies(book, runner.varying), Collected()
     for answer in runner.answers(samples, progress=progress):
         whole.add(answer)
         if metric is not None:
             collected.add(answer)
-    return whole.result(source), None if metric is None else scored(metric, collected, samples.labels)
+    fidelity = whole.result(source)
+    accuracy = None if metric is None else scored(metric, collected, samples.labels)
+    if further is None or not len(further):
+        return fidelity, accuracy, fidelity
+    for answer in runner.answers(further, progress=progress):
+        whole.add(answer)
+    return fidelity, accuracy, whole.result(source)
 
 
 def _until(

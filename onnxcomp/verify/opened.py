@@ -92,7 +92,7 @@ class OpenedModel:
             self.graph = graph
         self._sessions: dict[Hashable, Session] = {}
         self._recordings: dict[Hashable, tuple[Any, Recording]] = {}
-        self.batches: dict[Hashable, bool] = {}  # whether so many samples of a data set run together
+        self.batches: dict[Hashable, bool] = {}  # whether samples of a data set run together
 
     @classmethod
     def of(cls, model: Path | OpenedModel) -> OpenedModel:

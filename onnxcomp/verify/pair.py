@@ -204,16 +204,16 @@ class Runner:
         size = max(1, min(rows, len(samples), most))
         if self._rows(one) > 1:
             return 0
-        some = next(samples.batches(size))
+        some = next(samples.batches(min(size, 2)))
         if self._rows(some) == 1:
             return 1
         # exporters often leave the batch free at the input and fix it in a Reshape: then only one at a time works
-        return size if all(self._takes(index, samples, some, size) for index in range(len(self._models))) else 1
+        return size if all(self._takes(index, samples, some) for index in range(len(self._models))) else 1
 
-    def _takes(self, index: int, samples: Samples, some: dict[str, Array], size: int) -> bool:
-        """Whether a model runs on so many samples at a time; asked once for each data set."""
-        asked, how = self._models[index].batches, (size, *self._how[index])
-        key = (id(samples.dataset), how) if isinstance(samples, Stored) else None
+    def _takes(self, index: int, samples: Samples, some: dict[str, Array]) -> bool:
+        """Whether a model runs on several samples at a time; asked once for each data set."""
+        asked = self._models[index].batches
+        key = (id(samples.dataset), self._how[index]) if isinstance(samples, Stored) else None
         if key is None or key not in asked:
             try:
                 self._run(index, some)

@@ -29,7 +29,7 @@ from onnxcomp.verify import compilers
 from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.enough import Limits, in_words
-from onnxcomp.verify.judge import judge
+from onnxcomp.verify.judge import judge, judge_and_count
 from onnxcomp.verify.layers import own_sqnr_db
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.runtimes import otherwise
@@ -43,6 +43,8 @@ class Measurements:
     """What was measured of one written file.
 
     Attributes:
+        decided: the lowest share of equal decisions, on the samples that decisions are counted on; None where they are
+            too few, or of a kind that tells nothing.
         own_sqnr_db: by layer, its own error in dB.
         on_integers: by node, whether the kernel that ran it works on integers; empty where nothing was run.
     """
@@ -52,6 +54,7 @@ class Measurements:
     fidelity: Fidelity | None
     accuracy: Accuracy | None
     benchmark: Benchmark | None
+    decided: float | None = None
     own_sqnr_db: dict[str, float] = field(default_factory=dict)
     on_integers: dict[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -70,8 +73,8 @@ class Judge:
         folder: for scratch files.
         samples: what the report's figures are measured on; candidates never see them.
         select: what candidates are compared on.
-        seen: those and samples that calibrate: decisions are counted on many, one among few says nothing of a point.
         metric: the task metric, or None.
+        further: samples that calibrate: decisions are counted on these, too, one among few says nothing of a point.
         until: limits at which `samples` need not all be seen; None where they shall.
         tasks: what each output is.
         synthetic: whether the samples are made up.
@@ -83,7 +86,6 @@ class Judge:
     folder: Path
     samples: Samples
     select: Samples
-    seen: Samples
     metric: Metric | None
     synthetic: bool
     context: PassContext
@@ -91,6 +93,7 @@ class Judge:
     bench: bool
     verify: bool
     bench_seconds: float
+    further: Samples | None = None
     until: Limits | None = None
     costs: MeasuredCosts | None = None
     tasks: TaskBook | None = None
@@ -100,6 +103,11 @@ class Judge:
     def has_metric(self) -> bool:
         """Whether the selection samples tell the task's metric."""
         return self.verify and self._selection_metric() is not None
+
+    @property
+    def counted(self) -> int:
+        """How many samples decisions are counted on."""
+        return len(self.select) + (0 if self.further is None else len(self.further))
 
     def candidate(self, graph: Graph, *, samples: int | None = None, timed: bool = True) -> Measurements:
         """What a candidate comes to on the selection samples, or on the first of them, and in a short benchmark.
@@ -112,7 +120,8 @@ class Judge:
         path, files = self._written(graph, "candidate.onnx")
         select = self.select if samples is None else self.select.head(samples)
         timing = (self._trial_benchmark if self.bench else self._recorded) if timed else None
-        return self._measure(graph, path, files, select, self._selection_metric(), timing)
+        further = self.further if samples is None else None
+        return self._measure(graph, path, files, select, self._selection_metric(), timing, further)
 
     def final(self, graph: Graph, name: str) -> Measurements:
         """Everything the report says of the result, measured on a file with the bytes that will be written."""
@@ -138,11 +147,18 @@ class Judge:
         Raises:
             ModelError: the file does not load or run, or its inputs or outputs differ.
         """
-        return judge(
+        return self._judged(path, samples, metric)[:2]
+
+    def _judged(
+        self, path: Path, samples: Samples | None, metric: Metric | None, further: Samples | None = None
+    ) -> tuple[Fidelity, Accuracy | None, Fidelity]:
+        """As `compared`, and the closeness on further samples besides."""
+        return judge_and_count(
             self.source,
             path,
             self.samples if samples is None else samples,
             self.metric if samples is None else metric,
+            further=further,
             until=self.until if samples is None or samples is self.samples else None,
             tasks=self.tasks,
             source="synthetic" if self.synthetic else "data",
@@ -152,14 +168,15 @@ class Judge:
         )
 
     def agreement(self, graph: Graph) -> float | None:
-        """The lowest share of equal decisions on `seen`; None where they are too few, or of a kind that tells nothing.
+        """The lowest share of equal decisions on the samples that select and `further` ones.
+
+        None where they are too few, or of a kind that tells nothing.
 
         Raises:
             ModelError: the runtime refuses the graph.
         """
         path, _ = self._written(graph, "decides.onnx")
-        least = self.compared(path, self.seen)[0].least_agreeing
-        return None if least is None or least.doubts else least.value
+        return _decided(self._judged(path, self.select, None, self.further)[2])
 
     def otherwise(self) -> tuple[str, ...]:
         """What to say where the target's runtime makes another function of the source itself."""
@@ -215,13 +232,21 @@ class Judge:
         return {}
 
     def _measure(
-        self, graph: Graph, path: Path, files: list[Path], samples: Samples, metric: Metric | None, timed: Timed | None
+        self,
+        graph: Graph,
+        path: Path,
+        files: list[Path],
+        samples: Samples,
+        metric: Metric | None,
+        timed: Timed | None,
+        further: Samples | None = None,
     ) -> Measurements:
         context = self.context
-        fidelity = accuracy = benchmark = None
+        fidelity = accuracy = benchmark = decided = None
         notes: list[str] = []
         if self.verify:
-            fidelity, accuracy = self.compared(path, samples, metric)
+            fidelity, accuracy, all_told = self._judged(path, samples, metric, further)
+            decided = _decided(all_told)
             notes += [*_meaningless(fidelity), *filter(None, [in_words(fidelity)])]
         if self.bench and timed is not None and (missing := self._missing()):
             notes.append(missing)
@@ -229,7 +254,7 @@ class Judge:
             benchmark = timed(graph, path, next(iter(samples.batches(1))))
         size = sum(file.stat().st_size for file in files)
         stats = cost.stats(graph, context.operators, file_bytes=size, sample=context.sample_shapes)
-        found = Measurements(stats, sha256_of(*files), fidelity, accuracy, benchmark)
+        found = Measurements(stats, sha256_of(*files), fidelity, accuracy, benchmark, decided)
         return replace(found, notes=tuple(notes))
 
     def _missing(self) -> str:
@@ -278,6 +303,11 @@ class Judge:
         if metric is None or metric.needs_all or (metric.needs_labels and self.select.labels is None):
             return None
         return metric
+
+
+def _decided(fidelity: Fidelity) -> float | None:
+    least = fidelity.least_agreeing
+    return None if least is None or least.doubts else least.value
 
 
 def judging_provider(target: str) -> str:

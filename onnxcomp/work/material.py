@@ -45,18 +45,17 @@ class Material:
     copies: tuple[str, ...] = ()
 
     @property
-    def looked_at(self) -> Samples:
-        """Samples that select, and where those are few, some that calibrate: spread evenly over them.
+    def further(self) -> Samples | None:
+        """Where the samples that select are few, some that calibrate, spread evenly: decisions are counted on both.
 
         Sequences stay whole, and made-up samples are what they are.
         """
         missing = LOOKED_AT - len(self.select)
         own = self.calibrate
         if own is None or missing <= 0 or self.synthetic or self.select.starts is not None:
-            return self.select
+            return None
         count = len(own.indices)
-        picked = own.indices[np.linspace(0, count - 1, min(missing, count)).astype(int)]
-        return Samples(own.dataset, np.sort(np.concatenate([self.select.indices, picked])))
+        return Samples(own.dataset, own.indices[np.linspace(0, count - 1, min(missing, count)).astype(int)])
 
 
 def prepare(

@@ -78,7 +78,6 @@ class Study:
             folder=folder,
             samples=material.judge,
             select=material.select,
-            seen=material.looked_at,
             metric=material.metric,
             synthetic=material.synthetic,
             context=context,
@@ -94,8 +93,8 @@ class Study:
         context.costs = self.costs
         context.drop = self.drop if self.judge.has_metric else None
         asked = job.budget.min_agreement is not None  # where a metric is measured, it says what counts
-        decides = job.verify and not material.synthetic and (asked or not self.judge.has_metric)
-        context.agreement = self.judge.agreement if decides else None
+        if job.verify and not material.synthetic and (asked or not self.judge.has_metric):
+            self.judge.further, context.agreement = material.further, self.judge.agreement
         self._prefixes = Prefixes(self.original, most_bytes=material.memory.kept)
 
     @classmethod
@@ -238,11 +237,11 @@ class Study:
         except ModelError as error:
             return Measured(spec, False, False, f"the runtime refuses it: {error.what}", seconds=_since(start))
         measured = self._measured(spec, found, result.changes, start)
-        if self.context.agreement is None or measured.agreement is None or not (measured.sound and measured.better):
+        asks = self.context.agreement is not None and samples is None
+        if not asks or measured.agreement is None or not (measured.sound and measured.better):
             return measured
-        told = self.context.agreement(result.graph)
-        share = measured.agreement if told is None else told
-        return replace(measured, agreement=share, decided=len(self.judge.seen), seconds=_since(start))
+        share = measured.agreement if found.decided is None else found.decided
+        return replace(measured, agreement=share, decided=self.judge.counted, seconds=_since(start))
 
     def final(self, spec: str) -> Measured:
         """As `trial`, on the samples that judge and with a latency measured as long as the job asks for.
