@@ -63,6 +63,16 @@ def test_convolutions_and_small_products_stay_float() -> None:
     assert len(record.skips) == 2
 
 
+@pytest.mark.parametrize(("picked", "coded"), [(64, False), (63, True)])
+def test_a_table_of_which_all_rows_are_picked_is_left_to_what_costs_no_time(picked: int, coded: bool) -> None:
+    weights = {"w": builders.normal(builders.rng(), 64, 32)}
+    node = builders.helper.make_node("Gather", ["w", "i"], ["y"], "rows")
+    ports = [builders.value("i", TensorProto.INT64, ["N", picked])], [builders.value("y", TensorProto.FLOAT, None)]
+    _, record = quantized(builders.model([node], *ports, weights, check=False))
+    assert (record.changes == 1) is coded
+    assert [("store-weights" in skip.why) for skip in record.skips] == [True] * (not coded)
+
+
 def test_a_shared_weight_is_stored_once() -> None:
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     nodes = [
