@@ -432,10 +432,11 @@ class FileRef:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How many samples calibration saw and where they came from."""
+    """How many samples calibration saw and where they came from; `repeated`: of how many that judge it saw copies."""
 
     samples: int
     source: str
+    repeated: int = 0
 
 
 @dataclass(frozen=True)

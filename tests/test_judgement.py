@@ -15,8 +15,8 @@ from rich.console import Console
 
 import onnxcomp
 from onnxcomp.errors import DataError
-from onnxcomp.report.screen import show
-from onnxcomp.results import Report
+from onnxcomp.report.screen import figures, show
+from onnxcomp.results import Accuracy, Report
 from onnxcomp.verify.budget import Budget
 from onnxcomp.verify.verdict import PairVerdict, verify_pair
 
@@ -297,6 +297,9 @@ def test_samples_that_are_all_alike_are_said_first(tmp_path: Path):
     np.savez(tmp_path / "d.npz", x=np.ones((100, 32), np.float32))
     report = optimized(tmp_path, network(), tmp_path / "d.npz", passes="quantize-weights")
     assert "samples that judge are copies" in first_line(report)
+    assert report.calibration is not None and report.calibration.repeated
+    report.accuracy = Accuracy("top1", 50, 0.9, 0.9, 0.0)
+    assert "on 50 samples" in next(words for name, *_, words in figures(report) if name == "top1")
 
 
 def test_duplicated_rows_are_found(tmp_path: Path):

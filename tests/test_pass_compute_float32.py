@@ -15,10 +15,13 @@ from nets import Net
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcomp
+from onnxcomp.distill.trainable import prepare
+from onnxcomp.distill.writeback import put_back
 from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
+from onnxcomp.ops.facts import load_operators
 from onnxcomp.recipes import find
 from onnxcomp.verify.tasks.base import Seen
 from onnxcomp.verify.tasks.guess import look
@@ -228,6 +231,24 @@ def test_what_takes_plain_weights_says_how_stored_ones_become_plain(name: str) -
     stored = retyped(cnn(), HALF, stored=True)
     result = onnxcomp.optimize(stored, data={"x0": x}, passes=name, verify=False, bench=False)
     assert any("fold-constants{unpack=true}" in skip.why for skip in result.passes[0].skips)
+
+
+@pytest.mark.parametrize("kind", [HALF, BFLOAT, DOUBLE])
+def test_stored_weights_and_statistics_train_under_the_names_that_they_are_stored_by(kind: int) -> None:
+    graph = decode(retyped(cnn(), kind, stored=True))
+    ready = prepare(graph, load_operators(), batch=4)
+    stored = {constant.name: constant for constant in graph.constants()}
+    assert ready.statistics
+    assert {*ready.trainable, *ready.statistics} <= set(stored)
+    values = {name: stored[name].values.astype(np.float32) * 1.5 for name in (*ready.trainable, *ready.statistics)}
+    put_back(graph, ready, values)
+    assert {c.dtype.name for c in graph.constants() if c.name in values} == {np.dtype(TYPES[kind]).name}
+
+
+def test_a_double_model_can_be_trained() -> None:
+    net = Net(seed=6)
+    proto = retyped(net.model(net.op("Gemm", net.input("N", 8), net.weight(8, 4), net.weight(4))), DOUBLE)
+    assert len(prepare(decode(proto), load_operators(), batch=4).trainable) == 2
 
 
 def test_answers_in_half_precision_are_guessed_like_any_others() -> None:

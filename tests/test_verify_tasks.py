@@ -277,6 +277,30 @@ def test_masks_are_compared_by_area():
     assert flat.value == pytest.approx(2 * 12 / 32)
 
 
+@pytest.mark.parametrize("scores", [True, False])
+def test_a_rare_class_of_pixels_that_vanishes_is_named(scores: bool):
+    """It stands at two of a hundred pixels, so that nearly all of them stay equal without it."""
+    classes = rng().integers(0, 2, (ROWS, 64, 64))
+    classes[:, 10:20, 10:18] = 3
+    gone = np.where((classes == 3) & (rng(1).random(classes.shape) < 0.9), 1, classes)
+    before, after = (
+        np.moveaxis(np.eye(4, dtype=np.float32)[part], -1, 1) if scores else part for part in (classes, gone)
+    )
+    found = one(before, after)
+    assert found.value is not None and found.value > 0.98
+    assert found.doubts[0].startswith(f"class 3, 2.0% of the {'pixels' if scores else 'places'}, keeps an IoU of 0.1")
+    assert found.details["mean_iou"] == pytest.approx((2 + 0.1) / 3, abs=0.02)
+    kept = one(before, before)
+    assert not kept.doubts and kept.details["mean_iou"] == 1
+
+
+def test_what_is_one_number_a_place_of_a_recording_names_no_class():
+    inputs = {"signal": normal(ROWS, 2, 750)}
+    found = one(normal(ROWS, 750, 1, seed=4), normal(ROWS, 750, 1, seed=4), inputs, tail="Concat")
+    assert found.kind == "regression"
+    assert one(normal(ROWS, 10), normal(ROWS, 10), inputs, tail="Gemm").kind == "classes"
+
+
 def test_a_state_decides_nothing():
     inputs = {"x": normal(ROWS, 64), "state": normal(2, ROWS, 16)}
     outputs = {"y": sigmoid(normal(ROWS, 1)), "next": normal(2, ROWS, 16, seed=3)}

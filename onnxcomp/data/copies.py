@@ -25,10 +25,12 @@ class Evidence:
     Attributes:
         samples: those that are no copies; all of them where that leaves none, or they have to stay together.
         doubts: what to say of it, in words.
+        repeated: how many of them are copies nevertheless.
     """
 
     samples: Samples
     doubts: tuple[str, ...] = ()
+    repeated: int = 0
 
 
 def evidence(judge: Samples, *seen: Samples | None, apart: bool, together: bool = False) -> Evidence:
@@ -65,7 +67,8 @@ def evidence(judge: Samples, *seen: Samples | None, apart: bool, together: bool 
         )
     if different < min(LEAST, len(judge)):
         doubts.append(f"only {different} of the {len(judge):,} samples that judge differ from one another")
-    return Evidence(judge if stay else Samples(judge.dataset, judge.indices[~copied]), tuple(doubts))
+    kept = judge if stay else Samples(judge.dataset, judge.indices[~copied])
+    return Evidence(kept, tuple(doubts), int(copied.sum()) if stay else 0)
 
 
 def digests(samples: Samples) -> list[bytes]:

@@ -15,12 +15,12 @@ from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, elem_type, is_onnx
 from onnxcomp.graph.literals import lift
 from onnxcomp.graph.shapes import infer
+from onnxcomp.graph.single import OTHERS
 from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.runtime.session import open_graph, open_session
 
-HALVES = ("float16", "bfloat16")
-NARROW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+OTHER_CODES = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 WINDOWS = frozenset({"AveragePool", "Conv", "ConvTranspose", "LpPool", "MaxPool"})
 LEAST_OPSET, MOST_OPSET, MOST_IR = 17, 21, 10  # what rewrites are written for; what the training runtime takes
@@ -35,13 +35,13 @@ def modern(graph: Graph) -> tuple[Graph, list[str]]:
 
 
 def single_precision(graph: Graph) -> list[str]:
-    """Compute in float32 what a half precision model computes in less: the runtime trains nothing narrower.
+    """Compute in float32 what a model computes in half precision or double: the runtime trains nothing else.
 
     Inputs keep their types; outputs become float32.
     """
     wide = elem_type(np.dtype(np.float32))
-    halves = [c for c in graph.constants() if c.dtype.name in HALVES]
-    inputs = [t for t in graph.inputs if t.dtype is not None and t.dtype.name in HALVES]
+    halves = [c for c in graph.constants() if c.dtype.name in OTHERS]
+    inputs = [t for t in graph.inputs if t.dtype is not None and t.dtype.name in OTHERS]
     if not halves and not inputs:
         return []
     for constant in halves:
@@ -49,17 +49,17 @@ def single_precision(graph: Graph) -> list[str]:
     _drop_casts(graph, wide)
     for node in graph.walk():
         for key in ("to", "dtype", "output_dtype"):
-            if node.attrs.get(key) in NARROW:
+            if node.attrs.get(key) in OTHER_CODES:
                 node.attrs[key] = wide
         value = node.attrs.get("value")
-        if isinstance(value, np.ndarray) and value.dtype.name in HALVES:
+        if isinstance(value, np.ndarray) and value.dtype.name in OTHERS:
             node.attrs["value"] = value.astype(np.float32)
     for tensor in inputs:
         readers = list(tensor.consumers)
         cast = graph.add_node("Cast", [tensor], name=f"{tensor.name}_float", attrs={"to": wide})
         graph.replace_uses(tensor, cast.outputs[0], only=readers)
     graph.sort()
-    return ["half precision weights are trained in float32, and rounded when they return"]
+    return ["weights of other floating types are trained in float32, and take their own type when they return"]
 
 
 def _drop_casts(graph: Graph, wide: int) -> None:

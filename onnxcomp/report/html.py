@@ -94,7 +94,8 @@ def judged(report: Report) -> str:
     if fidelity is None:
         return "Not judged: the result was not run against the original."
     kind = "made-up samples" if fidelity.source == "synthetic" else "samples"
-    unseen = " that calibration did not see" if report.calibration is not None else ""
+    apart = report.calibration is not None and not report.calibration.repeated
+    unseen = " that calibration did not see" if apart else ""
     words = f"Judged on {fidelity.samples:,} {kind}{unseen}"
     if report.calibration is not None:
         words += f" (it saw {report.calibration.samples:,} of {report.calibration.source})"

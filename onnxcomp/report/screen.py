@@ -143,12 +143,17 @@ def figures(report: Report) -> list[tuple[str, str, str, str]]:
                 accuracy.metric,
                 f"{accuracy.before:.4f}",
                 f"{accuracy.after:.4f}",
-                f"{_signed(-accuracy.drop)} on {accuracy.samples:,} unseen samples",
+                f"{_signed(-accuracy.drop)} on {accuracy.samples:,} {_seen(report)}samples",
             )
         )
     if report.fidelity is not None:
         rows += _fidelity_rows(report.fidelity)
     return rows
+
+
+def _seen(report: Report) -> str:
+    """Whether the samples that judged are others than those that calibrated: a word before `samples`, or none."""
+    return "" if report.calibration is not None and report.calibration.repeated else "unseen "
 
 
 def _taught(report: Report) -> list[tuple[str, str, str, str]]:

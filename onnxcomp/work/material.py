@@ -28,7 +28,10 @@ SYNTHETIC_JUDGED = 16  # enough to see that two graphs compute the same; never c
 
 @dataclass
 class Material:
-    """The data of a run, cut into parts that share no sample. `copies`: what is to be said of those that do."""
+    """The data of a run, cut into parts that share no sample.
+
+    `copies`: what is to be said of those that do; `repeated`: how many of them judge all the same.
+    """
 
     calibrate: Samples | None
     train: Samples | None
@@ -43,6 +46,7 @@ class Material:
     notes: tuple[str, ...]
     doubts: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
+    repeated: int = 0
 
     @property
     def further(self) -> Samples | None:
@@ -139,6 +143,7 @@ def prepare(
         memory=memory,
         doubts=tuple(doubted),
         copies=found.doubts,
+        repeated=found.repeated,
     )
 
 

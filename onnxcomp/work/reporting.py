@@ -48,7 +48,7 @@ def begin(study: Study) -> Report:
         source=FileRef(str(job.model), study.source_sha256),
         before=before,
         after=before,
-        calibration=None if calibrate is None else Calibration(len(calibrate), material.source),
+        calibration=None if calibrate is None else Calibration(len(calibrate), material.source, material.repeated),
         warnings=list(material.doubts),
         guesses=list(material.guesses),
         request=job.request() | {"timed_shapes": {k: list(v) for k, v in material.sample_shapes.items()}},

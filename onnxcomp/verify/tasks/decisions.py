@@ -14,6 +14,40 @@ from onnxcomp.verify.tasks.base import KINDS, LEAST, Measure
 FEW_YES = 10
 MOST_FLIPS = 24  # that are named
 MASK_AXES = 4  # samples, one class or several, height, width
+MOST_CLASSES = 256  # of a map; more are words of a language, of which each is rare
+RARE = 1e-3  # of all places: a class that stands at fewer is left to chance
+LOST = 0.5  # IoU of a class's places before and after, below which it is named
+
+
+class Areas:
+    """Which places each class has in both models: a rare class may vanish while nearly all places stay equal.
+
+    IoU of a class = places that both name so / places that either does; classes that the original names count.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Array = np.zeros((3, 0), np.int64)  # [both, before, after] by class
+
+    def add(self, first: Array, second: Array) -> None:
+        """Count places of two maps of whole numbers from 0 on, of one shape."""
+        first, second = first.reshape(-1), second.reshape(-1)
+        size = max(self.counts.shape[1], int(first.max(initial=0)) + 1, int(second.max(initial=0)) + 1)
+        found = [np.bincount(part, minlength=size) for part in (first[first == second], first, second)]
+        self.counts = np.pad(self.counts, ((0, 0), (0, size - self.counts.shape[1]))) + np.stack(found)
+
+    def told(self, kind: str) -> tuple[dict[str, float], list[str]]:
+        """The mean IoU of the classes, and in words which one is as good as gone."""
+        both, before, after = self.counts
+        present = np.flatnonzero(before)
+        if not 1 < len(present) <= MOST_CLASSES:
+            return {}, []
+        ious = both[present] / (before + after - both)[present]
+        common = before[present] >= max(LEAST, RARE * before.sum())
+        lines = []
+        if common.any() and (least := float(ious[common].min())) < LOST:
+            name = int(present[common][int(ious[common].argmin())])
+            lines.append(f"class {name}, {before[name] / before.sum():.1%} of the {kind}, keeps an IoU of {least:.2f}")
+        return {"mean_iou": float(ious.mean())}, lines
 
 
 class Classes(Measure):
@@ -29,6 +63,7 @@ class Classes(Measure):
         self.samples = self.places = self.equal = 0
         self.counts: Array = np.zeros(1, np.int64)
         self.flips: list[tuple[int, int, int]] = []
+        self.areas = Areas()
 
     def add(self, before: Mapping[str, Array], after: Mapping[str, Array], rows: int) -> None:
         """Count one batch."""
@@ -45,6 +80,8 @@ class Classes(Measure):
         counts = np.bincount(first.reshape(-1), minlength=len(self.counts))
         counts[: len(self.counts)] += self.counts
         self.counts = counts
+        if first.size > rows:
+            self.areas.add(first, second)
         if self.kind == "classes" and first.size == rows:
             first, second = first.reshape(-1), second.reshape(-1)
             other = np.flatnonzero(first != second)[: MOST_FLIPS - len(self.flips)]
@@ -56,8 +93,16 @@ class Classes(Measure):
         if self.samples >= LEAST and int((self.counts > 0).sum()) == 1:
             doubts.append(f"the original names class {int(self.counts.argmax())} {_everywhere(self.kind)}")
         value = self.equal / self.places if self.places else None
+        details, lost = self.areas.told(_PLACES.get(self.kind, "places"))
         return Agreement(
-            self.kind, self.outputs, KINDS[self.kind], value, self.samples, {}, tuple(doubts), tuple(self.flips)
+            self.kind,
+            self.outputs,
+            KINDS[self.kind],
+            value,
+            self.samples,
+            details,
+            (*lost, *doubts),
+            tuple(self.flips),
         )
 
 
@@ -123,6 +168,7 @@ class Equal(Measure):
         self.rows = self.others = self.matched = 0
         self.first: object = None
         self.varied = self.apart = False
+        self.areas: Areas | None = Areas()
 
     def add(self, before: Mapping[str, Array], after: Mapping[str, Array], rows: int) -> None:
         """Count one batch."""
@@ -134,21 +180,31 @@ class Equal(Measure):
             self.varied = self.varied or bool((a != self.first).any())
         if a.shape == b.shape:
             self.equal += int(np.asarray(a == b, bool).sum())
+            self._map(a, b, rows)
         else:
             self.apart = True
         if a.ndim and b.ndim and a.shape[0] != rows:
             self.rows, self.others = self.rows + len(a), self.others + len(b)
             self.matched += sum((_counted(a) & _counted(b)).values())
 
+    def _map(self, a: Array, b: Array, rows: int) -> None:
+        """Areas of a map of classes; numbers that can be none end the counting."""
+        whole = a.dtype.kind in "iu" and b.dtype.kind in "iu" and a.ndim >= MASK_AXES - 1 and a.size > rows
+        if not whole or min(a.min(), b.min()) < 0 or max(a.max(), b.max()) >= MOST_CLASSES:
+            self.areas = None
+        if self.areas is not None:
+            self.areas.add(a, b)
+
     def result(self) -> Agreement:
         """Share of equal elements, or F1 of equal rows."""
         doubts = _few(self.samples)
+        details, lost = self.areas.told("places") if self.areas is not None and not self.apart else ({}, [])
         if self.samples >= LEAST and self.places and not self.varied:
             doubts.append("the original gives one value everywhere")
         value, words = self.equal / self.places if self.places and not self.apart else None, "equal values"
         if self.apart and self.rows + self.others:
             value, words = 2 * self.matched / (self.rows + self.others), "equal rows, F1"
-        return Agreement("classes", self.outputs, words, value, self.samples, doubts=tuple(doubts))
+        return Agreement("classes", self.outputs, words, value, self.samples, details, (*lost, *doubts))
 
 
 def _counted(array: Array) -> Counter[bytes]:
@@ -157,6 +213,9 @@ def _counted(array: Array) -> Counter[bytes]:
 
 def _few(samples: int) -> list[str]:
     return [f"{samples} sample{'s' * (samples != 1)} tell little"] if 0 < samples < LEAST else []
+
+
+_PLACES = {"pixels": "pixels", "tokens": "places"}
 
 
 def _everywhere(kind: str) -> str:

@@ -167,7 +167,7 @@ def _guessed(name: str, array: Array, seen: Seen) -> tuple[Callable[[], Measure]
         return _map(name, array, seen, tail)
     flat = array.reshape(seen.rows, -1) if array.shape[:1] == (seen.rows,) else None
     if flat is not None and flat.shape[1] == max(array.shape[1:], default=0):
-        return _vector(name, flat, tail)
+        return _vector(name, flat, tail, seen)
     if array.ndim == 3 and (_last_is_normalised(tail) or seen.text):
         return lambda: Embeddings(name), "vectors, one a place"
     return lambda: Values(name), "numbers, a regression"
@@ -221,7 +221,7 @@ def _unmasked(flat: Array) -> Array:
     return np.where(large, np.where(np.isfinite(least), least, 0.0), flat)
 
 
-def _vector(name: str, flat: Array, tail: tuple[str, ...]) -> tuple[Callable[[], Measure], str]:
+def _vector(name: str, flat: Array, tail: tuple[str, ...], seen: Seen) -> tuple[Callable[[], Measure], str]:
     """One row a sample: scores of classes, an embedding, or the numbers of a regression."""
     width, masked = flat.shape[1], bool((~(np.abs(flat) < FILLED)).any())
     flat = _unmasked(flat)
@@ -234,11 +234,19 @@ def _vector(name: str, flat: Array, tail: tuple[str, ...]) -> tuple[Callable[[],
         if width <= FEW_CLASSES // 2 and not of_length_one:
             return lambda: Values(name), "numbers, a regression"
         return lambda: Embeddings(name), "an embedding"
+    if _along(width, seen) and not masked:
+        return lambda: Values(name), "a number at each place of the input"
     if (_offset(flat) or _places(flat)) and not masked:
         return lambda: Values(name), "numbers, a regression"
     if masked or width <= FEW_CLASSES or _sure(flat):
         return lambda: Classes("classes", name, 1), "scores of classes"
     return lambda: Embeddings(name), "an embedding"
+
+
+def _along(width: int, seen: Seen) -> bool:
+    """Whether there is a number for each step of a recording, the longest axis of an input [N, C, T] or [N, T, C]."""
+    recordings = (array for array in seen.inputs.values() if array.ndim == 3 and is_float(array.dtype))
+    return width > FEW_CLASSES and any(width == max(array.shape[1:]) for array in recordings)
 
 
 def _sure(rows: Array) -> bool:
