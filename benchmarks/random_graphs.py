@@ -35,6 +35,7 @@ SPECS = (
     "fuse-batchnorm",
     "fuse-slices",
     "gather-rows",
+    "split-softmax",
     "fuse-activations",
     "drop-zero-channels",
     "clip-weights",

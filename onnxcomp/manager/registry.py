@@ -21,6 +21,7 @@ BUILTIN = {
     "fuse-batchnorm": "onnxcomp.passes.fuse_batchnorm:FuseBatchNorm",
     "fuse-slices": "onnxcomp.passes.fuse_slices:FuseSlices",
     "fuse-activations": "onnxcomp.passes.fuse_activations:FuseActivations",
+    "split-softmax": "onnxcomp.passes.split_softmax:SplitSoftmax",
     "gather-rows": "onnxcomp.passes.gather_rows:GatherRows",
     "clip-weights": "onnxcomp.passes.clip_weights:ClipWeights",
     "prune-blocks": "onnxcomp.passes.prune_blocks:PruneBlocks",
