@@ -2,8 +2,8 @@
 
     python benchmarks/explain_damage.py [resnet20 minilm mobilenet vit digits] [--cases 20] [--tools PYTHON]
 
-Every case draws a form (the float model, or what quantize_static makes of it), a layer, how large the damage is, and a
-tool that rewrites the damaged file: none, other names everywhere, ONNX Runtime's own optimizer, onnxsim, onnxslim. The
+Every case draws a form (the float model, or quantize_static's with a scale a channel), a layer, how large the damage
+is, and a tool that rewrites the damaged file: none, other names everywhere, ONNX Runtime's own optimizer, onnxsim, onnxslim. The
 last two are asked of a Python that has them (--tools; `pip install onnxsim onnxslim`). A damaged range or zero point of
 an activation belongs to every layer that reads it: one of them must be first. minilm's vocabulary and depth are cut so
 that a case takes a second; resnet20 and minilm need ONNXCOMP_TEST_ASSETS. Rows go to results/explain_damage.json.
@@ -265,13 +265,11 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 def forms(model: Path, feeds: Feeds, folder: Path) -> dict[str, Path]:
     """The float model and what ONNX Runtime's quantizers make of it."""
     found = {"float": model}
-    options: dict[str, Any] = {"weight_type": QuantType.QInt8, "op_types_to_quantize": list(PRODUCTS)}
-    for name, extra in (("static", {"per_channel": True}), ("static a tensor", {"per_channel": False})):
-        found[name] = folder / f"{name}.onnx"
-        quantize_static(
-            model, found[name], Reader(feeds), quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8,
-            **options, **extra,
-        )  # fmt: skip
+    found["QDQ"] = folder / "QDQ.onnx"
+    quantize_static(
+        model, found["QDQ"], Reader(feeds), quant_format=QuantFormat.QDQ, activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8, op_types_to_quantize=list(PRODUCTS), per_channel=True,
+    )  # fmt: skip
     return found
 
 

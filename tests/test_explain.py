@@ -222,3 +222,40 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
         explain(cnn, text, cnn_data())
     with pytest.raises(DataError):
         explain(cnn, cnn, tmp_path / "nothing.npz")
+
+
+def test_another_model_with_the_same_inputs_is_no_form_of_the_first(tmp_path: Path) -> None:
+    before = builders.residual_cnn(batch_norm=False)
+    first = builders.save(before, tmp_path / "a.onnx")
+    for node in [n for n in before.graph.node if n.op_type in {"Conv", "Gemm"}]:
+        weight = weight_of(before, node)
+        values = numpy_helper.to_array(weight)
+        put(weight, builders.rng(9).standard_normal(values.shape).astype(np.float32))
+    second = builders.save(before, tmp_path / "b.onnx")
+    with pytest.raises(ModelError, match="compute different things"):
+        explain(first, second, cnn_data())
+
+
+def test_an_input_of_another_size_is_another_input(tmp_path: Path) -> None:
+    before = builders.residual_cnn(batch_norm=False)
+    first = builders.save(before, tmp_path / "a.onnx")
+    before.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 24
+    second = builders.save(before, tmp_path / "b.onnx")
+    with pytest.raises(ModelError, match=r"different inputs: image is .* before, .*24.* after"):
+        explain(first, second, cnn_data())
+
+
+def test_a_model_that_takes_half_of_what_the_first_takes_is_explained(tmp_path: Path) -> None:
+    """Converters to float16 change the type of inputs and outputs, too."""
+    before = builders.residual_cnn(batch_norm=False)
+    first = builders.save(before, tmp_path / "a.onnx")
+    for port in (*before.graph.input, *before.graph.output):
+        port.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for tensor in before.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            put(tensor, numpy_helper.to_array(tensor).astype(np.float16))
+    del before.graph.value_info[:]
+    onnx.save(before, tmp_path / "b.onnx")
+    found = explain(first, tmp_path / "b.onnx", cnn_data(), times=False)
+    assert len(found.layers) == 4 and all(50 < (layer.own_sqnr_db or 0) < 90 for layer in found.layers)
+    assert "convert-float16" in found.layers[0].advice

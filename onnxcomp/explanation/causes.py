@@ -5,16 +5,19 @@ Each cause has a sign of its own in what was measured; the one that explains mos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxcomp.explanation.matching import bias_elsewhere
+from onnxcomp.explanation.matching import Pair, bias_elsewhere
 from onnxcomp.explanation.measuring import Error, Finding
 from onnxcomp.explanation.products import Layer
 from onnxcomp.graph.ir import Array
 
 EXPLAINS = 0.5  # of the error's energy
+MISSING = 0.2  # of a lost bias is seen in the means, behind an activation function too
+RELATED_DB = 1.0  # between a weight and what any compression makes of it
 ALIKE_DB = 6.0  # how much better the weights may be than the output whose error they explain
 
 
@@ -67,6 +70,26 @@ def compare_weights(before: Layer, after: Layer) -> Weights:
     return Weights(sqnr, saturated, _swapped(rows, other, noise, energy), tuple(int(i) for i in zeroed))
 
 
+def of_one_model(pairs: Sequence[Pair], layers: Sequence[Layer]) -> bool:
+    """Whether two models can be forms of one: weights that nothing has in common are those of another model.
+
+    Weights of other shapes say nothing, as channels may have been removed; then most layers must have a partner.
+
+    Args:
+        layers: of the first model.
+    """
+    sizes = [(pair, compare_weights(pair.before, pair.after)) for pair in pairs]
+    read = [(pair, w) for pair, w in sizes if _same_size(pair)]
+    if read:
+        return any(w.sqnr_db is None or w.sqnr_db > RELATED_DB or w.swapped for _, w in read)
+    return 2 * len(pairs) > len(layers)
+
+
+def _same_size(pair: Pair) -> bool:
+    a, b = pair.before.weight, pair.after.weight
+    return a is not None and b is not None and a.shape == b.shape
+
+
 def _swapped(rows: Array, other: Array, noise: Array, energy: Array) -> tuple[int, ...]:
     """Rows that are another row of the original: only the bad ones are looked up."""
     bad = np.flatnonzero(noise > 0.5 * energy)
@@ -97,7 +120,7 @@ def cause_of(finding: Finding, weights: Weights) -> Cause:
         or _clipped(finding)
         or _rounded_weights(weights, error)
         or _gain(error)
-        or _shift(error)
+        or _shift(finding, error)
         or _rounded_input(finding)
     )
     return found or Cause("rounding")
@@ -109,7 +132,8 @@ def _lost_bias(finding: Finding, error: Error) -> Cause | None:
         return None
     if (after is not None and after.any()) or "Add" in finding.pair.after.linear_ops:
         return None
-    if np.square(before, dtype=np.float64).mean() < 0.1 * error.noise.sum() / max(1.0, error.count * len(error.noise)):
+    means = error.shift / error.count
+    if len(means) != len(before) or -(means * before).sum() < MISSING * np.square(before, dtype=np.float64).sum():
         return None
     return Cause(
         f"its bias, of {np.abs(before).max():.3g} at most, is lost", "put the bias of the original back into this layer"
@@ -188,8 +212,8 @@ def _gain(error: Error) -> Cause | None:
     )
 
 
-def _shift(error: Error) -> Cause | None:
-    """A lost bias or a wrong zero point: the mean of channels has moved."""
+def _shift(finding: Finding, error: Error) -> Cause | None:
+    """Another bias or a wrong zero point: the mean of channels has moved."""
     if not error.count or not error.noise.sum():
         return None
     moved = np.square(error.shift) / error.count
@@ -197,9 +221,20 @@ def _shift(error: Error) -> Cause | None:
         return None
     means = error.shift / error.count
     worst = int(np.abs(means).argmax())
-    alike = np.abs(means - means.mean()).max() < 0.1 * abs(means.mean()) if len(means) > 1 else False
-    what = "a zero point is off" if alike else "its bias is lost, or a zero point is off"
     return Cause(
-        f"the mean of its output has moved, most by {means[worst]:+.3g} in channel {worst}: {what}",
+        f"the mean of its output has moved, most by {means[worst]:+.3g} in channel {worst}: "
+        f"{_moved_by(finding, means)}",
         "compare its bias and zero points with the original's; quantize-qdq corrects biases where data are given",
     )
+
+
+def _moved_by(finding: Finding, means: Array) -> str:
+    """What can have moved the means of a layer's output."""
+    a, b = finding.pair.before.bias, finding.pair.after.bias
+    if a is not None and b is not None and len(a) == len(b) == len(means):
+        other = b.astype(np.float64) - a
+        if (means * other).sum() > EXPLAINS * np.square(means).sum():
+            return f"its bias is another one, by {np.abs(other).max():.3g} at most"
+        return "a zero point is off, or its input is cut off"
+    alike = len(means) > 1 and np.abs(means - means.mean()).max() < 0.1 * abs(means.mean())
+    return "a zero point is off" if alike else "its bias is lost, or a zero point is off"

@@ -13,7 +13,7 @@ from onnxcomp.data.open import Source, open_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.explanation.advising import Advisor
-from onnxcomp.explanation.causes import cause_of, compare_weights
+from onnxcomp.explanation.causes import cause_of, compare_weights, of_one_model
 from onnxcomp.explanation.matching import match
 from onnxcomp.explanation.measuring import Finding, measure, seen
 from onnxcomp.explanation.products import Layer, Reading, feeds_shapes, layers
@@ -75,7 +75,8 @@ def explain(
     first = load(before)
     notes = [*dataset.guesses, *dataset.problems]
     if len(chosen) < FEW:
-        notes.append(f"only {len(chosen)} samples: the order of layers with errors alike is not certain")
+        count = "one sample" if len(chosen) == 1 else f"{len(chosen)} samples"
+        notes.append(f"only {count}: the order of layers with errors alike is not certain")
     if after is None:
         second = forecast(first, chosen, seed, threads, progress)
         told = f"{before.name} with every layer in int8 (a forecast)"
@@ -123,9 +124,9 @@ def explain_graphs(
             )
     values = tuple(_places(reading, found, samples, threads) for reading, found in sides)
     pairs = match(sides[0][1], sides[1][1], (values[0], values[1]))
-    if not pairs:
+    if not of_one_model(pairs, sides[0][1]):
         raise ModelError(
-            "no layer of the second model is one of the first",
+            "the models compute different things: no layer of the second has the weights of one of the first",
             where=f"{names[0]} and {names[1]}",
             do="give two forms of one model: the same layers, whatever their names and types",
         )
@@ -155,6 +156,22 @@ def _check_inputs(first: Graph, second: Graph, where: Path) -> None:
             where=str(where),
             do="only models that take the same data can be compared",
         )
+    shapes = {t.name: t.shape for t in first.inputs}
+    for port in second.inputs:
+        known = shapes[port.name]
+        if known is not None and port.shape is not None and not _alike(known, port.shape):
+            raise ModelError(
+                f"the models have different inputs: {port.name} is {list(known)} before, {list(port.shape)} after",
+                where=str(where),
+                do="only models that take the same data can be compared",
+            )
+
+
+def _alike(a: Sequence[object], b: Sequence[object]) -> bool:
+    """Whether two shapes can be one, however many samples are taken at once."""
+    return len(a) == len(b) and all(
+        x == y or not (isinstance(x, int) and isinstance(y, int)) for x, y in zip(a[1:], b[1:], strict=True)
+    )
 
 
 def _read(graph: Graph, feed: Mapping[str, Array], operators: Operators) -> tuple[Reading, list[Layer]]:

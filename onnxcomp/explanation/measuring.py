@@ -6,7 +6,7 @@ is fed, all layers in one run: the graph is cut at each layer's input, and the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -186,8 +186,17 @@ def seen(reading: Reading, places: Sequence[Place], samples: Batches, count: int
 
 
 def _run(session: Session, feeds: dict[str, Array]) -> dict[str, Array]:
-    names = {port.name for port in session.inputs}
-    return session.run({name: array for name, array in feeds.items() if name in names}) if session.outputs else {}
+    return session.run(_taken(session, feeds)) if session.outputs else {}
+
+
+def _taken(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """What a session asks for, floats in its own precision: a model may take half of what the other one takes."""
+    found = {}
+    for port in session.inputs:
+        values = feeds.get(port.name)
+        if values is not None:
+            found[port.name] = values.astype(port.dtype) if values.dtype.kind == "f" else values
+    return found
 
 
 def floats(values: Array, place: Place, reading: Reading) -> Array:
@@ -217,8 +226,7 @@ def _measure(group: list[Finding], before: Reading, after: Reading, samples: Bat
             name: _shaped(floats(held[a.tensor.name], a, before).astype(np.float32), after.shapes.static(b.tensor))
             for name, (a, b) in forced.items()
         }
-        wanted = {port.name for port in session.inputs}
-        own = session.run({n: v for n, v in (feeds | own_inputs).items() if n in wanted})
+        own = session.run(_taken(session, feeds | own_inputs))
         piled = _run(plain, feeds) | {n: feeds[n] for n in plain_names if n in feeds}
         for finding in group:
             _add(finding, held, own, piled, exits, before, after)

@@ -179,7 +179,7 @@ def _layer(node: Node, form: IntegerForm, index: int, reading: Reading) -> Layer
     start = Place(out, *_ports(node, form.exit)) if form.exit else Place(out)
     product, linear, linear_ops, active, active_ops = _ahead(start, reading)
     weight, codes = _weight(node, form, reading)
-    bias = reading.value(node.input(form.bias)) if form.bias >= 0 else None
+    bias = _bias(node, form, reading)
     aside = {form.data, *reading.operators.facts(node).quantization_ports}
     others = [t for p, t in enumerate(node.inputs) if t.name and p not in aside and t in reading.moving]
     ahead = [c for place in (out, linear.tensor) for c in place.consumers]
@@ -196,7 +196,7 @@ def _layer(node: Node, form: IntegerForm, index: int, reading: Reading) -> Layer
         active_ops,
         weight,
         codes,
-        None if bias is None or bias.dtype.kind != "f" else bias.reshape(-1),
+        bias,
         bool(others) and form.like not in ("LSTM", "GRU", "RNN"),
         tuple(vectors),
     )
@@ -381,6 +381,20 @@ def _weight(node: Node, form: IntegerForm, reading: Reading) -> tuple[Array | No
     if scale is not None and scale.size in (1, len(matrix)):
         matrix = matrix * scale.astype(np.float32).reshape(-1, 1)
     return matrix, codes
+
+
+def _bias(node: Node, form: IntegerForm, reading: Reading) -> Array | None:
+    """As floats [out]; integers have the scales of input and weight."""
+    bias = reading.value(node.input(form.bias)) if form.bias >= 0 else None
+    if bias is None or bias.dtype.kind == "f":
+        return None if bias is None else bias.reshape(-1)
+    scales = [_port(node, form.entry[0] if form.entry else -1, reading), _port(node, form.scale, reading)]
+    result = bias.reshape(-1).astype(np.float32)
+    for scale in scales:
+        if scale is None or scale.size not in (1, result.size):
+            return None
+        result = result * scale.reshape(-1).astype(np.float32)
+    return result
 
 
 def _constant_of(node: Node) -> Tensor:

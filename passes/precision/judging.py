@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcomp.errors import DataError
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.manager.base import PassContext, SampleSource
 from onnxcomp.runtime.closeness import EXACT_DB, rows_of
@@ -56,7 +57,17 @@ class Slice:
 
 
 def shared_out(samples: SampleSource) -> tuple[SampleSource, SampleSource, bool]:
-    """Samples to calibrate on, samples to judge on, and whether those differ: too few are not cut."""
+    """Samples to calibrate on, samples to judge on, and whether those differ: too few are not cut.
+
+    Raises:
+        DataError: one sample, which tells nothing of what others keep.
+    """
+    if len(samples) < 2:
+        raise DataError(
+            "one sample cannot tell what others keep, so no budget can be promised",
+            where="the calibration samples",
+            do="give more samples: 32 or more for a tight budget",
+        )
     first = next(iter(samples.batches(1)))
     step = rows_of(first)
     kept = int(min(MOST, max(LEAST, len(samples) * KEPT_BACK))) // step * step
