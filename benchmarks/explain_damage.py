@@ -2,11 +2,12 @@
 
     python benchmarks/explain_damage.py [resnet20 minilm mobilenet vit digits] [--cases 20] [--tools PYTHON]
 
-Every case draws a form (the float model, or quantize_static's with a scale a channel), a layer, how large the damage is,
-and a tool that rewrites the damaged file: none, other names everywhere, ONNX Runtime's own optimizer, onnxsim, onnxslim.
-The last two are asked of a Python that has them (--tools; `pip install onnxsim onnxslim`). A damaged range or zero point
-of an activation belongs to every layer that reads it: one of them must be first. minilm's vocabulary and depth are cut
-so that a case takes a second; resnet20 and minilm need ONNXCOMP_TEST_ASSETS. Rows go to results/explain_damage.json.
+Every case draws a form (the float model, or quantize_static's with a scale a channel), a layer, how large the damage
+is, and a tool that rewrites the damaged file: none, other names everywhere, ONNX Runtime's own optimizer, onnxsim,
+onnxslim. The last two are asked of a Python that has them (--tools; `pip install onnxsim onnxslim`). A damaged range
+or zero point of an activation belongs to every layer that reads it: one of them must be first. minilm's vocabulary
+and depth are cut so that a case takes a second; resnet20 and minilm need ONNXCOMP_TEST_ASSETS. Rows go to
+results/explain_damage.json.
 """
 
 from __future__ import annotations
