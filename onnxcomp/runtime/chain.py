@@ -58,18 +58,26 @@ class Chain:
                 other |= found.keys()
         return {name: now[name] for name in self.outputs}
 
-    def other_form(self, at: int, graph: Graph, nodes: Iterable[Node], values: Values) -> Session:
+    def other_form(
+        self,
+        at: int,
+        graph: Graph,
+        nodes: Iterable[Node],
+        values: Values,
+        config: Mapping[str, str] | None = None,
+    ) -> Session:
         """A session of part `at` as another graph has it, which hands on tensors of the same names.
 
         Args:
             graph: holds `nodes`, in order.
             values: of all that the nodes read from outside.
+            config: entries for ONNX Runtime's session.
         """
         names = {t.name for t in self._handed[at]}
         nodes = list(nodes)
         outputs = [t for node in nodes for t in node.outputs if t.name in names]
         fed = {t: values[t.name] for t in self._read(nodes, values)}
-        return open_session(piece(graph, nodes, fed, list(outputs)), threads=self.threads)
+        return open_session(piece(graph, nodes, fed, list(outputs)), threads=self.threads, config=config)
 
     def _run(self, at: int, values: Values) -> Values:
         nodes, handed = self.parts[at], self._handed[at]

@@ -27,6 +27,7 @@ Array = np.ndarray[Any, Any]
 Feeds = Mapping[str, Array]
 Model = Path | str | bytes
 
+AS_WRITTEN = {"session.disable_quant_qdq": "1"}  # a float weight between Q and DQ stays float
 LARGE_BYTES = 256 << 20  # a graph with more weights is never copied in memory
 EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -275,9 +276,15 @@ def open_session(
 
 
 def open_graph(
-    graph: Graph, *, threads: int = 1, optimize: bool = True, lean: bool = False, arena: bool = True
+    graph: Graph,
+    *,
+    threads: int = 1,
+    optimize: bool = True,
+    lean: bool = False,
+    arena: bool = True,
+    config: Mapping[str, str] | None = None,
 ) -> Session:
-    """Open a graph for running on the CPU.
+    """Open a graph for running on the CPU; options as of `open_session`.
 
     A graph above `LARGE_BYTES` is always opened lean, and weights that still lie in the model's own external data are
     mapped from there.
@@ -286,11 +293,11 @@ def open_graph(
         ModelError: as `open_session`.
     """
     if total_bytes(graph) <= LARGE_BYTES:
-        return open_session(to_bytes(graph), threads=threads, optimize=optimize, lean=lean, arena=arena)
+        return open_session(to_bytes(graph), threads=threads, optimize=optimize, lean=lean, arena=arena, config=config)
     apart = [c for c in dict.fromkeys((*graph.constants(), *graph.unused)) if _lies_apart(c)]
     if graph.source is None or total_bytes(graph) - sum(c.nbytes for c in apart) > LARGE_BYTES:
         with runnable(graph) as model:
-            return open_session(model, threads=threads, optimize=optimize, lean=True)
+            return open_session(model, threads=threads, optimize=optimize, lean=True, config=config)
     placed = set(apart)
     light = encode(graph, lambda c: _renamed(c) if c in placed else tensor_proto(c))
     return open_session(
@@ -298,7 +305,7 @@ def open_graph(
         threads=threads,
         optimize=optimize,
         lean=True,
-        config={EXTERNAL_DATA_FOLDER: str(graph.source.parent)},
+        config={EXTERNAL_DATA_FOLDER: str(graph.source.parent), **(config or {})},
     )
 
 

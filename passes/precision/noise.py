@@ -25,7 +25,7 @@ from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime.closeness import Tally, is_float, rows_of
 from onnxcomp.runtime.parts import FILL_SPREAD, Slices, slices_of
 from onnxcomp.runtime.progress import Progress
-from onnxcomp.runtime.session import Session, open_graph
+from onnxcomp.runtime.session import AS_WRITTEN, Session, open_graph
 from onnxcomp.runtime.taps import tapped
 from onnxcomp.targets.base import Target
 
@@ -139,7 +139,7 @@ class StaticAlone:
         copy.sort()
         drop_unneeded(copy)
         self._given = {t.name for t in copy.inputs}
-        self._session = open_graph(copy, threads=threads, arena=False)
+        self._session = open_graph(copy, threads=threads, arena=False, config=AS_WRITTEN)
 
     def deltas(self, values: Mapping[str, Array]) -> Deltas:
         """The error of each layer; what comes before a layer is exact."""

@@ -15,7 +15,7 @@ from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime.chain import Chain, Values, cut
 from onnxcomp.runtime.closeness import Tally, in_decibels, rows_of
 from onnxcomp.runtime.progress import Progress
-from onnxcomp.runtime.session import Session
+from onnxcomp.runtime.session import AS_WRITTEN, Session
 from onnxcomp.targets.base import Target
 
 Noise: TypeAlias = dict[tuple[str, str], float]  # by output and part of it
@@ -119,7 +119,7 @@ class _Parted:
         switches = {n: np.asarray(n == self._names[node]) for k, n in self._names.items() if self._part[k.name] == at}
         if at not in self._sessions:
             nodes = [n for n in self._switched.nodes if self._part[n.name] == at]
-            self._sessions[at] = self.chain.other_form(at, self._switched, nodes, {**values, **switches})
+            self._sessions[at] = self.chain.other_form(at, self._switched, nodes, {**values, **switches}, AS_WRITTEN)
         session = self._sessions[at]
         fed = {**values, **switches}
         changed = session.run({port.name: fed[port.name] for port in session.inputs})
