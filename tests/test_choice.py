@@ -187,13 +187,22 @@ def test_what_decides_as_the_original_goes_first() -> None:
     assert preferred(fast, true, "latency", Budget(min_agreement=0.9))
     point = replace(BASE, agreement=0.99)
     for objective in ("latency", "size", "accuracy", "macs"):
-        assert preferred(point, replace(true, latency_ratio=0.1), objective, NOTHING)
+        nearly = replace(true, latency_ratio=0.41, bytes=10, macs=10, sqnr_db=99.0)
+        assert preferred(point, nearly, objective, NOTHING) and not preferred(nearly, point, objective, NOTHING)
     shares = (None, 0.99, 0.989, 0.95, 0.949)
     assert [agrees(replace(BASE, agreement=value), NOTHING) for value in shares] == [2, 2, 1, 1, 0]
     assert [agrees(replace(BASE, agreement=value, drop=0.0), NOTHING) for value in shares] == [2, 2, 2, 2, 0]
     assert [agrees(replace(BASE, agreement=value, decided=24), NOTHING) for value in shares] == [2, 2, 2, 2, 0]
     assert [agrees(replace(BASE, agreement=value, decided=128), NOTHING) for value in shares] == [2, 2, 1, 1, 0]
     assert keeps(replace(BASE, agreement=0.5), Budget(min_agreement=0.4))
+
+
+def test_a_point_of_the_decisions_is_given_for_what_is_clearly_faster() -> None:
+    point = replace(BASE, agreement=0.99)
+    fast = replace(BASE, agreement=0.96, latency_ratio=0.4)
+    assert preferred(fast, point, "latency", NOTHING) and not preferred(point, fast, "latency", NOTHING)
+    assert preferred(point, fast, "size", NOTHING)
+    assert preferred(point, replace(fast, agreement=0.94, latency_ratio=0.1), "latency", NOTHING)
 
 
 # -- when the search ends --

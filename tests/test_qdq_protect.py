@@ -82,6 +82,20 @@ def test_the_first_placement_stays_where_no_other_holds() -> None:
     assert integer_layers(quantized(lambda graph: 0.5, "quantize-qdq{min_sqnr=5.0}").graph) == WHOLE
 
 
+def test_the_placement_that_keeps_most_is_taken_where_none_holds() -> None:
+    asked: list[int] = []
+
+    def share(graph: Graph) -> float:
+        asked.append(integer_layers(graph))
+        return 0.9 if asked[-1] == WHOLE else 0.97 if len(asked) == 2 else 0.96
+
+    result = quantized(share)
+    assert len(asked) > 2
+    assert integer_layers(result.graph) == asked[1] < WHOLE
+    assert result.changes == asked[1]
+    assert any("97.0% of the decisions are the original's; no faster" in note for note in result.records[0].notes)
+
+
 def test_a_float_layer_between_integers_is_judged_as_it_will_run() -> None:
     """ONNX Runtime puts a Conv between Q and DQ on integers unasked, at one scale: 17 dB where 31 are meant."""
     result = quantized(None, "quantize-qdq{min_sqnr=27}")

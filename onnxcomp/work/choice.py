@@ -105,13 +105,16 @@ def keeps(found: Measured, budget: Budget) -> bool:
 def preferred(found: Measured, other: Measured, objective: str, budget: Budget) -> bool:
     """Whether a sound result goes before another.
 
-    One that decides as the original does, but for a point, goes before one that does so nearly always, and that before
-    one that does not. For latency times within ALIKE say nothing; then what keeps WORTH_DB more at a like size is
-    better, then what is smaller.
+    One that decides as the original does, but for a point, goes before one that does so nearly always, unless for
+    latency that one is clearly faster; and that before one that does not. For latency times within ALIKE say nothing;
+    then what keeps WORTH_DB more at a like size is better, then what is smaller.
     """
-    if agrees(found, budget) != agrees(other, budget):
-        return agrees(found, budget) > agrees(other, budget)
     mine, theirs = score(found, objective), score(other, objective)
+    mine_agrees, theirs_agrees = agrees(found, budget), agrees(other, budget)
+    if mine_agrees != theirs_agrees:
+        slow, fast = (mine, theirs) if mine_agrees > theirs_agrees else (theirs, mine)
+        worth = objective == "latency" and min(mine_agrees, theirs_agrees) == 1 and fast <= CLEARLY_FASTER * slow
+        return (mine_agrees > theirs_agrees) is not worth
     if objective != "latency" or abs(mine / theirs - 1) > ALIKE:
         return mine < theirs
     size, kept = found.bytes / max(other.bytes, 1), _kept_db(found) - _kept_db(other)
