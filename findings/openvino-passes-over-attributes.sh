@@ -8,6 +8,8 @@
 #   Resize 18            antialias=1, linear and cubic, shrinking    plain interpolation, 0.2 to 0.5 off in 1 to 16
 #   Resize 18            keep_aspect_ratio_policy not_larger         both sizes taken as given: other shape
 #   RoiAlign 16          mode=max                                    largest of the bilinear values, not of their summands
+#   Attention (com.microsoft, ONNX Runtime's fused form)   scale, mask_filter_value   1/sqrt(head size) and -10000 all the same;
+#                        MultiHeadAttention and the standard's own Attention (23) hear them
 # So a model that was exported for ONNX Runtime and is deployed on OpenVINO has to be compared on its own outputs, not only
 # loaded: that it compiles says nothing. Exits non-zero where one of these is right, or refused.
 set -euo pipefail
@@ -83,4 +85,31 @@ for name, model in CASES.items():
     print(name, "| right", truth.shape, "| openvino", got.shape, "| largest difference", off, "| ONNX Runtime", runtime)
     expect(f"{name}: another result", got.shape != truth.shape or off > 1e-2)
     expect(f"{name}: ONNX Runtime is right, or refuses", runtime in ("agrees", "refuses"))
+
+
+def fused(kind, inputs, **attributes):
+    """ONNX Runtime's Attention or MultiHeadAttention of 4 heads of 16 on x [2, 5, 64]; the mask leaves one token of five out."""
+    draw = {"w": random.normal(size=(64, 192)) / 3, "b": random.normal(size=192)}
+    inits = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in draw.items()]
+    inits.append(numpy_helper.from_array(np.asarray([[1, 1, 1, 1, 0]] * 2, np.int32), "mask"))
+    made = helper.make_node(kind, inputs, ["y"], domain="com.microsoft", num_heads=4, **attributes)
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 5, 64]) for name in ("x", "y")]
+    graph = helper.make_graph([made], "g", infos[:1], infos[1:], inits)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+x = random.normal(size=(2, 5, 64)).astype(np.float32)
+ONE, MANY = ["x", "w", "b", "mask"], ["x", "x", "x", "b", "mask"]
+for kind, inputs, attributes, heard in [
+    ("Attention", ONE, {}, True),
+    ("Attention", ONE, {"scale": 0.7}, False),
+    ("Attention", ONE, {"mask_filter_value": -1.0}, False),
+    ("MultiHeadAttention", MANY, {"scale": 0.7}, True),
+    ("MultiHeadAttention", MANY, {"mask_filter_value": -1.0}, True),
+]:
+    made = fused(kind, inputs, **attributes)
+    got = core.compile_model(core.read_model(made), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"x": x})[0]
+    off = float(abs(got - session(made).run(None, {"x": x})[0]).max())
+    expect(f"{kind}, {attributes or 'no attribute'}: {off:.0e} off", (off < 1e-3) == heard)
 PYTHON
