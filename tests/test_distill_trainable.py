@@ -7,7 +7,7 @@ from pathlib import Path
 import builders
 import numpy as np
 import pytest
-from onnx import AttributeProto, ModelProto, helper
+from onnx import AttributeProto, ModelProto, TensorProto, helper
 from onnx_ir.testing import assert_onnx_proto_equal
 from training_cases import write_back
 
@@ -189,3 +189,15 @@ def test_shared_models_are_trainable_in_full(assets: Path, name: str, parameters
     assert not ready.refused
     assert len(ready.trainable) == parameters
     assert_same_outputs(graph, ready)
+
+
+def test_a_model_that_reads_texts_is_refused_before_anything_is_trained() -> None:
+    nodes = [
+        helper.make_node("LabelEncoder", ["word"], ["i"], domain="ai.onnx.ml", keys_strings=["a"], values_floats=[1.0]),
+        helper.make_node("MatMul", ["i", "w"], ["y"]),
+    ]
+    ends = [builders.value("word", TensorProto.STRING, ["N", 1])], [builders.value("y", builders.FLOAT, ["N", 4])]
+    proto = builders.model(nodes, *ends, {"w": np.ones((1, 4), np.float32)}, check=False)
+    with pytest.raises(ModelError, match="reads texts") as caught:
+        prepared(proto)
+    assert caught.value.where == "input word"

@@ -14,6 +14,7 @@ from coupling_checks import check_cuts, graph_of, sample_of
 from nets import Net
 from onnx import ModelProto
 
+import onnxcomp
 from onnxcomp.graph import cost
 from onnxcomp.graph.coupling.analysis import analyse
 from onnxcomp.graph.coupling.costing import Costing
@@ -381,3 +382,18 @@ def test_half_precision_takes_the_whole_node(name: str) -> None:
     assert not [skip for skip in result.records[0].skips if "describe" in skip.why or "no half" in skip.why]
     for one, other in zip(builders.run(model, feeds), builders.run(to_bytes(result.graph), feeds), strict=True):
         assert builders.sqnr_db(one, other) > 50
+
+
+@pytest.mark.parametrize("spec", ["store-weights", "mixed-precision"])
+def test_weights_that_need_a_known_shape_are_tried_in_other_values(spec: str) -> None:
+    """ONNX Runtime wants the sizes of a table of EmbedLayerNormalization, whose second output is int32."""
+    net = Net(seed=4)
+    tables = net.weight(500, 32), net.weight(6, 32)
+    inputs = (net.input("N", 6, dtype=6), "", *tables, "", net.positive(32), net.weight(32))
+    x, _ = net.op("EmbedLayerNormalization", *inputs, outputs=2, domain=MICROSOFT, epsilon=1e-12)
+    x = net.op("Relu", net.dense(net.op("Relu", net.dense(x, 32, 64)), 64, 64))
+    model = net.model(net.dense(x, 64, 5), domains={MICROSOFT: 1})
+    ids = builders.rng(3).integers(0, 500, (64, 6)).astype(np.int32)
+    result = onnxcomp.optimize(model, data={model.graph.input[0].name: ids}, passes=spec, bench=False)
+    assert result.exit_code == 0
+    assert result.after.bytes < 0.6 * result.before.bytes

@@ -118,6 +118,13 @@ def prepare(
     Raises:
         ModelError: the model cannot be brought to a fitting opset, or an input size is unknown.
     """
+    for tensor in graph.inputs:
+        if tensor.dtype == np.dtype(object):
+            raise ModelError(
+                "the model reads texts, which cannot be trained on",
+                where=f"input {tensor.name}",
+                do="cut the model behind what makes numbers of them, and train the rest",
+            )
     work, notes = settle.modern(graph)
     settle.lift_constants(work)
     notes += settle.single_precision(work)

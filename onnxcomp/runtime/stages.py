@@ -158,12 +158,22 @@ def _bytes(tensor: Variable, shapes: Shapes) -> float:
     return math.prod(sizes) * known.dtype.itemsize if len(sizes) == len(known.shape) else math.inf
 
 
-def _port(name: str, array: Array) -> onnx.ValueInfoProto:
-    """What a piece takes in the place of a tensor, or of a sequence of tensors."""
+def _port(tensor: Tensor, array: Array) -> onnx.ValueInfoProto:
+    """What a piece takes in the place of a tensor, or of a sequence of tensors.
+
+    An input of the whole graph keeps the sizes that it declares: some operators are refused where those of a weight,
+    which may be fed in its place, are unknown.
+    """
     if isinstance(array, list):
         kind = elem_type(array[0].dtype) if array else onnx.TensorProto.FLOAT
-        return helper.make_tensor_sequence_value_info(name, kind, None)
-    return helper.make_tensor_value_info(name, elem_type(array.dtype), [None] * array.ndim)
+        return helper.make_tensor_sequence_value_info(tensor.name, kind, None)
+    declared = tensor.shape if tensor.producer is None and tensor.shape is not None else ()
+    sizes = [
+        size if isinstance(size, int) and size == have else None
+        for size, have in zip(declared, array.shape, strict=False)
+    ]
+    shape = sizes if len(sizes) == array.ndim else [None] * array.ndim
+    return helper.make_tensor_value_info(tensor.name, elem_type(array.dtype), shape)
 
 
 def piece(graph: Graph, nodes: list[Node], fed: Mapping[Tensor, Array], outputs: list[Tensor]) -> bytes:
@@ -172,7 +182,7 @@ def piece(graph: Graph, nodes: list[Node], fed: Mapping[Tensor, Array], outputs:
     model.CopyFrom(graph.root.model)
     model.graph.name = "piece"
     model.graph.node.extend(encode_node(node) for node in nodes)
-    model.graph.input.extend(_port(tensor.name, array) for tensor, array in fed.items())
+    model.graph.input.extend(_port(tensor, array) for tensor, array in fed.items())
     model.graph.output.extend(onnx.ValueInfoProto(name=t.name) for t in outputs)
     weights = dict.fromkeys(t for node in nodes for t in reads(node) if isinstance(t, Constant) and t.scope is None)
     model.graph.initializer.extend(tensor_proto(t) for t in weights)

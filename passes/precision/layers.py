@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.graph.ir import Constant, Graph, Node, Tensor, Variable
+from onnxcomp.graph.shapes import infer
 from onnxcomp.graph.single import unfit
 from onnxcomp.ops.facts import Operators
 from onnxcomp.passes.weights.sources import readers, stored_weights
@@ -41,7 +42,7 @@ class Layer:
 
 def layers_of(graph: Graph, operators: Operators) -> tuple[list[Layer], dict[str, str]]:
     """The layers of the main graph, in its order, and the nodes with weights that have no choice, with the reason."""
-    top = {node: place for place, node in enumerate(graph.nodes)}
+    top, shapes = {node: place for place, node in enumerate(graph.nodes)}, infer(graph)
     groups: dict[Constant, list[Constant]] = {}
     owner: dict[Node, Constant] = {}
     refused: dict[str, str] = {}
@@ -64,7 +65,8 @@ def layers_of(graph: Graph, operators: Operators) -> tuple[list[Layer], dict[str
     for lead, constants in groups.items():
         nodes = sorted((node for node, own in owner.items() if own is lead), key=top.__getitem__)
         reads = dict.fromkeys(t.name for node in nodes for t in node.inputs if _live(t))
-        writes = dict.fromkeys(t.name for node in nodes for t in node.outputs if t.name)
+        made = (t for node in nodes for t in node.outputs if t.name)
+        writes = dict.fromkeys(t.name for t in made if shapes.dtype(t) in (None, FLOAT))
         if not reads or any(name in refused for name in (node.name for node in nodes)):
             refused |= {node.name: "it reads no activation of the main graph" for node in nodes if not reads}
             continue
