@@ -35,6 +35,7 @@ SPECS = (
     "fuse-batchnorm",
     "fuse-slices",
     "gather-rows",
+    "widen-conv",
     "split-softmax",
     "fuse-activations",
     "drop-zero-channels",

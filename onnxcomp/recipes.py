@@ -13,7 +13,9 @@ from onnxcomp.targets import table as targets
 from onnxcomp.targets.base import Target
 from onnxcomp.verify.budget import Budget
 
-CLEAN = "fold-constants,cleanup,gather-rows,fuse-batchnorm,fuse-slices,fuse-activations,split-softmax,cleanup"
+CLEAN = (
+    "fold-constants,cleanup,gather-rows,fuse-batchnorm,fuse-slices,widen-conv,fuse-activations,split-softmax,cleanup"
+)
 # for recipes that store what is left: in the file it takes few bits again, whatever it is computed in
 PLAIN = CLEAN.replace("fold-constants", "fold-constants{unpack=true},compute-float32", 1)
 

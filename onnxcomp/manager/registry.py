@@ -22,6 +22,7 @@ BUILTIN = {
     "fuse-slices": "onnxcomp.passes.fuse_slices:FuseSlices",
     "fuse-activations": "onnxcomp.passes.fuse_activations:FuseActivations",
     "split-softmax": "onnxcomp.passes.split_softmax:SplitSoftmax",
+    "widen-conv": "onnxcomp.passes.widen_conv:WidenConv",
     "gather-rows": "onnxcomp.passes.gather_rows:GatherRows",
     "clip-weights": "onnxcomp.passes.clip_weights:ClipWeights",
     "prune-blocks": "onnxcomp.passes.prune_blocks:PruneBlocks",
