@@ -8,6 +8,7 @@ from pathlib import Path
 import builders
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -150,3 +151,48 @@ def test_nothing_in_front_of_a_foreign_operator_is_refused_with_advice_that_help
     assert "trt.plugins:Decode" in caught.value.what and "extract_model" in caught.value.do
     report = onnxcomp.optimize("m.onnx", passes="quantize-weights", output="o.onnx", bench=False, verify=False)
     assert report.verdict == "accepted"  # as the advice says
+
+
+def packed(kind: str) -> onnx.ModelProto:
+    """A classifier as scikit-learn's converter writes it, with a map a sample, or answers of two layers in a list."""
+    g, f = builders.rng(5), TensorProto.FLOAT
+    weights = {"w": builders.normal(g, 24, 64), "v": builders.normal(g, 64, 3), "names": np.array([10, 20, 30])}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("MatMul", ["b", "v"], ["c"], name="second"),
+        helper.make_node("Softmax", ["c"], ["p"], name="softmax", axis=1),
+    ]
+    outputs = [onnx.ValueInfoProto(name="packed")]
+    if kind == "map":
+        nodes.append(
+            helper.make_node("ZipMap", ["p"], ["packed"], name="zip", domain="ai.onnx.ml", classlabels_int64s=[1, 2, 3])
+        )
+        found = outputs[0].type.sequence_type.elem_type.map_type
+        found.key_type, found.value_type.tensor_type.elem_type = TensorProto.INT64, f
+    else:
+        nodes.append(helper.make_node("SequenceConstruct", ["b", "p"], ["packed"], name="list"))
+        outputs[0].type.sequence_type.elem_type.tensor_type.elem_type = f
+    nodes.append(helper.make_node("ArgMax", ["p"], ["label"], name="label", axis=1, keepdims=0))
+    outputs.append(builders.value("label", TensorProto.INT64, ["N"]))
+    domains = {"ai.onnx.ml": 1} if kind == "map" else {}
+    return builders.model(nodes, [builders.value("x", f, ["N", 24])], outputs, weights, check=False, domains=domains)
+
+
+@pytest.mark.parametrize("kind", ["map", "list"])
+def test_what_packs_answers_into_maps_or_lists_stays_behind_what_is_compressed(kind: str, data: Path) -> None:
+    x = builders.normal(builders.rng(2), 120, 24)
+    np.savez("x.npz", x=x)
+    builders.save(packed(kind), Path("m.onnx"))
+    report = onnxcomp.optimize("m.onnx", data="x.npz", passes="quantize-weights{bits=8}", output="o.onnx", bench=False)
+    assert report.verdict == "accepted" and report.after.bytes < 0.5 * report.before.bytes
+    assert report.fidelity is not None and {"label", "p"} <= set(report.fidelity.outputs)
+    assert any("gives no tensor" in note for note in report.notes)
+    before, after = (onnxruntime.InferenceSession(name).run(None, {"x": x[:9]}) for name in ("m.onnx", "o.onnx"))
+    if kind == "map":
+        assert [set(row) for row in after[0]] == [{1, 2, 3}] * 9
+        before[0], after[0] = ([np.array(list(row.values())) for row in found[0]] for found in (before, after))
+    for a, b in zip(before[0], after[0], strict=True):
+        assert builders.sqnr_db(np.asarray(a), np.asarray(b)) > 25
+    with pytest.raises(ModelError, match="cannot be compared element by element"):
+        onnxcomp.verify("m.onnx", "o.onnx", data="x.npz")

@@ -180,6 +180,7 @@ def _same(found: Array, wanted: Array) -> bool:
 def _outputs(session: Session, feed: dict[str, Array]) -> dict[str, Array] | None:
     """What the model gives; None where it does not run."""
     try:
-        return {name: np.asarray(array) for name, array in session.run(feed).items()}
+        values = session.run(feed).items()  # scalars may come as numbers; lists and maps are refused where compared
+        return {name: np.asarray(value) for name, value in values if not isinstance(value, list | dict)}
     except (ModelError, DataError):
         return None
