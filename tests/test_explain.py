@@ -259,3 +259,22 @@ def test_a_model_that_takes_half_of_what_the_first_takes_is_explained(tmp_path: 
     found = explain(first, tmp_path / "b.onnx", cnn_data(), times=False)
     assert len(found.layers) == 4 and all(50 < (layer.own_sqnr_db or 0) < 90 for layer in found.layers)
     assert "convert-float16" in found.layers[0].advice
+
+
+@pytest.mark.parametrize("rewrite", ["none", "renamed"])
+def test_a_clip_that_few_values_meet_is_part_of_the_layer_behind_it(rewrite: str, tmp_path: Path) -> None:
+    before = builders.transformer()
+    feeds = text_data()
+    after, looked = ModelProto(), ModelProto()
+    after.CopyFrom(before)
+    looked.CopyFrom(before)
+    layer = next(n for n in after.graph.node if n.name == "query")
+    looked.graph.output.append(helper.make_tensor_value_info(layer.input[0], onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(looked.SerializeToString(), providers=["CPUExecutionProvider"])
+    largest = np.abs(session.run([layer.input[0]], feeds)[0]).max()
+    clip(after, layer)
+    for tensor in after.graph.initializer:
+        if tensor.name in {"least", "most"}:
+            put(tensor, np.sign(numpy_helper.to_array(tensor)) * np.float32(0.7 * largest))
+    found = explained(before, renamed(after) if rewrite == "renamed" else after, feeds, tmp_path)
+    assert found.layers[0].node == "query" and (found.layers[0].own_sqnr_db or 999) < 60, found.layers[0]

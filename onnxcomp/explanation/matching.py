@@ -19,6 +19,7 @@ from onnxcomp.graph.ir import Array, Constant, Node
 PRINT = 512  # elements of a tensor that stand for all of it
 ENOUGH = 2.0  # the score below which two layers are not called the same
 ROUNDS = 3
+SAME = 1e-9  # cosines that differ by less differ by rounding in float32
 # products that another one may stand for
 FAMILIES = {"Gemm": "MatMul", "FusedMatMul": "MatMul", "FusedGemm": "MatMul", "FusedConv": "Conv"}
 # what tools put behind the names of what they made of a tensor
@@ -166,19 +167,23 @@ def _pair(before: Layer, after: Layer, seen: tuple[Values, Values]) -> Pair:
 
 
 def _entry(before: Layer, after: Layer, seen: tuple[Values, Values]) -> tuple[Place, Place] | None:
-    """The two places whose values agree best, near ones first; the nearest of one size where none agree."""
-    best: tuple[float, tuple[Place, Place] | None] = (0.0, None)
-    fallback = None
+    """The nearest two places whose values agree as well as any; the nearest of one size where none agree.
+
+    All elements are looked at: what a Clip in front of a layer cuts off may be one in a thousand.
+    """
+    found = []
     for i, a in enumerate(before.entries):
         for j, b in enumerate(after.entries):
             x, y = seen[0].get(a.tensor.name), seen[1].get(b.tensor.name)
-            if x is None or y is None or x.size != y.size:
-                continue
-            fallback = fallback or (a, b)
-            agreement = _alike(fingerprint(x), fingerprint(y)) - 1e-3 * (i + j)
-            if agreement > best[0] + 1e-9:
-                best = (agreement, (a, b))
-    return best[1] if best[0] > 0.5 else fallback
+            if x is not None and y is not None and x.size == y.size:
+                found.append((i + j, 1 - _alike(x.astype(np.float64), y.astype(np.float64)), (a, b)))
+    if not found:
+        return None
+    found.sort(key=lambda one: one[0])
+    best = min(apart for _, apart, _ in found)
+    if best >= 0.5:
+        return found[0][2]
+    return next(places for _, apart, places in found if apart <= 2 * best + SAME)
 
 
 def _exits(before: Layer, after: Layer, seen: tuple[Values, Values]) -> tuple[tuple[Place, Place], ...]:
