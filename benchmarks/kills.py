@@ -163,17 +163,23 @@ def kills(folder: Path, count: int, seed: int, names: list[str]) -> list[str]:
 
 
 def study_kills(folder: Path, count: int, seed: int) -> list[str]:
-    """One search, killed so often at random moments: what its study has lost, counted twice or left half."""
+    """One search, killed so often at random moments: what its study has lost, counted twice or left half.
+
+    It is killed within the time that its start and two trials take, so that some kills hit each.
+    """
     rng = random.Random(seed)
-    trials, searching = 4 * count, list(COMMANDS["search"])
-    searching[searching.index("--trials") + 1] = str(trials)
-    COMMANDS["study"] = searching
+    searching = COMMANDS["study"] = list(COMMANDS["search"])
+    trials = searching.index("--trials") + 1
+    searching[trials] = "2"
+    usual, wrong = finished(folder, "study")
+    assert not wrong, wrong
+    searching[trials] = "1000"
     broken: list[str] = []
-    known: dict[str, str] = {}
+    known = trials_of(folder / "out" / "s.search.db")
     for number in range(count):
         process = start(folder, "study")
         process.stderr and process.stderr.close()
-        moment = rng.uniform(0.0, 30.0)
+        moment = rng.uniform(0.0, usual)
         with suppress(subprocess.TimeoutExpired):
             process.wait(moment)
             broken.append(f"{number}: ended by itself with {process.returncode}")
@@ -185,7 +191,7 @@ def study_kills(folder: Path, count: int, seed: int) -> list[str]:
         broken += [f"{number}: {words}" for words in halves(folder)]
         print(f"kill {number + 1} after {moment:.1f} s: {len(ended)} trials ended", file=sys.stderr, flush=True)
         known = ended
-    searching[searching.index("--trials") + 1] = str(len(known) + 2)
+    searching[trials] = str(len(known) + 2)
     broken += [wrong for wrong in [finished(folder, "study")[1]] if wrong]
     if (last := len(trials_of(folder / "out" / "s.search.db"))) != len(known) + 2:
         broken.append(f"{last} trials in place of {len(known) + 2}")
