@@ -61,3 +61,29 @@ def test_what_belongs_together_is_not_cut() -> None:
         found = cut(nodes, pairs, parts)
         assert [n for part in found for n in part] == list(nodes) and len(found) <= max(parts, 1)
         assert all(any(a in part and b in part for part in found) for a, b in pairs)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_a_body_reads_from_outside_is_handed_on_only_between_parts(parts: int) -> None:
+    weights = {name: builders.normal(builders.rng(i), 4, 4) for i, name in enumerate("abc")}
+    bodies = {
+        key: helper.make_graph(
+            [helper.make_node("MatMul", ["hidden", weight], [f"{key}_y"])],
+            key,
+            [],
+            [builders.value(f"{key}_y", 1, None)],
+        )
+        for key, weight in (("then_branch", "b"), ("else_branch", "c"))
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["hidden"], "first"),
+        helper.make_node("If", ["flag"], ["chosen"], "choose", **bodies),
+        helper.make_node("MatMul", ["chosen", "a"], ["y"], "last"),
+    ]
+    ends = [builders.value("x", 1, ["N", 4]), builders.value("flag", 9, [])], [builders.value("y", 1, ["N", 4])]
+    proto = builders.model(nodes, *ends, weights, check=False)
+    graph = decode(proto)
+    feed = {"x": builders.normal(builders.rng(5), 3, 4), "flag": np.array(True)}
+    chain = Chain(graph, cut(graph.nodes, spans(graph), parts), threads=1)
+    assert len(chain.parts) == parts
+    np.testing.assert_allclose(chain.run(feed)["y"], builders.run(proto, feed)[0], rtol=1e-5)

@@ -24,9 +24,9 @@ class Chain:
     def __init__(self, graph: Graph, parts: Sequence[Sequence[Node]], threads: int) -> None:
         self.graph, self.parts, self.threads = graph, [list(part) for part in parts], threads
         of = {node: at for at, part in enumerate(self.parts) for node in part}
-        ends = set(graph.outputs)
+        ends, several = set(graph.outputs), len(self.parts) > 1
         self._handed = [
-            [t for node in part for t in node.outputs if t.name and (t in ends or _leaves(t, at, of))]
+            [t for node in part for t in node.outputs if t.name and (t in ends or (several and _leaves(t, at, of)))]
             for at, part in enumerate(self.parts)
         ]
         self._sessions: dict[int, Session] = {}
