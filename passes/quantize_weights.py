@@ -17,7 +17,7 @@ from onnxcomp.layers.layer import bias_of
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, Stage, option
 from onnxcomp.manager.raising import raise_opset
 from onnxcomp.passes.weights.codebook import learn_levels, nearest_level
-from onnxcomp.passes.weights.coders import Coder, Error
+from onnxcomp.passes.weights.coders import CACHED_ELEMENTS, Coder, Error
 from onnxcomp.passes.weights.dequantize import DEQUANTIZE_OPSET, write_dequantize
 from onnxcomp.passes.weights.inputs import Absorber, layer_moments, unmeasured
 from onnxcomp.passes.weights.kernels import BlockCodes, BlockGather, BlockMatMul, RowGather
@@ -236,8 +236,12 @@ class _Loss:
     noise: float = 0.0
 
     def add(self, values: Array, decoded: Array) -> None:
-        self.signal += float(np.square(values, dtype=np.float64).sum())
-        self.noise += float(np.square(values - decoded, dtype=np.float64).sum())
+        step = max(1, CACHED_ELEMENTS // max(1, values.shape[1]))
+        for start in range(0, len(values), step):
+            part = values[start : start + step].astype(np.float64)
+            error = (part - decoded[start : start + step]).reshape(-1)
+            self.signal += float(part.reshape(-1) @ part.reshape(-1))
+            self.noise += float(error @ error)
 
     @property
     def sqnr_db(self) -> float:

@@ -57,6 +57,16 @@ def test_layers_whose_width_changed_do_not_hide_the_errors_of_others(tmp_path: P
     assert found["fc3"] == pytest.approx(20, abs=2)
 
 
+def test_samples_together_and_one_by_one_give_the_same_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = io.load(builders.save(builders.residual_cnn(), tmp_path / "m.onnx"))
+    weights = [c.name for c in graph.constants() if len(c.shape) == 4]
+    after = noisy(graph, dict.fromkeys(weights, 0.05))
+    together = layers.own_sqnr_db(graph, after, samples(graph), load_operators())
+    monkeypatch.setattr(layers, "BUDGET_BYTES", 1)
+    apart = layers.own_sqnr_db(graph, after, samples(graph), load_operators())
+    assert len(together) == len(weights) and apart == pytest.approx(together, abs=1e-3)
+
+
 def test_layers_are_measured_in_groups_that_fit_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that came with external data, above every limit: the same figures as in one go."""
     path = builders.save_external(builders.mlp((16, 32, 32, 10)), tmp_path / "m.onnx")

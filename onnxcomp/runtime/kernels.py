@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from onnxcomp.graph.io import runnable
 from onnxcomp.graph.ir import Graph
@@ -52,12 +53,21 @@ class Ran:
     integer: bool
 
 
-def named_times(graph: Graph, feed: Feeds, *, threads: int, runs: int, warm_up: int = 3) -> list[tuple[str, NodeTime]]:
+def named_times(
+    graph: Graph, feed: Feeds, *, threads: int, runs: int, warm_up: int = 3, written: Path | None = None
+) -> list[tuple[str, NodeTime]]:
     """Kernels with their times, each behind the name of our node that it came from, empty for what was added.
+
+    Args:
+        written: a file that holds the graph, where there is one.
 
     Raises:
         ModelError: ONNX Runtime cannot run the graph.
     """
+    if written is not None and not any(node.unnamed for node in graph.walk()):
+        times = node_times(written, feed, threads=threads, runs=runs, warm_up=warm_up)
+        origins = Origins(graph)
+        return [(origins.of(entry.name), entry) for entry in times]
     copy = graph.clone()
     for node in copy.walk():
         node.unnamed = ""  # names that were made up on load are written, so that the profile can tell nodes apart
@@ -67,23 +77,25 @@ def named_times(graph: Graph, feed: Feeds, *, threads: int, runs: int, warm_up: 
     return [(origins.of(entry.name), entry) for entry in times]
 
 
-def ran(graph: Graph, feed: Feeds, *, threads: int = 1) -> dict[str, Ran]:
+def ran(graph: Graph, feed: Feeds, *, threads: int = 1, written: Path | None = None) -> dict[str, Ran]:
     """The kernel that ran each node, by the node's name; nodes that were folded into others are missing.
+
+    Args:
+        written: as for `named_times`.
 
     Raises:
         ModelError: ONNX Runtime cannot run the graph.
     """
-    return kernels_of(named_times(graph, feed, threads=threads, runs=1, warm_up=0))
+    return kernels_of(named_times(graph, feed, threads=threads, runs=1, warm_up=0, written=written))
 
 
-def on_integers(graph: Graph, feed: Feeds, *, threads: int = 1) -> dict[str, bool]:
+def on_integers(graph: Graph, feed: Feeds, *, threads: int = 1, written: Path | None = None) -> dict[str, bool]:
     """Whether the kernel that ran a node works on integers, by the node's name; folded nodes are missing.
 
-    Raises:
-        ModelError: as `ran`.
+    Arguments and errors are those of `ran`.
     """
     exact = {node.name for node in graph.walk() if node.op == "MatMulNBits" and node.attrs.get("accuracy_level") != 4}
-    found = ran(graph, feed, threads=threads)
+    found = ran(graph, feed, threads=threads, written=written)
     told = {name: (k.integer or k.op in INSIDE) and name not in exact for name, k in found.items()}
     for node in graph.walk():  # a kernel that took an activation in may bear its name
         fused = next((found[r.name] for out in node.outputs for r in out.consumers if r.name in found), None)

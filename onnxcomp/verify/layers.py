@@ -6,7 +6,7 @@ So an error counts where it arises and not again in every layer behind it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.clone import extract
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Variable, elem_type
+from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, elem_type
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators
 from onnxcomp.runtime.memory import Memory
@@ -60,8 +60,10 @@ def own_sqnr_db(
     shapes, now = (shape_tools.infer(graph, given) for graph in (before, after))
     found_in_both = [s for s in segments(before, after, operators) if _as_wide(s, shapes, now)]
     most = min(BUDGET_BYTES, memory.activations)
+    all_told = sum(_bytes(segment, before.tensors(), shapes, most) for segment in found_in_both)
+    batch = len(samples) if all_told * len(samples) <= most else 1  # weights are read once, where that is all there is
     for group in _groups(found_in_both, before, shapes, most, min(WEIGHT_BYTES, memory.inside)):
-        found.update(_measure(group, before, after, (shapes, now), samples, threads, 4 * most))
+        found.update(_measure(group, before, after, (shapes, now), samples, threads, 4 * most, batch))
     return found
 
 
@@ -106,8 +108,7 @@ def _groups(
     group: list[Segment] = []
     used = weights = 0
     for segment in found:
-        sizes = [shapes.static(tensors[name]) for name in (segment.entry, segment.exit)]
-        size = sum(prod(shape) * 4 if shape is not None else most // 8 for shape in sizes)
+        size = _bytes(segment, tensors, shapes, most)
         held = sum(4 * t.size for t in nodes[segment.node].inputs if isinstance(t, Constant))
         if group and (used + size > most or weights + held > most_weights):
             yield group
@@ -118,6 +119,12 @@ def _groups(
         yield group
 
 
+def _bytes(segment: Segment, tensors: Mapping[str, Tensor], shapes: Shapes, most: int) -> int:
+    """What enters and leaves a layer, of one sample; an eighth of `most` for what is not known."""
+    sizes = [shapes.static(tensors[name]) for name in (segment.entry, segment.exit)]
+    return sum(prod(shape) * 4 if shape is not None else most // 8 for shape in sizes)
+
+
 def _measure(
     group: list[Segment],
     before: Graph,
@@ -126,15 +133,16 @@ def _measure(
     samples: Batches,
     threads: int,
     most: int,
+    batch: int,
 ) -> dict[str, float]:
-    cut, exits = _cut(group, after, *shapes)
+    cut, exits = _cut(group, after, *shapes, sized=batch == 1)
     session = open_graph(cut, threads=threads)
     wanted = [t.name for t in cut.inputs]
     names = list(dict.fromkeys((*wanted, *(s.exit for s in group))))
     signal = dict.fromkeys((s.node for s in group), 0.0)
     noise = dict.fromkeys(signal, 0.0)
     held: dict[str, Array] = {}
-    for part in stream(before, names, samples, batch=1, threads=threads, budget_bytes=most):
+    for part in stream(before, names, samples, batch=batch, threads=threads, budget_bytes=most):
         held.update(part)
         if len(held) < len(names):
             continue
@@ -154,11 +162,14 @@ def _measure(
     }
 
 
-def _cut(group: list[Segment], after: Graph, shapes: Shapes, now: Shapes) -> tuple[Graph, dict[str, str]]:
+def _cut(
+    group: list[Segment], after: Graph, shapes: Shapes, now: Shapes, *, sized: bool
+) -> tuple[Graph, dict[str, str]]:
     """The new graph with every layer's input made an input of the graph, and every layer's output an output.
 
     Args:
         shapes, now: of the graph before and of the new one; inputs are what the one before computes.
+        sized: whether inputs have the sizes that `shapes` knows.
 
     Returns:
         The graph, and the names its outputs bear by the names of the layers' outputs.
@@ -172,7 +183,8 @@ def _cut(group: list[Segment], after: Graph, shapes: Shapes, now: Shapes) -> tup
         if tensor in after.inputs:
             continue
         entry = part.variable(tensor)
-        dtype, new, entry.shape = shapes.dtype(tensor), now.dtype(tensor), shapes.shape(tensor)
+        dtype, new, shape = shapes.dtype(tensor), now.dtype(tensor), shapes.shape(tensor)
+        entry.shape = shape if sized or shape is None else (None,) * len(shape)
         if new is not None and dtype is not None and new != dtype:
             given = Variable(entry.name, dtype, entry.shape)
             entry.name = graph.unique_name(f"{entry.name}_here")

@@ -130,7 +130,7 @@ class Judge:
         found = self._measure(graph, path, files, self.samples, self.metric, timing)
         notes = [target.why_not] if (target := find(self.context.target)).why_not else []
         notes += self._compiled(target, path)
-        found = replace(found, notes=(*found.notes, *notes), on_integers=self._on_integers(graph))
+        found = replace(found, notes=(*found.notes, *notes), on_integers=self._on_integers(graph, path))
         if not self.verify:
             return found
         try:
@@ -224,11 +224,12 @@ class Judge:
             self.source.graph, graph, samples, context.operators, threads=context.threads, memory=context.memory
         )
 
-    def _on_integers(self, graph: Graph) -> dict[str, bool]:
+    def _on_integers(self, graph: Graph, path: Path) -> dict[str, bool]:
         if not (self.verify or self.bench) or not find(self.context.target).runs_here:
             return {}
         with suppress(ModelError):  # what does not run was told of by what had to run it
-            return kernels.on_integers(graph, next(iter(self.samples.batches(1))), threads=self.context.threads)
+            feed = next(iter(self.samples.batches(1)))
+            return kernels.on_integers(graph, feed, threads=self.context.threads, written=path)
         return {}
 
     def _measure(
