@@ -2,9 +2,9 @@
 
     python benchmarks/choice_mutants.py [MODULE]... [--share S] [--seed N]
 
-A mutant is a module with one comparison, operator, constant or jump changed. A process of its own imports it in place of
-the module and runs the tests of the choice; one that passes them all survives, and wants a test. Nothing in the checkout
-is written. Needs os.fork.
+A mutant is a module with one comparison, operator, constant or jump changed. A process of its own imports it in place
+of the module and runs the tests of the choice; one that passes them all survives, and wants a test. Nothing in the
+checkout is written. Needs os.fork.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from common import ROOT, table
 
 TESTS = {
     "onnxcomp.work.choice": ("test_choice.py",),
-    "onnxcomp.work.strategies": ("test_choice.py", "test_recipes.py"),
-    "onnxcomp.work.escalation": ("test_escalation.py",),
+    "onnxcomp.work.strategies": ("test_strategies.py", "test_choice.py"),
+    "onnxcomp.work.escalation": ("test_strategies.py", "test_escalation.py"),
 }
 LIMIT_S = 300  # a mutant that takes longer never ends
 OTHER: dict[type[ast.AST], type[ast.AST]] = {

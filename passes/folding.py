@@ -77,7 +77,7 @@ class Plan:
         Raises:
             ModelError, DataError: ONNX Runtime refuses.
         """
-        from onnxcomp.runtime.session import open_session
+        from onnxcomp.runtime.taps import Sessions
 
         rest = []
         for node in nodes:
@@ -92,8 +92,7 @@ class Plan:
             return
         model, feeds = self._model(rest, wanted, values, inside)
         # repacked weights round in another way than those that are fed
-        session = open_session(model.SerializeToString(), threads=threads, optimize=False, lean=True)
-        found = session.run(feeds)
+        found = Sessions(threads).small(model.SerializeToString()).run(feeds)
         values.update({t: found[self.names[t]] for t in wanted})
 
     def _view(self, node: Node, values: dict[Tensor, Array]) -> Array | None:

@@ -101,10 +101,10 @@ class StoreWeights(Pass):
             outcome.notes.append(f"what storing weights does to the outputs was not measured: {why}")
             return
         rounded = {form.constant: form.decoded() for form in free}
-        trials = Trials(graph, list(rounded), feeds, context.threads)
+        trials = Trials(graph, list(rounded), feeds, context.sessions)
         budget = 10 ** (-self.least_sqnr / 10)
         if context.original is not None and context.training is None:
-            there = trials.noise_of(context.original, context.threads)
+            there = trials.noise_of(context.original)
             budget = max(budget, ADDED * there) if np.isfinite(there) else budget
         _Allocation(trials, rounded, budget).settle(free)
 

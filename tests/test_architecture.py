@@ -248,6 +248,22 @@ def test_model_files_are_read_and_written_in_one_place() -> None:
     assert not strays, "\n".join(strays)
 
 
+OPENERS = {f"onnxcomp.runtime.{name}" for name in ("session.open_session", "session.open_graph", "taps.tapped")}
+
+
+def opened(module: Module) -> list[str]:
+    """Where a module reaches for a function that opens a session."""
+    return [f"{module.name}:{line} imports {target}" for target, line in imports(module) if target in OPENERS]
+
+
+def test_no_pass_opens_a_session_of_its_own() -> None:
+    """It asks `context.sessions`, or what runs graphs for it: statistics, references, chains."""
+    strays = [line for module in MODULES if under(module.name, ("onnxcomp.passes",)) for line in opened(module)]
+    assert not strays, "\n".join(strays)
+    stray = Module("onnxcomp.passes.x", Path("x.py"), ast.parse("from onnxcomp.runtime.taps import stream, tapped"))
+    assert opened(stray) == ["onnxcomp.passes.x:1 imports onnxcomp.runtime.taps.tapped"]
+
+
 def test_every_module_says_first_which_question_it_answers() -> None:
     files = [m.path for m in MODULES] + [p for d in ("tests", "benchmarks", "models") for p in (ROOT / d).rglob("*.py")]
     silent = []

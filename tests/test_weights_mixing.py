@@ -16,6 +16,7 @@ from onnxcomp.graph.ir import Constant, Graph
 from onnxcomp.passes.weights.trials import Trials, costly_first
 from onnxcomp.runtime.closeness import noise_share
 from onnxcomp.runtime.session import Session, open_graph
+from onnxcomp.runtime.taps import Sessions
 
 
 def uneven() -> tuple[ModelProto, list[str]]:
@@ -68,7 +69,7 @@ def chained() -> tuple[Graph, list[Constant]]:
 def test_a_trial_gives_what_the_graph_with_these_weights_gives() -> None:
     graph, weights = chained()
     feed = {graph.inputs[0].name: np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)}
-    trials = Trials(graph, weights, [feed], 1)
+    trials = Trials(graph, weights, [feed], Sessions(1))
     exact = open_graph(graph).run(feed)
     for changed in ([0], [5], [11], [3, 7], range(12)):
         values = {weights[i]: (weights[i].values * 1.1).astype(np.float32) for i in changed}
@@ -84,7 +85,7 @@ def test_a_trial_gives_what_the_graph_with_these_weights_gives() -> None:
 def test_what_stands_before_a_changed_weight_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     graph, weights = chained()
     feed = {graph.inputs[0].name: np.ones((1, 16), np.float32)}
-    trials = Trials(graph, weights, [feed], 1)
+    trials = Trials(graph, weights, [feed], Sessions(1))
     runs: list[int] = []
     plain = Session.run
     monkeypatch.setattr(Session, "run", lambda self, *given: runs.append(1) or plain(self, *given))

@@ -26,6 +26,7 @@ from onnxcomp.results import Change, Skip, TrainingRecord
 from onnxcomp.runtime.memory import Memory
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.reference import Reference
+from onnxcomp.runtime.taps import Sessions
 from onnxcomp.targets.base import Target
 
 __all__ = [
@@ -135,6 +136,11 @@ class PassContext:
     drop: Callable[[Graph], float] | None = None
     agreement: Callable[[Graph], float | None] | None = None
     alone: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    @property
+    def sessions(self) -> Sessions:
+        """Opens graphs for passes that run them while they work."""
+        return Sessions(self.threads)
 
     def reference(self, graph: Graph, feeds: Iterable[Mapping[str, Array]], *, optimize: bool = True) -> Reference:
         """What a pass that must measure holds its trials against: the graph's answers, kept, on a few samples."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from onnxcomp.graph.clone import extract
 from onnxcomp.graph.ir import Array, Graph, Tensor
 from onnxcomp.graph.types import Shapes
 from onnxcomp.runtime.progress import SILENT, Progress
-from onnxcomp.runtime.session import Session, open_graph
+from onnxcomp.runtime.session import Session, open_graph, open_session
 
 BUDGET_BYTES = 192 * 2**20
 
@@ -105,6 +106,31 @@ def tapped(graph: Graph, names: Sequence[str], threads: int, *, optimize: bool =
     tensors = graph.tensors()
     part = extract(graph, graph.inputs, [tensors[name] for name in names])
     return open_graph(part.graph, threads=threads, optimize=optimize, arena=False)
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Opens graphs on the CPU for passes that run them while they work: how is said here, and nowhere in a pass.
+
+    Attributes:
+        threads: of each session.
+    """
+
+    threads: int = 2
+
+    def of(
+        self, graph: Graph, *, optimize: bool = True, arena: bool = True, config: Mapping[str, str] | None = None
+    ) -> Session:
+        """A graph as it is; `open_graph` says more, and what is raised."""
+        return open_graph(graph, threads=self.threads, optimize=optimize, arena=arena, config=config)
+
+    def tapped(self, graph: Graph, names: Sequence[str]) -> Session:
+        """A graph whose outputs are the named tensors and nothing else."""
+        return tapped(graph, names, self.threads)
+
+    def small(self, model: bytes) -> Session:
+        """A few nodes as a model of their own, computed as they stand and in little memory."""
+        return open_session(model, threads=self.threads, optimize=False, lean=True)
 
 
 def _size(tensor: Tensor, shapes: Shapes, budget: int) -> int:

@@ -191,7 +191,7 @@ class Decider:
         for form, attempt in known.tries.items():
             some = [layer for layer in known.layers if layer.name in attempt.regions]
             if some:
-                alone[form] = noise.Alone(attempt.graph, some, self.context.threads)
+                alone[form] = noise.Alone(attempt.graph, some, self.context.sessions)
         if known.static is not None:
             owned = {node: layer for layer in known.layers for node in layer.nodes}
             alone[STATIC] = noise.StaticAlone(
@@ -201,9 +201,9 @@ class Decider:
                 known.static.plan,
                 self._grids,
                 list(known.integers.values()),
-                self.context.threads,
+                self.context.sessions,
             )
-        probe = noise.Probe(self.base, known.layers, self.context.threads)
+        probe = noise.Probe(self.base, known.layers, self.context.sessions)
         feeds = self.trials.feeds[:FEEDS] if self.trials is not None else list(self.learn.batches(1))[:FEEDS]
         known.noise = noise.measured(probe, alone, feeds, self.context.progress)
 

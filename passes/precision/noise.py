@@ -25,8 +25,8 @@ from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime.closeness import Tally, is_float, rows_of
 from onnxcomp.runtime.parts import FILL_SPREAD, Slices, slices_of
 from onnxcomp.runtime.progress import Progress
-from onnxcomp.runtime.session import AS_WRITTEN, Session, open_graph
-from onnxcomp.runtime.taps import tapped
+from onnxcomp.runtime.session import AS_WRITTEN, Session
+from onnxcomp.runtime.taps import Sessions
 from onnxcomp.targets.base import Target
 
 RELEVANT = 0.2  # layers with less than this part of the mean error are not looked at on further samples
@@ -42,7 +42,7 @@ class Probe:
 
     graph: Graph
     layers: Sequence[Layer]
-    threads: int
+    sessions: Sessions
     _exact: Session = field(init=False)
     _disturbed: Session = field(init=False)
     _ports: dict[str, list[str]] = field(init=False)
@@ -50,8 +50,8 @@ class Probe:
     def __post_init__(self) -> None:
         self._inputs = {t.name for t in self.graph.inputs}
         names = dict.fromkeys(n for layer in self.layers for n in (*layer.reads, *layer.writes))
-        self._exact = tapped(self.graph, [n for n in names if n not in self._inputs], self.threads)
-        self._disturbed, self._ports = _disturbed(self.graph, self.layers, self.threads)
+        self._exact = self.sessions.tapped(self.graph, [n for n in names if n not in self._inputs])
+        self._disturbed, self._ports = _disturbed(self.graph, self.layers, self.sessions)
         self.outputs = [t.name for t in self.graph.outputs]
         self._off = {port: np.zeros((), np.float32) for ports in self._ports.values() for port in ports}
 
@@ -69,7 +69,7 @@ class Probe:
         return self._disturbed.run({**feed, **self._off, **fed}, self.outputs)
 
 
-def _disturbed(graph: Graph, layers: Sequence[Layer], threads: int) -> tuple[Session, dict[str, list[str]]]:
+def _disturbed(graph: Graph, layers: Sequence[Layer], sessions: Sessions) -> tuple[Session, dict[str, list[str]]]:
     copy = graph.clone()
     tensors = copy.tensors()
     ports: dict[str, list[str]] = {}
@@ -85,13 +85,13 @@ def _disturbed(graph: Graph, layers: Sequence[Layer], threads: int) -> tuple[Ses
             ports.setdefault(layer.name, []).append(added.name)
             copy.add_node("Add", [raw, added], name="disturbed", outputs=[tensor])
     copy.sort()
-    return open_graph(copy, threads=threads), ports
+    return sessions.of(copy), ports
 
 
 class Alone:
     """All layers of one form side by side, each of which reads what it reads in the float model."""
 
-    def __init__(self, graph: Graph, layers: Sequence[Layer], threads: int) -> None:
+    def __init__(self, graph: Graph, layers: Sequence[Layer], sessions: Sessions) -> None:
         tensors, shapes = graph.tensors(), shape_tools.infer(graph)
         read = [tensors[n] for n in dict.fromkeys(n for layer in layers for n in layer.reads)]
         fed = [t for t in read if isinstance(t, Variable)]
@@ -103,7 +103,7 @@ class Alone:
             new.dtype = new.dtype or shapes.dtype(tensor) or np.dtype(np.float32)
         self._given = [t.name for t in part.graph.inputs]
         self._made = [t.name for t in part.graph.outputs]
-        self._session = open_graph(part.graph, threads=threads, arena=False)
+        self._session = sessions.of(part.graph, arena=False)
 
     def deltas(self, values: Mapping[str, Array]) -> Deltas:
         """The error of each layer on these values of the float model."""
@@ -123,7 +123,7 @@ class StaticAlone:
         plan: Plan,
         grids: Mapping[Variable, Grid],
         integers: Sequence[Integers],
-        threads: int,
+        sessions: Sessions,
     ) -> None:
         copy = graph.clone()
         twins = {node.name: node for node in copy.nodes}
@@ -139,7 +139,7 @@ class StaticAlone:
         copy.sort()
         drop_unneeded(copy)
         self._given = {t.name for t in copy.inputs}
-        self._session = open_graph(copy, threads=threads, arena=False, config=AS_WRITTEN)
+        self._session = sessions.of(copy, arena=False, config=AS_WRITTEN)
 
     def deltas(self, values: Mapping[str, Array]) -> Deltas:
         """The error of each layer; what comes before a layer is exact."""

@@ -19,7 +19,8 @@ from onnxcomp.graph.clone import extract
 from onnxcomp.graph.ir import Array, Graph, Node, Variable
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.runtime import kernels, opening
-from onnxcomp.runtime.session import Feeds, Session, open_graph
+from onnxcomp.runtime.session import Feeds, Session
+from onnxcomp.runtime.taps import Sessions
 from onnxcomp.targets.base import Target
 
 STEPS = 2  # an integer kernel may round otherwise by so many steps of its output's grid
@@ -49,7 +50,7 @@ class Faults:
         return bool(self.barred or self.fenced)
 
 
-def faults(graph: Graph, plan: Plan, target: Target, feed: Feeds, *, saturates: bool, threads: int) -> Faults:
+def faults(graph: Graph, plan: Plan, target: Target, feed: Feeds, *, saturates: bool, sessions: Sessions) -> Faults:
     """What of a plan ONNX Runtime does not run as it stands.
 
     Args:
@@ -59,7 +60,7 @@ def faults(graph: Graph, plan: Plan, target: Target, feed: Feeds, *, saturates: 
     """
     planned = {node.name: node for node in (*plan.weighted, *plan.joined, *plan.moving)}
     skipped = {node.name for node in plan.weighted} if saturates else set()
-    probe = _Probe(graph, planned, feed, threads)
+    probe = _Probe(graph, planned, feed, sessions)
     found = Faults()
     if died := _death(graph, probe.cut):
         found.barred = dict.fromkeys((*plan.weighted, *plan.joined, *plan.moving), f"{FATAL} {died}")
@@ -69,7 +70,7 @@ def faults(graph: Graph, plan: Plan, target: Target, feed: Feeds, *, saturates: 
     if found:
         return found
     moving = {node.name for node in plan.moving}
-    for name, kernel in kernels.ran(graph, feed, threads=threads).items():
+    for name, kernel in kernels.ran(graph, feed, threads=sessions.threads).items():
         node = planned.get(name)
         if node is not None and not kernel.integer and name not in moving:
             found.barred[node] = f"{IN_FLOAT} ({kernel.op})"
@@ -110,8 +111,8 @@ class _Probe:
         values: of these tensors.
     """
 
-    def __init__(self, graph: Graph, planned: Iterable[str], feed: Feeds, threads: int) -> None:
-        self.threads, self.feed, self.planned = threads, dict(feed), set(planned)
+    def __init__(self, graph: Graph, planned: Iterable[str], feed: Feeds, sessions: Sessions) -> None:
+        self.sessions, self.feed, self.planned = sessions, dict(feed), set(planned)
         ends = {node: _end(node) for node in graph.nodes if node.op not in kernels.CONVERSIONS and node.outputs}
         self.nodes = {node.name: node for node, end in ends.items() if end is not None or node.name in self.planned}
         self._ends = {node.name: end for node, end in ends.items()}
@@ -119,7 +120,7 @@ class _Probe:
         cuts = [node.outputs[0] for node in graph.nodes if node.op == "QuantizeLinear"]
         shown = [_shown(node, self._ends[name]) for name, node in self.nodes.items()]
         literal = extract(graph, graph.inputs, list(dict.fromkeys((*cuts, *shown)))).graph
-        self.values: dict[str, Array] = open_graph(literal, threads=threads, optimize=False).run(self.feed)
+        self.values: dict[str, Array] = sessions.of(literal, optimize=False).run(self.feed)
         apart = extract(graph, [*graph.inputs, *cuts], list(dict.fromkeys(shown)))
         self._made = dict(zip(dict.fromkeys(t.name for t in shown), apart.graph.outputs, strict=True))
         self.cut = apart.graph
@@ -150,7 +151,7 @@ class _Probe:
         return ""
 
     def _opened(self, graph: Graph) -> Session:
-        return open_graph(graph, threads=self.threads)
+        return self.sessions.of(graph)
 
     def wrong(self, nodes: Iterable[str]) -> dict[str, str]:
         """The nodes whose kernels compute something else than the literal run, by name, with how much."""

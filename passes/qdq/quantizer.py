@@ -238,7 +238,7 @@ class Quantizer:
             self.target,
             trials.feeds[0],
             saturates=not self.target.portable(self.options.isa),
-            threads=self.context.threads,
+            sessions=self.context.sessions,
         )
         return study.learn(found)
 

@@ -28,7 +28,7 @@ from onnxcomp.errors import DataError
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.manager.base import PassContext, SampleSource
 from onnxcomp.passes.training.objective import Pair
-from onnxcomp.runtime.taps import tapped
+from onnxcomp.runtime.taps import Sessions
 
 MOST_VIEW_BYTES = 16 << 30  # of augmented views on the disk; more epochs than fit see the first ones again
 
@@ -178,7 +178,7 @@ def rehearsal(context: PassContext, teacher: Graph | None, pairs: list[Pair], co
     sample = few(context, count)
     rows, found = sample.rows, dict[str, Array]()
     if teacher is not None:
-        session = tapped(teacher, [pair.teacher for pair in pairs], 1)
+        session = Sessions(1).tapped(teacher, [pair.teacher for pair in pairs])
         fixed = fixed_batch(session, rows)
         size = fixed or rows_a_run(teacher, rows, context.memory)[0]
         parts = [ask(session, part, rows, fixed) for part in rows.batches(size)]

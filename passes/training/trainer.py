@@ -33,7 +33,6 @@ from onnxcomp.passes.training.quantized import Quantization
 from onnxcomp.results import TrainingRecord
 from onnxcomp.runtime.machine import usable_cores
 from onnxcomp.runtime.stages import trained_bytes
-from onnxcomp.runtime.taps import tapped
 
 if TYPE_CHECKING:
     from onnxcomp.passes.distill import Distill
@@ -139,7 +138,7 @@ class Trainer:
         """
         rows, found = self.material.rows, []
         names = [t.name for t in self.graph.outputs if t.dtype is None or t.dtype.kind == "f"]
-        sessions = [tapped(graph, names, self.context.threads) for graph in (self.graph, rounded)]
+        sessions = [self.context.sessions.tapped(graph, names) for graph in (self.graph, rounded)]
         fixed = fixed_batch(sessions[0], rows)
         size = fixed or rows_a_run(rounded, rows, self.context.memory, COMPARED)[0]
         for part in itertools.islice(rows.batches(size, last=True), max(1, -(-COMPARED // size))):

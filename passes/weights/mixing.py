@@ -101,7 +101,7 @@ def costliest(
         why = "there are no samples to run on" if not feeds else "they are too large to be held in memory twice"
         return Costliest(why_not=f"which weights need 8 bits was not looked for: {why}")
     items = [constant for constant, values in rounded.items() if np.isfinite(values).all()]
-    trials = Trials(graph, items, feeds, context.threads)
+    trials = Trials(graph, items, feeds, context.sessions)
 
     def noise(constants: Sequence[Constant]) -> float:
         return trials.noise({constant: rounded[constant] for constant in constants}, len(feeds))

@@ -11,7 +11,8 @@ from onnxcomp.graph.io import total_bytes
 from onnxcomp.graph.ir import Array, Constant, Graph, Variable, reads
 from onnxcomp.runtime.chain import Chain, cut
 from onnxcomp.runtime.closeness import rows_of, worst_sqnr_db
-from onnxcomp.runtime.session import LARGE_BYTES, open_graph
+from onnxcomp.runtime.session import LARGE_BYTES
+from onnxcomp.runtime.taps import Sessions
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class Trials:
     """
 
     def __init__(
-        self, graph: Graph, weights: Sequence[Constant], feeds: Sequence[Mapping[str, Array]], threads: int
+        self, graph: Graph, weights: Sequence[Constant], feeds: Sequence[Mapping[str, Array]], sessions: Sessions
     ) -> None:
         copied = clone(graph)
         copy, exact = copied.graph, dict[str, Array]()
@@ -45,9 +46,11 @@ class Trials:
             self.weights[constant], exact[fed.name] = fed.name, constant.values
         copy.sort()
         readers = [node for node in copy.nodes if any(t.name in exact for t in reads(node))]
-        self.feeds = list(feeds)
+        self.feeds, self._sessions = list(feeds), sessions
         spans = [(node, node) for node in readers]
-        self._chain = Chain(copy, cut(copy.nodes, spans, 1 if total_bytes(graph) > LARGE_BYTES else PARTS), threads)
+        self._chain = Chain(
+            copy, cut(copy.nodes, spans, 1 if total_bytes(graph) > LARGE_BYTES else PARTS), sessions.threads
+        )
         self._exact = [self._chain.run({**feed, **exact}) for feed in self.feeds]
 
     def noise(self, changed: Mapping[Constant, Array], samples: int) -> float:
@@ -60,9 +63,9 @@ class Trials:
         found = [self._chain.follow(values, -1, fed) for values in self._exact[:samples]]
         return self._against(found) if changed else 0.0
 
-    def noise_of(self, graph: Graph, threads: int) -> float:
+    def noise_of(self, graph: Graph) -> float:
         """Noise over signal of another graph's outputs on the same samples, the worst part of those that both have."""
-        session = open_graph(graph, threads=threads)
+        session = self._sessions.of(graph)
         return self._against([session.run(feed) for feed in self.feeds])
 
     def _against(self, found: list[dict[str, Array]]) -> float:
