@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
-from contextlib import closing
+import weakref
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -257,6 +259,22 @@ def test_a_candidate_answers_each_sample_once_where_decisions_are_counted_as_wel
         assert len(study.material.select) < found.decided == study.judge.counted
         assert found.agreement == study.judge.agreement(study.run(found.spec).graph)
         assert found.decided <= sum(rows) <= found.decided + 2
+
+
+def test_the_session_that_data_were_tried_on_is_not_held(job: Job) -> None:
+    """It maps all of a large model into memory."""
+    opened: list[weakref.ref[Session]] = []
+    plain = OpenedModel.plain
+
+    def remembered(self: OpenedModel) -> Session:
+        opened.append(weakref.ref(plain(self)))
+        return plain(self)
+
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setattr(OpenedModel, "plain", remembered)
+        stack.enter_context(Study.open(job))
+        gc.collect()
+        assert opened and not any(session() for session in opened)
 
 
 def test_answers_kept_are_the_answers(tmp_path: Path) -> None:
