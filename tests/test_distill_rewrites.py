@@ -295,14 +295,14 @@ def test_loops_and_branches_are_named() -> None:
         ready.require()
 
 
-def test_double_weights_are_reported_not_trained() -> None:
+def test_double_weights_are_trained_in_single_precision() -> None:
     net = Net()
     h = net.op("Cast", net.input("N", 6), to=TensorProto.DOUBLE)
     weight = net.const(np.eye(6), np.float64)
     y = net.op("Cast", net.op("MatMul", h, weight), to=TensorProto.FLOAT)
     ready = prepare(decode(net.model(net.dense(y, 6, 2))), OPERATORS, batch=2)
-    assert set(ready.trainable) == {"w1", "w2"}
-    assert "float64" in ready.frozen["k0"]
+    assert set(ready.trainable) == {"k0", "w1", "w2"}
+    assert {c.name: c.dtype for c in ready.graph.constants()}["k0"] == np.float32
 
 
 @pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])

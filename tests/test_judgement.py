@@ -91,11 +91,11 @@ def test_the_samples_that_judge_decide(tmp_path: Path):
     """Calibrated and selected on one kind of sample, judged on another: what collapses there is not accepted."""
     proto = network()
     model = builders.save(proto, tmp_path / "source.onnx")
-    far = data(tmp_path / "far.npz", scale=40, seed=6)
-    x = np.load(far)["x"]
-    labels = builders.run(model, {"x": x})[0].argmax(1)
-    np.savez(far, x=x, labels=labels)
-    report = optimized(tmp_path, proto, data(tmp_path / "near.npz"), eval_data=far)
+    near, far = data(tmp_path / "near.npz"), data(tmp_path / "far.npz", scale=40, seed=6)
+    for samples in (near, far):
+        x = np.load(samples)["x"]
+        np.savez(samples, x=x, labels=builders.run(model, {"x": x})[0].argmax(1))
+    report = optimized(tmp_path, proto, near, eval_data=far)
     if report.verdict == "accepted":
         assert report.accuracy is not None and report.fidelity is not None
         assert report.accuracy.drop <= 0.02

@@ -255,7 +255,7 @@ def test_what_stays_is_explained(case: str) -> None:
     words = {
         "branch": "needed elsewhere", "output": "needed elsewhere", "training": "training mode",
         "extra": "several outputs",
-        "negative": "not positive", "computed": "is computed", "weight": "computed", "spatial": "spatial",
+        "negative": "not positive", "computed": "is computed", "weight": "comes through Abs", "spatial": "spatial",
     }  # fmt: skip
     assert words[case] in outcome.skips[0].why
 

@@ -90,7 +90,7 @@ def test_each_model_runs_once_for_both_answers(tmp_path: Path, samples: Given, m
     monkeypatch.setattr(Session, "run", lambda self, feeds: runs.append(len(feeds["x"])) or run(self, feeds))
     path = scaled(tmp_path / "m.onnx", 1)
     judge(path, path, samples, parse_metric(None))
-    probe = 2 * 32  # one batch each finds out whether batches work
+    probe = 2 * 2  # two samples each find out whether samples go together
     assert sum(runs) == 2 * len(samples) + probe
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from onnxcomp.data.dataset import Samples
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.runtime.providers import CPU, full_name
-from onnxcomp.runtime.session import open_session
 from onnxcomp.verify.fidelity import Closeness
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import LARGE_BYTES, Answer, Runner
@@ -78,7 +77,7 @@ def _optimized(model: OpenedModel, samples: Samples, threads: int) -> tuple[floa
     ):
         return None
     try:
-        plain = open_session(model.path, threads=threads, optimize=False)
+        plain = model.plain()
         pairs = [replace(one, outputs=(plain.run(one.inputs), one.outputs[0])) for one in answers]
     except (ModelError, DataError):
         return None
