@@ -215,7 +215,7 @@ def counting(source: Path, monkeypatch: pytest.MonkeyPatch) -> Counts:
 def test_a_run_parses_its_source_once_and_opens_it_three_times(
     job: Job, objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As written, to see what it takes; as fast as it runs, however many recipes are tried; as written, to compare both."""
+    """As written, to see what it takes; fast, however many recipes are tried; as written once more, to compare both."""
     counts = counting(job.model, monkeypatch)
     report = driver.run(replace(job, objective=objective, output=Path("m.onnx")))  # type: ignore[arg-type]
     assert report.verdict == "accepted" and counts == Counts(1, 3)
