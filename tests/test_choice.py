@@ -199,10 +199,11 @@ def test_what_decides_as_the_original_goes_first() -> None:
 
 def test_a_point_of_the_decisions_is_given_for_what_is_clearly_faster() -> None:
     point = replace(BASE, agreement=0.99)
-    fast = replace(BASE, agreement=0.96, latency_ratio=0.4)
+    fast = replace(BASE, agreement=0.98, latency_ratio=0.4)
     assert preferred(fast, point, "latency", NOTHING) and not preferred(point, fast, "latency", NOTHING)
     assert preferred(point, fast, "size", NOTHING)
-    assert preferred(point, replace(fast, agreement=0.94, latency_ratio=0.1), "latency", NOTHING)
+    for share in (0.979, 0.94):
+        assert preferred(point, replace(fast, agreement=share, latency_ratio=0.1), "latency", NOTHING)
 
 
 # -- when the search ends --

@@ -15,6 +15,7 @@ COLLAPSED_SQNR_DB = 10.0
 COLLAPSED_DROP = 0.02
 AGREES = 0.95  # below this share of equal decisions the first line says so, and another recipe is preferred
 KEEPS = 0.99  # what keeps all but a point of the decisions goes before what does not, where no metric says what counts
+WORTH_SPEED = 1 - COLLAPSED_DROP  # what a metric may lose, decisions may for a clearly faster result; no more
 ALIKE = 0.08  # two times that differ by less are one, for the choice between recipes
 WORTH_DB, LIKE_SIZE = 6.0, 1.3
 WORTH_SHARE = 0.99  # a size is better when it is at most this share of the original
@@ -106,14 +107,16 @@ def preferred(found: Measured, other: Measured, objective: str, budget: Budget) 
     """Whether a sound result goes before another.
 
     One that decides as the original does, but for a point, goes before one that does so nearly always, unless for
-    latency that one is clearly faster; and that before one that does not. For latency times within ALIKE say nothing;
-    then what keeps WORTH_DB more at a like size is better, then what is smaller.
+    latency that one loses a second point at most and is clearly faster; and that before one that does not. For latency
+    times within ALIKE say nothing; then what keeps WORTH_DB more at a like size is better, then what is smaller.
     """
     mine, theirs = score(found, objective), score(other, objective)
     mine_agrees, theirs_agrees = agrees(found, budget), agrees(other, budget)
     if mine_agrees != theirs_agrees:
         slow, fast = (mine, theirs) if mine_agrees > theirs_agrees else (theirs, mine)
-        worth = objective == "latency" and min(mine_agrees, theirs_agrees) == 1 and fast <= CLEARLY_FASTER * slow
+        lesser = other if mine_agrees > theirs_agrees else found
+        near = min(mine_agrees, theirs_agrees) == 1 and lesser.agreement is not None and lesser.agreement >= WORTH_SPEED
+        worth = objective == "latency" and near and fast <= CLEARLY_FASTER * slow
         return (mine_agrees > theirs_agrees) is not worth
     if objective != "latency" or abs(mine / theirs - 1) > ALIKE:
         return mine < theirs
