@@ -48,9 +48,8 @@ def settle(model: Path | OpenedModel, *datasets: Dataset, memory: Memory = Memor
         return
     first = datasets[0]
     for dataset in datasets:
-        dataset.give_session(
-            lambda feed: model.plain().run(feed)
-        )  # opened for it again, if it asks: held it takes memory
+        # opened for it again, if it asks: held it takes memory
+        dataset.give_session(lambda feed: model.plain().run(feed))
         _divide(session, dataset, declared)
     axes = Axes(first.axes.inputs, declared.outputs, declared.time)
     found = _Found(axes, first.reader.batch)

@@ -47,8 +47,8 @@ def refusal(use: WeightUse, shapes: Shapes, opset: int) -> str:
         return "its padding is automatic"
     if any(pad < 0 for pad in rows.pads):
         return "its padding is negative"
-    if opset < (PADS_INTEGERS if any(rows.pads) else CUTS):
-        return f"its windows are cut from opset {PADS_INTEGERS} on"
+    if opset < (needed := PADS_INTEGERS if any(rows.pads) else CUTS):
+        return f"cutting its windows takes opset {needed}, the model has {opset}"
     if shapes.rank(use.node.inputs[0]) != len(rows.kernel) + 2:
         return "the rank of its input is not known"
     outputs = use.weight.channels(use.constant.shape)[1]
@@ -61,24 +61,19 @@ def refusal(use: WeightUse, shapes: Shapes, opset: int) -> str:
 
 @dataclass(frozen=True)
 class Windows:
-    """Writes what turns data into windows of integers, for one convolution.
-
-    Attributes:
-        made: the nodes that were written, in order.
-    """
+    """Writes what turns data into windows of integers, for one convolution."""
 
     graph: Graph
     owner: Graph
     node: Node
     rows: LayerInputs
-    made: list[Node]
 
     @classmethod
     def of(cls, graph: Graph, owner: Graph, use: WeightUse) -> Windows:
         """For a convolution that `refusal` lets pass."""
         rows = LayerInputs.of(use)
         assert isinstance(rows, LayerInputs)
-        return cls(graph, owner, use.node, rows, [])
+        return cls(graph, owner, use.node, rows)
 
     @property
     def rank(self) -> int:
@@ -89,30 +84,23 @@ class Windows:
         """The windows [N, S'..., k C], uint8, their scale and zero point."""
         x = self._op("Transpose", [self.node.inputs[0]], perm=[0, *range(2, self.rank), 1])[0]
         q, scale, zero = self._op("DynamicQuantizeLinear", [x], outputs=3)
-        cuts = [self._cut(self._padded(q, zero), place) for place in product(*map(range, self.rows.kernel))]
+        padded = self._padded(q, zero)
+        cuts = [self._cut(padded, place) for place in product(*map(range, self.rows.kernel))]
         windows = cuts[0] if len(cuts) == 1 else self._op("Concat", cuts, axis=self.rank - 1)[0]
         return windows, scale, zero
 
     def turned_back(self, rows: Variable, out: Variable) -> None:
         """Let the product's rows [N, S'..., M] be the convolution's output [N, M, S'...]."""
         order = [0, self.rank - 1, *range(1, self.rank - 1)]
-        self.made.append(
-            self.owner.add_node(
-                "Transpose", [rows], name=f"{self.node.name}_back", attrs={"perm": order}, outputs=[out]
-            )
-        )
+        self.owner.add_node("Transpose", [rows], name=f"{self.node.name}_back", attrs={"perm": order}, outputs=[out])
 
     def _padded(self, q: Variable, zero: Variable) -> Variable:
         """The integers with their zero point around them."""
         spatial = len(self.rows.kernel)
         if not any(self.rows.pads):
             return q
-        if not any(node.op == "Pad" for node in self.made):
-            begin, end = self.rows.pads[:spatial], self.rows.pads[spatial:]
-            pads = self._numbers([0, *begin, 0, 0, *end, 0])
-            self._op("Pad", [q, pads, zero])
-        found: Variable = next(node for node in self.made if node.op == "Pad").outputs[0]
-        return found
+        begin, end = self.rows.pads[:spatial], self.rows.pads[spatial:]
+        return self._op("Pad", [q, self._numbers([0, *begin, 0, 0, *end, 0]), zero])[0]
 
     def _cut(self, x: Variable, place: tuple[int, ...]) -> Variable:
         """What a kernel reads at one of its places, for all windows: [N, S'..., C]."""
@@ -127,15 +115,13 @@ class Windows:
                 steps.append(stride)
         if not axes:
             return x
-        found: Variable = self._op("Slice", [x, *map(self._numbers, (starts, ends, axes, steps))])[0]
-        return found
+        return self._op("Slice", [x, *map(self._numbers, (starts, ends, axes, steps))])[0]
 
     def _numbers(self, values: list[int]) -> Constant:
         return self.graph.add_constant(f"{self.node.name}_places", np.asarray(values, np.int64))
 
     def _op(self, op: str, inputs: list[Tensor], outputs: int = 1, **attrs: object) -> list[Variable]:
         node = self.owner.add_node(op, inputs, name=f"{self.node.name}_{op.lower()}", attrs=attrs, outputs=outputs)
-        self.made.append(node)
         return list(node.outputs)
 
 
