@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
 
 from onnxcomp import places
 from onnxcomp.errors import OnnxcompError
@@ -20,12 +19,12 @@ from onnxcomp.results import FileRef, Report
 from onnxcomp.runtime.machine import peak_memory_bytes
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.evidence import doubts
-from onnxcomp.work.choice import better, unsound
+from onnxcomp.work.finalist import finalist
 from onnxcomp.work.flips import in_feeds_of_one, pictures
 from onnxcomp.work.front import runnable_files
 from onnxcomp.work.judging import Measurements
 from onnxcomp.work.reporting import begin, decide, fill, table_notes, unchanged
-from onnxcomp.work.strategies import Candidate, Proposed, last_resorts, propose
+from onnxcomp.work.strategies import propose
 from onnxcomp.work.study import Study
 
 
@@ -48,7 +47,7 @@ def run(
         report.passes, report.training = proposed.records, proposed.trainings
         report.notes += proposed.notes
         if proposed.candidates:
-            chosen, final, measured = _finalist(study, proposed, report)
+            chosen, final, measured = finalist(study, proposed.candidates, report.notes)
             fill(report, study, final, chosen, measured)
             if job.teacher is not None:
                 report.teacher = study.judge.taught(final, job.teacher)
@@ -103,35 +102,6 @@ def check_written(job: Job, report: Report, progress: Progress = SILENT) -> None
                 where=where,
                 do=again,
             )
-
-
-def _finalist(study: Study, proposed: Proposed, report: Report) -> tuple[Candidate, Graph, Measurements]:
-    """The first candidate that holds when it is judged as it will be written; the best one if none does.
-
-    A search takes shorter measurements than the judge, and the best by those may turn out to be no gain at all; then
-    the last resorts are tried that a search leaves out once something held.
-    """
-    found: list[tuple[Candidate, Graph, Measurements]] = []
-    for candidate in chain(proposed.candidates, last_resorts(study, proposed.candidates, report.notes)):
-        final = study.stamped(candidate.graph, candidate.pipeline)
-        measured = study.judge.final(final, study.job.out.name)
-        found.append((candidate, final, measured))
-        why = _fails(study, measured) if candidate.searched else ""
-        if not why:
-            beaten = f"tried, not used: {candidate.pipeline}: another is better"
-            report.notes = [note for note in report.notes if not note.startswith(beaten)]
-            return found[-1]
-        report.notes.append(f"tried, not used: {candidate.pipeline}: on the samples that judge, {why}")
-    return found[0]
-
-
-def _fails(study: Study, measured: Measurements) -> str:
-    """Why a candidate that a search proposed is not taken in the end; empty where it is."""
-    job = study.job
-    if why := unsound(measured.fidelity, measured.accuracy, job.budget):
-        return why
-    gains = better(study.stats, measured.stats, measured.benchmark, job.objective)
-    return "" if gains else "it is neither smaller nor faster"
 
 
 def _write_plan(report: Report, job: Job) -> None:

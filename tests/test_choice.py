@@ -30,16 +30,18 @@ from onnxcomp.verify.enough import Limits
 from onnxcomp.work.choice import (
     agrees,
     better,
+    broken,
     disagreeing,
     ends_search,
     enough,
     keeps,
     limits_of,
     preferred,
+    promised,
     score,
     unsound,
 )
-from onnxcomp.work.strategies import Proposed, last_resorts, try_recipes
+from onnxcomp.work.strategies import Proposed, try_recipes, untried
 from onnxcomp.work.trial import Measured
 
 NOTHING = Budget()
@@ -209,6 +211,23 @@ def test_a_point_of_the_decisions_is_given_for_what_is_clearly_faster() -> None:
 # -- when the search ends --
 
 
+def test_a_result_promises_what_it_was_chosen_for() -> None:
+    shares = {0.995: 0.99, 0.985: 0.98, 0.96: 0.95, 0.9: 0.0}
+    assert {share: promised(replace(BASE, agreement=share), NOTHING) for share in shares} == shares
+    for other in ({"drop": 0.01}, {"agreement": None}):
+        assert promised(replace(BASE, **other), NOTHING) == 0  # a metric says what counts
+    assert promised(BASE, Budget(min_agreement=0.9)) == 0
+
+
+def test_a_promise_is_broken_where_chance_does_not_explain_it() -> None:
+    def seen(kept: int, of: int) -> bool:
+        return broken(replace(BASE, agreement=kept / of, decided=of), 0.99)
+
+    assert seen(476, 496) and seen(118, 128)
+    assert not seen(490, 496) and not seen(125, 128) and not seen(19, 20)
+    assert not broken(replace(BASE, agreement=None), 0.99)
+
+
 def test_integers_that_cover_nearly_all_work_end_the_search_for_latency() -> None:
     int8, half = recipes.RECIPES["int8"], recipes.RECIPES["half"]
     assert ends_search(BASE, int8, 0.9, "latency", NOTHING)
@@ -364,11 +383,11 @@ def test_last_resorts_are_left_for_where_nothing_holds_in_the_end(graphs: dict[s
     figures = {**dict.fromkeys(recipes.RECIPES, SLOW), "clean": replace(SLOW, better=False, why="no gain")}
     study, notes = FakeStudy(job(), graphs["cnn"], figures, has_data=False), list[str]()
     proposed = search(study)
-    (left,) = last_resorts(study, proposed.candidates, notes)  # type: ignore[arg-type]
-    assert str(left.pipeline) == recipes.RECIPES["stored"].spec
+    (left,) = untried(study, proposed.candidates, notes)  # type: ignore[arg-type]
+    assert str(left.pipeline) == recipes.RECIPES["stored"].spec and left.chosen is not None
     assert notes == ["tried, not used: recipe clean: no gain"]
     asked = [replace(candidate, explicit=True) for candidate in proposed.candidates]
-    assert not list(last_resorts(study, asked, notes))  # type: ignore[arg-type]
+    assert not list(untried(study, asked, notes))  # type: ignore[arg-type]
 
 
 # -- real runs --

@@ -9,24 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import builders
 import numpy as np
 import onnx
 import pytest
-import report_samples
 
 import onnxcomp
-from onnxcomp import driver
 from onnxcomp.cli.main import main
 from onnxcomp.errors import DataError, ModelError, OutputError, UsageError
 from onnxcomp.files import sha256_of
-from onnxcomp.verify.budget import Budget
-from onnxcomp.work.judging import Measurements
 
 FAST = {"bench": False, "eval_samples": 200, "calib_samples": 64}
 INT8 = "fold-constants,cleanup,fuse-batchnorm,quantize-qdq"
@@ -354,26 +347,3 @@ def test_what_a_recipe_without_loss_cleaned_is_written(tmp_path: Path) -> None:
     path = builders.save(proto, tmp_path / "m.onnx")
     assert command("optimize", path, "--recipe", "clean", "-q", "--no-bench") == 0
     assert Path("m.opt.onnx").exists()
-
-
-def test_a_candidate_whose_gain_does_not_hold_gives_way_to_the_next() -> None:
-    report = report_samples.report(name=str)
-    report.notes = ["tried, not used: cleanup: another is better for latency"]
-    sizes = {"fold-constants": 1000, "cleanup": 500}
-    measured = {
-        name: Measurements(replace(report.before, bytes=size), "", None, None, None) for name, size in sizes.items()
-    }
-    study: Any = SimpleNamespace(
-        stamped=lambda graph, _: graph,
-        judge=SimpleNamespace(final=lambda graph, _: measured[graph]),
-        job=SimpleNamespace(out=Path("o.onnx"), budget=Budget(), objective="latency"),
-        stats=replace(report.before, bytes=1000),
-    )
-    proposed: Any = SimpleNamespace(
-        candidates=[SimpleNamespace(graph=name, pipeline=name, searched=True) for name in sizes]
-    )
-    chosen, *_ = driver._finalist(study, proposed, report)
-    assert chosen.graph == "cleanup"
-    assert report.notes == [
-        "tried, not used: fold-constants: on the samples that judge, it is neither smaller nor faster"
-    ]

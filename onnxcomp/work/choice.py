@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnxcomp import recipes
 from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats
 from onnxcomp.runtime.closeness import EXACT_DB
+from onnxcomp.runtime.quantiles import share_interval
 from onnxcomp.verify.agreement import in_words
 from onnxcomp.verify.budget import ROUNDING, Budget
 from onnxcomp.verify.enough import Limits
@@ -15,6 +16,7 @@ COLLAPSED_SQNR_DB = 10.0
 COLLAPSED_DROP = 0.02
 AGREES = 0.95  # below this share of equal decisions the first line says so, and another recipe is preferred
 KEEPS = 0.99  # what keeps all but a point of the decisions goes before what does not, where no metric says what counts
+CHANCE = 0.1  # of an interval that is too narrow, on either side alike
 WORTH_SPEED = 1 - COLLAPSED_DROP  # what a metric may lose, decisions may for a clearly faster result; no more
 ALIKE = 0.08  # two times that differ by less are one, for the choice between recipes
 WORTH_DB, LIKE_SIZE = 6.0, 1.3
@@ -96,6 +98,23 @@ def agrees(found: Measured, budget: Budget) -> int:
         return 0
     few = found.decided is not None and found.decided * (1 - KEEPS) < 1
     return 2 if found.agreement >= KEEPS or found.drop is not None or few else 1
+
+
+def promised(chosen: Measured, budget: Budget) -> float:
+    """The share of decisions that a result was chosen for; 0 where a budget or a metric says what is enough."""
+    if budget.min_agreement is not None or chosen.agreement is None or chosen.drop is not None:
+        return 0.0
+    return max((limit for limit in (KEEPS, WORTH_SPEED, AGREES) if chosen.agreement >= limit), default=0.0)
+
+
+def broken(judged: Measured, promise: float) -> bool:
+    """Whether samples that judge show fewer decisions kept than promised, beyond what chance brings.
+
+    A share chosen by has luck in it: of a few samples, some of which calibrated, the best of several results.
+    """
+    if judged.agreement is None or not judged.decided:
+        return False
+    return share_interval(judged.agreement, judged.decided, CHANCE)[1] < promise
 
 
 def keeps(found: Measured, budget: Budget) -> bool:

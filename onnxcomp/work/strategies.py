@@ -25,12 +25,14 @@ class Candidate:
     Attributes:
         explicit: it was asked for pass by pass.
         searched: it was found by trying recipes, so that the default run's own limits hold.
+        chosen: what it came to on the samples that it was chosen by; None where it was asked for.
     """
 
     pipeline: Pipeline
     result: RunResult
     explicit: bool
     searched: bool = False
+    chosen: Measured | None = None
 
     @property
     def graph(self) -> Graph:
@@ -113,8 +115,8 @@ def try_recipes(study: Study) -> Proposed:
     return proposed
 
 
-def last_resorts(study: Study, candidates: Sequence[Candidate], notes: list[str]) -> Iterator[Candidate]:
-    """What is left to try where all that a search proposed turns out to be no gain on the samples that judge.
+def untried(study: Study, candidates: Sequence[Candidate], notes: list[str]) -> Iterator[Candidate]:
+    """What a search left out once something held, for where that does not hold on the samples that judge.
 
     Args:
         candidates: what was proposed; nothing is left where it was asked for.
@@ -124,7 +126,7 @@ def last_resorts(study: Study, candidates: Sequence[Candidate], notes: list[str]
         return
     known, said = {str(candidate.pipeline) for candidate in candidates}, Proposed(notes=notes)
     for recipe in _recipes(study):
-        if recipe.name in recipes.LAST_RESORT and str(_pipeline(study, recipe)) not in known:
+        if not recipe.fallback and str(_pipeline(study, recipe)) not in known:
             tried = _tried(study, recipe, said)
             if tried is not None:
                 yield tried[1]
@@ -157,7 +159,7 @@ def _tried(study: Study, recipe: recipes.Recipe, proposed: Proposed) -> tuple[Me
     if not found.sound or not found.better:
         proposed.notes.append(f"tried, not used: recipe {recipe.name}: {found.why}")
         return None
-    return found, Candidate(pipeline, result, False, True)
+    return found, Candidate(pipeline, result, False, True, found)
 
 
 def escalate(study: Study, aim: recipes.Aim) -> Proposed:

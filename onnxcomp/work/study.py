@@ -236,7 +236,7 @@ class Study:
             found = self.judge.candidate(result.graph, samples=samples, timed=timed)
         except ModelError as error:
             return Measured(spec, False, False, f"the runtime refuses it: {error.what}", seconds=_since(start))
-        measured = self._measured(spec, found, result.changes, start)
+        measured = self.figures(spec, found, result.changes, start)
         asks = self.context.agreement is not None and samples is None
         if not asks or measured.agreement is None or not (measured.sound and measured.better):
             return measured
@@ -252,7 +252,7 @@ class Study:
         start = time.perf_counter()
         result = self.run(spec)
         found = self.judge.final(self.stamped(result.graph, spec), self.job.out.name)
-        return self._measured(spec, found, result.changes, start)
+        return self.figures(spec, found, result.changes, start)
 
     def write(self, spec: str, path: Path) -> list[Path]:
         """Write what a spec makes of the source, with its provenance; the files written, the .onnx file first.
@@ -287,8 +287,13 @@ class Study:
             final.set_metadata(key, value)
         return final
 
-    def _measured(self, spec: str, found: Measurements, changes: int, start: float) -> Measured:
-        """A trial's figures; `start`: when it began."""
+    def figures(self, spec: str, found: Measurements, changes: int, start: float | None = None) -> Measured:
+        """What was measured of a spec's result, as a trial's plain figures.
+
+        Args:
+            changes: how many things its passes changed.
+            start: when the trial began; None where its time is of no interest.
+        """
         why = unsound(found.fidelity, found.accuracy, self.job.budget)
         gained = better(self.stats, found.stats, found.benchmark, self.job.objective)
         bench, fidelity, accuracy = found.benchmark, found.fidelity, found.accuracy
@@ -308,7 +313,7 @@ class Study:
             sqnr_db=None if fidelity is None else fidelity.worst_db,
             agreement=None if fidelity is None else fidelity.agreement,
             changes=changes,
-            seconds=_since(start),
+            seconds=0.0 if start is None else _since(start),
         )
 
 
