@@ -35,6 +35,7 @@ SPECS = (
     "fuse-batchnorm",
     "fuse-slices",
     "gather-rows",
+    "convolve-shortcuts",
     "widen-conv",
     "split-softmax",
     "fuse-activations",

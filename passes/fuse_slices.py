@@ -10,9 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from onnxcomp.graph.ir import Array, Graph, Node, Tensor
-from onnxcomp.graph.noops import TO_THE_END
-from onnxcomp.graph.partial import slice_of
 from onnxcomp.graph.shapes import infer
+from onnxcomp.graph.strided import strided
 from onnxcomp.graph.sweeping import Here, sweep, unlink
 from onnxcomp.graph.types import Shapes
 from onnxcomp.layers.affine import linear, rewrite
@@ -99,45 +98,17 @@ def _folded(maker: Node, shapes: Shapes, opset: int) -> Folded | None:
     rank = shapes.rank(maker.outputs[0])
     if rank is None or rank < 3 or int(maker.attrs.get("axis", 1)) % rank != 1:
         return None
-    slices = [_strided(tensor, rank, shapes, opset) for tensor in maker.inputs]
+    slices = [strided(tensor, rank, shapes, opset) for tensor in maker.inputs]
     if any(s is None for s in slices):
         return None
     found = [s for s in slices if s is not None]
-    source, _, factor = found[0]
-    offsets = tuple(offset for _, offset, _ in found)
-    if any(s is not source or f != factor for s, _, f in found) or prod(factor) < 2:
+    source, factor = found[0].source, found[0].steps
+    offsets = tuple(s.offsets for s in found)
+    if any(s.source is not source or s.steps != factor for s in found) or prod(factor) < 2:
         return None
     if len(set(offsets)) != len(offsets) or len(offsets) != prod(factor):
         return None  # with all offsets, slices of equal size mean that the factor divides the image
     return Folded(source, factor, offsets)
-
-
-def _strided(
-    tensor: Tensor, rank: int, shapes: Shapes, opset: int
-) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]] | None:
-    """Source, offsets and steps over the spatial axes of what a chain of Slices takes to the end."""
-    chain: list[Node] = []
-    while tensor.producer is not None and tensor.producer.op == "Slice":
-        chain.append(tensor.producer)
-        tensor = tensor.producer.inputs[0]
-    offsets, steps = [0] * rank, [1] * rank
-    for node in reversed(chain):
-        parts = slice_of(node, opset)
-        if parts is None:
-            return None
-        starts, ends, axes, strides = parts
-        shape = shapes.shape(node.inputs[0])
-        for start, end, given, stride in zip(starts, ends, axes or range(len(starts)), strides, strict=True):
-            axis = given % rank
-            size = shape[axis] if shape is not None else None
-            whole = end >= size if isinstance(size, int) else end >= TO_THE_END
-            if not whole or stride < 1 or not 0 <= start < stride:
-                return None
-            offsets[axis] += start * steps[axis]
-            steps[axis] *= stride
-    if not chain or steps[:2] != [1, 1]:
-        return None
-    return tensor, tuple(offsets[2:]), tuple(steps[2:])
 
 
 def _unfolded(values: Array, node: Node, parts: Folded) -> Array:
