@@ -16,6 +16,7 @@ from typing import Any
 
 import builders
 import numpy as np
+import optuna
 import pytest
 import search_fakes as fakes
 from sqlalchemy import event
@@ -32,7 +33,7 @@ from onnxcomp.search.pool import Processes
 from onnxcomp.search.rows import Judge, Row, Source, to_json
 from onnxcomp.search.run import Found, closer, parse_time, search
 from onnxcomp.search.show import lines, picture
-from onnxcomp.search.strategies import STRATEGIES, Told, first_points, grown
+from onnxcomp.search.strategies import STRATEGIES, Told, drawn, first_points, grown
 from onnxcomp.verify.budget import Budget
 from onnxcomp.work.trial import Measured
 
@@ -180,6 +181,22 @@ def test_a_thousand_trials_are_read_at_once(tmp_path: Path) -> None:
 
     assert opened(4) == opened(12), "as many questions to the storage, whatever the number of trials"
     assert not any("FROM trial_params" in text for text in asked), "no row for each parameter of each trial is read"
+
+
+def test_other_tools_of_optuna_see_what_was_tried_and_a_trial_costs_few_questions(tmp_path: Path) -> None:
+    asked: list[str] = []
+    listener = lambda *args: asked.append(args[2])  # noqa: E731
+    kept_here = fakes.ledger(tmp_path / "s.db")
+    event.listen(Engine, "before_cursor_execute", listener)
+    try:
+        point = max((drawn(kept_here.space, random.Random(i)) for i in range(9)), key=len)
+        row = kept_here.begin(STRATEGIES["random"]().sampler, point)
+    finally:
+        event.remove(Engine, "before_cursor_execute", listener)
+    found = optuna.load_study(study_name="test", storage=f"sqlite:///{tmp_path / 's.db'}").trials[row.number]
+    assert found.params == row.point
+    assert len(row.point) > 5
+    assert len(asked) < 2 * len(row.point), "no question for each parameter"
 
 
 # -- storages ----------------------------------------------------------------------------------------------------------

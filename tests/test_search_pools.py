@@ -133,6 +133,12 @@ def test_a_cluster_loses_no_trial_when_a_worker_dies(job: Job, tmp_path: Path) -
             assert len(ledger.finished) == 4
             assert all(row.state == "measured" for row in ledger.finished)
             assert not ledger.running and not ledger.waiting
+            last = ledger.finished[-1]
+            pool.write(last.number, last.spec, tmp_path / "near.onnx")
+            assert pool._here._opened is None, "a worker of this machine has the graph at hand"
+            pool._near.clear()  # as if it had been tried elsewhere
+            pool.write(last.number, last.spec, tmp_path / "here.onnx")
+            assert (tmp_path / "near.onnx").read_bytes() == (tmp_path / "here.onnx").read_bytes()
         finally:
             pool.close()
 

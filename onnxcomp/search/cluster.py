@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ from onnxcomp.work.key import key_of
 from onnxcomp.work.study import Study
 
 PLUGIN, CONNECT_SECONDS, FOLDERS = "onnxcomp-search", "15s", "ONNXCOMP_FILES"
+WRITE_SECONDS = 120.0  # that a worker of this machine may take to write a model, before it is made here
 COMPARED = ("onnxcomp", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy")  # packages that decide what a trial gives
 
 
@@ -43,6 +45,7 @@ class Cluster:
         self._here = Inline(job)
         self._answers: queue.SimpleQueue[tuple[int, Answer]] = queue.SimpleQueue()
         self._futures: dict[int, Any] = {}
+        self._near: dict[int, str] = {}  # workers of this machine, by the trials that they ran
         self._client = _connected(address)
         self._key = key_of(job)
         _same_versions(self._client, address)
@@ -73,11 +76,33 @@ class Cluster:
         except queue.Empty:
             return None
         self._futures.pop(number, None)
+        host, worker = answer.pop("host", None), answer.pop("worker", None)
+        if host == socket.gethostname():
+            self._near[number] = worker
         return number, answer
 
     def write(self, number: int, spec: str, path: Path) -> None:
-        """As `Pool` says: made here once more, since models do not travel."""
-        self._here.write(number, spec, path)
+        """As `Pool` says: by the worker that tried it where that one is on this machine, which has the graph at hand.
+
+        Elsewhere it is made here once more, since models do not travel.
+        """
+        worker = self._near.get(number)
+        there = worker is not None and worker in self._client.nthreads()
+        if worker is None or not there or not self._written_by(worker, spec, path):
+            self._here.write(number, spec, path)
+
+    def _written_by(self, worker: str, spec: str, path: Path) -> bool:
+        """Whether a worker wrote a model that lies here; one of the same host may have another disk, or be gone."""
+        order = json.dumps({"spec": spec, "path": str(path.absolute())})
+        asked = self._client.submit(
+            ask_write, self._key, order, pure=False, workers=[worker], priority=1, allow_other_workers=False
+        )
+        try:
+            found: str = asked.result(timeout=WRITE_SECONDS)
+        except Exception:  # of the worker, of the way to it: then it is made here, and what is wrong is said by that
+            asked.cancel()
+            return False
+        return bool(found) and path.is_file() and sha256_of(path) == found
 
     def close(self) -> None:
         """As `Pool` says; the workers stay."""
@@ -178,7 +203,16 @@ def ask_trial(key: str, order: str) -> str:
             trials: Trials = OneStudy(plugin.study())
         except OnnxcompError as error:
             return json.dumps({"state": "failed", "measured": None, "why": str(error), "seconds": 0.0})
-        return json.dumps(evaluate(trials, json.loads(order)))
+        answer = evaluate(trials, json.loads(order))
+    return json.dumps(answer | {"host": socket.gethostname(), "worker": get_worker().address})
+
+
+def ask_write(key: str, order: str) -> str:
+    """On a worker: write the model of a spec to a path of its machine; the hash of the .onnx file."""
+    plugin, asked = _plugin(key), json.loads(order)
+    with plugin.guard:
+        plugin.study().write(asked["spec"], Path(asked["path"]))
+    return sha256_of(Path(asked["path"]))
 
 
 def ask_source(key: str) -> str:
