@@ -20,11 +20,15 @@ CLEAN = (
 # for recipes that store what is left: in the file it takes few bits again, whatever it is computed in
 PLAIN = CLEAN.replace("fold-constants", "fold-constants{unpack=true},compute-float32", 1)
 
+TILES = "winograd-conv{than=integers}"  # behind what changes floats, in front of integers: what they do not do faster
 KEEPING = "quantize-qdq{agreement=0.99}"  # all but a point of the decisions
+
+STORED = "store-weights{agreement=0.99}"
 
 # what a pass of a recipe is told of the budget and of what should get better, by its options
 TOLD = {
     "quantize-qdq": ("agreement",),
+    "store-weights": ("agreement",),
     "mixed-precision": ("min_sqnr", "max_drop", "min_speedup", "max_size", "objective"),
 }
 
@@ -91,7 +95,7 @@ RECIPES = {
     for recipe in (
         Recipe(
             "int8",
-            f"{PLAIN},clip-weights{{method=mse}},{KEEPING},quantize-dynamic,store-weights",
+            f"{PLAIN},clip-weights{{method=mse}},{TILES},{KEEPING},quantize-dynamic,{STORED}",
             True,
             "static int8: weights and activations; at run time where a static scale does not do",
             aim=("quantize-qdq", "quantize-dynamic"),
@@ -100,7 +104,7 @@ RECIPES = {
         ),
         Recipe(
             "dynamic",
-            f"{PLAIN},quantize-dynamic,store-weights",
+            f"{PLAIN},{TILES},quantize-dynamic,{STORED}",
             True,
             "int8 weights, activations quantized at run time",
             aim=("quantize-dynamic",),
@@ -126,7 +130,7 @@ RECIPES = {
         ),
         Recipe(
             "weights8",
-            f"{PLAIN},quantize-weights{{bits=8,decoded=false}},store-weights",
+            f"{PLAIN},{TILES},quantize-weights{{bits=8,decoded=false}},{STORED}",
             False,
             "weights stored in 8 bits, activations in float",
             aim=("quantize-weights", "store-weights"),
@@ -134,7 +138,7 @@ RECIPES = {
         ),
         Recipe(
             "stored",
-            f"{PLAIN},store-weights",
+            f"{PLAIN},{TILES},{STORED}",
             False,
             "weights stored in 8 bits or half precision; kernels and times are those of the float model",
             aim=("store-weights",),
@@ -142,13 +146,13 @@ RECIPES = {
         ),
         Recipe(
             "weights4",
-            f"{PLAIN},quantize-weights{{bits=4,block=32}},store-weights",
+            f"{PLAIN},{TILES},quantize-weights{{bits=4,block=32}},{STORED}",
             False,
             "weights stored in 4 bits",
             aim=("quantize-weights",),
             elsewhere=f"{CLEAN},quantize-weights{{bits=4,block=32}}",
         ),
-        Recipe("clean", CLEAN, False, "exact clean-up and fusion only"),
+        Recipe("clean", f"{CLEAN},{TILES}", False, "exact clean-up and fusion only"),
     )
 }
 

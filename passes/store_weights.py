@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar, Literal
 
 import numpy as np
 
+from onnxcomp.graph.clone import clone
 from onnxcomp.graph.coded import Coded, CodedWriter, take_over
 from onnxcomp.graph.ir import Array, Constant, Graph, elem_type
 from onnxcomp.graph.rounding import Levels
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, Range, SampleSource, Stage, option
+from onnxcomp.passes.assigning.decisions import more_db
 from onnxcomp.passes.assigning.finer import finer
 from onnxcomp.passes.weights.coders import IntegerCoder
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
@@ -32,6 +34,8 @@ ADDED = 0.25  # of the noise that is there already: what storing weights may add
 FAIR = 0.5  # a group whose noise is below this part of its bytes' share of the budget is not looked into
 STRICTER = 0.9  # the sum of single errors foretells that of all of them so well
 LOOKS = 48  # runs on one sample, to find out which weights cost most
+QUIET_DB = 50.0  # outputs that keep so much decide as they did
+ROUNDS = 4  # until decisions hold, each asking for more dB
 SMALL_SHARE = 0.05  # of the bytes: the smallest weights, of which 8 bits save least
 
 
@@ -42,7 +46,8 @@ class StoreWeights(Pass):
     A weight is stored as integers with a scale a row, or in half precision, and decoded once, when the model is loaded:
     kernels and times are those of the float model. Which readers it has does not matter, so weights of fused operators,
     tables and what branches of an If share are stored likewise. With samples at hand it is measured what the rounding
-    of each weight does to the outputs: those that cost most for their bytes take half precision. Run it last.
+    of each weight does to the outputs: those that cost most for their bytes take half precision, as many as it takes
+    for the outputs' decisions to hold where a share of them is asked for. Run it last.
     """
 
     name: ClassVar[str] = "store-weights"
@@ -54,6 +59,14 @@ class StoreWeights(Pass):
         "dB that the outputs keep, beside the error that is there already; 0 takes 8 bits everywhere",
         minimum=0,
         search=Range(0.0, 50.0),
+    )
+    agreement: float = option(
+        0.0,
+        "share of the original's decisions that is kept, where they can be told: weights that cost most take half "
+        "precision until then; 0: no limit",
+        minimum=0,
+        maximum=1,
+        search=(0.0, 0.99),
     )
     form: Literal["auto", "int8", "half"] = option(
         "auto", "8 bits where the outputs allow it and half precision elsewhere, or one of them for all"
@@ -106,7 +119,39 @@ class StoreWeights(Pass):
         if context.original is not None and context.training is None:
             there = trials.noise_of(context.original)
             budget = max(budget, ADDED * there) if np.isfinite(there) else budget
-        _Allocation(trials, rounded, budget).settle(free)
+        allocation = _Allocation(trials, rounded, budget)
+        allocation.settle(free)
+        if self.agreement and context.agreement is not None:
+            self._hold(graph, context.agreement, allocation, forms, free, outcome)
+
+    def _hold(
+        self,
+        graph: Graph,
+        share: Callable[[Graph], float | None],
+        allocation: _Allocation,
+        forms: list[_Form],
+        free: list[_Form],
+        outcome: Outcome,
+    ) -> None:
+        """Ask more of the outputs until they decide as often as the original does, or as the graph did before."""
+        noise = allocation.noise(free)
+        first = kept = share(_stored(graph, forms)) if noise > 10 ** (-QUIET_DB / 10) else None
+        if kept is None or kept >= self.agreement:
+            return
+        there = share(graph)
+        wanted = self.agreement if there is None else min(self.agreement, there)
+        for _ in range(ROUNDS):
+            if kept is None or kept >= wanted:
+                break
+            allocation.budget = min(allocation.budget, noise) / 10 ** (more_db(kept, self.agreement) / 10)
+            for form in free:
+                form.bits = 8
+            allocation.settle(free)
+            noise, kept = allocation.noise(free), share(_stored(graph, forms))
+        outcome.notes.append(
+            f"weights take half precision until the outputs decide as they did: {kept or 0.0:.1%} of the decisions are "
+            f"the original's now, {first:.1%} were with {self.least_sqnr:g} dB"
+        )
 
 
 @dataclass
@@ -220,6 +265,10 @@ class _Allocation:
                 break
             allowed = min(allowed, sum(group.noise for group in groups)) * STRICTER * self.budget / noise
 
+    def noise(self, forms: list[_Form]) -> float:
+        """Of those that have 8 bits, together."""
+        return self._noise([form for form in forms if form.bits == 8])
+
     def _groups(self, forms: list[_Form]) -> list[Group[_Form]]:
         """Weights in groups, those that cost most first and alone as far as LOOKS runs tell."""
         fair = FAIR * self.budget / sum(form.constant.nbytes for form in forms)
@@ -233,6 +282,18 @@ class _Allocation:
 
     def _noise(self, forms: list[_Form], samples: int = SAMPLES) -> float:
         return self.trials.noise({form.constant: self.rounded[form.constant] for form in forms}, samples)
+
+
+def _stored(graph: Graph, forms: list[_Form]) -> Graph:
+    """A copy of a graph whose weights have the values that their forms stand for."""
+    copied = clone(graph)
+    for form in forms:
+        if form.bits == 8 or form.half_fits:
+            rounded = form.decoded() if form.bits == 8 else form.constant.values.astype(HALF)
+            twin = copied.tensors[form.constant]
+            assert isinstance(twin, Constant)
+            twin.values = rounded.astype(form.constant.dtype)
+    return copied.graph
 
 
 def _without_smallest(forms: list[_Form]) -> list[_Form]:

@@ -12,6 +12,7 @@ from nets import Net
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxcomp.graph.codec import decode, encode
+from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.runtime.profile import kernels
@@ -110,6 +111,27 @@ def test_weights_that_cost_the_outputs_too_much_take_half_precision() -> None:
     everywhere, _ = stored(proto, feeds, "store-weights{least_sqnr=0}")
     assert all(t.data_type != TensorProto.FLOAT16 for t in everywhere.graph.initializer)
     assert builders.sqnr_db(builders.run(proto, feeds)[0], builders.run(everywhere, feeds)[0]) < 20
+
+
+@pytest.mark.parametrize(("there", "finer"), [(1.0, True), (0.9, False)])
+def test_half_precision_is_taken_until_the_decisions_hold(there: float, finer: bool) -> None:
+    proto = cnn()
+    exact = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+    asked: list[float] = []
+
+    def share(graph: Graph) -> float:
+        """Of equal decisions, as it would be if every weight had to be as exact as half precision is."""
+        error = max(np.abs(c.values - exact[c.name]).max() for c in graph.constants() if c.name in exact)
+        asked.append(there if error < 1e-3 else 0.9)
+        return asked[-1]
+
+    context = PassContext(probes=Feeds(samples(proto)), agreement=share)
+    for spec in ("store-weights", "store-weights{agreement=0.89}", "store-weights{agreement=0.99}"):
+        record = PassManager(Pipeline.parse(spec)).run(decode(proto), context).records[-1]
+        last = spec.endswith("0.99}")
+        assert any("half precision" in change.what for change in record.details) == (finer and last), spec
+        assert any("of the decisions are the original's now" in note for note in record.notes) == last
+    assert asked.count(1.0) == (2 if finer else 0)  # of what came in, and of what is handed on
 
 
 def test_without_samples_that_is_said() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import builders
 import numpy as np
@@ -12,9 +13,10 @@ from feeds import Feeds
 from onnx import helper
 
 from onnxcomp.graph.codec import decode
-from onnxcomp.graph.ir import Graph
+from onnxcomp.graph.ir import Graph, Node
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
+from onnxcomp.passes.qdq import refine
 
 SPEC = "quantize-qdq{agreement=0.99,min_sqnr=5.0}"
 
@@ -100,3 +102,27 @@ def test_a_float_layer_between_integers_is_judged_as_it_will_run() -> None:
     """ONNX Runtime puts a Conv between Q and DQ on integers unasked, at one scale: 17 dB where 31 are meant."""
     result = quantized(None, "quantize-qdq{min_sqnr=27}")
     assert [change.node for change in result.records[0].details] == ["conv0", "conv1", "conv3"]
+
+
+def test_what_a_layer_was_refined_to_holds_for_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding layers takes most of a round; what rounds differ by is which of them stay float."""
+    refined: list[str] = []
+    real = refine.refine
+
+    def noted(graph: Graph, exact: Graph, wanted: Any, layers: dict[Node, Any], *others: Any, **more: Any) -> None:
+        refined.extend(node.name for node in layers)
+        real(graph, exact, wanted, layers, *others, **more)
+
+    monkeypatch.setattr(refine, "refine", noted)
+    first: list[dict[str, np.ndarray]] = []
+
+    def share(graph: Graph) -> float:
+        weights = {node.name: node.inputs[1].producer for node in graph.nodes if node.op == "Conv"}
+        read = {name: maker.inputs[0].values for name, maker in weights.items() if maker is not None}
+        first.append(read)
+        return 1.0 if len(read) < WHOLE else 0.9
+
+    quantized(share)
+    assert len(first) > 1 and sorted(refined) == [f"conv{i}" for i in range(4)]
+    for name, values in first[-1].items():
+        np.testing.assert_array_equal(values, first[0][name])

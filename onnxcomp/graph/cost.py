@@ -133,13 +133,15 @@ def _makes_scales(node: Node, operators: Operators) -> bool:
 def layers(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, ...]] | None = None) -> list[LayerCost]:
     """Nodes that hold weights or multiply, in graph order; weights behind a DequantizeLinear count for its reader.
 
-    Those inside local functions are told for each call.
+    Those inside local functions are told for each call. What multiplies while the model is loaded is none.
     """
     graph = without_functions(graph)
     inferred = shape_tools.infer(graph, shape_tools.one_sample(graph, sample))
     decoding = {node for c in coded_weights(graph) for node in c.nodes}
-    found = []
+    found, loaded = [], set[Tensor]()
     for node in graph.walk():
+        at_load = bool(node.inputs) and all(isinstance(t, Constant) or t in loaded or not t.name for t in node.inputs)
+        loaded.update(node.outputs if at_load and not node.bodies else ())
         if (
             node in decoding
             or _makes_scales(node, operators)
@@ -149,6 +151,8 @@ def layers(graph: Graph, operators: Operators, sample: Mapping[str, tuple[int, .
         facts = operators.facts(node)
         held = [held_weight(node, port, operators) for port in range(len(node.inputs))]
         macs = facts.macs(node, inferred)
+        if macs and at_load:
+            continue  # it makes a weight, once
         count = sum(h[0] for h in held)
         if macs or (count and (facts.weights is not None and count > 1)):
             found.append(
@@ -177,7 +181,8 @@ def held_weight(node: Node, port: int, operators: Operators) -> tuple[int, int]:
 
 
 def _coded_at(node: Node, port: int) -> CodedWeight | None:
-    """The coded weight that a port takes, as it is or through a DequantizeLinear."""
+    """The coded weight that a port takes, as it is, turned at load or through a DequantizeLinear."""
+    node, port = _turned(node, port)
     tensor = node.input(port)
     maker = tensor.producer if tensor is not None else None
     return read_coded(maker.input(0) if maker is not None and maker.op == "DequantizeLinear" else tensor)
@@ -185,6 +190,7 @@ def _coded_at(node: Node, port: int) -> CodedWeight | None:
 
 def trace_weight(node: Node, port: int) -> tuple[Node, int, Constant | None]:
     """Follow a port back through DequantizeLinear, Cast, Transpose, Reshape, Identity and scaling to an initializer."""
+    node, port = _turned(node, port)
     for _ in range(8):
         constant = literal(node.input(port))
         if constant is not None:
@@ -197,6 +203,18 @@ def trace_weight(node: Node, port: int) -> tuple[Node, int, Constant | None]:
         if producer.op == "Mul" and producer.constant(0) is None and producer.constant(1) is not None:
             port = 0  # Cast -> Mul(scale): the integers come in on the computed side
     return node, port, None
+
+
+def _turned(node: Node, port: int) -> tuple[Node, int]:
+    """Where a weight comes in that is multiplied with a constant matrix at load; the port itself elsewhere."""
+    at, multiplied = (node, port), False
+    while (tensor := at[0].input(at[1])) is not None and (maker := tensor.producer) is not None:
+        product = maker.op == "MatMul" and maker.constant(1) is not None
+        if not product and maker.op not in ("Reshape", "Transpose"):
+            break
+        at, multiplied = (maker, 0), multiplied or product
+    stored = multiplied and (literal(tensor) is not None or read_coded(tensor) is not None)
+    return at if stored else (node, port)
 
 
 def precision_of(node: Node, operators: Operators) -> str:

@@ -32,6 +32,7 @@ BUILTIN = {
     "distill": "onnxcomp.passes.distill:Distill",
     "drop-zero-channels": "onnxcomp.passes.drop_zero_channels:DropZeroChannels",
     "flatten-conv": "onnxcomp.passes.flatten_conv:FlattenConv",
+    "winograd-conv": "onnxcomp.passes.winograd_conv:WinogradConv",
     "quantize-qdq": "onnxcomp.passes.quantize_qdq:QuantizeQdq",
     "quantize-dynamic": "onnxcomp.passes.quantize_dynamic:QuantizeDynamic",
     "quantize-weights": "onnxcomp.passes.quantize_weights:QuantizeWeights",

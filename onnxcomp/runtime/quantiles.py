@@ -23,15 +23,12 @@ def student(level: float, freedom: int) -> float:
     return z + float(sum(term / freedom**power for power, term in enumerate(terms, 1)))
 
 
-def share_interval(share: float, count: int, level: float) -> tuple[float, float]:
-    """Between which shares the true one lies (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
-
-    Args:
-        share: seen, 0 to 1.
-        count: of how many.
-        level: the chance that it lies outside, half of it on either side.
-    """
-    z = NormalDist().inv_cdf(1 - level / 2)
-    middle, half = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
-    width = 1 + z * z / count
-    return (middle - half) / width, (middle + half) / width
+def chance_of(least: int, count: int, share: float) -> float:
+    """The chance of at least so many of `count` independent events that each happen with this share: binomial."""
+    if least <= 0 or share >= 1:
+        return 1.0
+    if share <= 0:
+        return 0.0
+    log = [math.lgamma(count + 1) - math.lgamma(i + 1) - math.lgamma(count - i + 1) for i in range(least)]
+    fewer = sum(math.exp(c + i * math.log(share) + (count - i) * math.log1p(-share)) for i, c in enumerate(log))
+    return max(0.0, 1.0 - fewer)

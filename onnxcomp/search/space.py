@@ -118,6 +118,7 @@ class Space:
     Attributes:
         prefix: the passes that every spec begins with: those that lose nothing.
         moves: the passes that it may run.
+        middle: passes that lose nothing and stand between those that change floats and those that write integers.
         left: passes that are not tried, and why, in words.
         find: gives the class of a pass by its name.
     """
@@ -126,6 +127,7 @@ class Space:
     moves: tuple[Move, ...]
     left: Mapping[str, str] = field(default_factory=dict)
     find: Finder | None = None
+    middle: tuple[Pass, ...] = ()
 
     @cached_property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -170,14 +172,16 @@ class Space:
             options = {o.name: point[key] for o in move.options if (key := f"{move.name}.{o.name}") in point}
             item = make_pass(move.name, options, self.find)
             found.append(((item.belongs(), int(point.get(f"{move.name}.{PLACE}") or 0), move.index), item))
-        return (*self.prefix, *(item for _, item in sorted(found, key=lambda pair: pair[0])))
+        own = [item for _, item in sorted(found, key=lambda pair: pair[0])]
+        floats = [item for item in own if item.belongs() < Stage.INTEGER]
+        return (*self.prefix, *floats, *self.middle, *own[len(floats) :])
 
     def spec(self, point: Mapping[str, Value]) -> str:
         """The spec string of a point."""
         return self._spelled(self.passes(point))
 
     def point(self, spec: str) -> Point:
-        """The point of a spec string; exact and close passes at its beginning are those of the space.
+        """The point of a spec string; exact and close passes at its beginning and middle are those of the space.
 
         Raises:
             UsageError: the spec is malformed, or none of this space: the pass or value that is not tried is named.
@@ -188,7 +192,7 @@ class Space:
         for item in passes[:start]:
             if item.promises() is Guarantee.LOSSY:
                 raise _not_here(item, self.left.get(item.name, "it is none of this space"))
-        rest = passes[start:]
+        rest = [item for item in passes[start:] if item not in self.middle]
         told = {item.name: item for item in rest}
         for item in rest:
             if item.name not in known:
@@ -201,7 +205,7 @@ class Space:
             if dimension.active(point):
                 point[dimension.name] = dimension.fit(_told(dimension, told, places))
         for again in self.passes(point)[len(self.prefix) :]:
-            if again != told[again.name]:
+            if again not in self.middle and again != told[again.name]:
                 raise _not_here(told[again.name], f"nearest is {again}")
         return point
 
@@ -251,7 +255,8 @@ def space_of(
         elif cls.guarantee is Guarantee.LOSSY:
             moves.append(Move(cls, options, index))
     plain = recipes.PLAIN if targets.find(target).decodes_at_load else recipes.CLEAN
-    return Space(parse_passes(plain, quick), tuple(moves), left, quick)
+    tiles = parse_passes(recipes.TILES, quick) if targets.find(target).timed_here else ()
+    return Space(parse_passes(plain, quick), tuple(moves), left, quick, tuple(tiles))
 
 
 def _why_not(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxcomp import recipes
 from onnxcomp.results import Accuracy, Benchmark, Fidelity, ModelStats
 from onnxcomp.runtime.closeness import EXACT_DB
-from onnxcomp.runtime.quantiles import share_interval
+from onnxcomp.runtime.quantiles import chance_of
 from onnxcomp.verify.agreement import in_words
 from onnxcomp.verify.budget import ROUNDING, Budget
 from onnxcomp.verify.enough import Limits
@@ -16,7 +16,7 @@ COLLAPSED_SQNR_DB = 10.0
 COLLAPSED_DROP = 0.02
 AGREES = 0.95  # below this share of equal decisions the first line says so, and another recipe is preferred
 KEEPS = 0.99  # what keeps all but a point of the decisions goes before what does not, where no metric says what counts
-CHANCE = 0.1  # of an interval that is too narrow, on either side alike
+CHANCE = 0.05  # that so many decisions change where as many are kept as promised
 WORTH_SPEED = 1 - COLLAPSED_DROP  # what a metric may lose, decisions may for a clearly faster result; no more
 ALIKE = 0.08  # two times that differ by less are one, for the choice between recipes
 WORTH_DB, LIKE_SIZE = 6.0, 1.3
@@ -114,7 +114,8 @@ def broken(judged: Measured, promise: float) -> bool:
     """
     if judged.agreement is None or not judged.decided:
         return False
-    return share_interval(judged.agreement, judged.decided, CHANCE)[1] < promise
+    changed = int((1 - judged.agreement) * judged.decided + ROUNDING)
+    return chance_of(changed, judged.decided, 1 - promise) < CHANCE
 
 
 def keeps(found: Measured, budget: Budget) -> bool:

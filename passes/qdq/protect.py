@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import Outcome, PassContext, SampleSource
+from onnxcomp.passes.assigning.decisions import more_db
 from onnxcomp.passes.qdq.learned import Learned
 from onnxcomp.passes.qdq.quantizer import Quantizer
 from onnxcomp.targets.base import Target
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from onnxcomp.passes.quantize_qdq import QuantizeQdq
 
 ROUNDS = 3  # each takes about as long as the first quantization
-LEAST_STEP_DB, MOST_STEP_DB = 2.0, 6.0
-AIMED = 0.5  # of the decisions that may change: what is aimed at, since other samples have others near the edge
 
 
 @dataclass
@@ -51,7 +50,7 @@ class Protector:
         low, high, found = max(learned.reached_db, self.options.min_sqnr), math.inf, kept
         best, best_share = (graph, first), kept
         for _ in range(ROUNDS):
-            least_db = min(low + self._more_db(found), (low + high) / 2)
+            least_db = min(low + more_db(found, self.options.agreement), (low + high) / 2)
             candidate = start.clone()
             outcome = self._quantized(candidate, replace(self.options, min_sqnr=least_db), learned)
             told = self.share(candidate) if outcome.changes else None
@@ -79,9 +78,3 @@ class Protector:
 
     def _quantized(self, graph: Graph, options: QuantizeQdq, learned: Learned) -> Outcome:
         return Quantizer(options, graph, self.context, self.samples, self.target, learned).run()
-
-    def _more_db(self, share: float) -> float:
-        """How much quieter the outputs must get, from how many decisions changed."""
-        wanted = max((1 - self.options.agreement) * AIMED, 1e-4)
-        step = 20 * math.log10(max(1 - share, wanted) / wanted)
-        return min(max(step, LEAST_STEP_DB), MOST_STEP_DB)

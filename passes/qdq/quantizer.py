@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -292,7 +293,11 @@ class Quantizer:
                 layer.give_bias()
         written = write(graph, self.target, plan, grids, layers)
         if options.bias_correction or options.rounding != "nearest":
-            self._refine(graph, exact, shapes, wanted, layers, written)
+            done = set(self.learned.refine(layers, written))
+            left = {node: layer for node, layer in layers.items() if node not in done}
+            if left:
+                self._refine(graph, exact, shapes, {node: wanted[node] for node in left}, left, written)
+            self.learned.refined |= {node.name: replace(layer) for node, layer in left.items()}
         packing.pack(graph, layers)
 
     def _refine(
