@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from onnxcomp import recipes
 from onnxcomp.errors import OnnxcompError
-from onnxcomp.manager.base import Need, Pass, Stage
+from onnxcomp.manager.base import Guarantee, Need, Pass, Stage
 from onnxcomp.manager.pipeline import Pipeline
 from onnxcomp.targets import table as targets
 from onnxcomp.verify.budget import ROUNDING
@@ -213,8 +213,13 @@ def _replaced(spec: str, text: str) -> str:
 def _last(spec: str) -> str:
     """The passes of a spec that lose something, as a person tells them apart."""
     passes = Pipeline.parse(spec).passes
-    lossy = [str(item) for item in passes if item.belongs() > Stage.CLEAN or _trains(item)]
+    lossy = [str(item) for item in passes if (item.belongs() > Stage.CLEAN and not _free(item)) or _trains(item)]
     return ",".join(lossy) or "the clean model"
+
+
+def _free(item: Pass) -> bool:
+    """Whether a pass that is written among integers loses nothing itself."""
+    return item.belongs() is Stage.INTEGER and item.promises() is not Guarantee.LOSSY
 
 
 def _trains(item: Pass) -> bool:
