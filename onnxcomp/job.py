@@ -225,8 +225,12 @@ class Job:
         return {"command": shlex.join(words), "options": {i.field: _plain(given[i.field]) for i in asked}}
 
     def options_sha256(self) -> str:
-        """Hash of `options`, the same on every machine; how many threads share the work decides nothing."""
-        deciding = {key: value for key, value in self.options().items() if key != "threads"}
+        """Hash of `options`, the same on every machine; how many threads share the work decides nothing.
+
+        Nor does it tell how the passes came about: what ran stands beside the hash, and a configuration that names the
+        passes that a recipe chose makes the same file.
+        """
+        deciding = {key: value for key, value in self.options().items() if key not in ("threads", "passes", "recipe")}
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import builders
@@ -11,10 +12,12 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 
 import onnxcomp
-from onnxcomp import recipes
+from onnxcomp import config, driver, recipes
+from onnxcomp.build.first import save_result
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.cost import integer_share, layers, parameters
 from onnxcomp.graph.io import load
+from onnxcomp.job import Job
 from onnxcomp.ops.facts import load_operators
 from onnxcomp.verify.budget import Budget, Size
 
@@ -120,3 +123,21 @@ def test_the_budget_becomes_options_of_the_pass_that_keeps_it() -> None:
     assert recipes.find("int8").within(budget, "size") == recipes.find("int8")
     decided = recipes.find("int8").within(Budget(min_agreement=0.97), "latency").spec
     assert "quantize-qdq{agreement=0.97}" in decided
+
+
+def test_the_configuration_of_what_a_recipe_chose_makes_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Path(__file__).resolve().parent.parent / "models" / "digits-cnn.onnx"
+    with np.load(model.with_name("digits-train.npz")) as arrays:
+        np.savez(tmp_path / "few.npz", **{name: arrays[name][:160] for name in arrays.files})
+    asked = Job(model, data=str(tmp_path / "few.npz"), bench=False, recipe="weights8", output=tmp_path / "a.onnx")
+    report = driver.run(asked)
+    written = save_result(asked, ",".join(record.spec for record in report.passes))
+    first = asked.out.read_bytes()
+    asked.out.unlink()
+    entry = config.load(written).models[0]
+    assert entry.job.recipe is None
+    monkeypatch.chdir(written.parent)
+    driver.run(replace(entry.job, output=asked.out))
+    assert asked.out.read_bytes() == first
