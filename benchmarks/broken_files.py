@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import collections
+import importlib
 import os
+import pkgutil
 import resource
 import signal
 import sys
@@ -20,6 +22,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import broken_models
+
+import onnxcomp
+import onnxcomp.cli.main
 
 SECONDS = 10
 COMMANDS = (
@@ -87,11 +92,9 @@ def _child(folder: str, command: str) -> None:
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
     resource.setrlimit(resource.RLIMIT_CPU, (4 * SECONDS, 4 * SECONDS))
     signal.alarm(40 * SECONDS)
-    from onnxcomp.cli.main import main as command_line
-
     code = 99
     try:
-        command_line(command.split())
+        onnxcomp.cli.main.main(command.split())
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0
     finally:
@@ -99,11 +102,10 @@ def _child(folder: str, command: str) -> None:
 
 
 def _preload() -> None:
-    """Import once what every child needs; no session is made here, so that a fork is safe."""
-    from onnxcomp.manager import registry
-
-    for name in registry.names():
-        registry.find(name)
+    """Import once what the children need; no session is made here, so that a fork is safe."""
+    for found in pkgutil.walk_packages(onnxcomp.__path__, "onnxcomp."):
+        if not found.name.startswith(("onnxcomp.distill.worker", "onnxcomp.search", "onnxcomp.__main__")):
+            importlib.import_module(found.name)
 
 
 if __name__ == "__main__":

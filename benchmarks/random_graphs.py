@@ -11,27 +11,33 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import json
 import os
+import signal
 import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import wild_models
+import wild_variations
 
 from onnxcomp import optimize
 from onnxcomp.errors import GuaranteeError, ModelError, OnnxcompError, UsageError
+from onnxcomp.manager import registry
 from onnxcomp.manager.spec import parse_passes
 
 SPECS = (
     "fold-constants",
+    "fold-constants{unpack=true}",
     "cleanup",
+    "compute-float32",
     "fuse-batchnorm",
     "fuse-slices",
     "gather-rows",
@@ -40,17 +46,27 @@ SPECS = (
     "split-softmax",
     "fuse-activations",
     "drop-zero-channels",
+    "flatten-conv{least=20}",
     "clip-weights",
     "prune-weights{ratio=0.4}",
     "prune-channels{ratio=0.3}",
     "prune-blocks{count=1}",
+    "quantize-qdq",
     "quantize-qdq{placement=table}",
+    "quantize-qdq{placement=table,bits=4}",
     "quantize-dynamic",
+    "quantize-dynamic{least=1}",
     "quantize-weights{bits=8}",
     "quantize-weights{bits=4,block=16}",
+    "quantize-weights{form=codebook,bits=4}",
+    "store-weights",
+    "mixed-precision{objective=size}",
     "convert-float16",
+    "compact",
 )
 SAMPLES = 24
+BLOCK = 10  # seeds a process tries
+SECONDS = 60  # of processor time, that one run may take
 LEAST_DB = 10.0
 GRID = 256
 CLOSE = 1e-3  # relative, optimized by the runtime on both sides
@@ -79,22 +95,105 @@ def main() -> None:
     parser.add_argument("--spec", action="append", help="run this spec only; several are allowed")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop after so long; 0: do not")
     options = parser.parse_args()
-    start, runs, findings = time.monotonic(), 0, []
-    for seed in range(options.first, options.first + options.count):
+    for name in registry.names():  # once for all processes; no session is opened here, so that a fork is safe
+        registry.find(name)
+    start, tally = time.monotonic(), Tally()
+    last = options.first + options.count
+    for first in range(options.first, last, BLOCK):
         if options.seconds and time.monotonic() - start > options.seconds:
             break
-        for spec in options.spec or specs_of(seed, options.singles, options.chains):
-            found = try_one(seed, spec)
-            runs += 1
-            if found is not None:
-                findings.append(found)
-                print(f"{found.kind}  {found.mark}  seed {seed}  {spec}  {found.detail}", flush=True)
-    counts = collections.Counter((f.kind, f.mark) for f in findings)
+        seeds = range(first, min(first + BLOCK, last))
+        runs = [(s, spec) for s in seeds for spec in options.spec or specs_of(s, options.singles, options.chains)]
+        while runs:
+            runs = runs[_in_a_process(runs, tally) :]
+        print(f"{sum(tally.runs.values())} runs up to seed {seeds[-1]}", file=sys.stderr, flush=True)
+    counts = collections.Counter((f.kind, f.mark) for f in tally.findings)
     for (kind, mark), count in counts.most_common():
-        first = next(f for f in findings if (f.kind, f.mark) == (kind, mark))
-        print(f"{count:5}  {kind}: {mark}  (seed {first.seed}, {first.spec})")
-    print(f"{runs} runs up to seed {seed}, {len(findings)} findings, {time.monotonic() - start:.0f} s")
-    sys.exit(bool(findings))
+        one = next(f for f in tally.findings if (f.kind, f.mark) == (kind, mark))
+        print(f"{count:5}  {kind}: {mark}  (seed {one.seed}, {one.spec})")
+    for spec in SPECS:
+        print(f"{tally.runs[spec]:5} times {spec}, which changed {tally.changed[spec]} models")
+    total, seconds = sum(tally.runs.values()), time.monotonic() - start
+    print(f"{total} runs on {tally.models} models, {len(tally.findings)} findings, {seconds:.0f} s")
+    sys.exit(bool(tally.findings))
+
+
+@dataclass
+class Tally:
+    """What was run, and what came of it."""
+
+    runs: collections.Counter[str] = field(default_factory=collections.Counter)
+    changed: collections.Counter[str] = field(default_factory=collections.Counter)
+    findings: list[Finding] = field(default_factory=list)
+    models: int = 0
+
+    def keep(self, spec: str, told: dict[str, Any]) -> None:
+        """A run that ended, as its process tells it."""
+        self.runs[spec] += 1
+        self.changed[spec] += told["changed"]
+        self.models += told["first"]
+        if told["finding"]:
+            self.findings.append(found := Finding(**told["finding"]))
+            print(f"{found.kind}  {found.mark}  seed {found.seed}  {found.spec}  {found.detail}", flush=True)
+
+
+def _in_a_process(runs: list[tuple[int, str]], tally: Tally) -> int:
+    """Try these in one process; how many ended. One that takes the process with it is a finding, too."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(ours)
+        with os.fdopen(theirs, "w") as told:
+            _try_all(runs, told)
+        os._exit(0)
+    os.close(theirs)
+    done = 0
+    with os.fdopen(ours) as lines:
+        for line in lines:
+            tally.keep(runs[done][1], json.loads(line))
+            done += 1
+    _, status = os.waitpid(child, 0)
+    if done < len(runs):
+        seed, spec = runs[done]
+        code = os.waitstatus_to_exitcode(status)
+        mark = f"more than {SECONDS} s" if code == -signal.SIGPROF else f"the process ended with {code}"
+        found = asdict(Finding("death", mark, seed, spec, ""))
+        tally.keep(spec, {"finding": found, "changed": False, "first": False})
+        done += 1
+    return done
+
+
+def _try_all(runs: list[tuple[int, str]], told: TextIO) -> None:
+    tried: Tried | None = None
+    for seed, spec in runs:
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        first = tried is None or tried.seed != seed
+        if first:
+            tried = Tried.of(seed)
+        finding, changed = try_one(tried, spec) if tried is not None else (None, False)
+        told.write(json.dumps({"finding": finding and asdict(finding), "changed": changed, "first": first}) + "\n")
+        told.flush()
+
+
+@dataclass
+class Tried:
+    """A model that is tried, and what it gives in plain ONNX Runtime."""
+
+    seed: int
+    model: wild_models.Wild | None
+    outputs: list[Any] | None
+
+    @classmethod
+    def of(cls, seed: int) -> Tried:
+        try:
+            model = wild_models.wild(seed)
+        except wild_models.NoModelError:
+            return cls(seed, None, None)
+        try:
+            outputs = wild_models.open_model(model.proto, optimized=True).run(None, model.feeds(SAMPLES, 3))
+        except Exception:  # ONNX Runtime's own errors share no class; the model itself does not take so many samples
+            outputs = None
+        return cls(seed, model, outputs)
 
 
 def specs_of(seed: int, singles: int, chains: int) -> list[str]:
@@ -104,25 +203,28 @@ def specs_of(seed: int, singles: int, chains: int) -> list[str]:
     return found + [",".join(generator.choice(SPECS, 2, replace=False)) for _ in range(chains)]
 
 
-def try_one(seed: int, spec: str) -> Finding | None:
-    """One run; what went wrong, if anything."""
-    try:
-        model = wild_models.wild(seed)
-    except wild_models.NoModelError:
-        return None
+def try_one(tried: Tried, spec: str) -> tuple[Finding | None, bool]:
+    """One run: what went wrong, if anything, and whether a pass changed the model."""
+    seed, model = tried.seed, tried.model
+    if model is None:
+        return None, False
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         path, out = Path("model.onnx"), Path("out.onnx")
-        path.write_bytes(model.proto.SerializeToString())
+        outside = {"save_as_external_data": True, "location": "w.bin", "size_threshold": 64} if seed % 7 == 0 else {}
+        wild_models.onnx.save(
+            wild_variations.copy(model.proto), path, **outside
+        )  # which moves the weights of what it is given
         np.savez("data.npz", **model.feeds(SAMPLES, 3))
         try:
             report = optimize(path, data="data.npz", passes=spec, output=out, bench=False, threads=1)
         except GuaranteeError as error:
-            return Finding("broken guarantee", f"{error.what} | {error.where}"[:110], seed, spec, "")
+            return Finding("broken guarantee", f"{error.what} | {error.where}"[:110], seed, spec, ""), False
         except OnnxcompError as error:
-            return _refused(error, seed, spec)
+            return _refused(error, seed, spec), False
         except Exception as error:
-            return Finding("internal error", f"{type(error).__name__} {_place(error)}", seed, spec, str(error)[:200])
-        return _judge(model, report, out, seed, spec)
+            place = f"{type(error).__name__} {_place(error)}"
+            return Finding("internal error", place, seed, spec, str(error)[:200]), False
+        return _judge(tried, report, out, spec), any(p.changes for p in report.passes)
 
 
 def _refused(error: OnnxcompError, seed: int, spec: str) -> Finding | None:
@@ -141,17 +243,17 @@ def _place(error: BaseException) -> str:
     return f"{Path(last.filename).name}:{last.lineno}"
 
 
-def _judge(model: wild_models.Wild, report: Any, out: Path, seed: int, spec: str) -> Finding | None:
+def _judge(tried: Tried, report: Any, out: Path, spec: str) -> Finding | None:
+    seed, model, before = tried.seed, tried.model, tried.outputs
     if report.exit_code not in (0, 13):
         return Finding("exit", f"exit {report.exit_code}", seed, spec, "")
-    if not out.exists():
+    for record in report.passes:
+        if record.rolled_back:
+            return Finding("rolled back", record.rolled_back[:110], seed, spec, record.name)
+    if not out.exists() or before is None or model is None:
         return None
     proto = wild_models.onnx.load(out)
     feed = model.feeds(SAMPLES, 3)  # what the report judged is among them
-    try:
-        before = wild_models.open_model(model.proto, optimized=True).run(None, feed)
-    except Exception:  # ONNX Runtime's own errors share no class; the model itself does not take so many samples
-        return None
     try:
         after = wild_models.open_model(proto, optimized=True).run(None, feed)
     except Exception as error:

@@ -82,6 +82,22 @@ def test_a_sparse_weight_that_fills_up_is_written_dense() -> None:
     assert not after.graph.sparse_initializer and len(after.graph.initializer) == 1
 
 
+def test_a_small_sparse_weight_out_of_a_constant_node_leaves_a_graph_that_inference_reads() -> None:
+    generator = builders.rng()
+    at = np.arange(0, 32, 7)
+    values = helper.make_tensor("", TensorProto.FLOAT, [len(at)], generator.standard_normal(len(at)))
+    sparse = helper.make_sparse_tensor(values, helper.make_tensor("", TensorProto.INT64, [len(at)], at), [8, 4])
+    ports = [builders.value("x", FLOAT, ["N", 8]), builders.value("y", FLOAT, ["N", 4])]
+    nodes = [
+        helper.make_node("Constant", [], ["w"], sparse_value=sparse),
+        helper.make_node("MatMul", ["x", "w"], ["h"], "m"),
+        helper.make_node("Relu", ["h"], ["y"], "r"),
+    ]
+    result = PassManager(Pipeline.parse("fold-constants")).run(decode(builders.model(nodes, ports[:1], ports[1:])))
+    assert result.changes
+    assert infer(result.graph).types["h"].shape == ("N", 4)
+
+
 @pytest.mark.parametrize("location", ["a" * 5000, "x/" * 3000, "a" * 300 + "/b"])
 def test_a_path_that_no_file_system_has_is_refused(location: str, tmp_path: Path) -> None:
     proto = builders.mlp()

@@ -81,10 +81,14 @@ def packages(monkeypatch: pytest.MonkeyPatch):
     def install(**entries: str) -> None:
         found = [EntryPoint(name, value, table.ENTRY_POINT_GROUP) for name, value in entries.items()]
         monkeypatch.setattr(table, "entry_points", lambda group: found)
+        forget()
+
+    def forget() -> None:
         table.find.cache_clear()
+        table._added.cache_clear()
 
     yield install
-    table.find.cache_clear()
+    forget()
 
 
 def test_packages_add_targets(packages, tmp_path: Path) -> None:

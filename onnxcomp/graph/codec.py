@@ -93,7 +93,7 @@ def encode_light(
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     model.ir_version = max(model.ir_version, MIN_IR_FOR_FREE_INITIALIZERS)
-    _encode_graph(graph, graph, model.graph, tensor_proto, heavy)
+    _encode_graph(graph, graph, model.graph, tensor_proto, heavy, sparse=False)  # inference takes sparse for no tensor
     listed = {value.name for value in model.graph.input}
     for constant in dict.fromkeys(moved):
         if constant.name not in listed:
@@ -349,11 +349,13 @@ def _encode_graph(
     proto: onnx.GraphProto,
     initializer: Encoder,
     leave_out: Callable[[Constant], bool] = lambda constant: False,
+    *,
+    sparse: bool = True,
 ) -> None:
     proto.CopyFrom(graph.envelope)
     scope = None if graph is root else graph
     for node in graph.nodes:
-        _encode_node(root, node, proto.node.add(), initializer, leave_out)
+        _encode_node(root, node, proto.node.add(), initializer, leave_out, sparse=sparse)
     for tensor in graph.inputs:
         proto.input.append(value_info(tensor))
     for value in graph.kept_inputs.values():
@@ -367,11 +369,11 @@ def _encode_graph(
         if leave_out(constant):
             continue
         stored = constant.stored
-        if stored is not None and isinstance(stored.proto, onnx.SparseTensorProto):
-            sparse = proto.sparse_initializer.add()
-            sparse.CopyFrom(stored.proto)
-            sparse.values.name = constant.name
-        elif constant.sparse and (made := sparse_proto(constant)) is not None:
+        if sparse and stored is not None and isinstance(stored.proto, onnx.SparseTensorProto):
+            kept = proto.sparse_initializer.add()
+            kept.CopyFrom(stored.proto)
+            kept.values.name = constant.name
+        elif sparse and constant.sparse and (made := sparse_proto(constant)) is not None:
             proto.sparse_initializer.append(made)
         else:
             proto.initializer.append(initializer(constant))
@@ -409,6 +411,8 @@ def _encode_node(
     proto: onnx.NodeProto,
     initializer: Encoder,
     leave_out: Callable[[Constant], bool],
+    *,
+    sparse: bool = True,
 ) -> None:
     if node.envelope is not None:
         proto.CopyFrom(node.envelope)
@@ -425,11 +429,11 @@ def _encode_node(
             proto.attribute.append(original[1])
         elif isinstance(value, Graph):
             attribute = proto.attribute.add(name=key, type=AttributeProto.GRAPH)
-            _encode_graph(root, value, attribute.g, initializer, leave_out)
+            _encode_graph(root, value, attribute.g, initializer, leave_out, sparse=sparse)
         elif isinstance(value, list) and value and isinstance(value[0], Graph):
             attribute = proto.attribute.add(name=key, type=AttributeProto.GRAPHS)
             for body in value:
-                _encode_graph(root, body, attribute.graphs.add(), initializer, leave_out)
+                _encode_graph(root, body, attribute.graphs.add(), initializer, leave_out, sparse=sparse)
         elif isinstance(value, np.ndarray):
             proto.attribute.append(helper.make_attribute(key, numpy_helper.from_array(value)))
         elif isinstance(value, onnx.AttributeProto):

@@ -95,13 +95,16 @@ def machine() -> Machine:
 
 def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
     """Version of each installed distribution, without importing it; what is not installed is left out."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {package: _version(package) for package in packages}
+    return {package: version for package, version in found.items() if version is not None}
+
+
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def conflict() -> str:

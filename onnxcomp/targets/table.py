@@ -47,6 +47,7 @@ def find(name: str) -> Target:
     return target
 
 
+@functools.cache
 def _added() -> dict[str, EntryPoint]:
     """Targets of installed packages by name; a built-in one cannot be replaced."""
     found = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name)
