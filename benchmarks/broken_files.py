@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-import importlib
 import os
-import pkgutil
 import resource
 import signal
 import sys
@@ -22,9 +20,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import broken_models
+from common import load_onnxcomp
 
-import onnxcomp
-import onnxcomp.cli.main
+from onnxcomp.cli.main import main as command_line
 
 SECONDS = 10
 COMMANDS = (
@@ -54,7 +52,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every command on every file")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop after so long; 0: do not")
     options = parser.parse_args()
-    _preload()
+    load_onnxcomp()
     start, runs, bad = time.monotonic(), 0, []
     codes: collections.Counter[int] = collections.Counter()
     for seed in range(options.first, options.first + options.count):
@@ -94,18 +92,11 @@ def _child(folder: str, command: str) -> None:
     signal.alarm(40 * SECONDS)
     code = 99
     try:
-        onnxcomp.cli.main.main(command.split())
+        command_line(command.split())
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0
     finally:
         os._exit(code)
-
-
-def _preload() -> None:
-    """Import once what the children need; no session is made here, so that a fork is safe."""
-    for found in pkgutil.walk_packages(onnxcomp.__path__, "onnxcomp."):
-        if not found.name.startswith(("onnxcomp.distill.worker", "onnxcomp.search", "onnxcomp.__main__")):
-            importlib.import_module(found.name)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import platform
 import subprocess
 import sys
@@ -22,6 +24,14 @@ def need_assets() -> Path:
         sys.exit(f"no meter.py in {ASSETS}: name the folder of models and data in ONNXCOMP_TEST_ASSETS")
     sys.path.insert(0, str(ASSETS))
     return ASSETS
+
+
+def load_onnxcomp() -> None:
+    """Import once what forked processes need; no session is made here, so that a fork is safe."""
+    package = importlib.import_module("onnxcomp")
+    for found in pkgutil.walk_packages(package.__path__, "onnxcomp."):
+        if not found.name.startswith(("onnxcomp.distill.worker", "onnxcomp.search", "onnxcomp.__main__")):
+            importlib.import_module(found.name)
 
 
 def onnxcomp(*arguments: str | Path, cwd: Path, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:

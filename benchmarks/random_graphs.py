@@ -27,10 +27,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import wild_models
 import wild_variations
+from common import load_onnxcomp
 
 from onnxcomp import optimize
 from onnxcomp.errors import GuaranteeError, ModelError, OnnxcompError, UsageError
-from onnxcomp.manager import registry
 from onnxcomp.manager.spec import parse_passes
 
 SPECS = (
@@ -65,7 +65,7 @@ SPECS = (
     "compact",
 )
 SAMPLES = 24
-BLOCK = 10  # seeds a process tries
+BLOCK = 4  # seeds a process tries
 SECONDS = 60  # of processor time, that one run may take
 LEAST_DB = 10.0
 GRID = 256
@@ -95,8 +95,7 @@ def main() -> None:
     parser.add_argument("--spec", action="append", help="run this spec only; several are allowed")
     parser.add_argument("--seconds", type=float, default=0.0, help="stop after so long; 0: do not")
     options = parser.parse_args()
-    for name in registry.names():  # once for all processes; no session is opened here, so that a fork is safe
-        registry.find(name)
+    load_onnxcomp()
     start, tally = time.monotonic(), Tally()
     last = options.first + options.count
     for first in range(options.first, last, BLOCK):

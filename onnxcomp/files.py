@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -109,7 +110,10 @@ def check_not_loaded(path: Path) -> None:
 def loaded_files() -> list[Path]:
     """The source files that this process has loaded: a plugin's, a metric's and what these import, onnxcomp's own."""
     names = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
-    return [Path(name) for name in names if name]
+    return [_as_path(name) for name in names if name]
+
+
+_as_path = functools.cache(Path)  # a thousand names, asked for several times a run
 
 
 def special(path: Path, *, follow: bool = True) -> str:

@@ -164,6 +164,20 @@ def test_a_broken_report_is_told(tmp_path: Path):
         provenance(artifact)
 
 
+@pytest.mark.parametrize("key", ["exit_code", "verdict"])
+@pytest.mark.parametrize("value", [None, 99, True, [0]])
+def test_a_sealed_report_that_does_not_tell_how_it_ended_is_no_success(tmp_path: Path, key: str, value: object):
+    _, artifact, report = make(tmp_path)
+    content = json.loads(report.read_text()) | {"verdict": "accepted"}
+    if value is None:
+        del content[key]
+    else:
+        content[key] = value
+    report.write_text(json.dumps(sealed(content)))
+    with pytest.raises(ModelError, match="damaged: exit_code or verdict"):
+        provenance(artifact)
+
+
 def test_a_model_of_others_has_no_provenance(tmp_path: Path):
     source, _, _ = make(tmp_path)
     with pytest.raises(ModelError, match="records no provenance"):

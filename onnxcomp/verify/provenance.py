@@ -159,10 +159,10 @@ def provenance(artifact: Path, report: Path | None = None) -> Provenance:
         )
     found = _source(Path(str(origin.get("path"))), artifact)
     unchanged = sha256_of(*model_files(found)) == source_sha256 if found else None
-    code = content.get("exit_code", 0)
-    if type(code) is not int or code not in KNOWN_CODES or not isinstance(content.get("verdict", ""), str):
+    code, verdict = content.get("exit_code"), content.get("verdict")
+    if type(code) is not int or code not in KNOWN_CODES or not isinstance(verdict, str):
         raise _damaged(report, "exit_code or verdict")
-    return Provenance(artifact, sha256, recorded, report, content.get("verdict"), code, found, unchanged)
+    return Provenance(artifact, sha256, recorded, report, verdict, code, found, unchanged)
 
 
 def _unrecorded(artifact: Path, missing: str) -> ModelError:
