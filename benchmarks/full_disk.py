@@ -26,11 +26,12 @@ from onnxcomp.cli.main import main as command_line
 SIZES = (4, 8, 12, 20, 32, 48, 80, 128, 144, 168, 200, 260, 320, 400, 600)  # kilobytes
 OLD = b"#old\n"
 DATA = "--data train.npz --eval-data test.npz --calib-samples 32 --eval-samples 50"
+TRAINED = "prune-weights{ratio=0.9},distill{steps=4}"
 EXACT = "--passes cleanup,quantize-weights{bits=8}"
 COMMANDS = {  # {d} is the small disk; what stands behind it is an output
     "optimize": f"optimize m.onnx {DATA} {EXACT} --no-bench -o {{d}}/m.onnx --report {{d}}/r.json --html {{d}}/m.html",
     "save-config": f"optimize m.onnx {DATA} {EXACT} --no-bench -o out/c.onnx --save-config {{d}}/onnxcomp.toml",
-    "distill": f"optimize m.onnx {DATA} --passes distill{{steps=2}} --no-bench -o {{d}}/d.onnx",
+    "distill": f"optimize m.onnx {DATA} --passes {TRAINED} --no-bench -o {{d}}/d.onnx",
     "search": f"search m.onnx {DATA} --objective size --trials 2 --no-bench --workers 1 -o {{d}}/s.onnx"
     " --json {d}/s.rows.json --html {d}/s.page.html",
     "build": "build --force {d}/onnxcomp.toml --depfile {d}/m.d",
@@ -117,7 +118,7 @@ def try_one(folder: Path, name: str, kilobytes: int) -> tuple[int, list[str]]:
         found += [
             f"{path.name} is half"
             for path in disk.rglob("*")
-            if path.is_file() and path not in named and not whole(path)
+            if path.is_file() and path not in named and ".db" not in path.name and not whole(path)
         ]
         return code, [f"{words}; {told[-400:]}" for words in found]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -126,7 +125,7 @@ class Setting:
 
 def settings_of(owner: type[Any]) -> Iterator[Setting]:
     """The settings that a dataclass declares, in order; fields of other kinds are not among them."""
-    hints = _hints(owner)
+    hints = typing.get_type_hints(owner, localns=dict.fromkeys(LOADED_LATE, str))
     for item in dataclasses.fields(owner):
         told = item.metadata
         if "help" not in told:
@@ -154,11 +153,6 @@ def settings_of(owner: type[Any]) -> Iterator[Setting]:
             takes=told["takes"],
             optional=type(None) in typing.get_args(hints[item.name]),
         )
-
-
-@functools.cache
-def _hints(owner: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(owner, localns=dict.fromkeys(LOADED_LATE, str))
 
 
 def _choices(told: tuple[str, ...] | Callable[[], tuple[str, ...]], hint: Any) -> tuple[str, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 
 from onnxcomp.cli.main import main
 
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
 # each takes from 30 ms to a second to import
 HEAVY = ["onnx", "onnxruntime", "onnx_graphsurgeon", "google.protobuf", "PIL", "rich", "numpy", "importlib.metadata"]
 
@@ -56,6 +59,22 @@ def test_runs_as_a_module_too() -> None:
     done = subprocess.run([sys.executable, "-m", "onnxcomp", "--version"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "onnxcomp" in done.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the shell's words")
+@pytest.mark.parametrize("where", [">&-", "<&- >&-", pytest.param("> /dev/full", marks=FULL)])
+@pytest.mark.parametrize("words", ["--version", "passes", "passes --json -"])
+def test_standard_output_that_cannot_be_written_is_no_defect_of_ours(words: str, where: str) -> None:
+    line = f'"{sys.executable}" -m onnxcomp {words} {where}'
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 6, done.stderr
+    assert done.stderr.endswith("files that were named are written\n")
+    assert "error: standard output cannot be written: " in done.stderr
+
+
+def test_a_closed_standard_error_changes_no_exit_code() -> None:
+    line = f'"{sys.executable}" -m onnxcomp passes nothing-such 2>&-'
+    assert subprocess.run(line, shell=True, stdout=subprocess.DEVNULL, check=False).returncode == 2
 
 
 def test_console_script_points_at_main() -> None:

@@ -9,8 +9,9 @@ import pytest
 from coupling_checks import OPERATORS, check_cuts, graph_of, sample_of
 from coupling_nets import CASES, subgraph_capture
 from nets import Net
-from onnx import ModelProto
+from onnx import ModelProto, helper, numpy_helper
 
+from onnxcomp.graph.codec import decode
 from onnxcomp.graph.coupling.analysis import Coupling, analyse
 from onnxcomp.graph.coupling.cut import cut
 from onnxcomp.ops import attention as fused_attention
@@ -54,6 +55,15 @@ def test_operator_without_rule_closes_and_is_reported() -> None:
     assert [g.size for g in coupling.groups] == [8]
     assert coupling.without_rule == {"Foo": 1}
     assert "Foo" in coupling.kept["n3_Conv"]
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize(("data", "kernel"), [((2, 3, 4, 4), (4,)), ((2, 3, 4, 4), (4, 3)), ((2, 3), (4, 3, 1, 1))])
+def test_a_convolution_of_what_has_no_places_closes(op: str, data: tuple[int, ...], kernel: tuple[int, ...]) -> None:
+    weight = numpy_helper.from_array(np.ones(kernel, np.float32), "w")
+    ports = [helper.make_tensor_value_info("x", 1, data), helper.make_tensor_value_info("y", 1, None)]
+    body = helper.make_graph([helper.make_node(op, ["x", "w"], ["y"], "c")], "broken", ports[:1], ports[1:], [weight])
+    assert not analyse(decode(helper.make_model(body)), OPERATORS).groups
 
 
 def test_third_party_gives_a_rule_with_its_record() -> None:

@@ -218,6 +218,12 @@ def test_a_storage_that_cannot_be_reached_is_an_error_of_three_lines(url: str, k
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("words", ["database or disk is full", "disk I/O error"])
+def test_a_study_that_finds_no_space_is_an_output_that_cannot_be_written(words: str) -> None:
+    with pytest.raises(OutputError, match="the study cannot be written"), ledgers._reaching("sqlite:////tmp/s.db"):
+        raise sqlite3.OperationalError(words)
+
+
 def test_a_file_that_is_no_study_is_left_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("not a database, and longer than the header of one " * 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any, TextIO, cast
 import click
 
 from onnxcomp._version import __version__
-from onnxcomp.errors import EnvironmentLacksError, OnnxcompError, UsageError, plain
+from onnxcomp.errors import EnvironmentLacksError, OnnxcompError, OutputError, UsageError, plain
 from onnxcomp.files import RESULTS
 
 # command -> (module below onnxcomp.cli, one-line help); the modules load on use, so that --help stays instant
@@ -95,8 +96,9 @@ def group(context: click.Context, quiet: bool, verbose: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with the documented code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _take_closed_streams()
     with _hearing_the_end(), _results_apart(arguments), _forgiving_pipes():
-        sys.exit(_code(arguments))
+        sys.exit(_all_told(_code(arguments), arguments))
 
 
 def _code(arguments: list[str]) -> int:
@@ -126,6 +128,21 @@ def _code(arguments: list[str]) -> int:
             do="run again with -vv for the traceback and report it",
         )
         return _explain(unexpected, arguments)
+
+
+def _all_told(code: int, arguments: list[str]) -> int:
+    """The exit code; another one where what was to be read on standard output never got there."""
+    for stream in (sys.stdout, RESULTS.get(None)):
+        if isinstance(stream, _Forgiving):
+            stream.flush()
+            if stream.failure:
+                lost = OutputError(
+                    f"standard output cannot be written: {stream.failure}",
+                    where="standard output",
+                    do="send it to where there is space; files that were named are written",
+                )
+                return code or _explain(lost, arguments)
+    return code
 
 
 def _usage(error: click.ClickException) -> UsageError:
@@ -208,14 +225,34 @@ def _hearing_the_end() -> Iterator[None]:
         os.close(writing)
 
 
-# -- readers that go away ----------------------------------------------------------------------------------------------
+# -- streams that are closed, and readers that go away ----------------------------------------------------------------
+
+
+def _take_closed_streams() -> None:
+    """Stand in for standard streams that are closed (`>&-`), or the next file that is opened would take their number.
+
+    What is written there fails, as it would without us.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # takes the lowest number that is free
+        if number and getattr(sys, name) is None:
+            stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - stays open as long as we run
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 class _Forgiving:
-    """A text stream whose reader may go away (`| head`): the rest is dropped, and no exit code changes by it."""
+    """A text stream whose reader may go away (`| head`): the rest is dropped, and no exit code changes by it.
+
+    Where it cannot be written for another reason (a full disk), the rest is dropped, too, and `failure` says why.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.failure = ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -223,17 +260,19 @@ class _Forgiving:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except BrokenPipeError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
 
-    def _drop(self) -> None:
+    def _drop(self, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
+            self.failure = self.failure or os.strerror(error.errno or errno.EIO)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

@@ -63,7 +63,7 @@ def split(
         raise DataError(
             f"{len(dataset)} sample{'s' * (len(dataset) != 1)} cannot be shared out to {parts} parts"
             + (f" of at least {batch}, {_called(dataset)}" if batch > 1 else ""),
-            where=dataset.source,
+            where="; ".join([dataset.source, *dataset.guesses]),  # how they were read may be why they are so few
             do="give more samples to --data" + (", or others that judge with --eval-data" if parts == 3 else ""),
         )
     select = _whole(min(SELECT_MOST, total * SELECT_SHARE), batch)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxcomp.graph.coupling.flow import Kept, Labels, Step
+from onnxcomp.graph.coupling.flow import Axes, Kept, Labels, Step, UnknownShapeError
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
 from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.ops.broadcasting import close_all
@@ -15,22 +15,27 @@ from onnxcomp.ops.gradients import microsoft as microsoft_forms
 from onnxcomp.ops.record import IntegerForm, OpFacts, Reads, Weight, elements, volume
 from onnxcomp.ops.shapes import inferred_as
 
+LEAST_RANK = 3  # of an image and of a kernel: samples or outputs, channels, one axis of places
+
 
 def conv_weights(node: Node) -> tuple[Weight, ...]:
     """Conv: W [M, C/group, k...]; kernels run over k... first and channels last. FusedConv may go on behind it."""
     bare = not node.attrs.get("activation") and node.input(3) is None
-    return (_kernel(node, 0, 1, "patches", bare=bare),)
+    return _kernel(node, 0, 1, "patches", bare=bare)
 
 
 def conv_transpose_weights(node: Node) -> tuple[Weight, ...]:
     """ConvTranspose: W [C, M/group, k...]."""
-    return (_kernel(node, 1, 0, "spread"),)
+    return _kernel(node, 1, 0, "spread")
 
 
-def _kernel(node: Node, out: int, inner: int, reads: Reads, *, bare: bool = True) -> Weight:
-    rank = len(node.inputs[1].shape or ()) or 4
+def _kernel(node: Node, out: int, inner: int, reads: Reads, *, bare: bool = True) -> tuple[Weight, ...]:
+    shape = node.inputs[1].shape
+    rank = 4 if shape is None else len(shape)
+    if rank < LEAST_RANK:
+        return ()
     axes, group = (*range(2, rank), inner), int(node.attrs.get("group", 1))
-    return Weight(1, out_axis=out, in_axes=axes, group=group, bias=2, reads=reads, rank=rank, bare=bare)
+    return (Weight(1, out_axis=out, in_axes=axes, group=group, bias=2, reads=reads, rank=rank, bare=bare),)
 
 
 def conv_macs(node: Node, shapes: Shapes) -> int:
@@ -55,10 +60,22 @@ def qlinear_conv_macs(node: Node, shapes: Shapes) -> int:
     return 0 if kernel is None or out is None else volume(out[:1]) * volume(kernel) * volume(out[2:])
 
 
+def _ports(step: Step) -> tuple[Axes, Axes]:
+    """Labels of the image and of the kernel.
+
+    Raises:
+        UnknownShapeError: a broken model convolves what has no places.
+    """
+    data, weight = step.axes(0), step.axes(1)
+    if min(len(data), len(weight)) < LEAST_RANK:
+        raise UnknownShapeError(f"{step.node} reads a tensor without places")
+    return data, weight
+
+
 def conv(step: Step) -> None:
     """Conv: X [N, C, ...], W [M, C / group, k...], B [M]; FusedConv adds Z [N, M, ...]."""
     group = int(step.attr("group", 1))
-    data, weight = step.axes(0), step.axes(1)
+    data, weight = _ports(step)
     sizes = step.sizes(1)
     channels = data[1]
     out = weight[0]
@@ -111,7 +128,7 @@ def _grouped(
 def conv_transpose(step: Step) -> None:
     """ConvTranspose: X [N, C, ...], W [C, M / group, k...], B [M]."""
     group = int(step.attr("group", 1))
-    data, weight = step.axes(0), step.axes(1)
+    data, weight = _ports(step)
     channels, out = data[1], weight[1]
     if channels is not None or weight[0] is not None:
         channels = step.tie(channels, weight[0])

@@ -422,6 +422,12 @@ def _reaching(url: str) -> Iterator[None]:
             raise UsageError(
                 f"this is no storage that Optuna knows: {words}", where=f"--study {shown}", do="sqlite:///FILE is one"
             ) from error
+        if url.startswith("sqlite:") and words in ("database or disk is full", "disk I/O error"):
+            raise OutputError(
+                f"the study cannot be written: {words}",
+                where=f"--study {shown}",
+                do="choose a folder that is writable and has space, with -o or --study",
+            ) from error
         raise EnvironmentLacksError(
             f"the storage of the search cannot be reached: {words}",
             where=f"--study {shown}",
