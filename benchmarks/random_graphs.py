@@ -43,6 +43,8 @@ SPECS = (
     "gather-rows",
     "convolve-shortcuts",
     "widen-conv",
+    "winograd-conv",
+    "convolve-shortcuts",
     "split-softmax",
     "fuse-activations",
     "drop-zero-channels",

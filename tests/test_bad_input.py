@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 import onnxcomp
+from onnxcomp.cli import main as main_module
 from onnxcomp.cli.main import main
 from onnxcomp.errors import OutputError
 from onnxcomp.files import atomic_write
@@ -530,3 +532,16 @@ def test_a_hard_link_to_the_input_is_refused_and_both_stay(tmp_path: Path) -> No
     with pytest.raises(OutputError, match="overwrite the input"):
         onnxcomp.optimize(model, output=tmp_path / "hard.onnx", passes="fuse-batchnorm", bench=False)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["/work/state/build.lock", None])
+def test_a_full_disk_is_no_defect_of_ours_whichever_file_it_meets(
+    name: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object, **named: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+    monkeypatch.setattr(main_module.group, "main", full)
+    assert main_module._code(["build"]) == 6
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 3 and "cannot be written" in told[0] and (name or "TMPDIR") in told[1]

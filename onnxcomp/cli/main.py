@@ -44,6 +44,7 @@ COMMANDS = {
 }
 HEARD_SECONDS = 5.0  # long calls into the runtime cannot be interrupted: after this the process ends all the same
 TOLD_TO_END = 130
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LazyGroup(click.Group):
@@ -120,6 +121,8 @@ def _code(arguments: list[str]) -> int:
         )
         return _explain(lacking, arguments)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:  # of a lock, a cache, a temporary file: whoever wrote it
+            return _explain(_no_space(error), arguments)
         if _from_interrupt(error):
             return _interrupted()
         unexpected = OnnxcompError(
@@ -128,6 +131,16 @@ def _code(arguments: list[str]) -> int:
             do="run again with -vv for the traceback and report it",
         )
         return _explain(unexpected, arguments)
+
+
+def _no_space(error: OSError) -> OutputError:
+    return OutputError(
+        f"a file of this run cannot be written: {os.strerror(error.errno or errno.ENOSPC)}",
+        where=f"file {error.filename}"
+        if error.filename
+        else "the temporary folder (TMPDIR), the cache, or the output's",
+        do="make space there, or choose another folder",
+    )
 
 
 def _all_told(code: int, arguments: list[str]) -> int:
