@@ -17,16 +17,25 @@ from onnxcomp.graph.ir import Array
 
 EXPLAINS = 0.5  # of the error's energy
 MISSING = 0.2  # of a lost bias is seen in the means, behind an activation function too
+LOST = (0.5, 1.5)  # shares of a bias that the means may lack where it is said to be lost and nothing else shows it
+STEPS = 2.0  # that the mean of an input may be off by rounding and cutting
+PLAIN = 0.01  # of a layer's error, below which a fault is not worth the first place
+FEW = 4  # channels, or elements of a row, from which on a common shift is no accident
 RELATED_DB = 1.0  # between a weight and what any compression makes of it
 ALIKE_DB = 6.0  # how much better the weights may be than the output whose error they explain
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Words on one layer: why it loses, and what would mend the layer itself, where that is known."""
+    """Words on one layer: why it loses, and what would mend the layer itself, where that is known.
+
+    Attributes:
+        fault: whether no rounding can have done this, however coarse: the file is wrong.
+    """
 
     why: str
     remedy: str = ""
+    fault: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,16 @@ class Weights:
         saturated: share of the stored integers at the ends of their range.
         swapped: rows that fit another row of the original far better than their own.
         zeroed: rows that are zero now and were not.
+        offset: how much of the error one constant a row makes up, beside a scale a row.
+        constant: the largest of these constants.
     """
 
     sqnr_db: float | None = None
     saturated: float = 0.0
     swapped: tuple[int, ...] = ()
     zeroed: tuple[int, ...] = ()
+    offset: float = 0.0
+    constant: float = 0.0
 
 
 def compare_weights(before: Layer, after: Layer) -> Weights:
@@ -67,7 +80,21 @@ def compare_weights(before: Layer, after: Layer) -> Weights:
     zeroed = np.flatnonzero((length == 0) & (energy > 0))
     total = float(noise.sum())
     sqnr = None if total == 0 else float(10 * np.log10(max(float(energy.sum()), 1e-300) / total))
-    return Weights(sqnr, saturated, _swapped(rows, other, noise, energy), tuple(int(i) for i in zeroed))
+    swapped = _swapped(rows, other, noise, energy)
+    return Weights(sqnr, saturated, swapped, tuple(int(i) for i in zeroed), *_offset(rows, other))
+
+
+def _offset(rows: Array, other: Array) -> tuple[float, float]:
+    """How much of other's error, beside a scale a row, is one constant a row; and the largest constant."""
+    if rows.shape[1] < FEW:
+        return 0.0, 0.0
+    middle, moved = rows.mean(1, keepdims=True), other.mean(1, keepdims=True)
+    spread = np.square(rows - middle).sum(1)
+    gain = np.where(spread > 0, ((rows - middle) * other).sum(1) / np.where(spread > 0, spread, 1), 1.0)[:, None]
+    constant = moved - gain * middle
+    total = float(np.square(other - gain * rows).sum())
+    share = float(np.square(constant).sum()) * rows.shape[1] / total if total > 0 else 0.0
+    return share, float(constant[np.abs(constant).argmax()].item())
 
 
 def of_one_model(pairs: Sequence[Pair], layers: Sequence[Layer]) -> bool:
@@ -112,10 +139,13 @@ def cause_of(finding: Finding, weights: Weights) -> Cause:
         return Cause("equal")
     if weights.swapped:
         shown = ", ".join(map(str, weights.swapped[:4]))
-        return Cause(f"output channels {shown} hold the weights of other channels", "restore their order in this layer")
+        words = f"output channels {shown} hold the weights of other channels"
+        return Cause(words, "restore their order in this layer", fault=True)
     found = (
         _dead(error, weights)
         or _lost_bias(finding, error)
+        or _zero_point_of_weights(weights)
+        or _zero_point_of_input(finding)
         or _saturated(weights, error)
         or _clipped(finding)
         or _rounded_weights(weights, error)
@@ -127,17 +157,65 @@ def cause_of(finding: Finding, weights: Weights) -> Cause:
 
 
 def _lost_bias(finding: Finding, error: Error) -> Cause | None:
+    """Nothing but a lost bias moves the mean of every channel by what the bias is there."""
     before, after = finding.pair.before.bias, finding.pair.after.bias
-    if before is None or not before.any() or bias_elsewhere(finding.pair):
+    behind = _linear(finding) or error
+    gone = before is not None and not (after is not None and after.any()) and "Add" not in finding.pair.after.linear_ops
+    if bias_elsewhere(finding.pair):
         return None
-    if (after is not None and after.any()) or "Add" in finding.pair.after.linear_ops:
+    for bias in (before, *finding.pair.before.vectors):
+        if bias is None or not bias.any():
+            continue
+        missing, share = _along(behind, bias)
+        plain = LOST[0] < -missing < LOST[1] and share > EXPLAINS
+        if plain or (gone and bias is before and -_along(error, bias)[0] >= MISSING):
+            words = f"its bias, of {np.abs(bias).max():.3g} at most, is lost"
+            return Cause(words, "put the bias of the original back into this layer", fault=True)
+    return None
+
+
+def _zero_point_of_weights(weights: Weights) -> Cause | None:
+    """Rounding to the nearest, or with an eye on the output, leaves no constant in the weights of a whole row."""
+    if weights.offset < EXPLAINS:
         return None
+    words = f"its weights are off by one constant a channel, of {weights.constant:+.3g} at most: a zero point is off"
+    return Cause(words, "give its weights the zero point that they were rounded with", fault=True)
+
+
+def _zero_point_of_input(finding: Finding) -> Cause | None:
+    """An input that is off by one constant moves every channel by the sum of its weights; rounding by half a step."""
+    entry = finding.pair.entry[1] if finding.pair.entry is not None else None
+    after, behind = finding.pair.after.weight, _linear(finding)
+    if entry is None or not entry.step or after is None or behind is None or _clipped(finding) is not None:
+        return None
+    constant, share = _along(behind, after.sum(axis=1, dtype=np.float64))
+    if abs(constant) < STEPS * entry.step or share < EXPLAINS:
+        return None
+    words = f"its input is off by {constant:+.3g}, {constant / entry.step:+.1f} steps: a zero point is off"
+    return Cause(words, "give its input's DequantizeLinear the zero point of its QuantizeLinear", fault=True)
+
+
+def _linear(finding: Finding) -> Error | None:
+    """The layer's own error in front of its activation function, where it was measured."""
+    ends = (finding.pair.before.linear, finding.pair.after.linear)
+    found = (e for e, pair in zip(finding.own, finding.pair.exits, strict=True) if pair == ends and e.count)
+    return next(found, None)
+
+
+def _along(error: Error, direction: Array) -> tuple[float, float]:
+    """How often the moved means of channels hold a direction, and which share of their energy that is.
+
+    Nothing where it is too little of the error to be seen, or there are too few channels to tell.
+    """
+    flat = np.asarray(direction, np.float64).reshape(-1)
+    length = float(flat @ flat)
+    if not error.count or len(flat) < FEW or len(flat) != len(error.shift) or not length:
+        return 0.0, 0.0
     means = error.shift / error.count
-    if len(means) != len(before) or -(means * before).sum() < MISSING * np.square(before, dtype=np.float64).sum():
-        return None
-    return Cause(
-        f"its bias, of {np.abs(before).max():.3g} at most, is lost", "put the bias of the original back into this layer"
-    )
+    times = float(means @ flat) / length
+    if times * times * length * error.count < PLAIN * float(error.noise.sum()):
+        return 0.0, 0.0
+    return times, times * times * length / max(float(means @ means), 1e-300)
 
 
 def _saturated(weights: Weights, error: Error) -> Cause | None:

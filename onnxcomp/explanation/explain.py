@@ -209,6 +209,7 @@ def _row(
         equal=equal,
         why=cause.why,
         remedy=cause.remedy,
+        fault=cause.fault,
         advice="" if equal or not measured or own is None or own.sqnr_db is None else advisor.without([finding]),
         weight_sqnr_db=weights.sqnr_db,
         input_range=(finding.fed.low, finding.fed.high) if finding.fed.count else None,

@@ -35,6 +35,7 @@ class LayerLoss:
         bytes: of weights and bias, before and after.
         microseconds: of the kernel, before and after; None where it was not found in the profile.
         remedy: in words, what would mend the layer itself; empty where nothing but its form is to blame.
+        fault: whether no rounding can have done this: the second file is wrong here.
     """
 
     node: str
@@ -56,6 +57,7 @@ class LayerLoss:
     bytes: tuple[int, int] = (0, 0)
     microseconds: tuple[float, float] | None = None
     remedy: str = ""
+    fault: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Explanation:
     Attributes:
         before, after: what was compared, in words or as paths.
         samples: how many were run.
-        layers: worst own error first; equal ones last.
+        layers: what no rounding can have done first, then worst own error first; equal ones last.
         culprits: how many of the first layers make most of the loss.
         unmatched: layers of the first model, and of the second, without a partner.
         notes: what the reader must know of how it was measured.
@@ -100,11 +102,15 @@ class Explanation:
 
 
 def in_order(layers: list[LayerLoss]) -> list[LayerLoss]:
-    """Worst own error first; what was not measured alone by what has piled up; equal layers last."""
+    """Worst own error first; what was not measured alone by what has piled up; equal layers last.
+
+    A layer with a fault goes before all that were only rounded: it may lose less than a coarse range costs another
+    layer, and yet nobody wanted it.
+    """
 
     def key(layer: LayerLoss) -> tuple[int, float]:
         if layer.own_sqnr_db is not None:
-            return 0, layer.own_sqnr_db
+            return -1 if layer.fault else 0, layer.own_sqnr_db
         return (2, 0.0) if layer.accumulated_sqnr_db is None else (1, layer.accumulated_sqnr_db)
 
     return sorted(layers, key=key)
