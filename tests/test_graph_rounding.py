@@ -17,6 +17,7 @@ from onnxcomp.graph.rounding import (
     clipped_shared_scale,
     inverse_factor,
     pair_scales,
+    rescaled,
     round_compensated,
     round_descended,
     round_nearest,
@@ -189,3 +190,33 @@ def test_an_affine_grid_covers_its_range_and_holds_zero(one: float, two: float) 
     assert scale[0] > 0
     assert (0 - int(zero[0])) * scale[0] <= low + scale[0] * 0.5001
     assert (255 - int(zero[0])) * scale[0] >= high - scale[0] * 0.5001
+
+
+@given(
+    shape=st.tuples(st.integers(1, 12), st.integers(2, 40)), block=st.sampled_from([3, 8, 16]), seed=st.integers(0, 99)
+)
+def test_scales_of_blocks_solved_anew_and_descent_under_them_make_the_error_of_outputs_smaller(
+    shape: tuple[int, int], block: int, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    matrix = generator.standard_normal(shape).astype(np.float32)
+    inputs = generator.standard_normal((200, shape[1])) @ generator.standard_normal((shape[1], shape[1]))
+    gram, levels = inputs.T @ inputs / 200, Levels.signed(4, narrow=False)
+    blocks = -(-shape[1] // block)
+    padded = np.pad(matrix, ((0, 0), (0, blocks * block - shape[1]))).reshape(shape[0], blocks, block)
+    scales = (np.abs(padded).max(axis=2) / 7 + np.float32(1e-3)).astype(np.float32)
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        return np.repeat(values, block, axis=1)[:, : shape[1]]
+
+    def error(values: np.ndarray, integers: np.ndarray) -> np.ndarray:
+        left = matrix - integers * spread(values)
+        return np.asarray(np.einsum("ij,jk,ik->i", left, gram, left))
+
+    integers = round_compensated(matrix, spread(scales), gram, levels)
+    solved = rescaled(matrix, scales, integers, gram, block, damping=0.0)
+    assert solved.shape == scales.shape and (solved * scales > 0).all()
+    assert (error(solved, integers) <= error(scales, integers) * (1 + 1e-4) + 1e-9).all()
+    moved = round_descended(matrix, spread(solved), integers, gram, levels, damping=0.0)
+    assert (error(solved, moved) <= error(solved, integers) * (1 + 1e-4) + 1e-9).all()
+    assert moved.min() >= levels.low and moved.max() <= levels.high

@@ -275,31 +275,63 @@ def round_descended(
     al., "QuantEase", arXiv 2309.01885).
 
     Args:
-        matrix, gram, levels, pairs, damping: as `round_compensated`.
-        scales: float32 [out].
+        matrix, scales, gram, levels, pairs, damping: as `round_compensated`.
         integers: [out, in], to start from.
     """
     mean = float(np.diagonal(gram).mean()) if len(gram) else 0.0
     if not np.isfinite(gram).all() or mean <= 0.0:
         return integers
     damped = gram + damping * mean * np.eye(len(gram))
-    step = scales.astype(np.float64)
+    spread = scales if scales.ndim == 2 else np.broadcast_to(scales[:, None], matrix.shape)
+    step = np.ascontiguousarray(spread.T, np.float64)  # [in, out]
     found = integers.T.astype(np.int32)  # [in, out]
     slope = damped @ (matrix.T - found * step)  # half the derivative by each weight
     for _ in range(SWEEPS):
         moved = False
         for column in range(len(found)):
             low, high = (levels.low, levels.high) if pairs is None else pairs.between(column, found, levels)
-            chosen = np.clip(found[column] + np.rint(slope[column] / (damped[column, column] * step)), low, high)
+            chosen = np.clip(
+                found[column] + np.rint(slope[column] / (damped[column, column] * step[column])), low, high
+            )
             change = chosen.astype(np.int32) - found[column]
             rows = np.flatnonzero(change)
             if len(rows):
                 moved = True
                 found[column] += change
-                slope[:, rows] -= damped[:, column, None] * (change[rows] * step[rows])
+                slope[:, rows] -= damped[:, column, None] * (change[rows] * step[column, rows])
         if not moved:
             break
     return np.ascontiguousarray(found.T).astype(levels.dtype)
+
+
+def rescaled(matrix: Array, scales: Array, integers: Array, gram: Array, block: int, *, damping: float = 0.01) -> Array:
+    """The scales of blocks solved anew, one after the other, for integers that stay: least (W - Q) G (W - Q)^T.
+
+    Args:
+        matrix, gram, damping: as `round_compensated`.
+        scales: float32 [out, blocks], to start from.
+        integers: [out, in].
+        block: columns that share a scale; the last block may have fewer.
+
+    Returns:
+        float32 [out, blocks]; a scale that would vanish or change its sign stays.
+    """
+    mean = float(np.diagonal(gram).mean()) if len(gram) else 0.0
+    if not np.isfinite(gram).all() or mean <= 0.0:
+        return scales
+    damped = gram + damping * mean * np.eye(len(gram))
+    whole = integers.T.astype(np.float64)  # [in, out]
+    step = scales.T.astype(np.float64)  # [blocks, out]
+    slope = damped @ (matrix.T - whole * np.repeat(step, block, axis=0)[: len(whole)])
+    for place in range(len(step)):
+        part = slice(place * block, min((place + 1) * block, len(whole)))
+        mine = whole[part]
+        curve = (mine * (damped[part, part] @ mine)).sum(axis=0)
+        change = np.where(curve > 0, (mine * slope[part]).sum(axis=0) / np.where(curve > 0, curve, 1.0), 0.0)
+        change = np.where((step[place] + change) * step[place] > SMALLEST_SCALE, change, 0.0)
+        step[place] += change
+        slope -= damped[:, part] @ (mine * change)
+    return np.ascontiguousarray(step.T, np.float32)
 
 
 def inverse_factor(gram: Array, damping: float) -> Array | None:

@@ -8,12 +8,13 @@ from typing import Literal, Protocol
 import numpy as np
 
 from onnxcomp.graph.ir import Array
-from onnxcomp.graph.rounding import SMALLEST_SCALE, Levels, round_compensated
+from onnxcomp.graph.rounding import SMALLEST_SCALE, Levels, rescaled, round_compensated, round_descended
 from onnxcomp.passes.weights.scales import snapped_scales
 
 SEARCH_STEPS = 16
 SEARCH_FROM, SEARCH_TO = 1.06, 0.6  # of the scale that clips nothing
 CACHED_ELEMENTS = 2**15  # that are looked at together: what is made of them fits a processor's cache
+DAMPING = 0.05  # of second moments, when few bits are chosen by them
 TERNARY_THRESHOLD = 0.7  # of mean |w|: Ternary Weight Networks, arXiv 1605.04711
 
 Error = Literal["round", "mse", "gptq"]
@@ -69,13 +70,28 @@ class IntegerCoder:
         if self.small_scales:
             scales = snapped_scales(scales.reshape(count, blocks)).reshape(-1)
         if gram is not None and self.error == "gptq":
-            spread = np.repeat(scales.reshape(count, blocks), block, axis=1)[:, :columns]
-            chosen = round_compensated(rows, spread, gram, self.levels, ordered=True)
+            scales, chosen = self._for_output(rows, scales.reshape(count, blocks), block, gram)
             integers = _padded(chosen, blocks * block)
         else:
             integers = self.nearest(padded, scales)
         codes = (integers + np.int16(self.zero)).astype(np.uint8)
         return codes.reshape(count, blocks, block), scales.reshape(count, blocks)
+
+    def _for_output(self, rows: Array, scales: Array, block: int, gram: Array) -> tuple[Array, Array]:
+        """Scales [rows, blocks] and integers [rows, columns] of least error of the output.
+
+        Integers by error feedback, scales solved anew for them, and integers moved one by one as long as that helps.
+        """
+        columns = rows.shape[1]
+
+        def spread(values: Array) -> Array:
+            return np.repeat(values, block, axis=1)[:, :columns]
+
+        integers = round_compensated(rows, spread(scales), gram, self.levels, damping=DAMPING, ordered=True)
+        if not self.power_of_two:
+            scales = rescaled(rows, scales, integers, gram, block, damping=DAMPING)
+            scales = snapped_scales(scales) if self.small_scales else scales
+        return scales, round_descended(rows, spread(scales), integers, gram, self.levels, damping=DAMPING)
 
     def scales(self, blocks: Array) -> Array:
         """A float32 scale for each row of [blocks, block]; no element is clipped unless a search found that better."""
