@@ -249,6 +249,8 @@ def test_only_regular_files_are_replaced(here: Path, make: Callable[[Path], None
         (["optimize", "after.onnx", "--data", "data.npz", "--labels", "place"], 4),
         (["optimize", "after.onnx", "--data", "data.npz", "--metric", "place.py:score"], 2),
         (["optimize", "after.onnx", "--cost-table", "place"], 4),
+        (["optimize", "after.onnx", "--plan", "place"], 2),
+        (["optimize", "after.onnx", "--data", "data.npz", "--passes", 'mixed-precision{plan="place"}'], 2),
         (["verify", "after.onnx", "--report", "place"], 4),
         (["build", "place"], 2),
     ],

@@ -13,6 +13,7 @@ from typing import Any
 
 from onnxcomp import toml
 from onnxcomp.errors import UsageError, plain
+from onnxcomp.files import special
 
 SCHEMA = 1
 _AGAIN = "see docs/mixed-precision.md for what a plan holds"
@@ -109,6 +110,8 @@ class Plan:
         """
         path = Path(path)
         where = f"plan {path}"
+        if found := special(path):
+            raise _wrong(where, f"it is {found}, and only files are read", "give the file that a run wrote")
         try:
             if path.stat().st_size > MOST_BYTES:
                 raise _wrong(where, f"it is larger than {MOST_BYTES >> 20} MiB", "give the file that a run wrote")

@@ -422,7 +422,7 @@ def _reaching(url: str) -> Iterator[None]:
             raise UsageError(
                 f"this is no storage that Optuna knows: {words}", where=f"--study {shown}", do="sqlite:///FILE is one"
             ) from error
-        if url.startswith("sqlite:") and words in ("database or disk is full", "disk I/O error"):
+        if words in ("database or disk is full", "disk I/O error"):
             raise OutputError(
                 f"the study cannot be written: {words}",
                 where=f"--study {shown}",
