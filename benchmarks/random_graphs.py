@@ -44,7 +44,6 @@ SPECS = (
     "convolve-shortcuts",
     "widen-conv",
     "winograd-conv",
-    "convolve-shortcuts",
     "split-softmax",
     "fuse-activations",
     "drop-zero-channels",
