@@ -381,7 +381,7 @@ class PruneChannels(Pass):
         words = [f"{cut} of {len(coupling.groups)} groups cut"]
         if left := len(outcome.changes) - cut:
             words.append(f"{left} branch{'es' * (left > 1)} left")
-        words.append(f"{outcome.metrics['macs_share']:.1%} of the MACs")
+        words.append(f"{outcome.metrics['macs_share']:.1%} of the MACs are left")
         words.append(f"{outcome.metrics['params_share']:.1%} of the parameters")
         outcome.summary = ", ".join(words)
         if refitted is not None:

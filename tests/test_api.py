@@ -161,6 +161,7 @@ def test_everything_has_a_short_repr_and_a_table(digits: Path, pictures: tuple[n
         assert len(repr(thing)) < 400 and repr(thing).startswith(f"<{type(thing).__name__}"), repr(thing)
         page = thing._repr_html_()  # type: ignore[attr-defined]
         assert word in page and page.count("<tr>") > 1 and "<script" not in page
+        assert "/" not in repr(thing).partition(":")[0]  # a model in memory has no place on the disk
     assert result.to_json()["verdict"] == "accepted"
 
 

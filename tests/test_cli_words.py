@@ -351,3 +351,22 @@ def test_the_training_worker_hears_of_telemetry_too(monkeypatch: pytest.MonkeyPa
     assert clean_environment()["ORT_DISABLE_TELEMETRY"] == "1"
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
     assert clean_environment()["ORT_DISABLE_TELEMETRY"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["search", "m.onnx"], "trials that ended are kept"),
+        (["-q", "build"], "models that were done stand"),
+        (["optimize", "m.onnx"], "nothing was written"),
+    ],
+)
+def test_an_interrupt_says_what_is_kept(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_given: object, **_options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry.group, "main", stopped)
+    assert command(*arguments) == 130
+    assert f"interrupted: {words}" in " ".join(capsys.readouterr().err.split())

@@ -203,3 +203,43 @@ def test_scores_of_the_assets(assets: Path, tmp_path: Path) -> None:
         threads=1,
     )
     assert found.score == 0.9932
+
+
+def detector(path: Path) -> Path:
+    """Boxes [N, 16, 4] of known places, and scores [N, 16, 2] that are sure of something in pictures of 0..255 only."""
+    y, x = np.mgrid[0:4, 0:4] * 2.0
+    corners = np.stack([x.ravel(), y.ravel(), x.ravel() + 1, y.ravel() + 1], axis=1)
+    weights = {
+        "axes": np.array([1]),
+        "corners": corners[None].astype(np.float32),
+        "gain": np.full((1, 16, 2), [0.05, 0.01], np.float32),
+        "floor": np.float32(-3.0),
+        "none": np.float32(0.0),
+    }
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[1, 2, 3], keepdims=1),
+        helper.make_node("Squeeze", ["m", "axes"], ["s"]),
+        helper.make_node("Mul", ["s", "gain"], ["g"]),
+        helper.make_node("Add", ["g", "floor"], ["l"]),
+        helper.make_node("Sigmoid", ["l"], ["scores"]),
+        helper.make_node("Mul", ["s", "none"], ["z"]),
+        helper.make_node("Add", ["z", "corners"], ["boxes"]),
+    ]
+    outputs = [value("boxes", TensorProto.FLOAT, ["n", 16, 4]), value("scores", TensorProto.FLOAT, ["n", 16, 2])]
+    return save(model(nodes, [value("x", TensorProto.FLOAT, ["n", 3, 8, 8])], outputs, weights), path)
+
+
+@pytest.mark.parametrize(("pre", "told"), [(Preprocess(), True), (Preprocess(scale=1.0), False)])
+def test_a_detector_that_finds_nothing_is_told_what_finds_something(
+    pre: Preprocess, told: bool, tmp_path: Path
+) -> None:
+    path = detector(tmp_path / "m.onnx")
+    inputs, metadata = inputs_of(path)
+
+    def open_with(chosen: Preprocess):
+        return open_data({"images": pictures()[0]}, inputs, preprocess=chosen, metadata=metadata)
+
+    hints = check_data(path, open_with, pre, parse_metric(None)).hints
+    assert [("--scale 1 " in hint, "boxes above 0.25 in 16 pictures, not 0" in hint) for hint in hints] == [
+        (True, True)
+    ] * told

@@ -67,3 +67,10 @@ def test_label_range_is_checked_and_counting_from_one_is_noticed() -> None:
         with pytest.raises(DataError):
             check_labels(wrong, 10)
     assert read_labels(np.array([[1.0], [2.0]])).tolist() == [1, 2]
+
+
+def test_classes_by_name_are_no_labels_and_the_row_is_that_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("file,label\na.png,cat\nb.png,dog\n")
+    with pytest.raises(DataError) as caught:
+        read_labels(tmp_path / "l.csv", ["a.png", "b.png"])
+    assert "row 2" in caught.value.what and "no number" in caught.value.what and "0 for the first" in caught.value.do

@@ -13,7 +13,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from test_explain import cnn_data, scale, swap, text_data
 
 import onnxcomp
+from onnxcomp.explanation.causes import _gain
 from onnxcomp.explanation.explain import explain
+from onnxcomp.explanation.measuring import Error
 from onnxcomp.explanation.report import Explanation
 from onnxcomp.manager.pipeline import Pipeline
 
@@ -133,3 +135,9 @@ def test_integers_that_onnxruntime_fused_are_fed_as_integers(tmp_path: Path) -> 
     assert "QLinearAdd" in {node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node}
     found = explain(before, tmp_path / "fused.onnx", feeds, times=False)
     assert len(found.layers) == 4 and all(20 < (layer.own_sqnr_db or 0) < 60 for layer in found.layers)
+
+
+def test_channels_that_kept_their_size_do_not_say_how_large_the_others_became() -> None:
+    gain = np.where(np.arange(8) < 4, 1.7, 1.0)
+    cause = _gain(Error(signal=np.ones(8), noise=(gain - 1) ** 2, cross=gain, energy=gain**2, count=8))
+    assert cause is not None and "4 of 8 output channels" in cause.why and "these 1.7 times" in cause.why

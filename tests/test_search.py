@@ -443,3 +443,9 @@ def test_a_model_or_data_that_is_broken_is_told_before_anything_is_started(
     with pytest.raises(DataError):
         search(Job(digits, data=str(tmp_path / "wrong.npz"), **given), SearchKeys(workers=workers))
     assert not list(tmp_path.glob("out*"))
+
+
+def test_one_point_is_no_picture_and_every_trial_is_told() -> None:
+    rows = rows_of((100, 0.0), (100, 0.0))
+    assert picture(rows, found_of(rows).judge) == []
+    assert not any("* best" in line for line in lines(found_of(rows)))

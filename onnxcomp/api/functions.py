@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -204,7 +205,8 @@ def inspect(model: Model, *, shapes: Mapping[str, Sequence[int]] | None = None, 
 
     with closing(Files()) as files:
         sizes = {name: tuple(shape) for name, shape in (shapes or {}).items()}
-        return looked_at(files.path(model), sizes, groups=groups)
+        found = looked_at(files.path(model), sizes, groups=groups)
+        return replace(found, path=files.name(found.path))
 
 
 def explain(
@@ -237,7 +239,8 @@ def explain(
     with closing(Files()) as files:
         given = read("explain", keywords.ExplainOptions, options, files)
         pair = files.path(before), None if after is None else files.path(after)
-        return explained(*pair, data, samples=samples, times=times, progress=progress, **given)
+        found = explained(*pair, data, samples=samples, times=times, progress=progress, **given)
+        return replace(found, before=files.name(found.before), after=files.name(found.after))
 
 
 def build(

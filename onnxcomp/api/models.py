@@ -55,6 +55,10 @@ class Files:
         """Whether a file lies in the folder."""
         return path.parent == self._folder
 
+    def name(self, path: str) -> str:
+        """A file as results name it: one of the folder, which goes, by its name alone."""
+        return Path(path).name if self.holds(Path(path)) else path
+
     def close(self) -> None:
         """Remove the folder."""
         self._stack.close()

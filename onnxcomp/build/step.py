@@ -26,6 +26,7 @@ from onnxcomp.config import Config, ModelEntry
 from onnxcomp.errors import DataError, ModelError, OnnxcompError, UsageError
 from onnxcomp.lock import file_lock
 from onnxcomp.report.record import read_json
+from onnxcomp.report.tables import missed
 from onnxcomp.results import BuildReport, BuiltModel, Failure
 from onnxcomp.runtime.progress import SILENT, Progress
 
@@ -347,7 +348,11 @@ def _outcome(made: BuiltModel) -> str:
     assert report is not None
     size = f"{report.after.bytes / max(1, report.before.bytes):.1%} of the size" if report.output else ""
     speed = [f"speed-up {bench.speedup:.2f}" for bench in report.benchmarks[:1] if report.output]
-    return ", ".join(word for word in (report.verdict, size, *speed, report.reason, f"{made.seconds:.1f} s") if word)
+    words = [report.verdict, size, *speed]
+    words += missed(report) if made.exit_code else [report.reason]
+    if report.verdict == "over-budget" and report.output is not None:
+        words.append(f"kept as {report.output.path}")
+    return ", ".join(word for word in (*words, f"{made.seconds:.1f} s") if word)
 
 
 def _died(code: int) -> dict[str, Any]:

@@ -52,9 +52,9 @@ def command(
     from onnxcomp.build.reports import write_reports
     from onnxcomp.build.state import State
     from onnxcomp.build.step import build, depfile_text
-    from onnxcomp.cli.finish import missed
     from onnxcomp.cli.progress import Bar
     from onnxcomp.cli.screen import echo
+    from onnxcomp.report.tables import missed
     from onnxcomp.runtime.progress import SILENT
 
     state = State(found)

@@ -16,6 +16,7 @@ def finish(job: Job, report: Report, *, quiet: bool, verbose: bool) -> int:
     """
     from onnxcomp.cli.screen import echo, screen
     from onnxcomp.files import STANDARD_OUTPUT
+    from onnxcomp.report.tables import missed
 
     if quiet:
         for line in missed(report):
@@ -27,11 +28,3 @@ def finish(job: Job, report: Report, *, quiet: bool, verbose: bool) -> int:
     files = [str(path) for path in places if path is not None and path != STANDARD_OUTPUT]
     show(report, screen(err=job.report == STANDARD_OUTPUT), verbose=verbose, files=files)
     return report.exit_code
-
-
-def missed(report: Report) -> list[str]:
-    """A line for each budget that was missed: what was asked for, and what came."""
-    from onnxcomp.report.tables import limit_text, value_text
-
-    lines = [f"missed {limit_text(line)}: {value_text(line)}" for line in report.budget if not line.passed]
-    return lines or ([report.reason] if report.exit_code else [])

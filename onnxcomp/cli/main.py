@@ -42,6 +42,11 @@ COMMANDS = {
     "cache": ("cache", "What onnxcomp keeps in the user's cache, and how to clear it."),
     "help": ("help", "The help of a command."),
 }
+KEPT = {  # what an interrupted command leaves behind, of those that go on where they stopped
+    "search": "trials that ended are kept, and the best model so far: the same command goes on",
+    "build": "models that were done stand: the same command makes the others",
+    "distill": "no model was written; the training goes on from its last checkpoint with the same command",
+}
 HEARD_SECONDS = 5.0  # long calls into the runtime cannot be interrupted: after this the process ends all the same
 TOLD_TO_END = 130
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -97,9 +102,14 @@ def group(context: click.Context, quiet: bool, verbose: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with the documented code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+<<<<<<< HEAD
     _take_closed_streams()
     with _hearing_the_end(), _results_apart(arguments), _forgiving_pipes():
         sys.exit(_all_told(_code(arguments), arguments))
+=======
+    with _hearing_the_end(arguments), _results_apart(arguments), _forgiving_pipes():
+        sys.exit(_code(arguments))
+>>>>>>> 7b97359 (A newcomer's hour: what an interrupt keeps, which limit a build missed, detectors that find nothing, one point is no picture)
 
 
 def _code(arguments: list[str]) -> int:
@@ -108,7 +118,7 @@ def _code(arguments: list[str]) -> int:
         code = group.main(arguments, prog_name="onnxcomp", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except (click.exceptions.Abort, KeyboardInterrupt):
-        return _interrupted()
+        return _interrupted(arguments)
     except click.ClickException as error:
         return _explain(_usage(error), arguments)
     except OnnxcompError as error:
@@ -124,7 +134,7 @@ def _code(arguments: list[str]) -> int:
         if isinstance(error, OSError) and error.errno in FULL:  # of a lock, a cache, a temporary file: whoever wrote it
             return _explain(_no_space(error), arguments)
         if _from_interrupt(error):
-            return _interrupted()
+            return _interrupted(arguments)
         unexpected = OnnxcompError(
             f"internal error: {type(error).__name__}: {error}",
             where="this is a defect of onnxcomp, not of your model",
@@ -187,8 +197,14 @@ def _from_interrupt(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _interrupted() -> int:
-    click.echo("interrupted: nothing was written", err=True)
+def _ended_words(arguments: list[str]) -> str:
+    """What an interrupted command leaves, and whether it can go on."""
+    command = next((word for word in arguments if word in COMMANDS), "")
+    return f"interrupted: {KEPT.get(command, 'nothing was written')}"
+
+
+def _interrupted(arguments: list[str]) -> int:
+    click.echo(_ended_words(arguments), err=True)
     # an interrupt that met source being executed (a dataclass is made so) is remembered by CPython as unhandled, and
     # `python -m` then kills itself whatever the exit code: executing anything else forgets it
     exec("")
@@ -199,7 +215,7 @@ def _interrupted() -> int:
 
 
 @contextmanager
-def _hearing_the_end() -> Iterator[None]:
+def _hearing_the_end(arguments: list[str]) -> Iterator[None]:
     """A job scheduler's or container's SIGTERM is as Ctrl-C: checkpoints are written, scratch folders go.
 
     Python hears a signal only between two steps of its own. Where one is not heard in time, since a call into the
@@ -224,7 +240,7 @@ def _hearing_the_end() -> Iterator[None]:
     def watch() -> None:
         while numbers := os.read(reading, 64):
             if signal.SIGTERM in numbers and not heard.wait(HEARD_SECONDS):
-                os.write(2, b"interrupted: nothing was written\n")
+                os.write(2, f"{_ended_words(arguments)}\n".encode())
                 os._exit(TOLD_TO_END)
 
     signal.signal(signal.SIGTERM, told)

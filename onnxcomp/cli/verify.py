@@ -167,12 +167,15 @@ def _show_outputs(console: Console, fidelity: Fidelity) -> None:
         if out.worst_part is not None:
             words = f"worst part {out.worst_part}{total_text(out)}" + (f"; {words}" if words else "")
         rows.append((name, closeness_text(out), f"{out.max_abs_error:.4g}", words))
-    for agreement in fidelity.agreements:
-        value = "-" if agreement.value is None else f"{agreement.value:.2%}"
-        rows.append((", ".join(agreement.outputs), value, "", agreement.measure))
     made_up = "made-up " if fidelity.source == "synthetic" else ""
     titles = ("output", "SQNR", "largest error", f"on {fidelity.samples} {made_up}samples")
     console.print(table(titles, rows, right=(1, 2)))
+    decided = [
+        (", ".join(agreement.outputs), "-" if agreement.value is None else f"{agreement.value:.2%}", agreement.measure)
+        for agreement in fidelity.agreements
+    ]
+    if decided:
+        console.print(table(("output", "agreement", "what is counted"), decided, right=(1,)))
 
 
 def _show_origin(found: Provenance, err: bool) -> None:

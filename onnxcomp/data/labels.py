@@ -90,16 +90,22 @@ def _from_csv(path: Path, names: Sequence[str] | None) -> Labels:
         raise DataError(
             f"cannot read {path.name}: {error}", where=str(path), do="give a plain .csv in UTF-8"
         ) from error
-    if rows and _number(rows[0][-1]) is None:
-        rows = rows[1:]  # a header
+    header = int(bool(rows) and _number(rows[0][-1]) is None)
+    rows = rows[header:]
     if not rows:
         raise DataError(f"{path.name} holds no labels", where=str(path), do="write one label a line")
-    for line, row in enumerate(rows, 1):
-        if len(row) != len(rows[0]) or _number(row[-1]) is None:
+    for line, row in enumerate(rows, 1 + header):
+        if len(row) != len(rows[0]):
             raise DataError(
                 f"row {line} of {path.name} is not {'file,label' if len(rows[0]) == 2 else 'a label'}: {','.join(row)}",
                 where=str(path),
                 do="write one number a line, or file,label",
+            )
+        if _number(row[-1]) is None:
+            raise DataError(
+                f"the label in row {line} of {path.name} is no number: {','.join(row)}",
+                where=str(path),
+                do="write a class as its place among the model's outputs, 0 for the first: one a line, or file,label",
             )
     if len(rows[0]) == 2 and _number(rows[0][0]) is None:
         return _by_name(path, {row[0].replace("\\", "/"): row[1] for row in rows}, names)

@@ -277,15 +277,18 @@ def _gain(error: Error) -> Cause | None:
     typical = float(np.median(gain[np.isfinite(gain)])) if np.isfinite(gain).any() else 1.0
     if abs(typical - 1) < 0.02 and noise < 0.01 * error.signal.sum():
         return None
-    odd = int((np.abs(gain - 1) > 0.02).sum())
+    off = np.abs(gain - 1) > 0.02
+    odd = int(off.sum())
     if odd <= len(gain) // 4:
         worst = int(np.nan_to_num(np.square(error.noise)).argmax())
         what = (
             f"{odd} of {len(gain)} output channels, most in channel {worst}, which is {gain[worst]:.3g} times as large"
         )
         return Cause(f"the error sits in {what}", "leave this layer out, or give its weights a scale a channel")
+    middle = float(np.median(gain[off & np.isfinite(gain)]))
     return Cause(
-        f"{odd} of {len(gain)} output channels are a multiple of what they were, the middle one {typical:.3g} times",
+        f"{odd} of {len(gain)} output channels are a multiple of what they were, the middle one of these {middle:.3g} "
+        "times",
         "check the scales of this layer's input, weight and output against each other",
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
 
 from onnxcomp.manager.base import Need, Pass
-from onnxcomp.manager.options import OptionInfo, describe
+from onnxcomp.manager.options import OptionInfo, Range, describe
 from onnxcomp.manager.spelling import format_value
 from onnxcomp.report.tables import table
 from onnxcomp.targets.table import BUILT_IN, find
@@ -75,11 +76,21 @@ def default_text(item: OptionInfo) -> str:
 
 
 def _example(cls: type[Pass]) -> str:
-    """A spec with the first option that is the pass's own, else with one that every pass has."""
-    own = next((o for o in describe(cls) if o.name not in ("include", "exclude")), None)
-    if own is None:
-        return f'{cls.name}{{exclude=["head*"]}}'
-    return f"{cls.name}{{{own.name}={default_text(own) or '...'}}}"
+    """A spec with the first option of the pass's own that has a value to show, else with one that every pass has."""
+    for item in dataclasses.fields(cls):
+        if item.name not in ("include", "exclude") and (value := _value(item)):
+            return f"{cls.name}{{{item.name}={value}}}"
+    return f'{cls.name}{{exclude=["head*"]}}'
+
+
+def _value(item: dataclasses.Field[Any]) -> str:
+    """The default of an option, or where it is unset one that a search tries; empty where there is neither."""
+    if item.default is not None and item.default != ():
+        return format_value(item.default)
+    tried = item.metadata.get("search")
+    if isinstance(tried, Range):
+        return f"{(tried.low + tried.high) / 2:.1g}"
+    return format_value(tried[0]) if tried else ""
 
 
 def _needs(needs: frozenset[Need]) -> str:

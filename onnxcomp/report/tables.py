@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity, OutputFidelity, TeacherRecord
+from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity, OutputFidelity, Report, TeacherRecord
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,6 +86,12 @@ def value_text(line: BudgetLine) -> str:
     if line.value is None:
         return "not measured"
     return size_text(line.value) if line.name == "max_size" else f"{line.value:.4g}"
+
+
+def missed(report: Report) -> list[str]:
+    """A line for each budget that was missed: what was asked for, and what came; else why a run failed."""
+    lines = [f"missed {limit_text(line)}: {value_text(line)}" for line in report.budget if not line.passed]
+    return lines or ([report.reason] if report.exit_code else [])
 
 
 def pair_rows(

@@ -20,6 +20,8 @@ def picture(rows: Sequence[Row], judge: Judge, *, width: int = WIDTH, height: in
     scores, losses = [p[0] for p in found.values()], [p[1] for p in found.values()]
     most = _ceiling(losses, judge)
     left, right, low, high = min(scores), max(scores), min(losses), most
+    if left == right and low == max(losses):
+        return []  # one point: the lines below say it
     front, best = {row.number for row in judge.front(rows)}, judge.best(rows)
     canvas = [[" "] * width for _ in range(height)]
     marks = sorted(told, key=lambda row: (row.number in front, best is not None and row.number == best.number))
@@ -59,7 +61,8 @@ def lines(found: Found) -> list[str]:
     states = {"measured": "measured", "stopped": "stopped early", "failed": "failed"}
     counts = ", ".join(f"{sum(row.state == state for row in rows)} {words}" for state, words in states.items())
     text = [f"{len(rows)} trials: {counts}"]
-    text += ["", *picture(rows, judge), "  * best   o front   . trial", ""]
+    drawn = picture(rows, judge)
+    text += ["", *drawn, "  * best   o front   . trial", ""] if drawn else [""]
     front = judge.front(rows)
     text += [f"  {row_words(row, judge)}" for row in front[:SHOWN]]
     if len(front) > SHOWN:

@@ -1,7 +1,8 @@
 """Is there reason to doubt the preprocessing of pictures, and would one in wide use fit the model better?
 
 With labels the float model's own score tells. Without them the first BatchNormalization does: its running mean and
-variance are what training fed it, and data prepared in the same way give the same.
+variance are what training fed it, and data prepared in the same way give the same. A detector without one finds hardly
+a box in pictures that it sees otherwise.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.taps import tapped
 from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.opened import OpenedModel
+from onnxcomp.verify.pair import Runner
+from onnxcomp.verify.tasks.base import Seen
+from onnxcomp.verify.tasks.boxes import LEAST, THRESHOLDS, Boxes
+from onnxcomp.verify.tasks.layouts import find_boxes
 
 Array = npt.NDArray[Any]
 Reopen = Callable[[Preprocess], Dataset]
@@ -33,6 +38,7 @@ GOOD_ENOUGH = 0.9  # a score above it leaves no doubt
 CLEAR_GAIN = 0.05
 WORK = 2e10  # multiply-accumulates that all tries together may take
 STATISTICS_SAMPLES = 16
+DETECTOR_SAMPLES, CLEARLY_MORE = 16, 4  # pictures, and times as many boxes
 FAR, CLEARLY_NEARER = 0.5, 4.0  # nats a channel from what training saw, and times nearer
 
 
@@ -95,7 +101,8 @@ def doubts(
     try:
         if labelled and metric is not None:
             return by_score(model, reopen, given, options, part, metric, threads=threads, progress=progress)
-        return by_statistics(graph, reopen, given, options, part[:STATISTICS_SAMPLES], threads=threads)
+        told = by_statistics(graph, reopen, given, options, part[:STATISTICS_SAMPLES], threads=threads)
+        return told or by_boxes(model, reopen, given, options, part[:DETECTOR_SAMPLES], threads=threads)
     except (ModelError, UsageError):
         return []  # the question is asked on the side: what does not run says so where it has to run
 
@@ -123,6 +130,51 @@ def by_score(
         return []
     better = flags(options[best - 1], given)
     return [f"with {better} top-1 is {scores[best]:.3f} on {len(part)} samples, not {scores[0]:.3f}"]
+
+
+def by_boxes(
+    model: Path | OpenedModel,
+    reopen: Reopen,
+    given: Preprocess,
+    options: Sequence[Preprocess],
+    part: Array,
+    *,
+    threads: int = 0,
+) -> list[str]:
+    """One line if the model is a detector that finds hardly a box, with what finds clearly more where there is such."""
+    opened = OpenedModel.of(model)
+
+    def count(option: Preprocess) -> int:
+        return _boxes(opened, reopen(option).subset(part), threads) or 0
+
+    here = _boxes(opened, reopen(given).subset(part), threads)
+    if here is None or here >= LEAST:
+        return []
+    counts = {option: count(option) for option in options if option.color == given.color}
+    best = max(counts, key=lambda option: counts[option], default=given)
+    swapped = replace(best, color="bgr")
+    if best != given and swapped in options:
+        counts[swapped] = count(swapped)
+        best = max(best, swapped, key=lambda option: counts[option])
+    above = f"boxes above {THRESHOLDS[0]:g} in {len(part)} pictures"
+    shape = "" if given.resize else "; detectors mostly want --resize letterbox, too"
+    if counts.get(best, 0) >= CLEARLY_MORE * max(here, 1):
+        return [f"with {flags(best, given)} the detector finds {counts[best]} {above}, not {here}{shape}"]
+    other = "one that finds none mostly sees pixels otherwise than in training (--scale, --color, --mean, --std)"
+    return [f"the detector finds {here} {above}: {other}{shape}"]
+
+
+def _boxes(model: OpenedModel, samples: Samples, threads: int) -> int | None:
+    """How many boxes a model finds; None where its outputs are not known for boxes."""
+    found: Boxes | None = None
+    for answer in Runner(model, threads=threads).answers(samples):
+        if found is None:
+            kinds = find_boxes(Seen(answer.inputs, answer.outputs[0], answer.rows, model.tails))
+            if not kinds:
+                return None
+            found = kinds[0]
+        found.add(answer.outputs[0], answer.outputs[0], answer.rows)
+    return None if found is None else found.before[THRESHOLDS[0]]
 
 
 # -- what the first BatchNormalization expects -------------------------------------------------------------------------

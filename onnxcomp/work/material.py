@@ -98,7 +98,7 @@ def prepare(
     if metric is not None and metric.needs_all and eval_dataset is None:
         raise DataError(
             "a custom metric sees all of its data at once and needs data of its own",
-            where=f"--metric {job.metric}",
+            where=f"--metric {metric.name}",
             do="give --eval-data",
         )
     parts = split(
@@ -161,12 +161,17 @@ def _without_data(job: Job, opener: Opener) -> Material:
     judge = samples.head(SYNTHETIC_JUDGED)
     calibrate = made_up.subset(range(SYNTHETIC_JUDGED, len(samples))) if job.allow_random else None
     first = next(iter(judge.batches(1)))
-    note = (
-        "calibrated on random data because --allow-random asked for it: expect a worse model than real samples give"
-        if job.allow_random
-        else "no --data: only what needs none was tried; real samples would add int8 activations, "
-        "and a check that the model is still right"
-    )
+    if job.allow_random:
+        note = (
+            "calibrated on random data because --allow-random asked for it: expect a worse model than real samples give"
+        )
+    elif job.passes is not None:
+        note = "no --data: made-up samples judged; real ones would show whether the model is still right"
+    else:
+        note = (
+            "no --data: only what needs none was tried; real samples would add int8 activations, "
+            "and a check that the model is still right"
+        )
     return Material(
         calibrate=calibrate,
         train=calibrate,

@@ -110,9 +110,18 @@ def try_recipes(study: Study) -> Proposed:
     proposed.candidates = [candidate for _, candidate in held]
     if not held:
         proposed.why = "nothing that was tried made the model smaller or faster and kept it right"
-    for candidate in proposed.candidates[1:]:
-        proposed.notes.append(f"tried, not used: {candidate.pipeline}: another is better for {job.objective}")
+    for measured, candidate in held[1:]:
+        why = f"{_figures(measured, study)}; another is better for {job.objective}"
+        proposed.notes.append(f"tried, not used: {candidate.pipeline}: {why}")
     return proposed
+
+
+def _figures(measured: Measured, study: Study) -> str:
+    """What a candidate came to, in words: its size and, where it was timed, its time."""
+    words = [f"{measured.bytes / max(study.stats.bytes, 1):.1%} of the size"]
+    if measured.latency_ratio:
+        words.append(f"{measured.latency_ratio:.2f} of the time")
+    return ", ".join(words)
 
 
 def untried(study: Study, candidates: Sequence[Candidate], notes: list[str]) -> Iterator[Candidate]:
