@@ -102,14 +102,9 @@ def group(context: click.Context, quiet: bool, verbose: int) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit the process with the documented code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-<<<<<<< HEAD
     _take_closed_streams()
-    with _hearing_the_end(), _results_apart(arguments), _forgiving_pipes():
-        sys.exit(_all_told(_code(arguments), arguments))
-=======
     with _hearing_the_end(arguments), _results_apart(arguments), _forgiving_pipes():
-        sys.exit(_code(arguments))
->>>>>>> 7b97359 (A newcomer's hour: what an interrupt keeps, which limit a build missed, detectors that find nothing, one point is no picture)
+        sys.exit(_all_told(_code(arguments), arguments))
 
 
 def _code(arguments: list[str]) -> int:
