@@ -1,11 +1,12 @@
-"""The same job by quantize_static, NNCF, onnxsim and onnxcomp: seconds, size, speed and answers, judged by one command.
+"""The same job by quantize_static, NNCF, Olive, onnxsim and onnxcomp: time, size, speed and answers, judged alike.
 
-    python benchmarks/other_tools.py [ASSETS] [--nncf PYTHON] [--onnxsim PYTHON] [--markdown FILE]
+    python benchmarks/other_tools.py [ASSETS] [--nncf PYTHON] [--olive PYTHON] [--onnxsim PYTHON] [--markdown FILE]
 
-quantize_static comes with ONNX Runtime; NNCF and onnxsim are asked of a Python that has them (`pip install nncf`, `pip
-install onnxsim`), each in an environment of its own, since they pin other versions. Every tool gets the same model and
-the same 256 samples, with its own defaults; `onnxcomp compare` sets all files side by side on samples that none of them
-saw. ASSETS holds models/ and data/ with resnet20; without it the model that ships here is used.
+quantize_static comes with ONNX Runtime (its preparation needs `pip install sympy`); the others are asked of a Python
+that has them (`pip install nncf`, `pip install olive-ai requests onnxruntime`, `pip install onnxsim`), each in an
+environment of its own, since they pin other versions. Every tool gets the same model and the same 256 samples, with its
+own defaults; `onnxcomp compare` sets all files side by side on samples that none of them saw. ASSETS holds models/ and
+data/ with resnet20; without it the model that ships here is used.
 """
 
 from __future__ import annotations
@@ -40,6 +41,37 @@ import nncf, onnx
 dataset = nncf.Dataset([row[None] for row in array], lambda row: {name: row})
 onnx.save(nncf.quantize(onnx.load(model), dataset, subset_size=len(array)), out)
 """
+OLIVE = """
+import json, os, pathlib, shutil
+os.environ['OLIVE_DISABLE_TELEMETRY'] = '1'
+(name, array), = feeds[0].items()
+folder = pathlib.Path(out + '.olive')
+folder.mkdir()
+(folder / 'rows.py').write_text(f'''
+import numpy as np
+from olive.data.registry import Registry
+class Rows:
+    def __init__(self): self.rows = np.load({data!r})[{name!r}]
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, index): return {{{name!r}: self.rows[index]}}, 0
+@Registry.register_dataset()
+def rows(**_): return Rows()
+''')
+samples = {'name': 'samples', 'type': 'DataContainer', 'user_script': str(folder / 'rows.py')}
+samples |= {f'{step}_data_config': {'type': f'skip_{step}'} for step in ('pre_process', 'post_process')}
+samples |= {'load_dataset_config': {'type': 'rows'}}
+samples |= {'dataloader_config': {'type': 'default_dataloader', 'batch_size': 1}}
+(folder / 'workflow.json').write_text(json.dumps({
+    'input_model': {'type': 'OnnxModel', 'model_path': model},
+    'data_configs': [samples],
+    'passes': {'quantize': {'type': 'OnnxStaticQuantization', 'data_config': 'samples'}},
+    'output_dir': str(folder / 'out'), 'cache_dir': str(folder / 'cache'), 'evaluate_input_model': False,
+}))
+from olive.workflows import run
+run(str(folder / 'workflow.json'))
+made, = (folder / 'out').rglob('*.onnx')
+shutil.copy(made, out)
+"""
 ONNXSIM = """
 import onnx, onnxsim
 made, right = onnxsim.simplify(onnx.load(model))
@@ -53,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("assets", nargs="?", type=Path)
     parser.add_argument("--nncf", metavar="PYTHON")
+    parser.add_argument("--olive", metavar="PYTHON")
     parser.add_argument("--onnxsim", metavar="PYTHON")
     parser.add_argument("--markdown", type=Path)
     asked = parser.parse_args()
@@ -76,6 +109,7 @@ def main() -> None:
         for name, code, python in (
             ("quantize_static", STATIC, sys.executable),
             ("nncf", NNCF, asked.nncf),
+            ("olive", OLIVE, asked.olive),
             ("onnxsim", ONNXSIM, asked.onnxsim),
         ):
             if python:

@@ -79,3 +79,12 @@ def test_rows_of_a_build_are_cards_on_a_narrow_screen(missed: onnxcomp.Result) -
     content = html_index.document(BuildReport("onnxcomp.toml", [model]), {})
     assert 'class="scroll cards"' in content and 'data-of="budgets"' in content
     assert content.index('data-of="result"') < content.index('data-of="budgets"') < content.index('data-of="size"')
+
+
+def test_what_is_to_be_explained_sees_the_pictures_as_the_run_did(
+    digits: Path, digits_data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"data": digits_data[0], "passes": "fuse-batchnorm,quantize-weights", "bench": False}
+    report = onnxcomp.optimize(digits, **given, output=tmp_path / "o.onnx", mean=0.25, std=0.5, resize="stretch")
+    (words,) = [shlex.split(step.command) for step in next_steps(report) if " explain " in step.command]
+    assert words[-6:] == ["--mean", "0.25", "--std", "0.5", "--resize", "stretch"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.manager.spelling import exactly, format_value
 from onnxcomp.results import Report
 
@@ -62,8 +64,15 @@ def _explained(report: Report, data: str) -> Step:
     assert report.output is not None
     return Step(
         "See which layers lose most, why, and what to do about each.",
-        _command("explain", report.source.path, report.output.path, "--data", data),
+        _command("explain", report.source.path, report.output.path, "--data", data, *_preprocessing(report)),
     )
+
+
+def _preprocessing(report: Report) -> list[str]:
+    """How pictures became the input in this run, as flags: another command has to see them in the same way."""
+    words = shlex.split(report.request["command"])
+    flags = {_flag(item.name) for item in dataclasses.fields(Preprocess)}
+    return [word for at, word in enumerate(words) if word in flags or (at and words[at - 1] in flags)]
 
 
 def _kept_float(report: Report) -> list[Step]:
