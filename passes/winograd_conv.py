@@ -319,15 +319,16 @@ def _refusal(layer: Layer, rows: LayerInputs, axis: int, sizes: Sequence[int]) -
 
 def _forms(graph: Graph, context: PassContext, names: Collection[str]) -> tuple[dict[str, Form], dict[str, str]]:
     """The convolutions along one axis among some nodes: those that have a form, and why the others have none."""
-    shapes = infer(graph, declared=False)
+    nodes = [node for node in graph.nodes if node.name in names and _along_one_axis(node, context.operators)]
+    shapes = infer(graph, declared=False) if nodes else None
     found: dict[str, Form] = {}
     refused: dict[str, str] = {}
-    for node in graph.nodes:
-        if node.name in names and _along_one_axis(node, context.operators):
-            try:
-                found[node.name] = Form.of(graph, node, shapes, context)
-            except UnfitError as error:
-                refused[node.name] = str(error)
+    for node in nodes:
+        assert shapes is not None
+        try:
+            found[node.name] = Form.of(graph, node, shapes, context)
+        except UnfitError as error:
+            refused[node.name] = str(error)
     return found, refused
 
 

@@ -139,7 +139,7 @@ def prepare(
         source=dataset.source,
         sample_shapes=shapes,
         guesses=tuple(dict.fromkeys(g for d in opened_sets for g in d.guesses)),
-        notes=(*parts.notes, *(problem for d in opened_sets for problem in d.problems), *_cut(memory)),
+        notes=(*parts.notes, *dict.fromkeys(problem for d in opened_sets for problem in d.problems), *_cut(memory)),
         memory=memory,
         doubts=tuple(doubted),
         copies=found.doubts,
