@@ -32,6 +32,7 @@ BIAS = 2  # a Conv's port
 LEAST_WORK = 1 << 24  # multiply-accumulates; smaller ones save microseconds, if anything
 LEAST_CHANNELS = 32  # with fewer, turning the data into tiles takes what the products save
 WORTH = 0.9  # of the time that its kernel takes otherwise, at most
+ALIKE = 1.1  # of the time of 8-bit integers: what loses nothing goes before them where it takes about as long
 WHOLE = 0.97  # of the time that the model takes otherwise
 REARRANGES = 13  # the opset since which all operators that are written take what they are given
 
@@ -91,23 +92,24 @@ class WinogradConv(Pass):
         found = []
         for name in names:
             before, after, integer = exact.get(name, 0.0), tiles.get(name, 0.0), integers.get(name, 0.0)
-            best = min(before, integer or before)
-            if 0 < after <= WORTH * best:
+            if 0 < after <= WORTH * before and (not integer or after <= ALIKE * integer):
                 found.append(name)
             else:
-                than = "in 8-bit integers" if best < before else "as it is"
-                outcome.skip(name, f"measured: {after:.0f} us in tiles, {best:.0f} us {than}")
+                others = f"{before:.0f} us as it is" + (f", {integer:.0f} us in 8-bit integers" if integer else "")
+                outcome.skip(name, f"measured: {after:.0f} us in tiles, {others}")
         return found
 
     def _share(self, graph: Graph, context: PassContext, costs: CostModel, names: list[str]) -> float:
-        """The model's time with convolutions in tiles as a share of that without, or with integers where these count.
+        """The model's time with convolutions in tiles as a share of that without; 1 where integers are clearly faster.
 
         Whole models are measured in turns and by processor time, what single kernels are not.
         """
-        best = costs.latency_ms(graph)
+        before, after = costs.latency_ms(graph), costs.latency_ms(_written(graph, context, names, Form.write)[0])
         if self.than == "integers":
-            best = min(best, costs.latency_ms(_written(graph, context, names, Form.on_integers)[0]))
-        return costs.latency_ms(_written(graph, context, names, Form.write)[0]) / best
+            integer = costs.latency_ms(_written(graph, context, names, Form.on_integers)[0])
+            if after > ALIKE * integer:
+                return 1.0
+        return after / before
 
 
 @dataclass(frozen=True)

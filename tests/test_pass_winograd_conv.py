@@ -134,6 +134,7 @@ def test_small_ones_and_kernels_along_both_axes_are_left(monkeypatch: pytest.Mon
         (Costs(whole=(1, 0.6, 0.4), kernel=(1, 0.6, 0.4)), "integers", False),
         (Costs(whole=(1, 0.5, 0.4)), "integers", False),
         (Costs(), "integers", True),
+        (Costs(whole=(1, 0.5, 0.48), kernel=(1, 0.5, 0.48)), "integers", True),  # as fast, and nothing lost
     ],
 )
 def test_it_is_taken_where_the_kernel_and_the_whole_are_faster(costs: Costs, than: str, taken: bool) -> None:
