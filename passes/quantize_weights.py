@@ -19,7 +19,7 @@ from onnxcomp.manager.raising import raise_opset
 from onnxcomp.passes.weights.codebook import learn_levels, nearest_level
 from onnxcomp.passes.weights.coders import CACHED_ELEMENTS, Coder, Error
 from onnxcomp.passes.weights.dequantize import DEQUANTIZE_OPSET, write_dequantize
-from onnxcomp.passes.weights.inputs import Absorber, layer_moments, unmeasured
+from onnxcomp.passes.weights.inputs import Absorber, hedged, layer_moments, seen_samples, unmeasured
 from onnxcomp.passes.weights.kernels import BlockCodes, BlockGather, BlockMatMul, RowGather
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.mixing import mixed
@@ -37,8 +37,9 @@ class QuantizeWeights(Pass):
 
     Integers: w is about scale * q, one scale an output channel or a block along the summed axes. Binary: alpha times
     the sign (XNOR-Net). Ternary: -alpha, 0, alpha (TWN). Codebook: indices into levels found by k-means (Deep
-    Compression). With calibration data, integers of fewer than 8 bits are chosen so that the error of each layer's
-    output, not of its weights, is least (GPTQ), and the mean of the error that is left goes into the bias.
+    Compression). Integers of fewer than 8 bits are chosen so that the error of each layer's output, not of its weights,
+    is least (GPTQ): on calibration data, where the mean of the error that is left goes into the bias, or on made-up
+    samples, which are trusted half.
 
     Weights of fewer bits that cost the outputs most take 8, as far as `average` allows: each is rounded alone and the
     outputs compared, on calibration samples or on made-up ones.
@@ -75,7 +76,9 @@ class QuantizeWeights(Pass):
         True, "weights that no kernel reads as integers, too: decoded when the model is loaded", search=(True, False)
     )
     error: Literal["auto", "round", "mse", "gptq"] = option(
-        "auto", "least error by rounding, by scale (mse), of the layer's output (gptq); auto: gptq where data is given"
+        "auto",
+        "least error by rounding, by scale (mse), of the layer's output (gptq); auto: gptq, on made-up samples where "
+        "no data is given",
     )
     least_sqnr: float = option(
         20.0,
@@ -155,7 +158,7 @@ class QuantizeWeights(Pass):
             plan.error = self._error(plan, graph, context, outcome) if named else self._unseen_error(plan)
         through = {node.name: plan.constant for plan in plans for node in readers(plan.constant)}
         _prepare_opset(graph, plans, context, outcome)
-        work = _Work(self, graph, outcome)
+        work = _Work(self, graph, outcome, made_up=context.calibration is None)
         measured = [plan for plan in plans if plan.error == "gptq"]
         for moments in layer_moments(graph, [plan.uses[0] for plan in measured], context):
             for plan in [p for p in measured if p.uses[0].node.name in moments]:
@@ -197,7 +200,7 @@ class QuantizeWeights(Pass):
             return "mse" if plan.recipe.bits < 8 else "round"
         if plan.recipe.bits == 8 and self.error == "auto":
             return "round"
-        if context.calibration is None:
+        if seen_samples(context) is None:
             return "mse" if plan.recipe.bits < 8 else "round"
         why = unmeasured(graph, plan.uses)
         if why:
@@ -253,11 +256,12 @@ class _Loss:
 
 @dataclass
 class _Work:
-    """Carries out plans on one graph and keeps the accounts."""
+    """Carries out plans on one graph and keeps the accounts. `made_up`: what layers saw was no real input."""
 
     options: QuantizeWeights
     graph: Graph
     outcome: Outcome
+    made_up: bool = False
     losses: list[_Loss] = field(default_factory=list)
     done: set[Constant] = field(default_factory=set)
     bytes_before: int = 0
@@ -290,9 +294,9 @@ class _Work:
     def _codes(self, plan: Plan, moments: Gram | None, loss: _Loss) -> int:
         """Rows to codes, piece by piece, then into the graph; returns the bytes they take."""
         coder = plan.coder
-        bias = bias_of(self.graph, plan.uses[0]) if moments is not None else None
+        bias = bias_of(self.graph, plan.uses[0]) if moments is not None and not self.made_up else None
         absorber = None if bias is None else Absorber(bias)
-        pieces = _coded_pieces(plan, coder, moments, absorber, loss)
+        pieces = _coded_pieces(plan, coder, moments, absorber, loss, hedge=self.made_up)
         blocks, coded = None, None
         if plan.store in ("matmul", "gather"):
             columns = plan.layout.columns
@@ -375,9 +379,12 @@ def _decoded(plan: Plan) -> Array:
 
 
 def _coded_pieces(
-    plan: Plan, coder: Coder, moments: Gram | None, absorber: Absorber | None, loss: _Loss
+    plan: Plan, coder: Coder, moments: Gram | None, absorber: Absorber | None, loss: _Loss, *, hedge: bool
 ) -> Iterator[tuple[slice, Array, Array]]:
-    """Codes [rows, blocks, block] and scales [rows, blocks] of one piece of a weight after another."""
+    """Codes [rows, blocks, block] and scales [rows, blocks] of one piece of a weight after another.
+
+    `hedge`: the moments are of samples that were made up.
+    """
     layout, reader = plan.layout, Reader(plan.constant)
     grams, means = _in_columns(plan, moments)
     groups = max(1, len(grams))
@@ -389,6 +396,8 @@ def _coded_pieces(
         codes, scales = [], []
         for group, part in enumerate(np.split(rows, groups)):
             gram = grams[group] if grams else None
+            if gram is not None and hedge:
+                gram = hedged(gram)
             if gram is not None and absorber is not None:
                 gram = gram - np.outer(means[group], means[group])  # the bias makes good what is left of the mean
             chosen, scale = coder.code(part, layout.block, gram)

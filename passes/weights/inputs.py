@@ -9,23 +9,37 @@ import numpy as np
 from onnxcomp.graph.ir import Array, Graph
 from onnxcomp.layers.layer import Bias
 from onnxcomp.layers.use import WeightUse
-from onnxcomp.manager.base import PassContext
+from onnxcomp.manager.base import PassContext, SampleSource
 from onnxcomp.runtime.gram import Gram, grams, why_not
+
+MADE_UP_SHARE = 0.5  # of a layer's mean input power: how little made-up samples say of directions
+
+
+def seen_samples(context: PassContext) -> SampleSource | None:
+    """What layers' inputs are looked at on: data that were given, or else samples that were made up."""
+    return context.calibration if context.calibration is not None else context.probes
 
 
 def layer_moments(graph: Graph, uses: Sequence[WeightUse], context: PassContext) -> Iterator[Mapping[str, Gram]]:
     """Second moments of the inputs of each layer by node name, group by group, so that few are held at a time."""
-    if not uses or context.calibration is None:
+    samples = seen_samples(context)
+    if not uses or samples is None:
         return
     yield from grams(
         graph,
         uses,
-        context.calibration,
+        samples,
         group_bytes=context.memory.moments,
         threads=context.threads,
         seed=context.seed,
         progress=context.progress,
     )
+
+
+def hedged(gram: Array) -> Array:
+    """Second moments [in, in] of made-up samples, pulled towards inputs that are alike in every direction."""
+    pulled: Array = gram + MADE_UP_SHARE * np.trace(gram) / len(gram) * np.eye(len(gram))
+    return pulled
 
 
 def unmeasured(graph: Graph, uses: Sequence[WeightUse]) -> str:
