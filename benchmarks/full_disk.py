@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import kills
@@ -89,7 +87,7 @@ def main() -> int:
 
 def try_one(folder: Path, name: str, kilobytes: int) -> tuple[int, list[str]]:
     """Run a command with so small a disk; its exit code, and what was broken."""
-    with small_disk(kilobytes) as disk:
+    with kills.small_disk(kilobytes) as disk:
         words = COMMANDS[name].replace("{d}", str(disk)).split()
         named = [
             Path(w) for w in words if w.startswith(f"{disk}/") and (words[0] != "build" or not w.endswith(".toml"))
@@ -169,17 +167,6 @@ def run(folder: Path, words: Sequence[str], environment: dict[str, str]) -> tupl
             os._exit(code)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status), errors.read_text(errors="replace")
-
-
-@contextmanager
-def small_disk(kilobytes: int) -> Iterator[Path]:
-    """A file system of this size."""
-    with tempfile.TemporaryDirectory() as place:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", place], check=True)
-        try:
-            yield Path(place)
-        finally:
-            subprocess.run(["umount", place], check=True)
 
 
 if __name__ == "__main__":

@@ -228,6 +228,7 @@ def open_npz(path: Path) -> dict[str, Rows]:
             return {m.filename.removesuffix(".npy"): _member(path, archive, m) for m in members}
     except OSError as error:
         raise DataError(f"cannot read {path.name}: {error.strerror or error}", where=str(path)) from error
+    # zipfile raises NotImplementedError for a method of compression that it does not know
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError, struct.error) as error:
         raise _damaged(path.name, error) from error
 
