@@ -16,6 +16,7 @@ from onnxcomp.graph.functions import inline_functions
 from onnxcomp.graph.io import read, total_bytes
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.literals import is_weight, lift
+from onnxcomp.graph.shapes import blamed_on
 from onnxcomp.manager import registry
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.ops.facts import Operators, load_operators
@@ -115,8 +116,16 @@ def inspect(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, *, 
         ModelError: the file cannot be used.
     """
     graph, files = read(path)
-    operators = load_operators()
     size = sum(file.stat().st_size for file in files)
+    with blamed_on(graph):
+        return _looked_at(path, graph, size, shapes, groups=groups)
+
+
+def _looked_at(
+    path: Path, graph: Graph, size: int, shapes: Mapping[str, tuple[int, ...]] | None, *, groups: bool
+) -> Inspection:
+    """A graph that was read, from files of `size` bytes."""
+    operators = load_operators()
     notes = list(graph.notes)
     inputs = [InputSpec(t.name, t.dtype, t.shape) for t in graph.inputs if t.dtype is not None]
     sample, guesses = guessed_shapes(with_shapes(inputs, shapes))

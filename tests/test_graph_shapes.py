@@ -16,7 +16,7 @@ from test_graph_io import FLOAT
 from onnxcomp.errors import ModelError
 from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode, encode
-from onnxcomp.graph.shapes import infer
+from onnxcomp.graph.shapes import check_structure, infer
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 
 
@@ -162,3 +162,15 @@ def test_what_a_caller_writes_into_an_answer_is_not_kept() -> None:
     right = found.types[name]
     found.types[name] = infer(graph).types[graph.outputs[0].name]
     assert infer(graph).types[name] == right
+
+
+@pytest.mark.parametrize("axes", [None, [0, 2]])
+@pytest.mark.parametrize("rows", ["N", 2, None])
+def test_strict_checks_take_every_mean_variance_normalization(axes: list[int] | None, rows: int | str | None) -> None:
+    given = {} if axes is None else {"axes": axes}
+    node = helper.make_node("MeanVarianceNormalization", ["x"], ["y"], **given)
+    shape = None if rows is None else [rows, 3, 4, 5] if axes is None else [rows, 3, 4]
+    ports = builders.value("x", FLOAT, shape), builders.value("y", FLOAT, None)
+    graph = decode(builders.model([node], ports[:1], ports[1:], {}, opset=13, check=False))
+    check_structure(graph, strict=True)
+    assert infer(graph).shape(graph.outputs[0]) == graph.inputs[0].shape

@@ -130,3 +130,22 @@ def test_statistics_that_training_mode_hands_out_carry_the_channels(spec: str, t
         for a, b in zip(builders.run(proto, {"x": x}), builders.run(out, {"x": x}), strict=True):
             assert a.shape == b.shape
         np.testing.assert_allclose(builders.run(out, {"x": x})[1], builders.run(proto, {"x": x})[1], atol=1e-6)
+
+
+def test_a_number_that_a_reshape_asks_for_stays_beside_a_free_size() -> None:
+    """[steps, 1, 4, 3] -> [2, -1, 3]: neither of the first two sizes is known before a run, and one may be free."""
+    generator = builders.rng()
+    weights = {
+        "w": builders.normal(generator, 1, 3, 5),
+        "r": builders.normal(generator, 1, 3, 3),
+        "shape": np.int64([2, -1, 3]),
+        "m": builders.normal(generator, 3, 4),
+    }
+    weights["r"][0, :, 1] = weights["m"][1] = 0  # what the second unit says, nothing reads
+    nodes = [
+        helper.make_node("RNN", ["x", "w", "r"], ["h"], "rnn", hidden_size=3),
+        helper.make_node("Reshape", ["h", "shape"], ["f"], "reshape"),
+        helper.make_node("MatMul", ["f", "m"], ["y"], "read"),
+    ]
+    ports = builders.value("x", builders.FLOAT, ["steps", 4, 5]), builders.value("y", builders.FLOAT, [2, "rows", 4])
+    assert check(builders.model(nodes, ports[:1], ports[1:], weights)) == 1

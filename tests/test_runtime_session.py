@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcomp import optimize
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.graph.codec import decode
 from onnxcomp.runtime import opening
@@ -170,6 +171,22 @@ def test_external_data_is_found_beside_the_file_and_its_absence_is_told(tmp_path
     (tmp_path / "m.bin").unlink()
     with pytest.raises(ModelError, match="external data cannot be read"):
         open_session(path)
+
+
+def test_shapes_may_lie_in_external_data(tmp_path: Path):
+    nodes = [
+        helper.make_node("Reshape", ["x", "shape"], ["r"], "reshape"),
+        helper.make_node("MatMul", ["r", "w"], ["y"], "matmul"),
+    ]
+    weights = {"shape": np.int64([-1, 64]), "w": builders.normal(builders.rng(), 64, 8)}
+    ports = builders.value("x", FLOAT, ["N", 8, 8]), builders.value("y", FLOAT, ["N", 8])
+    proto = builders.model(nodes, ports[:1], ports[1:], weights)
+    feeds = builders.feeds_of(proto)
+    wanted = builders.run(proto, feeds)[0]
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, str(path), save_as_external_data=True, location="m.bin", size_threshold=0)
+    np.testing.assert_allclose(open_session(path).run(feeds)["y"], wanted, rtol=1e-5)
+    assert optimize(path, passes="quantize-weights{bits=8}", output=tmp_path / "out.onnx", bench=False).exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,8 @@ def dims_of(kind: onnx.TypeProto.Tensor) -> tuple[Dim, ...] | None:
 def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
     if dim.HasField("dim_value"):
         return int(dim.dim_value) if dim.dim_value >= 0 else None
-    return dim.dim_param or None
+    name: str | bytes = dim.dim_param
+    return (name.decode() if isinstance(name, bytes) else name) or None  # protobuf gives bytes for what is no UTF-8
 
 
 def _leftovers(proto: Any, *handled: str) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import TensorProto
+from onnx.external_data_helper import load_external_data_for_tensor
 
 from onnxcomp.errors import ModelError, OutputError
 from onnxcomp.files import atomic_write, scratch, sha256_of
@@ -51,13 +52,18 @@ def read(path: Path, *, keep_initializer_inputs: bool = False) -> tuple[Graph, l
     model = read_proto(path)
     files = _files_of(model, path)
     check_expansion(model)
-    graph = decode(model, path.parent, keep_initializer_inputs=keep_initializer_inputs)
-    graph.source = path.resolve()
-    written = list(graph.nodes)
-    graph.sort()
-    if graph.nodes != written:
-        graph.notes.append("the file's nodes did not stand in an order that runs, and were sorted")
-    check_structure(graph, strict=False)
+    try:
+        graph = decode(model, path.parent, keep_initializer_inputs=keep_initializer_inputs)
+        graph.source = path.resolve()
+        written = list(graph.nodes)
+        graph.sort()
+        if graph.nodes != written:
+            graph.notes.append("the file's nodes did not stand in an order that runs, and were sorted")
+        check_structure(graph, strict=False)  # which writes every name
+    except UnicodeDecodeError as error:  # protobuf reads such text, and does not write it
+        raise ModelError(
+            f"a name or text is not UTF-8: {error.object!r}", where=f"file {path}", do="export the model again"
+        ) from error
     return graph, files
 
 
@@ -99,6 +105,23 @@ def read_whole(path: Path) -> onnx.ModelProto:
     model = read_proto(path)
     onnx.load_external_data_for_model(model, str(path.parent))
     return model
+
+
+def small_inside(path: Path) -> bytes:
+    """The bytes of a model file that has external data, with its small tensors in the message itself.
+
+    Shape inference does not look into external data; a model may have been saved with all of its tensors there.
+
+    Raises:
+        ModelError: as `load`.
+    """
+    model = read_proto(path)
+    for tensor in list(_external_tensors(model.graph)):
+        if external_location(tensor, path.parent)[2] < EXTERNAL_TENSOR_BYTES:
+            load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return _serialized(model)
 
 
 def write_proto(model: onnx.ModelProto, path: Path) -> None:

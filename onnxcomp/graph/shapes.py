@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 
 import onnx
 from onnx import shape_inference
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from onnxcomp.errors import ModelError
+from onnxcomp.errors import ModelError, OnnxcompError
 from onnxcomp.graph.codec import LIGHT_ELEMENTS, encode_light, shape_of
 from onnxcomp.graph.evaluate import SMALL_ELEMENTS, beyond_onnx, propagate
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Graph, is_onnx
 from onnxcomp.graph.types import Shapes, TensorType
 
-GROUP_NORM_OPSETS = range(18, 21)
+UNREAD = {"GroupNormalization": range(18, 21), "MeanVarianceNormalization": range(13, 99)}
 MOST_ANSWERS = 16
 
 
@@ -143,17 +144,37 @@ def check_structure(graph: Graph, *, strict: bool = True) -> None:
         ) from error
 
 
-def _readable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Let onnx read what it calls deprecated although runtimes run it: GroupNormalization of opset 18 to 20.
+@contextmanager
+def blamed_on(graph: Graph) -> Iterator[None]:
+    """An unexpected error of what reads a graph that ONNX's own strict inference refuses is the graph's fault.
 
-    In checks and for inference an Identity stands in its place, which has the same type and shape.
+    Only then is the inference asked: it refuses some models that run, too.
+
+    Raises:
+        ModelError: in the place of an error that is none of onnxcomp's own; names what is wrong with the graph.
     """
-    if next((o.version for o in model.opset_import if is_onnx(o.domain)), 0) in GROUP_NORM_OPSETS:
-        for body in _graphs(model.graph):
-            for node in body.node:
-                if node.op_type == "GroupNormalization" and is_onnx(node.domain):
-                    node.op_type = "Identity"
-                    del node.input[1:], node.attribute[:]
+    try:
+        yield
+    except OnnxcompError:
+        raise
+    except Exception:
+        check_structure(graph, strict=True)
+        raise
+
+
+def _readable(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Let onnx read what its inference refuses although it is right and runtimes run it.
+
+    These are GroupNormalization of opset 18 to 20, which it calls deprecated, and MeanVarianceNormalization made of
+    others, whose parts it cannot type where `axes` is left to its default or a size is free. In checks and for
+    inference an Identity stands in their place, which has the same type and shape.
+    """
+    opset = next((o.version for o in model.opset_import if is_onnx(o.domain)), 0)
+    unread = [name for name, opsets in UNREAD.items() if opset in opsets]
+    for node in (n for body in _graphs(model.graph) for n in body.node) if unread else ():
+        if node.op_type in unread and is_onnx(node.domain):
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
     return model
 
 

@@ -14,7 +14,7 @@ from onnxcomp.graph.io import total_bytes
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.literals import is_weight, lift
 from onnxcomp.graph.opset import upgrade
-from onnxcomp.graph.shapes import check_structure
+from onnxcomp.graph.shapes import blamed_on, check_structure
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.manager.guarantee import Probe, interface_of
 from onnxcomp.manager.prefixes import Kept, Prefixes
@@ -189,7 +189,8 @@ class PassManager:
         candidate = graph.clone()
         start = time.perf_counter()
         lifted = len(lift(candidate, is_weight)) if _rewrites(item) else 0
-        with blas.limited():  # for all passes alike, so that results do not depend on the number of cores either
+        # limited for all passes alike, so that results do not depend on the number of cores either
+        with blas.limited(), blamed_on(graph):
             outcome = item.run(candidate, context)
         if lifted and outcome.changes:
             outcome.notes.append(f"{lifted} weights that Constant nodes held became initializers")

@@ -105,6 +105,7 @@ def _live(step: Step, labels: Labels, sizes: list[int]) -> int:
 def _retarget(step: Step, axes: Axes, result: Axes, sizes: tuple[int, ...], blocks: list[Block]) -> None:
     """Plan the new target: numbers, 0 for a copied size, -1 for one free size, and computed sizes where more are."""
     block_of = {a: block for block in blocks for a in block.after}
+    asked = step.ints("shape", 1)
     plan: list[Labels | int | None] = []  # labels to count, a number, or None for -1
     for a, size in enumerate(sizes):
         block = block_of[a]
@@ -114,6 +115,8 @@ def _retarget(step: Step, axes: Axes, result: Axes, sizes: tuple[int, ...], bloc
             plan.append(None if free else labels)
         elif not free:
             plan.append(size)
+        elif asked is not None and asked[a] > 0:
+            plan.append(asked[a])
         elif block.before == (a,) and block.after == (a,):
             plan.append(0)
         else:

@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.graph.codec import encode
-from onnxcomp.graph.io import runnable, to_bytes, total_bytes
+from onnxcomp.graph.io import EXTERNAL_TENSOR_BYTES, runnable, small_inside, to_bytes, total_bytes
 from onnxcomp.graph.ir import Constant, Graph, tensor_proto
 from onnxcomp.runtime import providers
 from onnxcomp.runtime.acceleration import PLAIN, Acceleration, chain, is_quantized
@@ -261,10 +261,7 @@ def open_session(
     chosen = chain(full, acceleration, quantized=full == providers.TENSORRT and is_quantized(model))
     try:
         with providers.quiet_loading(full):
-            without = ["ConstantFolding"] if lean else []
-            raw = ort.InferenceSession(
-                source, options, providers=chosen, enable_fallback=0, disabled_optimizers=without
-            )
+            raw = _opened(source, options, chosen, without=["ConstantFolding"] if lean else [])
     except providers.ort_errors() as error:
         raise _load_error(error, where) from error
     if full not in raw.get_providers():
@@ -273,6 +270,22 @@ def open_session(
     if full != providers.CPU and not session.placement().on_provider:
         raise providers.lacks(full, f"it takes none of the nodes of {where}")
     return session
+
+
+def _opened(source: str | bytes, options: Any, chosen: Any, *, without: list[str]) -> Any:
+    """ONNX Runtime's session; where a shape lies in external data, which it does not read there, in another way."""
+    import onnxruntime as ort
+
+    def opened(form: str | bytes) -> Any:
+        return ort.InferenceSession(form, options, providers=chosen, enable_fallback=0, disabled_optimizers=without)
+
+    try:
+        return opened(source)
+    except providers.ort_errors() as error:
+        if isinstance(source, bytes) or "data from external tensors" not in str(error):
+            raise
+    options.add_session_config_entry(EXTERNAL_DATA_FOLDER, str(Path(source).parent))
+    return opened(small_inside(Path(source)))
 
 
 def open_graph(
@@ -310,8 +323,10 @@ def open_graph(
 
 
 def _lies_apart(constant: Constant) -> bool:
-    """Whether the value is untouched, in a file beside the model."""
+    """Whether the value is untouched, in a file beside the model, and no shape that inference reads."""
     stored = constant.stored
+    if constant.nbytes < EXTERNAL_TENSOR_BYTES:
+        return False
     return stored is not None and not hasattr(stored.proto, "values") and bool(stored.proto.external_data)
 
 
