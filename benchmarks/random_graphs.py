@@ -261,6 +261,8 @@ def _judge(tried: Tried, report: Any, out: Path, spec: str) -> Finding | None:
         return Finding("broken guarantee", "the written model does not run", seed, spec, str(error)[:200])
     promises = {item.guarantee.value for item in parse_passes(spec)}
     for output, a, b in zip(model.proto.graph.output, before, after, strict=True):
+        if a.dtype.kind in "iub" and a.dtype == b.dtype and a.shape != b.shape and "lossy" in promises:
+            continue  # how many places are not zero, say
         if a.shape != b.shape or a.dtype != b.dtype:
             return Finding(
                 "broken guarantee", "shape or type", seed, spec, f"{output.name} {a.dtype}{a.shape} {b.dtype}{b.shape}"

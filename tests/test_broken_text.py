@@ -121,6 +121,17 @@ def test_an_attribute_that_does_not_fit_is_the_models_fault(tmp_path: Path) -> N
         optimize(path, passes="drop-zero-channels", output=tmp_path / "out.onnx", bench=False, verify=False)
 
 
+@pytest.mark.parametrize("group", [0, 3, -(2**62)])
+def test_groups_that_part_no_channels_are_the_models_fault(group: int, tmp_path: Path) -> None:
+    model = builders.conv_bn_relu()
+    node = next(n for n in model.graph.node if n.op_type == "Conv")
+    node.attribute.append(helper.make_attribute("group", group))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="groups"):
+        inspect(path)
+
+
 def test_an_error_of_ours_on_a_right_graph_stays_one() -> None:
     with pytest.raises(KeyError), blamed_on(decode(builders.mlp())):
         raise KeyError("ours")

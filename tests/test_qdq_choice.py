@@ -10,11 +10,13 @@ import pytest
 from feeds import Feeds
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import ModelProto, helper
 from test_pass_quantize_qdq import quantized, weights_of
 from test_qdq_placement import ruled
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.codec import decode
+from onnxcomp.graph.ir import Node
 from onnxcomp.ops.facts import load_operators
 from onnxcomp.passes.assigning.cut import Choices
 from onnxcomp.passes.qdq import regions, sensitivity, sharing, weights
@@ -54,11 +56,13 @@ def test_a_minimum_cut_is_the_cheapest_of_all_choices(problem: Costs) -> None:
     assert cost_of(problem, found) == pytest.approx(min(cost_of(problem, chosen) for chosen in every))
 
 
-def test_the_noise_of_a_layer_is_what_quantizing_it_alone_costs() -> None:
-    proto = builders.residual_cnn(batch_norm=False)
-    feeds = builders.feeds_of(proto, batch=32)
+Noises = dict[Node, sensitivity.Noise]
+
+
+def noises_of(proto: ModelProto, feeds: dict[str, np.ndarray]) -> Noises:
+    """Of every layer that may be quantized, from one feed."""
     graph, operators = decode(proto), load_operators()
-    shapes = shape_tools.infer(graph, {"image": (1, 3, 16, 16)})
+    shapes = shape_tools.infer(graph, {name: (1, *array.shape[1:]) for name, array in feeds.items()})
     accepted, _ = regions.eligible(graph, shapes, CPU, operators, lambda node: True)
     plan = regions.plan(graph, CPU, operators, shapes, accepted)
     seen = collect(graph, [t.name for t in plan.tensors], Feeds(feeds))
@@ -67,7 +71,13 @@ def test_the_noise_of_a_layer_is_what_quantizing_it_alone_costs() -> None:
         node: weights.quantized(node, weight, "portable", grids[node.inputs[0]].scale)
         for node, weight in plan.weighted.items()
     }
-    noises = sensitivity.noises(graph, CPU, plan, grids, layers, [feeds], threads=1, progress=SILENT)
+    return sensitivity.noises(graph, CPU, plan, grids, layers, [feeds], threads=1, progress=SILENT)
+
+
+def test_the_noise_of_a_layer_is_what_quantizing_it_alone_costs() -> None:
+    proto = builders.residual_cnn(batch_norm=False)
+    feeds = builders.feeds_of(proto, batch=32)
+    noises = noises_of(proto, feeds)
     exact = builders.run(proto, feeds)[0]
     for node, noise in noises.items():
         spec = f'quantize-qdq{{include=["{node.name}"],min_sqnr=0,rounding=nearest,bias_correction=false}}'
@@ -100,3 +110,18 @@ def test_a_mask_in_the_output_changes_nothing_of_what_is_learned() -> None:
         masked = [np.concatenate([a[:, :6], np.full((64, 2), filling, np.float32)], axis=1) for a in (exact, other)]
         noise = sensitivity.noise_of({"y": masked[0]}, {"y": masked[1]}, 64)
         assert sensitivity.worst(noise) == pytest.approx(plain, rel=0.1)
+
+
+def test_a_layer_that_nothing_reads_costs_nothing() -> None:
+    """A branch that ends nowhere, as exporters leave them; cleanup is not among the passes."""
+    generator = builders.rng()
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"], "read"),
+        helper.make_node("MatMul", ["x", "v"], ["dead"], "unread"),
+    ]
+    weights = {"w": builders.normal(generator, 32, 16), "v": builders.normal(generator, 32, 16)}
+    ports = builders.value("x", builders.FLOAT, ["N", 32]), builders.value("y", builders.FLOAT, ["N", 16])
+    proto = builders.model(nodes, ports[:1], ports[1:], weights)
+    feeds = builders.feeds_of(proto, batch=8)
+    found = {node.name: sensitivity.worst(noise) for node, noise in noises_of(proto, feeds).items()}
+    assert found["unread"] < 1e-90 < found["read"]

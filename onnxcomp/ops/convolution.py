@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnxcomp.errors import ModelError
 from onnxcomp.graph.coupling.flow import Axes, Kept, Labels, Step, UnknownShapeError
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Node
 from onnxcomp.graph.types import Shapes, TensorType
@@ -34,8 +35,21 @@ def _kernel(node: Node, out: int, inner: int, reads: Reads, *, bare: bool = True
     rank = 4 if shape is None else len(shape)
     if rank < LEAST_RANK:
         return ()
-    axes, group = (*range(2, rank), inner), int(node.attrs.get("group", 1))
-    return (Weight(1, out_axis=out, in_axes=axes, group=group, bias=2, reads=reads, rank=rank, bare=bare),)
+    axes = (*range(2, rank), inner)
+    return (Weight(1, out_axis=out, in_axes=axes, group=groups_of(node), bias=2, reads=reads, rank=rank, bare=bare),)
+
+
+def groups_of(node: Node) -> int:
+    """Into how many groups a convolution parts its channels; inference does not look at that.
+
+    Raises:
+        ModelError: no such number parts the kernels.
+    """
+    group = int(node.attrs.get("group", 1))
+    kernels = next(iter(node.inputs[1].shape or ()), None)
+    if group < 1 or (isinstance(kernels, int) and kernels % group):
+        raise ModelError(f"{kernels} kernels do not part into {group} groups", where=str(node), do="export it again")
+    return group
 
 
 def conv_macs(node: Node, shapes: Shapes) -> int:
@@ -74,7 +88,7 @@ def _ports(step: Step) -> tuple[Axes, Axes]:
 
 def conv(step: Step) -> None:
     """Conv: X [N, C, ...], W [M, C / group, k...], B [M]; FusedConv adds Z [N, M, ...]."""
-    group = int(step.attr("group", 1))
+    group = groups_of(step.node)
     data, weight = _ports(step)
     sizes = step.sizes(1)
     channels = data[1]
@@ -127,7 +141,7 @@ def _grouped(
 
 def conv_transpose(step: Step) -> None:
     """ConvTranspose: X [N, C, ...], W [C, M / group, k...], B [M]."""
-    group = int(step.attr("group", 1))
+    group = groups_of(step.node)
     data, weight = _ports(step)
     channels, out = data[1], weight[1]
     if channels is not None or weight[0] is not None:

@@ -120,13 +120,15 @@ class Session:
 
         Args:
             feeds: one array for each input, of its dtype and shape; ml_dtypes arrays for bfloat16 and float8.
-            outputs: names of the outputs wanted; all by default.
+            outputs: names of the outputs wanted; all by default. Where there are none, nothing runs.
 
         Raises:
             DataError: a feed is missing, unknown, of the wrong dtype or shape, or holds values the model refuses.
             ModelError: an operator failed although the feeds fit.
         """
         names = [port.name for port in self.outputs] if outputs is None else list(outputs)
+        if not names:
+            return {}
         try:
             values = (
                 self._run_values(feeds, names) if self._exotic else self.raw.run(names, dict(feeds), self._options())
