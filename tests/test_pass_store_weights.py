@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import builders
@@ -12,9 +13,10 @@ from nets import Net
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxcomp.graph.codec import decode, encode
-from onnxcomp.graph.ir import Graph
+from onnxcomp.graph.ir import Constant, Graph
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
+from onnxcomp.passes.weights.trials import Trials
 from onnxcomp.runtime.profile import kernels
 from onnxcomp.testing import check_pass
 
@@ -132,6 +134,29 @@ def test_half_precision_is_taken_until_the_decisions_hold(there: float, finer: b
         assert any("half precision" in change.what for change in record.details) == (finer and last), spec
         assert any("of the decisions are the original's now" in note for note in record.notes) == last
     assert asked.count(1.0) == (2 if finer else 0)  # of what came in, and of what is handed on
+
+
+def test_what_weights_do_to_the_outputs_is_run_once_however_much_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[frozenset[str], int]] = []
+    real = Trials.noise
+
+    def noted(self: Trials, changed: Mapping[Constant, np.ndarray], samples: int) -> float:
+        asked.append((frozenset(constant.name for constant in changed), samples))
+        return real(self, changed, samples)
+
+    monkeypatch.setattr(Trials, "noise", noted)
+    rounds: list[float] = []
+
+    def share(graph: Graph) -> float:
+        """What came in, asked for second, decides as it should; 8 bits never do."""
+        rounds.append(1.0 if len(rounds) == 1 else 0.9)
+        return rounds[-1]
+
+    proto = sensitive()
+    context = PassContext(probes=Feeds(samples(proto)), agreement=share)
+    PassManager(Pipeline.parse("store-weights{agreement=0.99}")).run(decode(proto), context)
+    assert len(rounds) > 4
+    assert len(set(asked)) == len(asked) > 1
 
 
 def test_without_samples_that_is_said() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import builders
@@ -12,11 +13,12 @@ import pytest
 from feeds import Feeds
 from onnx import helper
 
-from onnxcomp.graph.codec import decode
+from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.ir import Graph, Node
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
-from onnxcomp.passes.qdq import refine
+from onnxcomp.passes.qdq import proof, refine
+from onnxcomp.runtime.reference import Reference
 
 SPEC = "quantize-qdq{agreement=0.99,min_sqnr=5.0}"
 
@@ -126,3 +128,45 @@ def test_what_a_layer_was_refined_to_holds_for_all_rounds(monkeypatch: pytest.Mo
     assert len(first) > 1 and sorted(refined) == [f"conv{i}" for i in range(4)]
     for name, values in first[-1].items():
         np.testing.assert_array_equal(values, first[0][name])
+
+
+def test_rounds_prove_and_measure_each_placement_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds ask more of the outputs; what a placement gives, and whether it runs as it says, stays as it is."""
+    proven: list[str] = []
+    measured: list[str] = []
+    prove, measure = proof.faults, Reference.sqnr_db
+
+    def proving(graph: Graph, *others: Any, **more: Any) -> proof.Faults:
+        proven.append(sha256(encode(graph).SerializeToString()).hexdigest())
+        return prove(graph, *others, **more)
+
+    def measuring(self: Reference, graph: Graph) -> float:
+        measured.append(sha256(encode(graph).SerializeToString()).hexdigest())
+        return measure(self, graph)
+
+    monkeypatch.setattr(proof, "faults", proving)
+    monkeypatch.setattr(Reference, "sqnr_db", measuring)
+    rounds: list[int] = []
+
+    def share(graph: Graph) -> float:
+        rounds.append(integer_layers(graph))
+        return 0.9
+
+    quantized(share)
+    assert len(rounds) > 2
+    assert len(set(proven)) == len(proven) and len(set(measured)) == len(measured)
+    assert len(measured) > 1
+
+
+def test_each_round_has_the_answers_of_the_float_model_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Graph] = []
+    answers = Reference.answers
+
+    def answering(self: Reference, graph: Graph) -> Any:
+        if not any(node.op == "QuantizeLinear" for node in graph.nodes):
+            asked.append(graph)
+        return answers(self, graph)
+
+    monkeypatch.setattr(Reference, "answers", answering)
+    quantized(lambda graph: 0.9)
+    assert len(asked) == 1

@@ -9,6 +9,7 @@ import pytest
 
 from onnxcomp.results import OutputFidelity
 from onnxcomp.runtime.closeness import EXACT_DB, Tally, sqnr_db, worst_sqnr_db
+from onnxcomp.runtime.parts import AxisSums, Pieces
 
 Array = np.ndarray
 ROWS = 48
@@ -326,3 +327,24 @@ def test_rows_that_depend_on_the_values_have_no_counterpart():
 ])  # fmt: skip
 def test_decibels_of_anything(signal: float, noise: float, expected: float):
     assert sqnr_db(signal, noise) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(5,), (3, 1, 4), (2, 3, 4, 5), (1, 6, 2)])
+def test_sums_along_an_axis_are_those_of_its_slices(shape: tuple[int, ...], holes: float) -> None:
+    draw = rng(3)
+    values, errors = draw.normal(0, 1, shape), draw.normal(0, 0.1, shape)
+    counted = draw.random(shape) >= holes if holes else None
+    pieces = Pieces.of(values, errors, counted) if counted is not None else Pieces.whole(values, np.abs(errors))
+    for axis in range(len(shape)):
+        sums = AxisSums(axis, shape[axis])
+        sums.add(pieces)
+        for place in range(shape[axis]):
+            kept = np.ones(shape, bool) if counted is None else counted
+            one, other = (a.take(place, axis)[kept.take(place, axis)] for a in (values, errors))
+            assert sums.count[place] == one.size
+            assert sums.total[place] == pytest.approx(one.sum())
+            assert sums.energy[place] == pytest.approx((one**2).sum())
+            assert sums.noise[place] == pytest.approx((other**2).sum())
+            assert sums.largest[place] == pytest.approx(np.abs(other).max(initial=0.0))
+            assert sums.low[place] == one.min(initial=np.inf) and sums.high[place] == one.max(initial=-np.inf)

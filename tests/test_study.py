@@ -27,6 +27,7 @@ from onnxcomp.job import Job
 from onnxcomp.manager.base import Pass
 from onnxcomp.manager.prefixes import Kept, Prefixes
 from onnxcomp.manager.registry import find
+from onnxcomp.runtime.closeness import Tally
 from onnxcomp.runtime.session import Session
 from onnxcomp.verify import opened as opened_module
 from onnxcomp.verify import pair
@@ -259,6 +260,34 @@ def test_a_candidate_answers_each_sample_once_where_decisions_are_counted_as_wel
         assert len(study.material.select) < found.decided == study.judge.counted
         assert found.agreement == study.judge.agreement(study.run(found.spec).graph)
         assert found.decided <= sum(rows) <= found.decided + 2
+
+
+def test_decisions_of_a_graph_are_counted_once_and_nothing_besides(
+    digits: Path, digits_data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with np.load(digits_data[0]) as held:
+        np.savez("unlabelled.npz", images=held["images"][:200])
+    rows, tallied = list[int](), list[int]()
+    run, add = Session.run, Tally.add
+
+    def counted(self: Session, feeds: Any, outputs: Any = None) -> Any:
+        if self.where.endswith("decides.onnx"):
+            rows.append(len(next(iter(feeds.values()))))
+        return run(self, feeds, outputs)
+
+    def adding(self: Tally, *arrays: Any) -> None:
+        tallied.append(1)
+        add(self, *arrays)
+
+    monkeypatch.setattr(Session, "run", counted)
+    with Study.open(Job(digits, data=Path("unlabelled.npz"), bench=False)) as study:
+        graph = study.run(f"{CLEAN},quantize-qdq{{agreement=0}}").graph
+        with monkeypatch.context() as patch:
+            patch.setattr(Tally, "add", adding)
+            share = study.judge.agreement(graph)
+            assert share is not None and share == study.judge.agreement(graph.clone())
+        assert study.judge.counted <= sum(rows) <= study.judge.counted + 2
+        assert not tallied, "how close the outputs are was not asked"
 
 
 def test_the_session_that_data_were_tried_on_is_not_held(job: Job) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcomp.results import OutputFidelity, PartFidelity
-from onnxcomp.runtime.parts import AxisSums, Filling, Part, axes_of, parts_of
+from onnxcomp.runtime.parts import AxisSums, Filling, Part, Pieces, axes_of, parts_of
 from onnxcomp.runtime.session import Array
 
 # JSON holds no infinity: this stands for an error without bound (a new NaN or infinity, another shape)
@@ -77,25 +77,50 @@ class Tally:
                 self._add_numbers(a.astype(np.float64), b.astype(np.float64))
 
     def _add_numbers(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
-        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        difference = a - b
+        signal, noise = _energy(a), _energy(difference)
+        if math.isfinite(signal) and math.isfinite(noise):  # so is every element
+            self.equal += a.size - int(np.count_nonzero(difference))
+            same = difference == 0 if self.ranked else None
+            self._add_finite(a, difference, signal, noise, None)
+        else:
+            same = self._add_odd(a, b)
+        if same is not None and self.ranked:
+            self.agreeing += _agreeing(a, b, same)
+
+    def _add_odd(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Count values of which some are NaN, infinite, or too large to be squared; which are the same."""
+        same: NDArray[np.bool_] = (a == b) | (np.isnan(a) & np.isnan(b))
         known = np.isfinite(a)
         finite = known & np.isfinite(b)
         self.infinite += a.size - int(known.sum())
         self.equal += int(same.sum())
-        if self.ranked:
-            self.agreeing += _agreeing(a, b, same)
-        clean = bool(finite.all())
-        values = a if clean else np.where(known, a, 0.0)
-        difference = a - b if clean else np.where(finite, a - b, 0.0)
-        self.signal += _energy(values)
-        self.noise += _energy(difference)
-        self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
+        values, difference = np.where(known, a, 0.0), np.where(finite, a - b, 0.0)
+        self._add_finite(
+            values, difference, _energy(values), _energy(difference), None if bool(finite.all()) else finite
+        )
         if not (same | finite).all():
             self.unbounded, self.largest = True, math.inf
+        return same
+
+    def _add_finite(
+        self,
+        values: NDArray[np.float64],
+        difference: NDArray[np.float64],
+        signal: float,
+        noise: float,
+        counted: NDArray[np.bool_] | None,
+    ) -> None:
+        """Add up signal and noise, over all elements and along the axes; `counted` as in `AxisSums.add`."""
+        self.signal += signal
+        self.noise += noise
+        size = np.abs(difference)
+        self.largest = max(self.largest, float(size.max(initial=0.0)))
         if self.axes is not None and values.size:
-            counted = self.filling.take(values, difference, None if clean else finite)
+            counted = self.filling.take(values, difference, counted)
+            pieces = Pieces.of(values, difference, counted) if counted is not None else Pieces.whole(values, size)
             for sums in self.axes.values():
-                sums.add(values, difference, counted)
+                sums.add(pieces)
 
     def result(self) -> OutputFidelity:
         """What the sums say."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -52,6 +53,48 @@ class Part:
     judged_by: str = "energy"
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """What is summed along every axis of one array of originals and one of errors.
+
+    Attributes:
+        values, energy: the originals and their squares; 0 where an element does not count.
+        noise, errors: squares and absolute values of the errors; 0 where an element does not count.
+        low, high: the originals; infinite where an element does not count.
+        counted: which elements belong here; None for all.
+    """
+
+    values: Floats
+    energy: Floats
+    noise: Floats
+    errors: Floats
+    low: Floats
+    high: Floats
+    counted: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def whole(cls, values: Floats, errors: Floats) -> Pieces:
+        """All elements; `errors` without their sign."""
+        return cls(values, np.square(values), np.square(errors), errors, values, values)
+
+    @classmethod
+    def of(cls, values: Floats, difference: Floats, counted: NDArray[np.bool_]) -> Pieces:
+        """Some elements."""
+        low, high = np.where(counted, values, np.inf), np.where(counted, values, -np.inf)
+        values, errors = np.where(counted, values, 0.0), np.abs(np.where(counted, difference, 0.0))
+        return cls(values, np.square(values), np.square(errors), errors, low, high, counted)
+
+
+def _along(reduce: np.ufunc, array: NDArray[Any], across: tuple[int, int, int]) -> NDArray[Any]:
+    """One number for each slice of an array [before, slices, behind]; inner axes first, which is what is fast."""
+    before, slices, behind = across
+    found = array.reshape(before * slices, behind) if behind > 1 else array.reshape(before, slices)
+    if behind > 1:
+        found = reduce.reduce(found, axis=1).reshape(before, slices)
+    reduced: NDArray[Any] = reduce.reduce(found, axis=0) if before > 1 else found[0]
+    return reduced
+
+
 class AxisSums:
     """Sums for each slice along one axis of an output, whose size has to stay."""
 
@@ -61,22 +104,20 @@ class AxisSums:
         self.energy, self.noise, self.largest = np.zeros(size), np.zeros(size), np.zeros(size)
         self.low, self.high = np.full(size, np.inf), np.full(size, -np.inf)
 
-    def add(self, values: Floats, difference: Floats, counted: NDArray[np.bool_] | None) -> None:
-        """Count one array of originals and one of errors; `counted`: which elements belong here, None for all."""
-        others = tuple(i for i in range(values.ndim) if i != self.axis)
-        if counted is None:
-            self.count += values.size // self.size
-            low, high = values, values
+    def add(self, pieces: Pieces) -> None:
+        """Count one array of originals and one of errors."""
+        shape = pieces.values.shape
+        across = (math.prod(shape[: self.axis]), self.size, math.prod(shape[self.axis + 1 :]))
+        if pieces.counted is None:
+            self.count += pieces.values.size // self.size
         else:
-            self.count += counted.sum(axis=others)
-            low, high = np.where(counted, values, np.inf), np.where(counted, values, -np.inf)
-            values, difference = np.where(counted, values, 0.0), np.where(counted, difference, 0.0)
-        self.total += values.sum(axis=others)
-        self.energy += np.square(values).sum(axis=others)
-        self.noise += np.square(difference).sum(axis=others)
-        self.largest = np.maximum(self.largest, np.abs(difference).max(axis=others, initial=0.0))
-        self.low = np.minimum(self.low, low.min(axis=others, initial=np.inf))
-        self.high = np.maximum(self.high, high.max(axis=others, initial=-np.inf))
+            self.count += _along(np.add, pieces.counted.astype(np.int64), across)
+        self.total += _along(np.add, pieces.values, across)
+        self.energy += _along(np.add, pieces.energy, across)
+        self.noise += _along(np.add, pieces.noise, across)
+        self.largest = np.maximum(self.largest, _along(np.maximum, pieces.errors, across))
+        self.low = np.minimum(self.low, _along(np.minimum, pieces.low, across))
+        self.high = np.maximum(self.high, _along(np.maximum, pieces.high, across))
 
     @property
     def peak(self) -> Floats:
@@ -129,17 +170,16 @@ def _filling(values: Floats) -> float | None:
     """The value that fills, where all elements are near it or far below it in size."""
     if values.size < 2:
         return None
-    sizes = np.abs(values)
-    place = int(sizes.argmax())
-    value, peak = float(values.reshape(-1)[place]), float(sizes.reshape(-1)[place])
-    if peak == 0.0 or (value > 0 and float(values.min()) >= 0 and peak < FILL_POSITIVE):
+    low, high = float(values.min()), float(values.max())
+    value, peak = (high, high) if high >= -low else (low, -low)
+    if peak == 0.0 or (value > 0 and low >= 0 and peak < FILL_POSITIVE):
         return None
-    large = sizes > peak / FILL_GAP
-    many = int(large.sum())
+    many = int(np.count_nonzero(np.abs(values) > peak / FILL_GAP))
     if many < 2 or many == values.size:
         return None
-    near = np.abs(values[large] - value) <= FILL_SPREAD * peak
-    return value if bool(near.all()) else None
+    edge = (1 - FILL_SPREAD) * peak
+    near = np.count_nonzero(values >= edge if value > 0 else values <= -edge)
+    return value if near == many else None
 
 
 def axes_of(known: dict[int, AxisSums] | None, shape: tuple[int, ...], rows: int) -> dict[int, AxisSums]:

@@ -10,6 +10,8 @@ from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import Answer
 from onnxcomp.verify.tasks import Measure, Seen, Tasks, look, parse_task
 
+NUMBERS = ("regression", "state")  # kinds of outputs whose agreement is how close they are
+
 
 class TaskBook:
     """What each output of a model was taken for; looked up once, so that all that is judged is judged alike.
@@ -49,6 +51,11 @@ class Agreeing:
         for measure in self.measures:
             measure.add(before, after, answer.rows)
 
+    @property
+    def of_numbers(self) -> bool:
+        """Whether something is counted that is told by how close the outputs are."""
+        return any(measure.kind in NUMBERS for measure in self.measures or [])
+
     def told(self, fidelity: Fidelity) -> Fidelity:
         """The fidelity with what was counted; "same top-1" stays only where an output ranks classes."""
         agreements = tuple(measure.result() for measure in self.measures or [])
@@ -64,7 +71,7 @@ class Agreeing:
 
 def _of_worst_part(agreement: Agreement, fidelity: Fidelity) -> Agreement:
     """Numbers as the worst part of their output keeps them: one large quantity hides what is lost of another."""
-    if agreement.kind not in ("regression", "state") or agreement.value is None:
+    if agreement.kind not in NUMBERS or agreement.value is None:
         return agreement
     parts = [part for name in agreement.outputs if name in fidelity.outputs for part in fidelity.outputs[name].parts]
     worst = min(parts, key=lambda part: part.sqnr_db, default=None)

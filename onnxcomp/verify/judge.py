@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -108,6 +109,34 @@ def judge_and_count(
     for answer in runner.answers(further, progress=progress):
         whole.add(answer)
     return fidelity, accuracy, whole.result(source)
+
+
+def decisions(
+    before: Path | OpenedModel,
+    after: Path | OpenedModel,
+    samples: Sequence[Samples],
+    *,
+    tasks: TaskBook | None = None,
+    source: Source = "data",
+    provider: str = "cpu",
+    threads: int = 0,
+    progress: Progress = SILENT,
+) -> Fidelity:
+    """As `judge`, for what the outputs decide alone, on several sets of samples together.
+
+    How close outputs are is counted only where that is what agreement means: of numbers, and of states.
+
+    Raises:
+        ModelError, DataError, EnvironmentLacksError: as `judge`.
+    """
+    runner = Runner(before, after, provider=provider, threads=threads)
+    agreeing, closeness = Agreeing(tasks or TaskBook(before)), Closeness(runner.varying)
+    for part in samples:
+        for answer in runner.answers(part, progress=progress):
+            agreeing.add(answer)
+            if agreeing.of_numbers:
+                closeness.add(answer)
+    return agreeing.told(closeness.result(source))
 
 
 def _until(

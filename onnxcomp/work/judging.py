@@ -29,7 +29,7 @@ from onnxcomp.verify import compilers
 from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.agreement import TaskBook
 from onnxcomp.verify.enough import Limits, in_words
-from onnxcomp.verify.judge import judge, judge_and_count
+from onnxcomp.verify.judge import decisions, judge, judge_and_count
 from onnxcomp.verify.layers import own_sqnr_db
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.runtimes import otherwise
@@ -98,6 +98,7 @@ class Judge:
     costs: MeasuredCosts | None = None
     tasks: TaskBook | None = None
     alone: Callable[[], AbstractContextManager[object]] = nullcontext
+    _shares: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def has_metric(self) -> bool:
@@ -168,15 +169,28 @@ class Judge:
         )
 
     def agreement(self, graph: Graph) -> float | None:
-        """The lowest share of equal decisions on the samples that select and `further` ones.
+        """The lowest share of equal decisions on the samples that select and `further` ones; counted once for a graph.
 
         None where they are too few, or of a kind that tells nothing.
 
         Raises:
             ModelError: the runtime refuses the graph.
         """
-        path, _ = self._written(graph, "decides.onnx")
-        return _decided(self._judged(path, self.select, None, self.further)[2])
+        path, files = self._written(graph, "decides.onnx")
+        mark = sha256_of(*files)
+        if mark not in self._shares:
+            found = decisions(
+                self.source,
+                path,
+                [part for part in (self.select, self.further) if part is not None and len(part)],
+                tasks=self.tasks,
+                source="synthetic" if self.synthetic else "data",
+                provider=judging_provider(self.context.target),
+                threads=self.context.threads,
+                progress=self.context.progress,
+            )
+            self._shares[mark] = _decided(found)
+        return self._shares[mark]
 
     def otherwise(self) -> tuple[str, ...]:
         """What to say where the target's runtime makes another function of the source itself."""

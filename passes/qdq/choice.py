@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxcomp.graph.ir import Graph, Node, Variable
+from onnxcomp.graph.ir import Node, Variable
 from onnxcomp.manager.base import CostModel
 from onnxcomp.ops.facts import Operators
 from onnxcomp.passes.qdq import placement, sensitivity
 from onnxcomp.passes.qdq.coarse import Coarsener
-from onnxcomp.passes.qdq.learned import Learned
+from onnxcomp.passes.qdq.learned import Learned, mark
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.trials import Trials
 from onnxcomp.passes.qdq.weights import Integers
+from onnxcomp.runtime.closeness import EXACT_DB
 from onnxcomp.runtime.progress import Progress
 
 TOLLS = (1.0, 2.0)
@@ -98,6 +100,7 @@ class Chooser:
         self.coarsener = coarsener
         self.costs, self.learned, self.threads, self.progress = costs, learned, threads, progress
         self.least_db = least_db if least_db > 0 else -np.inf
+        self._solved: dict[tuple[float, float], set[Node]] = {}
 
     def choose(self) -> Choice:
         """The placement to write, and the layers with it."""
@@ -108,27 +111,25 @@ class Chooser:
 
     def _placed(self) -> Choice:
         plan, grids = self.full
-        whole = self.trials.written(plan, grids, self.layers)
-        everything = placement.units(plan)
         if self.costs is None:
             times = placement.guessed(plan, self.trials.shapes, self.operators)
-            choice = self._sound(everything, whole, times, 1.0)[0]
+            choice = self._sound(None, times)
             self._explain(choice, times)
             return choice
-        graph = self.trials.graph
+        graph, whole = self.trials.graph, self.trials.written(plan, grids, self.layers)
         integer = self.costs.node_times_us(whole)
         times = placement.measured(plan, self.trials.shapes, self.costs.node_times_us(graph), integer, whole)
         float_ms = self.costs.latency_ms(graph)
         found: list[tuple[float, Choice]] = []
         seen: list[set[Node]] = []
         for toll in (None, *TOLLS):
-            nodes = everything if toll is None else placement.chosen(plan, self.trials.target, graph, times, toll=toll)
-            choice, candidate = self._sound(nodes, whole if toll is None else None, times, toll or 1.0)
+            choice = self._sound(toll, times)
             kept = {*placement.units(choice.plan)}
             if not choice.plan.weighted or kept in seen:
                 continue
             seen.append(kept)
-            found.append((self.costs.latency_ms(candidate), choice))
+            written = self.trials.written(choice.plan, choice.grids, self.layers)
+            found.append((self.costs.latency_ms(written), choice))
         fastest, choice = _best(found) or (float_ms, Choice(*self.replan(())))
         self._explain(choice, times)
         share = fastest / float_ms
@@ -159,38 +160,50 @@ class Chooser:
         return fastest
 
     def _reached(self, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Integers]) -> float:
-        return self.trials.sqnr_db(self.trials.written(plan, grids, layers))
+        """What a placement keeps before refinement, in dB; measured once, whichever way leads to it."""
+        if not plan.weighted:
+            return EXACT_DB
+        return self.learned.measured(
+            mark(plan, grids, layers), lambda: self.trials.sqnr_db(self.trials.written(plan, grids, layers))
+        )
 
-    def _sound(
-        self, nodes: Iterable[Node], written: Graph | None, times: placement.Times, toll: float
-    ) -> tuple[Choice, Graph]:
-        """The placement, with the nodes that bring in most error for their gain left out until it is good enough."""
-        plan, grids = self.full if written is not None else self._replanned(nodes)
-        candidate = written if written is not None else self.trials.written(plan, grids, self.layers)
+    def _sound(self, toll: float | None, times: placement.Times) -> Choice:
+        """A placement, with the nodes that bring in most error for their gain left out until it is good enough.
+
+        Args:
+            toll: of conversions, for the placement to begin with; None begins with all that can be integers.
+        """
+        plan, grids = self.full if toll is None else self._replanned(self._fastest(times, toll))
         choice, fast = Choice(plan, grids), set(plan.weighted)
+        toll = toll or 1.0
         if self.costs is not None:
-            fast &= placement.chosen(self.full[0], self.trials.target, self.trials.graph, times, toll=toll)
-        reached = self.trials.sqnr_db(candidate)
+            fast &= self._fastest(times, toll)
+        reached = self._reached(plan, grids, self.layers)
         allowed = most = 10 ** (-self.least_db / 10)
         for _ in range(ATTEMPTS):
             if reached >= self.least_db or not plan.weighted:
                 break
             noise = self._noises()
-            chosen = placement.chosen(
-                self.full[0], self.trials.target, self.trials.graph, times, toll=toll, noise=noise, most=most
-            )
-            plan, grids = self._replanned(chosen)
-            candidate = self.trials.written(plan, grids, self.layers)
+            plan, grids = self._replanned(self._fastest(times, toll, most))
             choice = Choice(plan, grids)
             for node in self.full[0].weighted:
                 own_noise = sensitivity.worst(noise[node])
                 if node not in plan.weighted and node in fast and own_noise > WEIGHTY * allowed:
                     own = -10 * np.log10(own_noise)
                     choice.refused[node] = f"too much error for what it gains: alone, it leaves {own:.0f} dB"
-            reached = self.trials.sqnr_db(candidate)
+            reached = self._reached(plan, grids, self.layers)
             most *= 10 ** (min(reached - self.least_db, -1.0) / 10)
         choice.reached_db = reached
-        return choice, candidate
+        return choice
+
+    def _fastest(self, times: placement.Times, toll: float, most: float = math.inf) -> set[Node]:
+        """The nodes of the fastest placement, by times alone or with so much noise in any part of the outputs."""
+        if (toll, most) not in self._solved:
+            noise = self._noises() if most < math.inf else None
+            self._solved[toll, most] = placement.chosen(
+                self.full[0], self.trials.target, self.trials.graph, times, toll=toll, noise=noise, most=most
+            )
+        return self._solved[toll, most]
 
     def _replanned(self, nodes: Iterable[Node]) -> Planned:
         """The plan with some nodes that runs as it says: a float node between integers may be made one unasked."""

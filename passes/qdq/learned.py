@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxcomp.graph.ir import Node
+from onnxcomp.graph.ir import Node, Variable
 from onnxcomp.passes.qdq.emit import Written
+from onnxcomp.passes.qdq.proof import Faults
+from onnxcomp.passes.qdq.ranges import Grid
+from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.sensitivity import Noise
 from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime.activations import Activation
+from onnxcomp.runtime.reference import Reference
+
+
+@dataclass(frozen=True)
+class NamedFaults:
+    """`Faults`, with nodes by their names."""
+
+    barred: Mapping[str, str]
+    fenced: set[str]
+
+
+def mark(plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Integers]) -> str:
+    """A hash of all that decides what is written of a placement into copies of one graph."""
+    digest = hashlib.blake2b(digest_size=16)
+    roles = (plan.weighted, plan.joined, plan.moving, plan.rewritten)
+    folded = [(node.name, fold.name) for node, fold in plan.folded.items()]
+    ends = [(t.name, grids[t].scale, grids[t].zero) for t in plan.tensors]
+    sides = [[t.name for t in side] for side in (plan.read, plan.made)]
+    words = ([[node.name for node in role] for role in roles], list(plan.joined.values()), folded, ends, sides)
+    fenced = [t.name for t in plan.tensors if t.name in plan.fenced]
+    digest.update(repr((words, fenced)).encode())
+    for node in plan.weighted:
+        layer = layers[node]
+        for array in (layer.integers, layer.scales, layer.bias):
+            digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 @dataclass
@@ -23,12 +53,33 @@ class Learned:
         noise: that each layer alone brings into the outputs, by node name.
         reached_db: what the placement taken kept before weights and biases were refined.
         refined: weights and biases of layers once they were, by node name.
+        reference: the graph's answers to a few samples, which placements are held against.
+        reached: what placements keep before weights and biases are refined, in dB, by their `mark`.
+        proven: what of placements ONNX Runtime does not run as they stand, by their `mark`.
     """
 
     seen: dict[str, Activation] = field(default_factory=dict)
     noise: dict[str, Noise] = field(default_factory=dict)
     reached_db: float = 0.0
     refined: dict[str, Integers] = field(default_factory=dict)
+    reference: Reference | None = None
+    reached: dict[str, float] = field(default_factory=dict)
+    proven: dict[str, NamedFaults] = field(default_factory=dict)
+
+    def measured(self, placement: str, measure: Callable[[], float]) -> float:
+        """What a placement keeps, in dB: measured once."""
+        if placement not in self.reached:
+            self.reached[placement] = measure()
+        return self.reached[placement]
+
+    def faults(self, placement: str, plan: Plan, prove: Callable[[], Faults]) -> Faults:
+        """What of a placement does not run as it stands, in terms of the plan's nodes: asked once."""
+        if placement not in self.proven:
+            found = prove()
+            self.proven[placement] = NamedFaults({str(n.name): why for n, why in found.barred.items()}, found.fenced)
+        known = self.proven[placement]
+        nodes = (*plan.weighted, *plan.joined, *plan.moving)
+        return Faults({n: known.barred[n.name] for n in nodes if n.name in known.barred}, set(known.fenced))
 
     def refine(self, layers: Mapping[Node, Integers], written: Written) -> list[Node]:
         """Give layers the weights and biases that they had in the run before; those whose scales are others are left.

@@ -124,6 +124,7 @@ class _Probe:
         apart = extract(graph, [*graph.inputs, *cuts], list(dict.fromkeys(shown)))
         self._made = dict(zip(dict.fromkeys(t.name for t in shown), apart.graph.outputs, strict=True))
         self.cut = apart.graph
+        self._session: Session | None = None
         for tensor in cuts:
             fed, value = apart.variable(tensor), self.values[tensor.name]
             fed.dtype, fed.shape, fed.envelope = value.dtype, value.shape, None
@@ -137,7 +138,7 @@ class _Probe:
     def refused(self) -> dict[str, str]:
         """The nodes that the runtime refuses to run in the form that it makes of them, by name, with its reason."""
         try:
-            self._opened(self.cut)
+            self._session = self.sessions.of(self.cut)
         except ModelError:
             return {name: why for name in self.names if (why := self._refuses(name))}
         return {}
@@ -145,19 +146,16 @@ class _Probe:
     def _refuses(self, name: str) -> str:
         alone = extract(self.cut, self.cut.inputs, [self._made[self.names[name]]])
         try:
-            self._opened(alone.graph)
+            self.sessions.of(alone.graph)
         except ModelError as error:
             return f"ONNX Runtime refuses the integer form that it makes of it: {error.what}"
         return ""
-
-    def _opened(self, graph: Graph) -> Session:
-        return self.sessions.of(graph)
 
     def wrong(self, nodes: Iterable[str]) -> dict[str, str]:
         """The nodes whose kernels compute something else than the literal run, by name, with how much."""
         known = list(nodes)
         names = list(dict.fromkeys(self._made[self.names[name]].name for name in known))
-        got = self._opened(self.cut).run(self.feed, names) if names else {}
+        got = (self._session or self.sessions.of(self.cut)).run(self.feed, names) if names else {}
         found = {}
         for name in known:
             shown = self.names[name]

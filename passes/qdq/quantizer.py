@@ -21,7 +21,7 @@ from onnxcomp.passes.qdq import dense, packing, parts, proof, refine, regions, s
 from onnxcomp.passes.qdq.choice import Choice, Chooser, Planned
 from onnxcomp.passes.qdq.coarse import Coarsener
 from onnxcomp.passes.qdq.emit import Written
-from onnxcomp.passes.qdq.learned import Learned
+from onnxcomp.passes.qdq.learned import Learned, mark
 from onnxcomp.passes.qdq.ranges import Grid, Rule
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.study import Study
@@ -30,6 +30,7 @@ from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime import blas
 from onnxcomp.runtime.activations import collect
 from onnxcomp.runtime.closeness import rows_of
+from onnxcomp.runtime.reference import Reference
 from onnxcomp.targets.base import Target
 
 if TYPE_CHECKING:
@@ -181,12 +182,17 @@ class Quantizer:
 
     def trials(self) -> Trials:
         """What plans really give, on a few samples."""
+        if self.learned.reference is None:
+            self.learned.reference = self._reference()
+        return Trials(self.graph, self.target, self.shapes, self.learned.reference)
+
+    def _reference(self) -> Reference:
+        """The graph's answers; where weights saturate on this processor, Q and DQ are run as they stand, in float."""
         held = refine.few(self.graph, self.samples, self.shapes, budget_bytes=self.context.memory.activations)
         sizes = [self.shapes.static(output) for output in self.graph.outputs]
         answer = sum(4 * prod(size) for size in sizes if size is not None)
         feeds = refine.judged(self.samples, rows_of(held[0]), answer, self.context.memory.rows)
-        native = not self.target.portable(self.options.isa)
-        return Trials(self.graph, self.target, self.shapes, feeds, self.context, native=native)
+        return self.context.reference(self.graph, feeds, optimize=self.target.portable(self.options.isa))
 
     def _choose(self, study: Study) -> Choice:
         """A placement that ONNX Runtime runs as it says; what it would run otherwise is barred, and chosen anew."""
@@ -233,15 +239,18 @@ class Quantizer:
         """Whether parts of a plan do not run as it says; the study knows of them from now on."""
         if not self.target.runs_here or not plan.weighted:
             return False
-        found = proof.faults(
-            trials.written(plan, grids, layers),
-            plan,
-            self.target,
-            trials.feeds[0],
-            saturates=not self.target.portable(self.options.isa),
-            sessions=self.context.sessions,
-        )
-        return study.learn(found)
+
+        def prove() -> proof.Faults:
+            return proof.faults(
+                trials.written(plan, grids, layers),
+                plan,
+                self.target,
+                trials.feeds[0],
+                saturates=not self.target.portable(self.options.isa),
+                sessions=self.context.sessions,
+            )
+
+        return study.learn(self.learned.faults(mark(plan, grids, layers), plan, prove))
 
     def _again(
         self, study: Study, plan: Plan, moved: Sequence[Variable]

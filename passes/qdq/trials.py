@@ -9,11 +9,11 @@ from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.clone import Copied, clone
 from onnxcomp.graph.ir import Array, Graph, Node, Variable
 from onnxcomp.graph.types import Shapes
-from onnxcomp.manager.base import PassContext
 from onnxcomp.passes.qdq import emit, forms
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.weights import Integers
+from onnxcomp.runtime.reference import Reference
 from onnxcomp.targets.base import Target
 
 
@@ -22,23 +22,16 @@ class Trials:
 
     Args:
         graph: the float graph, which stays as it is.
-        feeds: a few samples.
-        context: has the service that measures.
-        native: weights are for processors with VNNI, and saturate on others: Q and DQ are run as they stand, in float.
+        reference: that graph's answers to a few samples, or those of one that computes the same.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        target: Target,
-        shapes: Shapes,
-        feeds: Sequence[Mapping[str, Array]],
-        context: PassContext,
-        *,
-        native: bool = False,
-    ) -> None:
-        self.graph, self.target, self.shapes, self.feeds = graph, target, shapes, feeds
-        self._reference = context.reference(graph, feeds, optimize=not native)
+    def __init__(self, graph: Graph, target: Target, shapes: Shapes, reference: Reference) -> None:
+        self.graph, self.target, self.shapes, self._reference = graph, target, shapes, reference
+
+    @property
+    def feeds(self) -> Sequence[Mapping[str, Array]]:
+        """The samples."""
+        return list(self._reference.feeds)
 
     def written(self, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Integers]) -> Graph:
         """A copy of the graph with the plan written into it, weights as they are."""
