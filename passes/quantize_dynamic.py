@@ -73,6 +73,10 @@ class QuantizeDynamic(Pass):
         search=Range(0.0, 1.0),
     )
     least: int = option(4096, "elements of the smallest weight worth it", minimum=1)
+    windows: Literal["measured", "always"] = option(
+        "measured",
+        "convolutions become products of windows where that is faster here (where times are known), or always",
+    )
 
     @classmethod
     def suits(cls, target: Target) -> bool:  # noqa: D102 (as in Pass)
@@ -95,8 +99,8 @@ class QuantizeDynamic(Pass):
         if (products or convolutions) and graph.opset < DYNAMIC_OPSET:
             outcome.notes.extend(raise_opset(graph, DYNAMIC_OPSET, context))
             work = _Work(self, graph, outcome, portable=target.portable(self.isa))
-        if convolutions and context.costs is not None:
-            work.windows(convolutions, context.costs, context)
+        if convolutions:
+            work.windows(convolutions, context)
         groups = work.groups(products)
         verdicts = self._look(graph, groups, context)
         protected = self._protected(products, groups, verdicts, work)
@@ -329,7 +333,7 @@ class _Work:
             why = f"{use.constant.name} is {use.constant.dtype.name}"
         elif isinstance(use.node.inputs[0], Constant):
             why = "its input is a constant"
-        elif costs is None:
+        elif costs is None and self.options.windows == "measured":
             why = "few convolutions are faster with activations quantized at run time, and times are not measured"
         else:
             why = windows.refusal(use, self.shapes, self.graph.opset)
@@ -337,16 +341,18 @@ class _Work:
             self.outcome.skip(use.node, why)
         return not why
 
-    def windows(self, uses: list[WeightUse], costs: CostModel, context: PassContext) -> None:
-        """Convolutions become products of windows where that is measured to be faster."""
-        other = _Work(self.options, self.graph.clone(), Outcome(), self.portable)
-        twins = {node.name: node for node in other.graph.walk()}
-        written = {}
-        for use in uses:
-            twin, constant = twins[use.node.name], twins[use.node.name].constant(use.weight.port)
-            if constant is not None and (parts := other.window(WeightUse(twin, use.weight, constant), None)):
-                written[use.node.name] = parts
-        times = windows.faster(self.graph, written, other.graph, costs) if written else {}
+    def windows(self, uses: list[WeightUse], context: PassContext) -> None:
+        """Convolutions become products of windows where that is measured to be faster, or all of them if so asked."""
+        if self.options.windows == "always" or context.costs is None:
+            moments = windows.moments(self.graph, uses, context)
+            for use in uses:
+                if self.window(use, moments.get(use.node.name)):
+                    self.outcome.change(use.node, "int8 windows")
+                    self.changed += 1
+                else:
+                    self.outcome.skip(use.node, f"{use.constant.name} holds NaN or infinity")
+            return
+        times = self._faster(uses, context.costs)
         moments = windows.moments(self.graph, [use for use in uses if use.node.name in times], context)
         for use in uses:
             if use.node.name not in times:
@@ -356,6 +362,17 @@ class _Work:
             self.window(use, moments.get(use.node.name))
             self.outcome.change(use.node, f"int8 windows, {after / before:.2f} of its time")
             self.changed += 1
+
+    def _faster(self, uses: list[WeightUse], costs: CostModel) -> dict[str, tuple[float, float]]:
+        """Microseconds before and after of the convolutions that are faster as products of windows, by name."""
+        other = _Work(self.options, self.graph.clone(), Outcome(), self.portable)
+        twins = {node.name: node for node in other.graph.walk()}
+        written = {}
+        for use in uses:
+            twin, constant = twins[use.node.name], twins[use.node.name].constant(use.weight.port)
+            if constant is not None and (parts := other.window(WeightUse(twin, use.weight, constant), None)):
+                written[use.node.name] = parts
+        return windows.faster(self.graph, written, other.graph, costs) if written else {}
 
     def window(self, use: WeightUse, moments: Array | None) -> set[str]:
         """Write one convolution as a product of windows; the names of its nodes, none where a weight is not finite.

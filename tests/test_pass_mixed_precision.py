@@ -14,6 +14,7 @@ from onnx import ModelProto, helper
 
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph.codec import decode, encode
+from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.manager.plan import Plan
@@ -69,6 +70,36 @@ def test_a_stricter_budget_leaves_more_in_float_and_never_costs_less() -> None:
     integers = [list(forms_of(record).values()).count("int8") for record in found]
     assert times[0] < times[1]
     assert integers[0] > integers[1]
+
+
+class Layouts(RuledCosts):
+    """Every QuantizeLinear takes longer than its kernel says: layouts change where it stands."""
+
+    def latency_ms(self, graph: Graph) -> float:
+        return super().latency_ms(graph) + sum(0.1 for node in graph.nodes if node.op == "QuantizeLinear")
+
+
+def apart() -> ModelProto:
+    """Three convolutions with a function behind each that has no integer kernel."""
+    weights = {f"w{i}": builders.normal(builders.rng(i), 32, 32, 3, 3) for i in range(3)}
+    nodes = []
+    for i in range(3):
+        nodes.append(helper.make_node("Conv", [f"x{i}", f"w{i}"], [f"c{i}"], f"conv{i}", pads=[1] * 4))
+        nodes.append(helper.make_node("Erf", [f"c{i}"], [f"x{i + 1}"], f"erf{i}"))
+    ends = [builders.value(name, onnx.TensorProto.FLOAT, ["N", 32, 8, 8]) for name in ("x0", "x3")]
+    return builders.model(nodes, ends[:1], ends[1:], weights)
+
+
+def test_what_conversions_cost_is_learned_from_the_time_of_the_whole() -> None:
+    """Integers save 60 us a layer, which pays for the kernels of conversions and not for what comes with them."""
+
+    def times(node: Any) -> float:
+        return 15.0 if node.op == "QuantizeLinear" else fast_integers(node)
+
+    told = [mixed(apart(), "min_sqnr=10,front=8", costs=kind(times))[1] for kind in (RuledCosts, Layouts)]
+    assert ["int8" in forms_of(record).values() for record in told] == [True, False]
+    fastest = [record.documents["front"][0]["predicted_time"] for record in told]
+    assert fastest[0] < 0.9 < fastest[1]
 
 
 def test_size_is_kept_with_the_error_as_small_as_it_can_be() -> None:
@@ -137,6 +168,16 @@ def test_an_edited_line_is_what_happens(tmp_path: Path) -> None:
     assert "block.conv1" not in told and "8-bit" in told["block.conv2"] and "half" in told["stem"]
     types = {t.name: t.data_type for t in after.graph.initializer}
     assert onnx.TensorProto.FLOAT16 in types.values() and onnx.TensorProto.INT8 in types.values()
+
+
+def test_a_plan_needs_no_times_for_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who made it knew that a convolution is faster on windows; who follows it need not measure that again."""
+    monkeypatch.setattr("onnxcomp.passes.weights.windows.LEAST_WORK", 1)
+    path = tmp_path / "plan.toml"
+    path.write_text('schema = 1\n[[layers]]\nnode = "block.conv1"\nform = "dynamic"\n')
+    after, followed = mixed(builders.residual_cnn(channels=64), f'plan="{path}"')
+    assert [change.node for change in followed.details] == ["block.conv1"]
+    assert builders.ops(after)["MatMulInteger"] == 1
 
 
 @pytest.mark.parametrize(

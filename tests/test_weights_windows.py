@@ -64,10 +64,13 @@ def small_ones_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def quantized(
-    proto: onnx.ModelProto, costs: Costs | None, feeds: dict[str, np.ndarray] | None = None
+    proto: onnx.ModelProto,
+    costs: Costs | None,
+    feeds: dict[str, np.ndarray] | None = None,
+    spec: str = "quantize-dynamic",
 ) -> tuple[onnx.ModelProto, PassRecord]:
     context = PassContext(costs=costs, calibration=None if feeds is None else Feeds(feeds))
-    result = PassManager(Pipeline.parse("quantize-dynamic")).run(decode(proto), context)
+    result = PassManager(Pipeline.parse(spec)).run(decode(proto), context)
     return encode(result.graph), result.records[0]
 
 
@@ -160,6 +163,12 @@ def test_what_is_no_faster_stays_float() -> None:
 def test_where_nothing_is_measured_convolutions_stay_float() -> None:
     _, record = quantized(convolution(), None)
     assert ["not measured" in skip.why for skip in record.skips] == [True]
+
+
+@pytest.mark.parametrize("costs", [None, Costs(each=50)])
+def test_what_is_asked_for_is_written_whatever_it_takes(costs: Costs | None) -> None:
+    after, record = quantized(convolution(), costs, spec="quantize-dynamic{windows=always}")
+    assert record.changes == 1 and "MatMulInteger" in builders.ops(after)
 
 
 def test_two_runs_give_the_same_bytes() -> None:

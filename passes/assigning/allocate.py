@@ -162,6 +162,10 @@ class Allocator:
         assert kept is not None
         return self._polished(kept, goal, limits)
 
+    def priced(self, found: Assignment) -> Assignment:
+        """The same forms of layers by this problem's figures."""
+        return self._totals(found.choice)
+
     def front(self, goal: Goal, limits: Limits, points: int) -> list[Assignment]:
         """Assignments from the least goal to the least noise, none of which is worse than another in all figures."""
         fastest = self.nearest(goal, replace(limits, noise=math.inf))

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from onnxcomp.passes.mixed_precision import MixedPrecision
 
 FEEDS = 3  # on which errors of single layers are measured
-TOLL = 1.5  # conversions cost more than their kernels: layouts change with them
+TOLL = 1.5  # conversions cost more than their kernels, since layouts change with them: so much at first
+MOST_TOLL = 8.0
+SLOWER = 0.03  # of the float model's time: what a whole may take beyond what was predicted before conversions cost more
 WRITES = 3  # whole models that are written and measured, where the first does not fit
 MORE_WRITES = 6  # as many at most, while none keeps the budget
 CLOSE_DB = 0.7  # a result that keeps so little more than it must is good enough
@@ -110,6 +112,7 @@ class Decider:
         self.start = graph
         self.quantizer = Quantizer(QuantizeQdq(isa=options.isa), self.base, self.context, learn, self.target)
         self.trials: Trials | None = None
+        self.toll = TOLL
 
     @property
     def costs(self) -> CostModel | None:
@@ -139,8 +142,11 @@ class Decider:
             some = layers if only is None else [layer for layer in layers if only[layer.name] == form]
             if not some:
                 continue
-            decoded = only is not None or self.options.objective != "latency"  # few bits decoded at load gain no time
-            attempt = tried(self.base, some, FORMS[form], self.context, self.options.isa, decoded=decoded)
+            planned = only is not None  # who made the plan knew the times
+            decoded = planned or self.options.objective != "latency"  # few bits decoded at load gain no time
+            attempt = tried(
+                self.base, some, FORMS[form], self.context, self.options.isa, decoded=decoded, measured=not planned
+            )
             known.tries[form] = attempt
             for name, why in attempt.refused.items():
                 known.refuse(name, form, why)
@@ -177,7 +183,7 @@ class Decider:
         else:
             exact, fast = self.costs.node_times_us(self.base), self.costs.node_times_us(whole)
             times = placement.measured(plan, quantizer.shapes, exact, fast, whole)
-        between = placement.conversions(plan, self.target, self.base, times, TOLL)
+        between = placement.conversions(plan, self.target, self.base, times, self.toll)
         known.static = Static(plan, times, between, owner)
         self._grids = grids
 
@@ -305,8 +311,7 @@ class Decider:
 
     def decide(self, known: Known) -> Result | None:
         """The best result that keeps the budget on samples kept back; None where none does."""
-        self._problem = self.problem(known)
-        self.allocator = Allocator(self._problem)
+        self._price_anew(known)
         goal, limits = GOALS[self.options.objective], self.limits(self.allocator)
         self.aims = limits
         best: Result | None = None
@@ -327,10 +332,40 @@ class Decider:
             self.tried.append(result)
             if not result.why and (best is None or self._better(result, best)):
                 best = result
-            if not result.why and self._used(result):
+            dearer = self._dearer(known, result)
+            if not result.why and self._used(result) and not dearer:
                 break
             aim = self._next(aim, limits, result)
+            if dearer:
+                self.toll = dearer
+                self._price_anew(known)
+                if best is not None:
+                    best = replace(best, assignment=self.allocator.priced(best.assignment))
         return best
+
+    def _price_anew(self, known: Known) -> None:
+        """Make an allocator for conversions of today's toll."""
+        if known.static is not None:
+            plan, times = known.static.plan, known.static.times
+            between = placement.conversions(plan, self.target, self.base, times, self.toll)
+            known.static = replace(known.static, conversions=between)
+        self._problem = self.problem(known)
+        self.allocator = Allocator(self._problem)
+
+    def _dearer(self, known: Known, result: Result) -> float:
+        """The toll at which what was measured would have been predicted; 0 where it took no longer than predicted.
+
+        Kernels are priced one by one. What the runtime puts between them (changes of layout, activation functions that
+        are fused no longer) shows in the time of the whole alone, and comes with conversions.
+        """
+        if result.time is None or known.static is None or self.options.objective == "macs":
+            return 0.0
+        start = sum(options[0].time_us for options in self._problem.options.values()) + self._problem.time_us
+        beyond = result.time * start - result.assignment.time_us
+        paid = known.static.paid(result.assignment.integers)
+        if beyond <= SLOWER * start or paid <= 0 or self.toll >= MOST_TOLL:
+            return 0.0
+        return min(self.toll * (1 + beyond / paid), MOST_TOLL)
 
     def _measured(self, known: Known, assignment: Assignment) -> Result:
         try:

@@ -37,12 +37,13 @@ class Form:
     guess: float = 1.0
     activation_bits: int = 32
 
-    def writer(self, nodes: Sequence[str], isa: Isa, *, decoded: bool = True) -> Pass:
+    def writer(self, nodes: Sequence[str], isa: Isa, *, decoded: bool = True, measured: bool = False) -> Pass:
         """The pass that gives nodes this form, the same for its price and for what is written in the end.
 
         Args:
             isa: whether weights must be safe on every x86.
             decoded: take weights of few bits, too, that no kernel reads as they are.
+            measured: leave convolutions alone that are no faster on windows of integers, as far as that is known.
         """
         names = tuple(exactly(name) for name in nodes)
         if self.name == "half":
@@ -50,7 +51,7 @@ class Form:
         if self.name == "stored8":
             return StoreWeights(form="int8", include=names)
         if self.name == "dynamic":
-            return QuantizeDynamic(isa=isa, include=names)
+            return QuantizeDynamic(isa=isa, windows="measured" if measured else "always", include=names)
         if self.bits == 8:
             return QuantizeWeights(bits=8, decoded=False, include=names)
         bits: Literal[4, 2] = 4 if self.bits == 4 else 2
@@ -89,12 +90,16 @@ class Tried:
 
 
 def tried(
-    graph: Graph, layers: Sequence[Layer], form: Form, context: PassContext, isa: Isa, *, decoded: bool = True
+    graph: Graph, layers: Sequence[Layer], form: Form, context: PassContext, isa: Isa, *, decoded: bool, measured: bool
 ) -> Tried:
-    """Give every layer the same form in a copy of a graph, as far as the pass that writes it can."""
+    """Give every layer the same form in a copy of a graph, as far as the pass that writes it can.
+
+    Args:
+        decoded, measured: as of `Form.writer`.
+    """
     copy = graph.clone()
     nodes = [name for layer in layers for name in layer.nodes]
-    outcome = form.writer(nodes, isa, decoded=decoded).run(copy, context)
+    outcome = form.writer(nodes, isa, decoded=decoded, measured=measured).run(copy, context)
     copy.sort()
     changed = {change.node for change in outcome.changes}
     why = {skip.node: skip.why for skip in outcome.skips}

@@ -129,7 +129,6 @@ class Static:
 
     Attributes:
         owner: the layer of a node, by node name.
-        hurdle: what each layer's conversions cost beside its kernel.
     """
 
     plan: Plan
@@ -153,6 +152,13 @@ class Static:
         links = [(self.key(a), self.key(b), _scaled(cost, factor)) for a, b, cost in self.conversions.links]
         lost = {key for key in own if key in set(self.owner.values()) and key not in layers}
         return {key: cost for key, cost in own.items() if key not in lost}, links
+
+    def paid(self, integers: frozenset[Hashable]) -> float:
+        """Microseconds of the conversions that an assignment needs, given what it has on integers."""
+        found = sum(cost for item, cost in self.conversions.own.items() if self.key(item) in integers)
+        return found + sum(
+            cost for a, b, cost in self.conversions.links if self.key(a) in integers and self.key(b) not in integers
+        )
 
     def key(self, item: Hashable) -> Hashable:
         """A node, or the QuantizeLinear of a tensor, by name; a layer's node by the layer's."""
