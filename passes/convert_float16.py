@@ -34,6 +34,7 @@ HOST = (
     "node, differs a little more than figures taken here"
 )
 QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
+RESERVED = "InsertedPrecisionFreeCast_"  # ONNX Runtime's own casts around half-precision nodes are called so, unasked
 HALF_SCALES_OPSET = 19  # before it, scales of Q and DQ are float32, and so is what DQ gives
 
 
@@ -302,6 +303,14 @@ class _Converter:
         for node, half in plan.half.items():
             if node.op == "Cast" and any(port.output for port in half):
                 node.attrs["to"] = int(onnx.TensorProto.FLOAT16)
+        if plan.half:
+            self._free_names()
+
+    def _free_names(self) -> None:
+        """Rename what a model that ONNX Runtime wrote calls as its new casts will be, which it would not load."""
+        for tensor in (t for node in self.graph.walk() for t in node.outputs):
+            if tensor.name.startswith(RESERVED) and not self.graph.is_output(tensor):
+                tensor.name = self.graph.unique_name(f"cast_{tensor.name.removeprefix(RESERVED)}")
 
     def _half_constant(self, constant: Constant, ends: list[tuple[Node, int]]) -> None:
         values = constant.values.astype(HALF_DTYPE)

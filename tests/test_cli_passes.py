@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -55,3 +57,10 @@ def test_an_unknown_name_gets_the_nearest_one() -> None:
 
 def test_a_pipe_gets_whole_names_too() -> None:
     assert all(name in CliRunner().invoke(command, []).output for name in registry.names())
+
+
+def test_quiet_prints_nothing_and_writes_what_is_asked_for(tmp_path: Path) -> None:
+    done = CliRunner().invoke(command, ["-q", "--json", str(tmp_path / "passes.json")])
+    assert (done.exit_code, done.output) == (0, "")
+    assert json.loads((tmp_path / "passes.json").read_text())["passes"]
+    assert CliRunner().invoke(command, ["-q"]).output == ""

@@ -174,3 +174,44 @@ def test_strict_checks_take_every_mean_variance_normalization(axes: list[int] | 
     graph = decode(builders.model([node], ports[:1], ports[1:], {}, opset=13, check=False))
     check_structure(graph, strict=True)
     assert infer(graph).shape(graph.outputs[0]) == graph.inputs[0].shape
+
+
+def test_external_data_of_more_bytes_than_64_bits_count_is_refused(tmp_path: Path) -> None:
+    proto = builders.mlp()
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="data")
+    tensor.dims[:] = [8, 1 << 62]  # 2**67 bytes
+    (tmp_path / "data").write_bytes(bytes(64))
+    with pytest.raises(ModelError, match="truncated"):
+        io.load(builders.save(proto, tmp_path / "model.onnx"))
+
+
+def test_a_model_without_outputs_is_refused(tmp_path: Path) -> None:
+    proto = builders.mlp()
+    del proto.graph.output[:]
+    with pytest.raises(ModelError, match="no outputs"):
+        io.load(builders.save(proto, tmp_path / "model.onnx"))
+
+
+def test_values_of_long_vectors_are_not_followed_and_their_sizes_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[list[str]] = []
+    inner = onnx.shape_inference.infer_shapes
+
+    def spied(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
+        shown.append([v.type.tensor_type.shape.dim[0].dim_param for v in model.graph.input])
+        return inner(model, **options)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", spied)
+    nodes = [
+        helper.make_node("Neg", ["wave"], ["n"]),
+        helper.make_node("Add", ["n", "short"], ["s"]),
+        helper.make_node("Unsqueeze", ["s", "axis"], ["y"]),
+    ]
+    ends = [builders.value("wave", FLOAT, [100_000]), builders.value("short", FLOAT, [1])]
+    proto = builders.model(nodes, ends, [builders.value("y", FLOAT, None)], {"axis": np.int64([0])}, check=False)
+    graph = decode(proto)
+    shapes = infer(graph)
+    assert [shapes.types[name].shape for name in ("wave", "n", "s", "y")] == [(100_000,)] * 3 + [(1, 100_000)]
+    assert [bool(name) for name in shown[-1]] == [True, False]

@@ -126,6 +126,18 @@ def test_double_model_computes_in_float32_and_keeps_its_interface() -> None:
     assert "DOUBLE" not in kinds(after)
 
 
+def test_a_double_weight_that_is_an_output_too_computes_in_a_copy() -> None:
+    net = Net(seed=6)
+    w = net.weight(8, 8)
+    before = retyped(net.model(net.op("Relu", net.op("MatMul", net.input("N", 8), w))), DOUBLE)
+    before.graph.output.append(builders.value(w, DOUBLE, [8, 8]))
+    after, _, _ = widened(before)
+    x0 = builders.normal(builders.rng(2), 5, 8).astype(np.float64)
+    for got, wanted in zip(run(after, x0=x0), run(before, x0=x0), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    assert run(after, x0=x0)[1].dtype == np.float64
+
+
 def test_what_spells_numbers_keeps_their_type() -> None:
     """The digits of a double as text are not those of a float32."""
     nodes = [

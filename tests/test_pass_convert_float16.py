@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import builders
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -425,3 +427,29 @@ def test_an_operator_whose_parts_mix_types_stays_float32() -> None:
     )
     assert [skip.node for skip in result.records[0].skips] == ["norm"]
     assert len(result.records[0].details) == 2
+
+
+def test_what_onnxruntime_wrote_in_half_precision_becomes_half_again(tmp_path: Path) -> None:
+    """Its CPU provider's own Casts have names that a second model of the kind may not have."""
+    generator = builders.rng()
+    nodes = [
+        helper.make_node("Cast", ["x"], ["xh"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["xh", "w"], ["m"]),
+        helper.make_node("Relu", ["m"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["yh"]),
+        helper.make_node("Cast", ["yh"], ["y"], to=TensorProto.FLOAT),
+    ]
+    weights = {k: builders.normal(generator, 8, 8).astype(np.float16) for k in "wv"}
+    ports = builders.value("x", TensorProto.FLOAT, ["N", 8]), builders.value("y", TensorProto.FLOAT, ["N", 8])
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "written.onnx")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    proto = builders.model(nodes, ports[:1], ports[1:], weights)
+    ort.InferenceSession(proto.SerializeToString(), options)
+    written = onnx.load(tmp_path / "written.onnx")
+    assert any(node.output[0].startswith("InsertedPrecisionFreeCast_") for node in written.graph.node)
+    result = PassManager(Pipeline.parse("convert-float16")).run(decode(written))
+    assert result.changes
+    feeds = {"x": builders.normal(generator, 4, 8)}
+    after = ort.InferenceSession(io.to_bytes(result.graph)).run(None, feeds)[0]
+    np.testing.assert_allclose(after, builders.run(proto, feeds)[0], atol=2e-2)

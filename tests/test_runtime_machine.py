@@ -12,7 +12,7 @@ import pytest
 
 from onnxcomp.runtime import machine as module
 from onnxcomp.runtime.arithmetic import int8_arithmetic
-from onnxcomp.runtime.machine import instruction_sets, machine, usable_cores
+from onnxcomp.runtime.machine import check_room, instruction_sets, machine, usable_cores
 
 AVX2_ONLY = """processor\t: 0
 model name\t: Some CPU @ 2.30GHz
@@ -113,3 +113,8 @@ def test_two_builds_of_the_runtime_side_by_side_are_named_with_the_cure(monkeypa
     assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu" in module.conflict()
     del installed["onnxruntime"]
     assert module.conflict() == ""
+
+
+def test_a_sample_that_no_memory_holds_is_refused_before_it_is_made() -> None:
+    with pytest.raises(MemoryError, match="one sample has"):
+        check_room(1, 1 << 60, "--calib-samples")

@@ -12,7 +12,8 @@ from onnxcomp.cli import options
 @options.command("passes")
 @click.argument("name", required=False)
 @options.written("--json", "json_file", what="Write this")
-def command(name: str | None, json_file: Path | None) -> None:
+@options.printing()
+def command(name: str | None, json_file: Path | None, quiet: bool, verbose: int) -> None:
     """List all passes, or show the options of the pass NAME."""
     from onnxcomp.cli.screen import screen
     from onnxcomp.manager import registry
@@ -25,6 +26,8 @@ def command(name: str | None, json_file: Path | None) -> None:
         places.check((), {"--json": json_file})
         chosen = registry.names() if name is None else [name]
         write_data({"schema": 1, "passes": [described(registry.find(one)) for one in chosen]}, json_file)
+    elif quiet:
+        return
     elif name is None:
         show_all([registry.find(known) for known in registry.names()], screen())
     else:

@@ -16,6 +16,7 @@ from onnx import shape_inference
 
 from onnxcomp.graph.codec import encode_light
 from onnxcomp.graph.ir import Dim, Graph, Variable, is_onnx
+from onnxcomp.graph.shapes import propagated
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 INITIAL_STATES = (5, 6)  # ports of a recurrent operator: initial_h, initial_c
@@ -119,7 +120,7 @@ def _inferred(graph: Graph, symbols: Mapping[str, tuple[str, ...]]) -> onnx.Grap
             if not symbol.startswith("="):
                 dim.dim_param = symbol
     try:
-        return shape_inference.infer_shapes(model, data_prop=True).graph
+        return propagated(model).graph
     except (shape_inference.InferenceError, RuntimeError, ValueError):
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -44,10 +45,7 @@ class RandomReader:
     @property
     def sample_bytes(self) -> int:
         """Bytes of one sample."""
-        sizes = (
-            np.prod(self._shapes[s.name], dtype=np.int64) * s.dtype.itemsize // (self.batch or 1) for s in self._inputs
-        )
-        return int(sum(sizes))
+        return sum(prod(self._shapes[s.name]) * s.dtype.itemsize // (self.batch or 1) for s in self._inputs)
 
     def _draw(self, spec: InputSpec, shape: tuple[int, ...], place: int, index: int) -> Array:
         generator = np.random.default_rng([self._seed, place, index])

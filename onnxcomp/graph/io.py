@@ -90,6 +90,8 @@ def read_proto(path: Path) -> onnx.ModelProto:
         ) from error
     if not model.HasField("graph") or not model.ir_version:
         raise ModelError("this is not an ONNX model", where=where, do="give a file that an ONNX exporter wrote")
+    if not model.graph.output:
+        raise ModelError("the model has no outputs", where=where, do="name what it gives as outputs of the graph")
     _check_versions(model, where)
     for tensor in _external_tensors(model.graph):
         external_location(tensor, path.parent)

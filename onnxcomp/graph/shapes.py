@@ -18,6 +18,7 @@ from onnxcomp.graph.types import Shapes, TensorType
 
 UNREAD = {"GroupNormalization": range(18, 21), "MeanVarianceNormalization": range(13, 99)}
 MOST_ANSWERS = 16
+LONGEST_FOLLOWED = 65536  # elements of a vector; no shape has so many
 
 
 def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None, *, declared: bool = True) -> Shapes:
@@ -47,13 +48,47 @@ def infer(graph: Graph, bind: Mapping[str, tuple[int, ...]] | None = None, *, de
 
 def _inferred(graph: Graph, model: onnx.ModelProto, *, declared: bool, beyond: bool) -> MutableMapping[str, TensorType]:
     try:
-        inferred = shape_inference.infer_shapes(model, data_prop=True)
+        inferred = propagated(model)
     except (shape_inference.InferenceError, RuntimeError, ValueError):
         inferred = model  # what the file itself says is still known
     shapes = Shapes(_types(inferred.graph), declared=declared)
     if beyond:
         propagate(graph, shapes)
     return shapes.types
+
+
+def propagated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with the shapes that follow, those out of shape arithmetic, too.
+
+    onnx keeps one entry an element of every vector on the way, whatever that holds: long input vectors are shown to it
+    as of a size unknown, and the size is put where it went.
+
+    Raises:
+        InferenceError, RuntimeError, ValueError: as onnx has them.
+    """
+    sizes = {f"onnxcomp:{v.name}": _length(v) for v in model.graph.input if _length(v) > LONGEST_FOLLOWED}
+    for value in model.graph.input if sizes else ():
+        if _length(value) > LONGEST_FOLLOWED:
+            value.type.tensor_type.shape.dim[0].dim_param = f"onnxcomp:{value.name}"
+    try:
+        inferred = shape_inference.infer_shapes(model, data_prop=True)
+        _give_sizes(inferred.graph, sizes)
+    finally:
+        _give_sizes(model.graph, sizes)
+    return inferred
+
+
+def _length(value: onnx.ValueInfoProto) -> int:
+    """The size of a vector, 0 where there is none or it is no vector."""
+    dims = value.type.tensor_type.shape.dim
+    return int(dims[0].dim_value) if len(dims) == 1 else 0
+
+
+def _give_sizes(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> None:
+    for value in (v for g in _graphs(graph) for v in (*g.input, *g.value_info, *g.output)) if sizes else ():
+        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
 
 
 def _key(graph: Graph, model: onnx.ModelProto, *, declared: bool, beyond: bool) -> bytes:

@@ -137,7 +137,9 @@ class _Widening:
             self._leave(tensor, types)
         for tensor in self.graph.outputs:
             code, maker = types.get(tensor, 0), tensor.producer
-            if not code or not isinstance(tensor, Variable) or maker is None or not self._computes(maker):
+            if isinstance(tensor, Constant):  # a copy serves what computes
+                continue
+            if not code or maker is None or not self._computes(maker):
                 types.pop(tensor, None)
                 continue
             inner = Variable(self.graph.unique_name(f"{tensor.name}_float"), SINGLE, tensor.shape)

@@ -110,7 +110,7 @@ def external_location(proto: onnx.TensorProto, folder: Path | None) -> tuple[Pat
     try:
         offset = int(entries.get("offset") or 0)
         dtype = tensor_dtype_to_np_dtype(proto.data_type)
-        needed = stored_bytes(int(np.prod(proto.dims, dtype=np.int64)), dtype)
+        needed = stored_bytes(prod(proto.dims), dtype)
         length = int(entries.get("length") or needed)
     except (ValueError, KeyError) as error:
         raise ModelError(
@@ -128,7 +128,7 @@ def external_location(proto: onnx.TensorProto, folder: Path | None) -> tuple[Pat
 def mapped(proto: onnx.TensorProto, path: Path, offset: int, length: int) -> Array:
     """A view of the mapped file for plain types; packed types are decoded from a copy of their bytes."""
     dtype = tensor_dtype_to_np_dtype(proto.data_type)
-    count = int(np.prod(proto.dims, dtype=np.int64))
+    count = prod(proto.dims)
     if count == 0:
         return np.zeros(tuple(proto.dims), dtype)
     if dtype.itemsize * count <= length and not dtype.name.endswith(("int4", "int2", "e2m1fn")):

@@ -150,8 +150,11 @@ def check_room(samples: int, sample_bytes: int, flag: str) -> None:
 
     Raises:
         UsageError: it would not.
+        MemoryError: not even one would.
     """
     room = (_memory_bytes() or 0) // 2
+    if room and sample_bytes > room:
+        raise MemoryError(f"one sample has {sample_bytes:,} bytes")
     if room and samples * sample_bytes > room:
         raise UsageError(
             f"{samples:,} samples of {sample_bytes:,} bytes do not fit into half of this machine's memory",

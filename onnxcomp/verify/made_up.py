@@ -26,11 +26,11 @@ def made_up_for(
 
     Raises:
         UsageError: so many do not fit into half of the machine's memory.
+        MemoryError: not even one does.
         ModelError: the model does not load.
         DataError: it runs with none of the guessed sizes, or no data can be made up for an input.
     """
-    one = next(random_data(inputs, 1, seed, shapes).samples().batches(1))
-    check_room(samples, sum(array.nbytes for array in one.values()), "--calib-samples, --batch")
+    check_room(samples, random_data(inputs, 1, seed, shapes).reader.sample_bytes, "--calib-samples, --batch")
     first = random_data(inputs, samples, seed, shapes)
     if not first.guesses:
         return first
