@@ -10,15 +10,21 @@ import builders
 import numpy as np
 import onnx
 import pytest
-from feeds import Feeds
+from feeds import Feeds, RuledCosts
 from onnx import helper
+from test_qdq_placement import ruled
 
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.ir import Graph, Node
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
-from onnxcomp.passes.qdq import proof, refine
+from onnxcomp.passes.qdq import placement, proof, refine, weights
+from onnxcomp.passes.qdq.learned import Learned
+from onnxcomp.passes.qdq.quantizer import Quantizer
+from onnxcomp.passes.qdq.ranges import Rule
+from onnxcomp.passes.quantize_qdq import QuantizeQdq
 from onnxcomp.runtime.reference import Reference
+from onnxcomp.targets.table import find
 
 SPEC = "quantize-qdq{agreement=0.99,min_sqnr=5.0}"
 
@@ -45,8 +51,10 @@ def integer_layers(graph: Graph) -> int:
     return sum(maker is not None and maker.op == "DequantizeLinear" for maker in read)
 
 
-def quantized(share: Callable[[Graph], float | None] | None, spec: str = SPEC) -> RunResult:
-    context = PassContext(calibration=Feeds(builders.feeds_of(PROTO, batch=16)), agreement=share)
+def quantized(
+    share: Callable[[Graph], float | None] | None, spec: str = SPEC, costs: RuledCosts | None = None
+) -> RunResult:
+    context = PassContext(calibration=Feeds(builders.feeds_of(PROTO, batch=16)), agreement=share, costs=costs)
     return PassManager(Pipeline.parse(spec)).run(decode(PROTO), context)
 
 
@@ -170,3 +178,69 @@ def test_each_round_has_the_answers_of_the_float_model_from_the_first(monkeypatc
     monkeypatch.setattr(Reference, "answers", answering)
     quantized(lambda graph: 0.9)
     assert len(asked) == 1
+
+
+def test_ranges_are_chosen_and_weights_rounded_for_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded: list[str] = []
+    chosen: list[int] = []
+    rounding, choosing = weights.quantized, Rule.choose
+
+    def noted(node: Node, *others: Any, **more: Any) -> weights.Integers:
+        rounded.append(node.name)
+        return rounding(node, *others, **more)
+
+    def choose(self: Rule, seen: Any, curve: Any = None) -> Any:
+        chosen.append(1)
+        return choosing(self, seen, curve)
+
+    monkeypatch.setattr(weights, "quantized", noted)
+    monkeypatch.setattr(Rule, "choose", choose)
+    rounds: list[int] = []
+
+    def share(graph: Graph) -> float:
+        rounds.append(len(chosen))
+        return 0.9
+
+    quantized(share)
+    assert len(rounds) > 2 and rounds[0] == rounds[-1] > 0
+    assert sorted(rounded) == [f"conv{i}" for i in range(4)]
+
+
+def test_rounds_look_only_at_starts_that_were_not_clearly_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here all starts come to one placement, so that one of them is enough from then on."""
+    asked: list[tuple[int, float]] = []
+    real = placement.chosen
+    rounds: list[int] = []
+
+    def noted(*args: Any, toll: float = 1.0, **more: Any) -> set[Node]:
+        asked.append((len(rounds), toll))
+        return real(*args, toll=toll, **more)
+
+    monkeypatch.setattr(placement, "chosen", noted)
+
+    def share(graph: Graph) -> float:
+        rounds.append(1)
+        return 0.9
+
+    quantized(share, costs=ruled(lambda node: 3.0))
+    assert len(rounds) > 2
+    assert {toll for at, toll in asked if at == 0} == {1.0, 2.0}
+    assert {toll for at, toll in asked if at > 0} == {1.0}
+
+
+def test_a_round_begins_with_the_noise_that_held_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    real = placement.chosen
+
+    def noted(*args: Any, most: float = np.inf, **more: Any) -> set[Node]:
+        asked.append(most)
+        return real(*args, most=most, **more)
+
+    monkeypatch.setattr(placement, "chosen", noted)
+    context, graph = PassContext(calibration=Feeds(builders.feeds_of(PROTO, batch=16))), decode(PROTO)
+    assert context.calibration is not None
+    learned = Learned(held={1.0: 0.25})
+    Quantizer(QuantizeQdq(min_sqnr=27.0), graph, context, context.calibration, find("cpu"), learned).run()
+    limited = [most for most in asked if most < np.inf]
+    assert limited[0] == pytest.approx(0.25 * 10**-2.7)
+    assert learned.held[1.0] <= 0.25

@@ -121,8 +121,9 @@ class Chooser:
         times = placement.measured(plan, self.trials.shapes, self.costs.node_times_us(graph), integer, whole)
         float_ms = self.costs.latency_ms(graph)
         found: list[tuple[float, Choice]] = []
+        tolls: list[float | None] = []
         seen: list[set[Node]] = []
-        for toll in (None, *TOLLS):
+        for toll in self.learned.tolls or (None, *TOLLS):
             choice = self._sound(toll, times)
             kept = {*placement.units(choice.plan)}
             if not choice.plan.weighted or kept in seen:
@@ -130,6 +131,10 @@ class Chooser:
             seen.append(kept)
             written = self.trials.written(choice.plan, choice.grids, self.layers)
             found.append((self.costs.latency_ms(written), choice))
+            tolls.append(toll)
+        if found:
+            least = SMALLER * min(time for time, _ in found)
+            self.learned.tolls = tuple(toll for toll, (time, _) in zip(tolls, found, strict=True) if time <= least)
         fastest, choice = _best(found) or (float_ms, Choice(*self.replan(())))
         self._explain(choice, times)
         share = fastest / float_ms
@@ -179,7 +184,8 @@ class Chooser:
         if self.costs is not None:
             fast &= self._fastest(times, toll)
         reached = self._reached(plan, grids, self.layers)
-        allowed = most = 10 ** (-self.least_db / 10)
+        allowed = 10 ** (-self.least_db / 10)
+        most = allowed * self.learned.held.get(toll, 1.0)
         for _ in range(ATTEMPTS):
             if reached >= self.least_db or not plan.weighted:
                 break
@@ -192,6 +198,8 @@ class Chooser:
                     own = -10 * np.log10(own_noise)
                     choice.refused[node] = f"too much error for what it gains: alone, it leaves {own:.0f} dB"
             reached = self._reached(plan, grids, self.layers)
+            if reached >= self.least_db:
+                self.learned.held[toll] = most / allowed
             most *= 10 ** (min(reached - self.least_db, -1.0) / 10)
         choice.reached_db = reached
         return choice

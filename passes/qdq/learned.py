@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxcomp.graph.ir import Node, Variable
+from onnxcomp.graph.ir import Array, Node, Variable
+from onnxcomp.ops.facts import Weight
 from onnxcomp.passes.qdq.emit import Written
 from onnxcomp.passes.qdq.proof import Faults
 from onnxcomp.passes.qdq.ranges import Grid
@@ -44,27 +45,51 @@ def mark(plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Integ
     return digest.hexdigest()
 
 
+def _hash(array: Array) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
+
+
 @dataclass
 class Learned:
     """What a run on a graph found out that holds for a copy of it.
 
     Attributes:
         seen: statistics by tensor name.
+        chosen: the grid of each tensor by itself, by its name.
+        rounded: layers with each weight at the nearest level, by what decides that.
         noise: that each layer alone brings into the outputs, by node name.
         reached_db: what the placement taken kept before weights and biases were refined.
         refined: weights and biases of layers once they were, by node name.
         reference: the graph's answers to a few samples, which placements are held against.
         reached: what placements keep before weights and biases are refined, in dB, by their `mark`.
+        held: the share of the noise allowed that placements were foretold, when what was measured held; by their toll.
+        tolls: those whose placements were not clearly slower than the best; None as long as nothing was timed.
         proven: what of placements ONNX Runtime does not run as they stand, by their `mark`.
     """
 
     seen: dict[str, Activation] = field(default_factory=dict)
+    chosen: dict[str, Grid] = field(default_factory=dict)
+    rounded: dict[Hashable, Integers] = field(default_factory=dict)
     noise: dict[str, Noise] = field(default_factory=dict)
     reached_db: float = 0.0
     refined: dict[str, Integers] = field(default_factory=dict)
     reference: Reference | None = None
     reached: dict[str, float] = field(default_factory=dict)
     proven: dict[str, NamedFaults] = field(default_factory=dict)
+    held: dict[float, float] = field(default_factory=dict)
+    tolls: tuple[float | None, ...] | None = None
+
+    def layer(self, node: Node, weight: Weight, how: Hashable, make: Callable[[], Integers]) -> Integers:
+        """A layer with each weight at the nearest level, found once.
+
+        Args:
+            how: all that decides it beside its name, its weight and its bias.
+        """
+        constants = [node.constant(port) for port in (weight.port, weight.bias) if port is not None]
+        key = (node.name, how, *(None if constant is None else _hash(constant.values) for constant in constants))
+        if key not in self.rounded:
+            self.rounded[key] = make()
+        return replace(self.rounded[key], node=node)
 
     def measured(self, placement: str, measure: Callable[[], float]) -> float:
         """What a placement keeps, in dB: measured once."""

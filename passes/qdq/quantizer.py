@@ -135,10 +135,10 @@ class Quantizer:
         """Statistics of every tensor that may be quantized, streamed over the samples."""
         study = Study(self.graph, self.target, self.context.operators, shapes, accepted, self.rule)
         study.wide = self._costs() is not None
-        names = [t.name for t in study.plan().tensors]  # any of them may come from a float node in the end
+        tensors = study.plan().tensors  # any of them may come from a float node in the end
         if self.options.ranges:
             self._take_ranges(study)
-        missing = [name for name in names if name not in self.learned.seen]
+        missing = [t.name for t in tensors if t.name not in self.learned.seen]
         if missing:
             self.learned.seen |= collect(
                 self.graph,
@@ -149,8 +149,11 @@ class Quantizer:
                 progress=self.context.progress,
             )
         study.seen = dict(self.learned.seen)
+        known = {tensor: self.learned.chosen[tensor.name] for tensor in tensors if tensor.name in self.learned.chosen}
+        study.chosen = known | study.chosen
         for tensor, why in study.settle().items():
             self.outcome.skip(tensor.name, f"kept float: {why}")
+        self.learned.chosen |= {tensor.name: grid for tensor, grid in study.chosen.items()}
         return study
 
     def _take_ranges(self, study: Study) -> None:
@@ -271,7 +274,12 @@ class Quantizer:
         port = (self.target.kernels[node.op].ports or (0,))[0]
         levels = packing.LEVELS if node.constant(weight.port) in self.narrow else weights.LEVELS
         scale = grids[node.inputs[port]].scale
-        return weights.quantized(node, weight, self._isa, scale, shared=shared, levels=levels)
+        return self.learned.layer(
+            node,
+            weight,
+            (scale, shared, levels),
+            lambda: weights.quantized(node, weight, self._isa, scale, shared=shared, levels=levels),
+        )
 
     def _narrow(self, study: Study) -> None:
         """Choose the weights that take few bits: all but the small, and those that cost the outputs most."""
