@@ -45,6 +45,7 @@ class Recipe:
         integer: whether it computes in integers.
         elsewhere: its passes on targets that do not decode stored weights at load; the same if empty.
         fallback: it takes long to make: tried only where none of integers before it held.
+        bits: the fewest that a weight takes in its files; 0: it leaves weights as cleaning leaves them.
     """
 
     name: str
@@ -55,6 +56,12 @@ class Recipe:
     integer: bool = False
     elsewhere: str = ""
     fallback: bool = False
+    bits: int = 0
+
+    @property
+    def cleaning(self) -> str:
+        """The passes that it begins with, none of which changes what a weight takes."""
+        return PLAIN if self.spec.startswith(PLAIN) else CLEAN
 
     @property
     def pipeline(self) -> Pipeline:
@@ -101,6 +108,7 @@ RECIPES = {
             aim=("quantize-qdq", "quantize-dynamic"),
             integer=True,
             elsewhere=f"{CLEAN},clip-weights{{method=mse}},{KEEPING},quantize-dynamic",
+            bits=8,
         ),
         Recipe(
             "dynamic",
@@ -110,6 +118,7 @@ RECIPES = {
             aim=("quantize-dynamic",),
             integer=True,
             elsewhere=f"{CLEAN},quantize-dynamic",
+            bits=8,
         ),
         Recipe(
             "mixed",
@@ -120,6 +129,7 @@ RECIPES = {
             integer=True,
             elsewhere=f"{CLEAN},mixed-precision",
             fallback=True,
+            bits=4,
         ),
         Recipe(
             "half",
@@ -127,6 +137,7 @@ RECIPES = {
             False,
             "half precision where the numbers fit, the interface in float32",
             aim=("convert-float16",),
+            bits=16,
         ),
         Recipe(
             "weights8",
@@ -135,6 +146,7 @@ RECIPES = {
             "weights stored in 8 bits, activations in float",
             aim=("quantize-weights", "store-weights"),
             elsewhere=f"{CLEAN},quantize-weights{{bits=8}}",
+            bits=8,
         ),
         Recipe(
             "stored",
@@ -143,6 +155,7 @@ RECIPES = {
             "weights stored in 8 bits or half precision; kernels and times are those of the float model",
             aim=("store-weights",),
             elsewhere=CLEAN,
+            bits=8,
         ),
         Recipe(
             "weights4",
@@ -151,6 +164,7 @@ RECIPES = {
             "weights stored in 4 bits",
             aim=("quantize-weights",),
             elsewhere=f"{CLEAN},quantize-weights{{bits=4,block=32}}",
+            bits=4,
         ),
         Recipe("clean", f"{CLEAN},{TILES}", False, "exact clean-up and fusion only"),
     )

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from onnxcomp import recipes
 from onnxcomp.errors import ModelError
-from onnxcomp.graph.cost import integer_share
+from onnxcomp.graph.cost import integer_share, parameters
+from onnxcomp.graph.io import total_bytes
 from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.pipeline import Pipeline, RunResult
 from onnxcomp.results import PassRecord, TrainingRecord
@@ -88,7 +89,8 @@ def try_recipes(study: Study) -> Proposed:
     """Try recipes in the order for the model; those that are sound and better, the best by the objective first.
 
     For latency the search ends early: with the first recipe whose integer arithmetic covers nearly all of the work, and
-    before those that compute in float once one of integers is clearly faster and small.
+    before those that compute in float once one of integers is clearly faster and small. For size what cannot become
+    smaller than the best is not tried.
     """
     job, proposed = study.job, Proposed()
     held: list[tuple[Measured, Candidate]] = []
@@ -97,6 +99,8 @@ def try_recipes(study: Study) -> Proposed:
         if best is not None and job.objective == "latency" and enough(best, recipe, study.stats.bytes):
             break
         if recipe.fallback and held:
+            continue
+        if best is not None and job.objective == "size" and _least_bytes(study, recipe) >= best.bytes:
             continue
         tried = _tried(study, recipe, proposed)
         if tried is None:
@@ -114,6 +118,14 @@ def try_recipes(study: Study) -> Proposed:
         why = f"{_figures(measured, study)}; another is better for {job.objective}"
         proposed.notes.append(f"tried, not used: {candidate.pipeline}: {why}")
     return proposed
+
+
+def _least_bytes(study: Study, recipe: recipes.Recipe) -> float:
+    """What the weights alone take in a recipe's file: no pass behind its cleaning takes one out."""
+    cleaned = study.run(recipe.cleaning).graph
+    if not recipe.bits:
+        return float(total_bytes(cleaned))
+    return parameters(cleaned, study.operators).total * recipe.bits / 8
 
 
 def _figures(measured: Measured, study: Study) -> str:
