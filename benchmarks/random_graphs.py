@@ -129,7 +129,7 @@ class Tally:
 
     def keep(self, spec: str, told: dict[str, Any]) -> None:
         """A run that ended, as its process tells it."""
-        self.runs[spec] += 1
+        self.runs[spec] += told["ran"]
         self.changed[spec] += told["changed"]
         self.models += told["first"]
         if told["finding"]:
@@ -158,7 +158,7 @@ def _in_a_process(runs: list[tuple[int, str]], tally: Tally) -> int:
         code = os.waitstatus_to_exitcode(status)
         mark = f"more than {SECONDS} s" if code == -signal.SIGPROF else f"the process ended with {code}"
         found = asdict(Finding("death", mark, seed, spec, ""))
-        tally.keep(spec, {"finding": found, "changed": False, "first": False})
+        tally.keep(spec, {"finding": found, "ran": True, "changed": False, "first": False})
         done += 1
     return done
 
@@ -168,10 +168,12 @@ def _try_all(runs: list[tuple[int, str]], told: TextIO) -> None:
     for seed, spec in runs:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         first = tried is None or tried.seed != seed
-        if first:
+        if tried is None or first:
             tried = Tried.of(seed)
-        finding, changed = try_one(tried, spec) if tried is not None else (None, False)
-        told.write(json.dumps({"finding": finding and asdict(finding), "changed": changed, "first": first}) + "\n")
+        finding, changed = try_one(tried, spec)
+        ran = tried.model is not None
+        said = {"finding": finding and asdict(finding), "ran": ran, "changed": changed, "first": first and ran}
+        told.write(json.dumps(said) + "\n")
         told.flush()
 
 
@@ -190,8 +192,13 @@ class Tried:
         except wild_models.NoModelError:
             return cls(seed, None, None)
         try:
-            outputs = wild_models.open_model(model.proto, optimized=True).run(None, model.feeds(SAMPLES, 3))
-        except Exception:  # ONNX Runtime's own errors share no class; the model itself does not take so many samples
+            session = wild_models.open_model(model.proto, optimized=True)
+            session.run(None, model.feeds(1, 3))
+        except Exception:  # ONNX Runtime's own errors share no class; rows are no samples where one alone does not run
+            return cls(seed, None, None)
+        try:
+            outputs = session.run(None, model.feeds(SAMPLES, 3))
+        except Exception:  # the model itself does not take so many samples
             outputs = None
         return cls(seed, model, outputs)
 
