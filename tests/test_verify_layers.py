@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import builders
 import numpy as np
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto, numpy_helper
 
 from onnxcomp.data.inputs import InputSpec
 from onnxcomp.data.open import random_data
@@ -44,17 +45,43 @@ def test_an_error_counts_in_its_own_layer_only(tmp_path: Path) -> None:
     assert found["fc2"] == pytest.approx(20, abs=2)
 
 
-def test_layers_whose_width_changed_do_not_hide_the_errors_of_others(tmp_path: Path) -> None:
-    """Channels left between the first two layers; the third has an error of its own."""
+def test_behind_pruning_a_layer_is_judged_by_what_is_left(tmp_path: Path) -> None:
+    """Channels left between the first two layers, in two goes; the third has an error of its own."""
     graph = io.load(builders.save(builders.mlp((16, 32, 32, 32, 10)), tmp_path / "m.onnx"))
     after = noisy(graph, {"fc3.weight": 0.1})
     operators = load_operators()
-    coupling = analyse(after, operators)
-    group = next(group for group in coupling.groups if group.name == "fc1")
-    cut(coupling, group.units[:8])
-    found = layers.own_sqnr_db(graph, after, samples(graph), operators)
-    assert set(found) == {"fc3"}
-    assert found["fc3"] == pytest.approx(20, abs=2)
+    for units in (slice(0, 8), slice(4, 6)):
+        coupling = analyse(after, operators)
+        group = next(group for group in coupling.groups if group.name == "fc1")
+        cut(coupling, group.units[units])
+    found = layers.own_sqnr_db(graph, after.clone(), samples(graph), operators)
+    weights = {c.name: np.asarray(c.values, np.float64) for c in graph.constants()}
+    x = next(iter(samples(graph).batches(4)))["x"]
+    hidden = np.maximum(x @ weights["fc1.weight"].T + weights["fc1.bias"], 0)
+    gone = hidden[:, [*range(8), 12, 13]] @ weights["fc2.weight"].T[[*range(8), 12, 13]]
+    whole = hidden @ weights["fc2.weight"].T + weights["fc2.bias"]
+    assert found == pytest.approx(
+        {"fc2": 10 * np.log10(np.square(whole).sum() / np.square(gone).sum()), "fc3": 20}, abs=2
+    )
+    assert found["fc2"] == pytest.approx(10 * np.log10(np.square(whole).sum() / np.square(gone).sum()), abs=0.01)
+
+
+@pytest.mark.parametrize("build", [builders.residual_cnn, builders.depthwise_cnn, builders.transformer])
+def test_after_pruning_alone_every_pruned_layer_has_a_figure(build: Callable[[], ModelProto], tmp_path: Path) -> None:
+    graph = io.load(builders.save(build(), tmp_path / "m.onnx"))
+    operators = load_operators()
+    result = PassManager(Pipeline.parse("prune-channels{ratio=0.3}")).run(graph)
+    found = layers.own_sqnr_db(graph, result.graph, samples(graph), operators)
+    before, after = ({c.name: c.shape for c in g.constants()} for g in (graph, result.graph))
+    narrower = {
+        node.name
+        for node in graph.nodes
+        for weight, constant in operators.weights(node)
+        if weight.role == "kernel"
+        and constant.name in after
+        and any(before[constant.name][axis] != after[constant.name][axis] for axis in weight.in_axes)
+    }
+    assert narrower and narrower <= set(found)
 
 
 def test_samples_together_and_one_by_one_give_the_same_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

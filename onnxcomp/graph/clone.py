@@ -120,7 +120,7 @@ class _Cloner:
     def variable(self, tensor: Variable) -> Variable:
         found = self.tensors.get(tensor) if tensor.name else None
         if found is None:
-            found = Variable(tensor.name, tensor.dtype, tensor.shape, tensor.envelope)
+            found = Variable(tensor.name, tensor.dtype, tensor.shape, tensor.envelope, tensor.left)
             self.tensors[tensor] = found
         assert isinstance(found, Variable)
         return found

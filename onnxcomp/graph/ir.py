@@ -39,6 +39,7 @@ class Variable(gs.Variable):
         shape: tuple of int, str (symbolic) or None (unknown) a dimension; None when the rank is unknown.
         inputs, outputs: producing node (none or one), consuming nodes, those in subgraphs included.
         envelope: the ValueInfoProto it came from; sequence, map and optional types live only there.
+        left: by axis, int64 indices into the axis that the tensor had, where pruning took the others out.
     """
 
     __eq__ = object.__eq__
@@ -50,9 +51,11 @@ class Variable(gs.Variable):
         dtype: np.dtype[Any] | None = None,
         shape: Sequence[Dim] | None = None,
         envelope: onnx.ValueInfoProto | None = None,
+        left: Mapping[int, Array] | None = None,
     ) -> None:
         super().__init__(name, dtype, tuple(shape) if shape is not None else None)
         self.envelope = envelope
+        self.left = dict(left or {})
 
     @property
     def producer(self) -> Node | None:

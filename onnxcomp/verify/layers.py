@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.clone import extract
-from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, elem_type
+from onnxcomp.graph.ir import Array, Constant, Dim, Graph, Node, Tensor, Variable, elem_type
 from onnxcomp.graph.types import Shapes
 from onnxcomp.ops.facts import Operators
 from onnxcomp.runtime.memory import Memory
@@ -23,6 +23,7 @@ from onnxcomp.runtime.taps import Batches, stream
 
 BUDGET_BYTES = 128 * 2**20  # of one sample's activations
 WEIGHT_BYTES = 512 * 2**20  # of layers that are measured together: stored in few bits, they are decoded as floats
+Left = Mapping[int, Array]  # as of a Variable
 MOST_HOPS = 4  # from a layer to the first tensor behind it that both graphs have
 
 
@@ -46,8 +47,9 @@ def own_sqnr_db(
 ) -> dict[str, float]:
     """SQNR of each weighted layer alone, in dB, by the name of its node in `before`.
 
-    A layer is left out where it has no counterpart, its output is equal, or what enters or leaves it has another shape
-    now: no error can be told from a change of width.
+    Behind pruning a layer is fed those of the original's channels that are left, and what it gives is compared with
+    those of the original's that it still gives. A layer is left out where it has no counterpart, its output is equal,
+    or what enters or leaves it has another shape for another reason.
 
     Raises:
         ModelError: a graph does not run.
@@ -58,12 +60,13 @@ def own_sqnr_db(
         return found
     given = {name: array.shape for name, array in first.items()}
     shapes, now = (shape_tools.infer(graph, given) for graph in (before, after))
-    found_in_both = [s for s in segments(before, after, operators) if _as_wide(s, shapes, now)]
+    left = {name: t.left for name, t in after.tensors().items() if isinstance(t, Variable) and t.left}
+    found_in_both = [s for s in segments(before, after, operators) if _as_wide(s, shapes, now, left)]
     most = min(BUDGET_BYTES, memory.activations)
     all_told = sum(_bytes(segment, before.tensors(), shapes, most) for segment in found_in_both)
     batch = len(samples) if all_told * len(samples) <= most else 1  # weights are read once, where that is all there is
     for group in _groups(found_in_both, before, shapes, most, min(WEIGHT_BYTES, memory.inside)):
-        found.update(_measure(group, before, after, (shapes, now), samples, threads, 4 * most, batch))
+        found.update(_measure(group, before, after, (shapes, now), left, samples, threads, 4 * most, batch))
     return found
 
 
@@ -82,10 +85,24 @@ def segments(before: Graph, after: Graph, operators: Operators) -> list[Segment]
     return found
 
 
-def _as_wide(segment: Segment, before: Shapes, after: Shapes) -> bool:
-    """Whether the tensors around a layer have one shape in both graphs, as far as it is known."""
-    pairs = [(before.known(name), after.known(name)) for name in (segment.entry, segment.exit)]
-    return all(old == new or old is None or new is None for old, new in pairs)
+def _as_wide(segment: Segment, before: Shapes, after: Shapes, left: Mapping[str, Left]) -> bool:
+    """Whether the tensors around a layer have the shapes that are expected of them, as far as they are known."""
+    for name in (segment.entry, segment.exit):
+        old, new = before.known(name), after.known(name)
+        if old is not None and new is not None and _narrowed(old, left.get(name, {})) != new:
+            return False
+    return True
+
+
+def _narrowed(shape: tuple[Dim, ...], left: Left) -> tuple[Dim, ...]:
+    return tuple(len(left[axis]) if axis in left else size for axis, size in enumerate(shape))
+
+
+def _taken(values: Array, left: Left) -> Array:
+    """What pruning left of the values of a tensor."""
+    for axis, indices in left.items():
+        values = values.take(indices, axis)
+    return values
 
 
 def _first_kept(node: Node, kept: set[str]) -> str | None:
@@ -130,6 +147,7 @@ def _measure(
     before: Graph,
     after: Graph,
     shapes: tuple[Shapes, Shapes],
+    left: Mapping[str, Left],
     samples: Batches,
     threads: int,
     most: int,
@@ -146,9 +164,9 @@ def _measure(
         held.update(part)
         if len(held) < len(names):
             continue
-        outputs = session.run({name: held[name] for name in wanted})
+        outputs = session.run({name: _taken(held[name], left.get(name, {})) for name in wanted})
         for s in group:
-            original = np.asarray(held[s.exit], np.float64)
+            original = _taken(np.asarray(held[s.exit], np.float64), left.get(s.exit, {}))
             if outputs[exits[s.exit]].shape != original.shape:  # inference did not know that it changed
                 noise[s.node] = np.inf
                 continue
@@ -184,6 +202,7 @@ def _cut(
             continue
         entry = part.variable(tensor)
         dtype, new, shape = shapes.dtype(tensor), now.dtype(tensor), shapes.shape(tensor)
+        shape = None if shape is None else _narrowed(shape, tensor.left)
         entry.shape = shape if sized or shape is None else (None,) * len(shape)
         if new is not None and dtype is not None and new != dtype:
             given = Variable(entry.name, dtype, entry.shape)

@@ -55,6 +55,10 @@ def cut(coupling: Coupling, units: Iterable[int] | Array) -> None:
                 size if labels is None or not isinstance(size, int) else kept.count(labels)
                 for size, labels in zip(variable.shape, axes, strict=True)
             )
+        for axis, labelled in enumerate(axes):
+            if labelled is not None and not (mask := kept.mask(labelled)).all():
+                there = variable.left.get(axis, np.arange(len(mask)))
+                variable.left[axis] = there[mask]
     for _, labels, change in coupling.edits:
         if not all(kept.mask(part).all() for part in labels):
             change(kept)
