@@ -1,6 +1,6 @@
 """Is an SQNR budget that was given met on samples that the run never saw? Twenty seeded runs a model.
 
-    python benchmarks/budgets_held.py [digits lenet5 resnet20 minilm] [--runs 20] [--unseen 200]
+    python benchmarks/budgets_held.py [digits bert lenet5 resnet20 minilm] [--runs 20] [--unseen 200]
 
 Every run draws its own calibration samples and its own unseen ones from one set, so that both come from one source; the
 judge is plain ONNX Runtime and numpy. At least 19 of 20 runs must keep what was asked for. lenet5, resnet20 and minilm
@@ -50,7 +50,18 @@ def cases() -> dict[str, Case]:
     def digits() -> Feeds:
         return {"image": np.load(here / "digits-train.npz")["images"][:, None].astype(np.float32) / 255}
 
-    found = {"digits": Case(here / "digits-cnn.onnx", 40.0, digits)}
+    def rows() -> Feeds:
+        drawn = np.random.default_rng(0)
+        lengths = drawn.integers(4, 17, (2000, 1))
+        return {
+            "input_ids": drawn.integers(0, 200, (2000, 16)),
+            "attention_mask": (np.arange(16) < lengths).astype(np.int64),
+        }
+
+    found = {
+        "digits": Case(here / "digits-cnn.onnx", 40.0, digits),
+        "bert": Case(here / "architectures" / "bert.onnx", 30.0, rows),
+    }
     if (common.ASSETS / "meter.py").is_file():
         models = common.need_assets() / "models"
         import meter
