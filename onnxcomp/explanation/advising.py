@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxcomp.errors import UsageError
+from onnxcomp.explanation.matching import parents
 from onnxcomp.explanation.measuring import Finding
 from onnxcomp.explanation.products import Layer
 from onnxcomp.graph.ir import Constant, Graph
@@ -27,8 +28,9 @@ ZEROS = 0.05  # share of a weight that is zero now and was not, above which it w
 class Advisor:
     """Knows how the second model was made, or could be made again."""
 
-    def __init__(self, after: Graph) -> None:
+    def __init__(self, after: Graph, layers: Sequence[Layer] = ()) -> None:
         self.recorded = _recorded(after)
+        self.layers = layers  # of the first model
 
     def without(self, findings: Sequence[Finding]) -> str:
         """The passes that make a model like the second one, with some layers left as they are in the first.
@@ -41,10 +43,18 @@ class Advisor:
         at = _responsible(passes, findings[0])
         if at is None:
             return str(Pipeline(passes))
-        names = [exactly(name) for f in findings if (name := name_of(f.pair.before))]
+        names = [exactly(name) for f in findings for layer in self._whose(f) if (name := name_of(layer))]
         item = passes[at]
         kept = replace(item, exclude=tuple(dict.fromkeys((*item.exclude, *names))))
         return str(Pipeline((*passes[:at], kept, *passes[at + 1 :])))
+
+    def _whose(self, finding: Finding) -> list[Layer]:
+        """The layers to leave out so that one keeps what it has: those in front of it where it lost what it reads."""
+        pair = finding.pair
+        if pair.entry is None or pair.left_at(pair.entry) is None or pair.before not in self.layers:
+            return [pair.before]
+        near = parents(self.layers)[self.layers.index(pair.before)]
+        return [self.layers[index] for index in sorted(near)] or [pair.before]
 
 
 def name_of(layer: Layer) -> str:
@@ -75,6 +85,8 @@ def _likely(finding: Finding) -> str:
     """The pass that makes layers of this form; nothing where the layer is float and has all its weights."""
     before, after = finding.pair.before, finding.pair.after
     op = after.node.op
+    if shares := [1 - len(left.indices) / left.of for left in finding.pair.left.values()]:
+        return f",prune-channels{{ratio={round(min(max(shares), 0.99), 2)}}}"
     if op == "ConvInteger":  # no pass writes it: ranges from samples serve a convolution better
         return ",quantize-qdq"
     if op in ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "DynamicQuantizeLSTM"):

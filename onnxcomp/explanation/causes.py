@@ -149,6 +149,7 @@ def cause_of(finding: Finding, weights: Weights) -> Cause:
         or _saturated(weights, error)
         or _clipped(finding)
         or _rounded_weights(weights, error)
+        or _pruned(finding)
         or _gain(error)
         or _shift(finding, error)
         or _rounded_input(finding)
@@ -238,6 +239,21 @@ def _clipped(finding: Finding) -> Cause | None:
         f"which reach from {finding.fed.low:.4g} to {finding.fed.high:.4g}"
     )
     return Cause(text, "give its input a wider range, as quantize-qdq{activations=minmax} does")
+
+
+def _pruned(finding: Finding) -> Cause | None:
+    """Channels that it reads no more, or weights that were fitted to those that are left."""
+    pair = finding.pair
+    read = pair.left_at(pair.entry) if pair.entry is not None else None
+    if read is not None:
+        words = f"{len(read.indices)} of the {read.of} channels that it reads are left"
+        return Cause(words, "leave the layer in front of it out of pruning, or prune less")
+    given = next((left for ends in pair.exits if (left := pair.left_at(ends)) is not None), None)
+    if given is None or (pair.entry is not None and pair.entry[1].step):
+        return None
+    return Cause(
+        f"{len(given.indices)} of the {given.of} channels that it gives are left, and these are other ones now"
+    )
 
 
 def _rounded_weights(weights: Weights, error: Error) -> Cause | None:

@@ -29,6 +29,7 @@ from onnxcomp.runtime.progress import SILENT, Progress
 
 SAMPLES = 16
 MATCHED_ON = 2  # samples that matching looks at
+ALIGNED_BYTES = 256 << 20  # of values, of as many samples as there are, by which channels that are left are known
 FORECAST = (
     "fold-constants,cleanup,fuse-batchnorm,"
     "quantize-qdq{placement=table,rounding=nearest,bias_correction=false,min_sqnr=0}"
@@ -124,6 +125,13 @@ def explain_graphs(
             )
     values = tuple(_places(reading, found, samples, threads) for reading, found in sides)
     pairs = match(sides[0][1], sides[1][1], (values[0], values[1]))
+    if pruned := [pair for pair in pairs if pair.entry is None or not pair.exits]:
+        held = sum(array.nbytes for side in values for array in side.values()) // MATCHED_ON
+        count = max(MATCHED_ON, min(len(samples), ALIGNED_BYTES // max(1, held)))
+        ends = [pair.before for pair in pruned], [pair.after for pair in pruned]
+        more = [_places(sides[k][0], ends[k], samples, threads, count) for k in (0, 1)]
+        shapes = sides[0][0].shapes, sides[1][0].shapes
+        pairs = match(sides[0][1], sides[1][1], (values[0] | more[0], values[1] | more[1]), shapes)
     if not of_one_model(pairs, sides[0][1]):
         raise ModelError(
             "the models compute different things: no layer of the second has the weights of one of the first",
@@ -133,7 +141,7 @@ def explain_graphs(
     readings = sides[0][0], sides[1][0]
     findings = measure(pairs, *readings, samples, threads=threads)
     spent = _times((before, after), feed) if times else ({}, {})
-    advisor = Advisor(after)
+    advisor = Advisor(after, sides[0][1])
     by_row = {_row(f, readings, operators, spent, advisor): f for f in findings}
     rows = in_order(list(by_row))
     blamed = culprits(rows)
@@ -178,9 +186,11 @@ def _read(graph: Graph, feed: Mapping[str, Array], operators: Operators) -> tupl
     return layers(graph, shape_tools.infer(graph, feeds_shapes(feed)), operators)
 
 
-def _places(reading: Reading, found: Sequence[Layer], samples: Samples, threads: int) -> dict[str, Array]:
+def _places(
+    reading: Reading, found: Sequence[Layer], samples: Samples, threads: int, count: int = MATCHED_ON
+) -> dict[str, Array]:
     places = [p for layer in found for p in (*layer.entries, layer.product, layer.linear, layer.active)]
-    return seen(reading, places, samples, MATCHED_ON, threads)
+    return seen(reading, places, samples, count, threads)
 
 
 def _row(

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
+from onnxcomp.explanation.alignment import Left, aligned
 from onnxcomp.explanation.products import Layer, Place
 from onnxcomp.graph.ir import Array, Constant, Node
+from onnxcomp.graph.types import Shapes
 
 PRINT = 512  # elements of a tensor that stand for all of it
 ENOUGH = 2.0  # the score below which two layers are not called the same
@@ -34,38 +37,50 @@ class Pair:
     Attributes:
         entry: in both graphs; None where none has the same size.
         exits: one or two pairs of places: behind bias and scale, behind the activation function.
+        left: by the names of two tensors that places are at: what pruning left of the first in the second.
     """
 
     before: Layer
     after: Layer
     entry: tuple[Place, Place] | None
     exits: tuple[tuple[Place, Place], ...]
+    left: Mapping[tuple[str, str], Left] = field(default_factory=dict)
+
+    def left_at(self, ends: tuple[Place, Place]) -> Left | None:
+        """What is left between two places; None where nothing was taken out."""
+        return self.left.get((ends[0].tensor.name, ends[1].tensor.name))
 
 
 Values = Mapping[str, Array]  # tensor name -> its value on some samples
 
 
-def match(before: Sequence[Layer], after: Sequence[Layer], seen: tuple[Values, Values]) -> list[Pair]:
+def match(
+    before: Sequence[Layer],
+    after: Sequence[Layer],
+    seen: tuple[Values, Values],
+    shapes: tuple[Shapes, Shapes] = (Shapes({}), Shapes({})),
+) -> list[Pair]:
     """Pairs in the order of `before`; a layer without a partner is in none.
 
     Args:
         seen: values of the layers' places in both graphs, on the same samples.
+        shapes: of one sample; without them pruned layers have no places in common.
     """
     if not before or not after:
         return []
     score = _scores(before, after, seen)
-    parents = _parents(before), _parents(after)
+    near = parents(before), parents(after)
     chosen: dict[int, int] = {}
     for _ in range(ROUNDS):
         bonus = np.zeros_like(score)
         for i, j in np.argwhere(score > -np.inf):
-            shared = sum(chosen.get(p) in parents[1][j] for p in parents[0][i])
-            bonus[i, j] = 1.5 * shared / max(1, len(parents[0][i]), len(parents[1][j]))
+            shared = sum(chosen.get(p) in near[1][j] for p in near[0][i])
+            bonus[i, j] = 1.5 * shared / max(1, len(near[0][i]), len(near[1][j]))
         again = _greedy(score + bonus)
         if again == chosen:
             break
         chosen = again
-    return [_pair(before[i], after[j], seen) for i, j in sorted(chosen.items())]
+    return [_pair(before[i], after[j], seen, shapes) for i, j in sorted(chosen.items())]
 
 
 def _greedy(score: Array) -> dict[int, int]:
@@ -141,7 +156,7 @@ def _alike(a: Array | None, b: Array | None) -> float:
     return max(0.0, found) if np.isfinite(found) else 0.0
 
 
-def _parents(layers: Sequence[Layer]) -> list[set[int]]:
+def parents(layers: Sequence[Layer]) -> list[set[int]]:
     """For each layer the nearest layers in front of it."""
     index = {layer.node: layer.index for layer in layers}
     found = []
@@ -162,8 +177,33 @@ def _parents(layers: Sequence[Layer]) -> list[set[int]]:
     return found
 
 
-def _pair(before: Layer, after: Layer, seen: tuple[Values, Values]) -> Pair:
-    return Pair(before, after, _entry(before, after, seen), _exits(before, after, seen))
+def _pair(before: Layer, after: Layer, seen: tuple[Values, Values], shapes: tuple[Shapes, Shapes]) -> Pair:
+    entry, exits = _entry(before, after, seen), _exits(before, after, seen)
+    left: dict[tuple[str, str], Left] = {}
+
+    def pruned(ends: tuple[Place, Place]) -> bool:
+        name = ends[0].tensor.name, ends[1].tensor.name
+        found = aligned(
+            *(_as_shaped(place, *side) for place, side in zip(ends, zip(seen, shapes, strict=True), strict=True))
+        )
+        if found is not None:
+            left[name] = found
+        return found is not None
+
+    if entry is None:
+        near = [(i + j, (a, b)) for i, a in enumerate(before.entries) for j, b in enumerate(after.entries)]
+        entry = next((ends for _, ends in sorted(near, key=lambda one: one[0]) if pruned(ends)), None)
+    if not exits:
+        exits = tuple(ends for ends in _candidates(before, after) if pruned(ends))
+    return Pair(before, after, entry, exits, left)
+
+
+def _as_shaped(place: Place, values: Values, shapes: Shapes) -> Array:
+    """[samples, *shape]; empty where that is not known."""
+    found, shape = values.get(place.tensor.name), shapes.static(place.tensor)
+    if found is None or not shape or not (one := prod(shape)) or found.size % one:
+        return np.zeros(0)
+    return found.reshape(-1, *shape)
 
 
 def _entry(before: Layer, after: Layer, seen: tuple[Values, Values]) -> tuple[Place, Place] | None:
@@ -193,13 +233,18 @@ def _exits(before: Layer, after: Layer, seen: tuple[Values, Values]) -> tuple[tu
         x, y = seen[0].get(a.tensor.name), seen[1].get(b.tensor.name)
         return x is not None and y is not None and x.size == y.size
 
-    candidates = [
+    return tuple(pair for pair in _candidates(before, after) if same(*pair))
+
+
+def _candidates(before: Layer, after: Layer) -> list[tuple[Place, Place]]:
+    """Places that may be the same, each pair once."""
+    found = [
         (before.linear, after.linear),
         (before.active, after.active),
         (before.active, after.linear),
         (before.product, after.product),
     ]
-    return tuple(pair for pair in dict.fromkeys(candidates) if same(*pair))
+    return list(dict.fromkeys(found))
 
 
 def same_function(pair: Pair) -> bool:

@@ -223,13 +223,19 @@ def _measure(group: list[Finding], before: Reading, after: Reading, samples: Bat
     for feeds in samples.batches(1):
         held = _run(source, feeds) | {n: feeds[n] for n in source_names if n in feeds}
         own_inputs = {
-            name: _shaped(floats(held[a.tensor.name], a, before).astype(np.float32), after.shapes.static(b.tensor))
-            for name, (a, b) in forced.items()
+            name: _shaped(_taken_of(f.pair, ends, held, before).astype(np.float32), after.shapes.static(ends[1].tensor))
+            for name, (f, ends) in forced.items()
         }
         own = session.run(_taken(session, feeds | own_inputs))
         piled = _run(plain, feeds) | {n: feeds[n] for n in plain_names if n in feeds}
         for finding in group:
             _add(finding, held, own, piled, exits, before, after)
+
+
+def _taken_of(pair: Pair, ends: tuple[Place, Place], held: Mapping[str, Array], before: Reading) -> Array:
+    """The first graph's values at the first of two places: those of them that the second graph has."""
+    values, left = floats(held[ends[0].tensor.name], ends[0], before), pair.left_at(ends)
+    return values if left is None else left.take(values)
 
 
 def _shaped(values: Array, shape: tuple[int, ...] | None) -> Array:
@@ -246,13 +252,13 @@ def _add(
     after: Reading,
 ) -> None:
     layer = finding.pair.before
-    channels = 1 if layer.weight is None else len(layer.weight)
     if finding.pair.entry is not None:
         a, b = finding.pair.entry
         near = layer.entries[0] if a.plain else a  # what an activation function cuts off is no loss
         finding.fed.add(floats(held[near.tensor.name], near, before), b)
     for k, (a, b) in enumerate(finding.pair.exits):
-        reference = floats(held[a.tensor.name], a, before)
+        reference, left = _taken_of(finding.pair, (a, b), held, before), finding.pair.left_at((a, b))
+        channels = len(left.indices) if left is not None else 1 if layer.weight is None else len(layer.weight)
         if finding.pair.entry is not None and not finding.pair.after.fused and not layer.fused:
             alone = floats(own[exits[b.tensor.name]], b, after)
             if alone.size == reference.size:
@@ -271,17 +277,21 @@ def _by_channel(values: Array, channels: int, shape: tuple[int, ...]) -> Array:
     return array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(channels, -1)
 
 
-def _cut(group: list[Finding], after: Reading) -> tuple[Graph, dict[str, tuple[Place, Place]], dict[str, str]]:
+Forced = dict[str, tuple[Finding, tuple[Place, Place]]]
+
+
+def _cut(group: list[Finding], after: Reading) -> tuple[Graph, Forced, dict[str, str]]:
     """The second graph with each layer's input made an input of the graph, and each layer's exits its outputs.
 
     Returns:
-        The graph; places in both graphs by name of new input; name in the cut graph by name of exit tensor.
+        The graph; by name of new input who is fed, and the places in both graphs; name in the cut graph by name of exit
+        tensor.
     """
     graph = after.graph.clone()
     tensors, nodes = graph.tensors(), {node.name: node for node in graph.nodes}
     inputs: dict[str, Variable] = {t.name: t for t in graph.inputs}
     given: dict[str, Variable] = {}
-    forced: dict[str, tuple[Place, Place]] = {}
+    forced: Forced = {}
     for finding in group:
         if finding.pair.entry is None or finding.pair.entry[1].tensor.name in inputs:
             continue
@@ -290,7 +300,7 @@ def _cut(group: list[Finding], after: Reading) -> tuple[Graph, dict[str, tuple[P
         if name not in given:
             entry = Variable(graph.unique_name(f"{name}_given"), np.dtype(np.float32), None)
             given[name] = _typed(graph, entry, b, tensors, after)
-            forced[entry.name] = (a, b)
+            forced[entry.name] = finding, (a, b)
             inputs[entry.name] = entry
         _lead(graph, nodes[finding.pair.after.node.name], tensors[name], given[name])
     graph.inputs = list(inputs.values())
