@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -34,7 +35,7 @@ ADDED = 0.25  # of the noise that is there already: what storing weights may add
 FAIR = 0.5  # a group whose noise is below this part of its bytes' share of the budget is not looked into
 STRICTER = 0.9  # the sum of single errors foretells that of all of them so well
 LOOKS = 48  # runs on one sample, to find out which weights cost most
-QUIET_DB = 50.0  # outputs that keep so much decide as they did
+QUIET = 1e-5  # noise over signal, 50 dB: outputs that keep so much decide as they did
 ROUNDS = 4  # until decisions hold, each asking for more dB
 SMALL_SHARE = 0.05  # of the bytes: the smallest weights, of which 8 bits save least
 
@@ -115,30 +116,36 @@ class StoreWeights(Pass):
             return
         rounded = {form.constant: form.decoded() for form in free}
         trials = Trials(graph, list(rounded), feeds, context.sessions)
-        budget = 10 ** (-self.least_sqnr / 10)
+        budget, there = 10 ** (-self.least_sqnr / 10), math.inf
         if context.original is not None and context.training is None:
             there = trials.noise_of(context.original)
             budget = max(budget, ADDED * there) if np.isfinite(there) else budget
         allocation = _Allocation(trials, rounded, budget)
         allocation.settle(free)
         if self.agreement and context.agreement is not None:
-            self._hold(graph, context.agreement, allocation, forms, free, outcome)
+            self._hold(graph, context.agreement, there, allocation, forms, free, outcome)
 
     def _hold(
         self,
         graph: Graph,
         share: Callable[[Graph], float | None],
+        before: float,
         allocation: _Allocation,
         forms: list[_Form],
         free: list[_Form],
         outcome: Outcome,
     ) -> None:
-        """Ask more of the outputs until they decide as often as the original does, or as the graph did before."""
+        """Ask more of the outputs until they decide as often as the original does, or as the graph did before.
+
+        Args:
+            share: of the original's decisions that a graph keeps.
+            before: noise over signal of the graph as it comes.
+        """
         noise = allocation.noise(free)
-        first = kept = share(_stored(graph, forms)) if noise > 10 ** (-QUIET_DB / 10) else None
+        first = kept = share(_stored(graph, forms)) if noise > QUIET else None
         if kept is None or kept >= self.agreement:
             return
-        there = share(graph)
+        there = 1.0 if before <= QUIET else share(graph)
         wanted = self.agreement if there is None else min(self.agreement, there)
         for _ in range(ROUNDS):
             if kept is None or kept >= wanted:

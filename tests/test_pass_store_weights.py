@@ -136,6 +136,21 @@ def test_half_precision_is_taken_until_the_decisions_hold(there: float, finer: b
     assert asked.count(1.0) == (2 if finer else 0)  # of what came in, and of what is handed on
 
 
+def test_what_computes_as_the_original_is_not_asked_whether_it_decides_as_it() -> None:
+    proto = cnn()
+    exact = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+    asked: list[bool] = []
+
+    def share(graph: Graph) -> float:
+        asked.append(all(np.array_equal(c.values, exact[c.name]) for c in graph.constants() if c.name in exact))
+        return 0.9
+
+    for original in (decode(proto), None):
+        context = PassContext(probes=Feeds(samples(proto)), agreement=share, original=original)
+        PassManager(Pipeline.parse("store-weights{agreement=0.99}")).run(decode(proto), context)
+        assert asked.count(True) == (0 if original is not None else 1) and len(asked) > 2
+
+
 def test_what_weights_do_to_the_outputs_is_run_once_however_much_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[frozenset[str], int]] = []
     real = Trials.noise
