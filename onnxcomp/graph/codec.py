@@ -265,13 +265,20 @@ def _holds_graph(proto: onnx.AttributeProto) -> bool:
 
 
 def _variable(value: onnx.ValueInfoProto | None, name: str) -> Variable:
-    if value is None or not value.type.HasField("tensor_type"):
-        return Variable(name, envelope=value)
+    if value is None:
+        return Variable(name)
     kind = value.type.tensor_type
-    if kind.elem_type:
+    if value.type.HasField("tensor_type") and kind.elem_type:
         known_type(kind.elem_type, f"tensor {name}")
-    dtype = tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else None
-    return Variable(name, dtype, shape_of(value), value)
+    return Variable(name, *_typed(value), value)
+
+
+def _typed(value: onnx.ValueInfoProto) -> tuple[np.dtype[Any] | None, tuple[Dim, ...] | None]:
+    """Element type and shape, each None where it is unknown."""
+    if not value.type.HasField("tensor_type"):
+        return None, None
+    kind = value.type.tensor_type.elem_type
+    return (tensor_dtype_to_np_dtype(kind) if kind else None), shape_of(value)
 
 
 def shape_of(value: onnx.ValueInfoProto) -> tuple[Dim, ...] | None:
@@ -449,8 +456,7 @@ def value_info(tensor: Variable) -> onnx.ValueInfoProto:
     value = onnx.ValueInfoProto()
     if tensor.envelope is not None:
         value.CopyFrom(tensor.envelope)
-        original = _variable(tensor.envelope, tensor.name)
-        if (original.dtype, original.shape) == (tensor.dtype, tensor.shape):
+        if _typed(tensor.envelope) == (tensor.dtype, tensor.shape):
             value.name = tensor.name
             return value
     value.name = tensor.name
