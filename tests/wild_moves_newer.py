@@ -397,8 +397,10 @@ def constants_of_many_kinds(g: Grower) -> None:
     width = g.shape(x)[-1]
     kind = g.one("sparse", "value_float", "value_floats", "value_ints")
     if kind == "sparse" and g.opset >= 11:
-        places = np.sort(g.random.choice(width * 4, 5, replace=False)).astype(np.int64)
-        tensors = [numpy_helper.from_array(g.real(5, scale=0.5), "values"), numpy_helper.from_array(places, "places")]
+        count = min(5, width * 4)
+        places = np.sort(g.random.choice(width * 4, count, replace=False)).astype(np.int64)
+        given = g.real(count, scale=0.5)
+        tensors = [numpy_helper.from_array(given, "values"), numpy_helper.from_array(places, "places")]
         w = g._pend("Constant", [], sparse_value=helper.make_sparse_tensor(*tensors, [width, 4]))
         g.add("MatMul", [x, w])
     elif kind == "value_float" and g.opset >= 12:
