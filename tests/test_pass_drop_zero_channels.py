@@ -149,3 +149,27 @@ def test_a_number_that_a_reshape_asks_for_stays_beside_a_free_size() -> None:
     ]
     ports = builders.value("x", builders.FLOAT, ["steps", 4, 5]), builders.value("y", builders.FLOAT, [2, "rows", 4])
     assert check(builders.model(nodes, ports[:1], ports[1:], weights)) == 1
+
+
+def test_what_a_reshape_leaves_open_stays_open_whatever_one_sample_tells() -> None:
+    """[steps, 2, 2, 2] -> [2, -1, 4]: of one step the open size seems to be the batch's, and is that of the steps."""
+    generator = builders.rng()
+    weights = {
+        "w": builders.normal(generator, 2, 8, 5),
+        "r": builders.normal(generator, 2, 8, 2),
+        "shape": np.int64([2, -1, 4]),
+        "m": builders.normal(generator, 4, 3),
+    }
+    weights["r"][:, :, 1] = weights["m"][1::2] = 0  # nothing reads the second unit, of either batch
+    nodes = [
+        helper.make_node("LSTM", ["x", "w", "r"], ["h"], "lstm", hidden_size=2, direction="bidirectional"),
+        helper.make_node("Reshape", ["h", "shape"], ["f"], "reshape"),
+        helper.make_node("MatMul", ["f", "m"], ["y"], "read"),
+    ]
+    ends = builders.value("x", builders.FLOAT, ["steps", 2, 5]), builders.value("y", builders.FLOAT, [2, "rows", 3])
+    model = builders.model(nodes, ends[:1], ends[1:], weights)
+    result = run(graph_of(model), "drop-zero-channels")
+    for steps in (1, 2, 3):
+        feeds = {"x": builders.normal(generator, steps, 2, 5)}
+        before, after = builders.run(model, feeds), builders.run(to_bytes(result.graph), feeds)
+        np.testing.assert_allclose(after[0], before[0], atol=1e-4)

@@ -6,7 +6,7 @@ import builders
 import numpy as np
 import pytest
 from feeds import Feeds
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.ir import Graph
@@ -87,3 +87,33 @@ def test_a_large_channel_spoils_no_other_as_weights_have_a_scale_each() -> None:
     _, known = known_of(graph, Feeds(feeds))
     noise = known.noise[first.name]
     assert 10 * np.log10(worst(noise["int8"]) / worst(noise["stored8"])) < 12, noise
+
+
+def test_a_scan_behind_a_layer_that_is_disturbed_still_knows_its_sizes() -> None:
+    """ONNX Runtime runs no Scan whose state comes out in a shape that it cannot tell."""
+    generator = builders.rng()
+    ports = [builders.value(name, builders.FLOAT, None) for name in ("h", "e", "n", "o")]
+    steps = [
+        helper.make_node("Add", ["h", "e"], ["a"]),
+        helper.make_node("Tanh", ["a"], ["n"]),
+        helper.make_node("Identity", ["n"], ["o"]),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], "conv", pads=[1, 1]),
+        helper.make_node("ReduceMean", ["c"], ["start"], "start", axes=[1], keepdims=0),
+        helper.make_node(
+            "Scan",
+            ["start", "c"],
+            ["last", "y"],
+            "scan",
+            body=helper.make_graph(steps, "body", ports[:2], ports[2:]),
+            num_scan_inputs=1,
+            scan_input_axes=[1],
+            scan_output_axes=[1],
+        ),
+    ]
+    weights = {"k": builders.normal(generator, 32, 8, 3)}
+    ends = builders.value("x", builders.FLOAT, ["N", 8, 12]), builders.value("y", builders.FLOAT, ["N", 32, 12])
+    proto = builders.model(nodes, ends[:1], ends[1:], weights, opset=16)
+    _, known = known_of(decode(proto), Feeds({"x": builders.normal(generator, 8, 8, 12)}))
+    assert known.noise["conv"]["stored8"]

@@ -125,3 +125,26 @@ def test_a_layer_that_nothing_reads_costs_nothing() -> None:
     feeds = builders.feeds_of(proto, batch=8)
     found = {node.name: sensitivity.worst(noise) for node, noise in noises_of(proto, feeds).items()}
     assert found["unread"] < 1e-90 < found["read"]
+
+
+def test_biases_are_corrected_where_one_tensor_is_the_output_of_one_layer_and_the_shortcut_of_another() -> None:
+    """Channels on axis 1 behind the Conv, and on the last axis behind the MatMul whose sum it enters."""
+    generator = builders.rng()
+    weights = {
+        "k": builders.normal(generator, 4, 6, 3),
+        "w": builders.normal(generator, 10, 16),
+        "v": builders.normal(generator, 16, 10),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], "conv", pads=[1, 1]),
+        helper.make_node("MatMul", ["c", "w"], ["m"], "matmul"),
+        helper.make_node("Relu", ["m"], ["r"], "relu"),
+        helper.make_node("MatMul", ["r", "v"], ["n"], "back"),
+        helper.make_node("Add", ["c", "n"], ["y"], "sum"),
+    ]
+    ports = builders.value("x", builders.FLOAT, ["N", 6, 10]), builders.value("y", builders.FLOAT, ["N", 4, 10])
+    proto = builders.model(nodes, ports[:1], ports[1:], weights)
+    after, record = quantized(proto, "quantize-qdq{placement=table}")
+    assert record.changes
+    feeds = builders.feeds_of(proto, batch=16)
+    assert builders.sqnr_db(builders.run(proto, feeds)[0], builders.run(after, feeds)[0]) > 25

@@ -104,23 +104,13 @@ def _live(step: Step, labels: Labels, sizes: list[int]) -> int:
 
 def _retarget(step: Step, axes: Axes, result: Axes, sizes: tuple[int, ...], blocks: list[Block]) -> None:
     """Plan the new target: numbers, 0 for a copied size, -1 for one free size, and computed sizes where more are."""
-    block_of = {a: block for block in blocks for a in block.after}
     asked = step.ints("shape", 1)
-    plan: list[Labels | int | None] = []  # labels to count, a number, or None for -1
-    for a, size in enumerate(sizes):
-        block = block_of[a]
-        free = any(step.moves_freely(0, b) for b in block.before)  # of heads times batch, too
-        labels = result[a]
-        if labels is not None:
-            plan.append(None if free else labels)
-        elif not free:
-            plan.append(size)
-        elif asked is not None and asked[a] > 0:
-            plan.append(asked[a])
-        elif block.before == (a,) and block.after == (a,):
-            plan.append(0)
-        else:
-            plan.append(None)
+    plan: list[Labels | int | None]  # labels to count, a number, or None for -1
+    if asked is not None and not step.attr("allowzero", 0):
+        # what the file leaves open stays so: which sizes it depends on, those of one sample do not tell
+        plan = [None if d < 0 else result[a] if d and result[a] is not None else d for a, d in enumerate(asked)]
+    else:
+        plan = _planned(step, result, sizes, blocks)
     open_ends = [a for a, entry in enumerate(plan) if entry is None]
     labelled = [a for a in open_ends if result[a] is not None]
     if len(labelled) > 1:
@@ -141,6 +131,24 @@ def _retarget(step: Step, axes: Axes, result: Axes, sizes: tuple[int, ...], bloc
         patch_elements(kept, step, 1, known, len(plan))
 
     step.edit(rewrite, *axes)
+
+
+def _planned(step: Step, result: Axes, sizes: tuple[int, ...], blocks: list[Block]) -> list[Labels | int | None]:
+    """What to ask for where the sizes that a file asks for are computed."""
+    block_of = {a: block for block in blocks for a in block.after}
+    plan: list[Labels | int | None] = []
+    for a, size in enumerate(sizes):
+        block, labels = block_of[a], result[a]
+        free = any(step.moves_freely(0, b) for b in block.before)  # of heads times batch, too
+        if labels is not None:
+            plan.append(None if free else labels)
+        elif not free:
+            plan.append(size)
+        elif block.before == (a,) and block.after == (a,):
+            plan.append(0)
+        else:
+            plan.append(None)
+    return plan
 
 
 def squeeze(step: Step) -> None:

@@ -70,7 +70,7 @@ class Probe:
 
 
 def _disturbed(graph: Graph, layers: Sequence[Layer], sessions: Sessions) -> tuple[Session, dict[str, list[str]]]:
-    copy = graph.clone()
+    copy, shapes = graph.clone(), shape_tools.infer(graph)
     tensors = copy.tensors()
     ports: dict[str, list[str]] = {}
     for layer in layers:
@@ -78,6 +78,8 @@ def _disturbed(graph: Graph, layers: Sequence[Layer], sessions: Sessions) -> tup
             tensor = tensors[name]
             assert isinstance(tensor, Variable) and tensor.producer is not None
             node = tensor.producer
+            # the sum does not tell its shape, as an error may be a single number
+            tensor.dtype, tensor.shape = shapes.dtype(tensor), shapes.shape(tensor)
             raw = Variable(copy.unique_name("raw"), np.dtype(np.float32))
             node.outputs[next(i for i, t in enumerate(node.outputs) if t is tensor)] = raw
             added = Variable(copy.unique_name("error"), np.dtype(np.float32))

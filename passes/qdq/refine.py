@@ -10,7 +10,7 @@ shortcut's error is taken up too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -132,9 +132,11 @@ def refine(
         correct: correct biases.
         memory: bytes of activations held; what is more lies in temporary files.
     """
-    names = {aim.exact: aim.axis for aim in wanted.values()}
-    names |= {aim.shortcut: aim.axis for aim in wanted.values() if aim.behind is not None}
-    goal = _means(exact, names, batches, threads) if correct else {}
+    along = {
+        (aim.exact, aim.axis) for aim in wanted.values()
+    }  # a tensor may be one layer's output and another's shortcut
+    along |= {(aim.shortcut, aim.axis) for aim in wanted.values() if aim.behind is not None}
+    goal = _means(exact, along, batches, threads) if correct else {}
     stages, floats = (Stages(g, batches, threads, memory=memory) for g in (graph, exact))
     known = {tensor.name: tensor for node in exact.nodes for tensor in node.outputs}
     ahead = set(layers)
@@ -198,15 +200,15 @@ def _center(
     layer: Integers,
     written: Written,
     aim: Aim,
-    goal: Mapping[str, Array],
+    goal: Means,
     ahead: set[Node],
 ) -> None:
-    wanted = goal[aim.exact]
+    wanted = goal[aim.exact, aim.axis]
     if aim.behind is not None:
         other = aim.behind.add.inputs[aim.behind.port]  # what stands there once Q and DQ are written
         if stages.ready(other, ahead):
             now = [arrays[0] for arrays in stages.get([other])]
-            wanted = wanted + goal[aim.shortcut] - _mean(now, aim.axis)
+            wanted = wanted + goal[aim.shortcut, aim.axis] - _mean(now, aim.axis)
     raw = written.outputs[node]
     arrays = [found[0] for found in stages.get([raw])]
     error = wanted - _mean(arrays, aim.axis)
@@ -232,17 +234,24 @@ def _rows(patches: Callable[[Array], Patches], arrays: Sequence[Array], most: in
     return rows
 
 
+Means = Mapping[tuple[str, int], Array]  # by name and axis: float64 [size of that axis]
+
+
 def _means(
-    graph: Graph, axes: Mapping[str, int], batches: Sequence[Mapping[str, Array]], threads: int
-) -> dict[str, Array]:
-    """Mean of each tensor over everything but one axis: float64 [channels]."""
-    total: dict[str, Array] = {}
-    count: dict[str, int] = {}
+    graph: Graph, along: Iterable[tuple[str, int]], batches: Sequence[Mapping[str, Array]], threads: int
+) -> Means:
+    """Mean of tensors over everything but an axis of each."""
+    axes: dict[str, list[int]] = {}
+    for name, axis in sorted(along):
+        axes.setdefault(name, []).append(axis)
+    total: dict[tuple[str, int], Array] = {}
+    count: dict[tuple[str, int], int] = {}
     for values in stream(graph, list(axes), _Held(batches), threads=threads):
         for name, array in values.items():
-            total[name] = total.get(name, np.zeros(1)) + _sum(array, axes[name])
-            count[name] = count.get(name, 0) + array.size // array.shape[axes[name]]
-    return {name: value / max(count[name], 1) for name, value in total.items()}
+            for axis in axes[name]:
+                total[name, axis] = total.get((name, axis), np.zeros(1)) + _sum(array, axis)
+                count[name, axis] = count.get((name, axis), 0) + array.size // array.shape[axis]
+    return {key: value / max(count[key], 1) for key, value in total.items()}
 
 
 def _mean(arrays: Sequence[Array], axis: int) -> Array:
