@@ -110,7 +110,11 @@ def _check_run(item: Pass, graph: Graph, context: PassContext, where: str) -> Ru
     _require(isinstance(outcome, Outcome), f"{item} returned no Outcome, on {where}")
     if not outcome.changes:
         direct.sort()
-        _require(io.to_bytes(direct) == before, f"{item} changed {where} and did not say so")
+        _require(
+            io.to_bytes(direct) == before,
+            f"{item} changed the model {where!r} and did not say so: call outcome.change for each change, and "
+            "own_constant, which gives a node a copy of a shared weight, only where one follows",
+        )
     if item.promises() is Guarantee.EXACT:
         repeated = PassManager(Pipeline((item,)), verify=False).run(result.graph, context)
         _require(repeated.changes == 0, f"{item} finds more to do in its own result, on {where}: {_first(repeated)}")

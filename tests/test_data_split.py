@@ -119,3 +119,15 @@ def test_training_gets_all_that_neither_selects_nor_judges(judged_apart: bool) -
         assert len(train) == 360
     else:
         assert len(train) == 200 and not train & set(found.judge.indices.tolist())
+
+
+def test_fewer_samples_than_the_default_are_accounted_for() -> None:
+    found = split(rows(100), calibrate=512, judge=None)
+    counts = [len(part) for part in (found.calibrate, found.select, found.judge)]
+    assert sum(counts) == 100
+    said = "{} samples calibrate, fewer than 512: of 100, {} choose between what is tried, {} may judge"
+    assert found.notes == (said.format(*counts),)
+    assert not split(rows(100), calibrate=10, judge=None).notes
+    apart = split(rows(100), calibrate=512, judge=20, eval_data=rows(9, start=1000))
+    assert "may judge" not in apart.notes[0]
+    assert apart.notes[1] == "9 samples judge, fewer than the 20 of --eval-samples: there are no more"

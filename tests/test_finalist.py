@@ -61,13 +61,14 @@ def written(results: dict[str, Result], *, proposed: int = 99, budget: Budget | 
         SimpleNamespace(
             graph=name,
             pipeline=name,
+            called=f"recipe {name}",
             searched=True,
             result=SimpleNamespace(changes=1),
             chosen=Measured(name, True, True, agreement=it.chosen, drop=it.drop, decided=128),
         )
         for name, it in results.items()
     ]
-    notes = [f"tried, not used: {name}: another is better for latency" for name in list(results)[1:]]
+    notes = [f"tried, not used: recipe {name}: another is better for latency" for name in list(results)[1:]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "untried", lambda *_: iter(candidates[proposed:]))
         taken, *_ = finalist(study, candidates[:proposed], notes)
@@ -78,7 +79,7 @@ def test_a_candidate_whose_gain_does_not_hold_gives_way_to_the_next() -> None:
     assert not better(BEFORE, BEFORE, None, "latency")
     taken, notes = written({"large": Result(1.0, 1.0, size=1000), "small": Result(1.0, 1.0)})
     assert taken == "small"
-    assert notes == ["tried, not used: large: on the samples that judge, it is neither smaller nor faster"]
+    assert notes == ["tried, not used: recipe large: on the samples that judge, it is neither smaller nor faster"]
 
 
 def test_a_candidate_that_keeps_fewer_decisions_than_it_was_chosen_for_gives_way() -> None:
@@ -87,7 +88,7 @@ def test_a_candidate_that_keeps_fewer_decisions_than_it_was_chosen_for_gives_way
         taken, notes = written(results, proposed=proposed)
         assert taken == "keeps"
         assert [note for note in notes if "judge" in note] == [
-            "tried, not used: luck: on the samples that judge, 96.00% of the decisions are kept, fewer than 99%"
+            "tried, not used: recipe luck: on the samples that judge, 96.00% of the decisions are kept, fewer than 99%"
         ]
 
 

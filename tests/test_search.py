@@ -31,7 +31,7 @@ from onnxcomp.search.keys import DEFAULT, SAMPLERS, SearchKeys
 from onnxcomp.search.page import document
 from onnxcomp.search.pool import Processes
 from onnxcomp.search.rows import Judge, Row, Source, to_json
-from onnxcomp.search.run import Found, closer, parse_time, search
+from onnxcomp.search.run import Found, closer, parse_time, row_words, search
 from onnxcomp.search.show import lines, picture
 from onnxcomp.search.strategies import STRATEGIES, Told, drawn, first_points, grown
 from onnxcomp.verify.budget import Budget
@@ -369,6 +369,21 @@ def test_the_picture_has_the_best_and_the_front_in_their_places() -> None:
     assert drawn[2].endswith("|*") and drawn[0].endswith("o")
     assert sum(line.count("o") + line.count("*") + line.count(".") for line in drawn[:5]) >= 4
     assert picture([], found_of(rows).judge) == []
+
+
+def test_figures_of_a_search_say_what_they_are() -> None:
+    found = found_of(rows_of((100_000, 0.01), (500_000, 0.0)))
+    assert "best: trial 0: 10.0% of the size, metric -0.0100" in lines(found)
+    assert "metric ±0</text>" in document(found) and "metric -0.0240</text>" in document(found)  # ends of the scale
+    plain = [replace(r, measured=replace(r.measured, drop=None)) for r in found.rows if r.measured is not None]
+    assert row_words(plain[0], found.judge) == "trial 0: 10.0% of the size, SQNR 30.0 dB"
+    flat = picture(rows_of((100, 0.0), (500, 0.0)), found.judge, width=20, height=4)
+    assert [line[:2] for line in flat[:4]] == ["±0", "  ", "  ", "  "]  # one loss, one label
+
+
+def test_the_trials_of_a_search_are_cards_on_a_narrow_screen() -> None:
+    whole = document(found_of(rows_of((100, 0.01), (500, 0.0))))
+    assert 'class="scroll cards"' in whole and 'data-of="spec"' in whole and 'class="wide fit"' in whole
 
 
 def test_a_search_without_a_sound_trial_says_so() -> None:

@@ -12,6 +12,7 @@ from onnxcomp.api import keywords
 from onnxcomp.api.given import read, split_off
 from onnxcomp.api.models import Files, Model
 from onnxcomp.api.results import Built, Result, Verdict
+from onnxcomp.api.wording import of_arguments
 from onnxcomp.job import Job
 from onnxcomp.runtime.progress import SILENT, Progress
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from onnxcomp.inspection import Inspection
 
 
+@of_arguments
 def optimize(model: Model, *, progress: Progress = SILENT, **options: Unpack[keywords.OptimizeOptions]) -> Result:
     """Compress a model, measure what it cost, and write the result and its report.
 
@@ -54,6 +56,7 @@ def optimize(model: Model, *, progress: Progress = SILENT, **options: Unpack[key
     return result
 
 
+@of_arguments
 def distill(
     student: Model,
     *,
@@ -91,6 +94,7 @@ def distill(
     return result
 
 
+@of_arguments
 def verify(
     before: Model,
     after: Model,
@@ -122,6 +126,7 @@ def verify(
         return Verdict.of(verify_pair(*pair, data, provider=provider, progress=progress, **given))
 
 
+@of_arguments
 def bench(
     *models: Model,
     data: Source | None = None,
@@ -167,6 +172,7 @@ def bench(
         )
 
 
+@of_arguments
 def compare(
     *models: Model, data: Source | None = None, progress: Progress = SILENT, **options: Unpack[keywords.CompareOptions]
 ) -> Comparison:
@@ -190,6 +196,7 @@ def compare(
         return compared([files.path(model) for model in models], data, progress=progress, **given)
 
 
+@of_arguments
 def inspect(model: Model, *, shapes: Mapping[str, Sequence[int]] | None = None, groups: bool = False) -> Inspection:
     """Size, parameters and multiply-accumulates of a model, layer by layer, and what passes could do with it.
 
@@ -209,6 +216,7 @@ def inspect(model: Model, *, shapes: Mapping[str, Sequence[int]] | None = None, 
         return replace(found, path=files.name(found.path))
 
 
+@of_arguments
 def explain(
     before: Model,
     after: Model | None,

@@ -24,7 +24,8 @@ def finish(job: Job, report: Report, *, quiet: bool, verbose: bool) -> int:
         return report.exit_code
     from onnxcomp.report.screen import show
 
-    places = [job.report_path, job.html]
+    planned = any("plan" in record.documents for record in report.passes)
+    places = [job.plan_path if planned else None, job.report_path, job.html]
     files = [str(path) for path in places if path is not None and path != STANDARD_OUTPUT]
     show(report, screen(err=job.report == STANDARD_OUTPUT), verbose=verbose, files=files)
     return report.exit_code

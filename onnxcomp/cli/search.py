@@ -58,6 +58,9 @@ def command(model: Path, json_file: Path | None, html: Path | None, quiet: bool,
             echo(line, err=aside)
         if found.config is not None:
             echo(f"makes it again: onnxcomp build {found.config}", err=aside)
+        for path in (json_file, html):
+            if path is not None and path != STANDARD_OUTPUT:
+                echo(f"wrote  {path}", err=aside)
     if found.report is None:
         echo(f"{model}: nothing that was tried made the model better within the budget", err=True)
         return found.exit_code

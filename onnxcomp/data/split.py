@@ -76,7 +76,7 @@ def split(
         judged = _judge(eval_data, judge)
     else:
         judged = draw.take(total if judge is None else _whole(judge, batch))
-    found = Split(chosen, selected, judged, _notes(chosen, calibrate, judged, judge, dataset), trained)
+    found = Split(chosen, selected, judged, _notes(chosen, calibrate, selected, judged, judge), trained)
     for name, part in (("calibrate", found.calibrate), ("select", found.select), ("judge", found.judge)):
         if not len(part):
             raise DataError(
@@ -136,12 +136,14 @@ def _judge(eval_data: Dataset, judge: int | None) -> Samples:
     return Samples(eval_data, indices)
 
 
-def _notes(chosen: Samples, calibrate: int, judged: Samples, judge: int | None, dataset: Dataset) -> tuple[str, ...]:
+def _notes(chosen: Samples, calibrate: int, selected: Samples, judged: Samples, judge: int | None) -> tuple[str, ...]:
     notes = []
     if len(chosen) < calibrate:
-        notes.append(f"{len(chosen)} samples calibrate, not the {calibrate} asked for: there are {len(dataset)}")
+        same = judged.dataset is chosen.dataset
+        shared = f"{len(selected)} choose between what is tried" + (f", {len(judged)} may judge" if same else "")
+        notes.append(f"{len(chosen)} samples calibrate, fewer than {calibrate}: of {len(chosen.dataset)}, {shared}")
     if judge is not None and len(judged) < judge:
-        notes.append(f"{len(judged)} samples judge, not the {judge} asked for")
+        notes.append(f"{len(judged)} samples judge, fewer than the {judge} of --eval-samples: there are no more")
     return tuple(notes)
 
 

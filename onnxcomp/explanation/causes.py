@@ -20,6 +20,7 @@ MISSING = 0.2  # of a lost bias is seen in the means, behind an activation funct
 LOST = (0.5, 1.5)  # shares of a bias that the means may lack where it is said to be lost and nothing else shows it
 STEPS = 2.0  # that the mean of an input may be off by rounding and cutting
 PLAIN = 0.01  # of a layer's error, below which a fault is not worth the first place
+CHOSEN = 0.05  # of the values: what a method leaves out of a range that saw samples like these is less
 FEW = 4  # channels, or elements of a row, from which on a common shift is no accident
 RELATED_DB = 1.0  # between a weight and what any compression makes of it
 ALIKE_DB = 6.0  # how much better the weights may be than the output whose error they explain
@@ -238,6 +239,10 @@ def _clipped(finding: Finding) -> Cause | None:
         f"its input's range of {entry.low:.4g} to {entry.high:.4g} cuts off {share:.2%} of the values, "
         f"which reach from {finding.fed.low:.4g} to {finding.fed.high:.4g}"
     )
+    if share > CHOSEN:
+        return Cause(
+            text, "calibrate on samples like these, prepared in the same way: no choice of a range cuts off that"
+        )
     return Cause(text, "give its input a wider range, as quantize-qdq{activations=minmax} does")
 
 

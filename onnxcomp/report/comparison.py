@@ -73,7 +73,7 @@ def page(found: Found) -> str:
     said = "".join(f"<p>{html.text(line)}</p>" for line in lines(found))
     body = (
         f"<header><h1>{len(found['models'])} models compared</h1></header><main>"
-        + html.section("table", "Side by side", html.table(list(rows[0]), written, right=right))
+        + html.section("table", "Side by side", html.table(list(rows[0]), written, right=right, narrow="cards"))
         + html.section("pictures", "What each costs, and what it keeps", pictures)
         + html.section("notes", "What was measured", said)
         + "</main>"

@@ -9,7 +9,7 @@ from typing import Any
 from onnxcomp.report import html_base as html
 from onnxcomp.report.tables import size_text
 
-COLUMNS = ("layer", "operator", "own error", "accumulated", "weights", "kernel", "why")
+COLUMNS = ("layer", "operator", "own SQNR", "SQNR so far", "weights", "kernel", "why")
 Layer = Mapping[str, Any]
 
 
@@ -36,6 +36,8 @@ def lines(found: Mapping[str, Any], shown: int | None = 12) -> list[str]:
             )
         if len(blamed) > 1 and found["advice"]:
             said.append(f"all of them left as they were: --passes {shlex.quote(found['advice'])}")
+        if found["advice"]:
+            said.append(f"to run them: onnxcomp optimize {shlex.quote(found['before'])} --data SAMPLES --passes ...")
     if shown is not None and len(differ) > shown:
         said.append(f"{len(differ) - shown} more layers: --all, or --json FILE")
     said += [

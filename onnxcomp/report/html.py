@@ -228,7 +228,7 @@ def _figures(report: Report) -> str:
         rows += [[text(cell) for cell in row] for row in nearness(report.teacher)]
     if report.fidelity is not None:
         rows += _closeness(report.fidelity)
-    return table(["", "before", "after", ""], rows, right=(1, 2))
+    return table(["", "before", "after", ""], rows, right=(1, 2), narrow="remarks")
 
 
 def _closeness(fidelity: Fidelity) -> list[list[str]]:
@@ -385,7 +385,8 @@ def _passes(report: Report) -> str:
         rows.append(
             [f"<code>{text(record.spec)}</code>", text(record.guarantee), done, size, f"{record.seconds:.2f} s"]
         )
-    return table(["pass", "outputs", "what it did", "weights", "time"], rows, right=(4,)) if rows else ""
+    heads = ["pass", "outputs", "what it did", "weights", "time"]
+    return table(heads, rows, right=(4,), narrow="cards") if rows else ""
 
 
 def _training(record: TrainingRecord) -> str:
@@ -449,4 +450,4 @@ def _origin(report: Report, when: str) -> str:
     )
     if when:
         rows.append(["written", text(when), ""])
-    return repeat + table(["", "", ""], rows)
+    return repeat + table(["", "", ""], rows, narrow="cards")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import re
+from typing import Literal
 
 from onnxcomp.results import PAGE_MARK
 
@@ -68,24 +69,30 @@ def section(key: str, title: str, body: str, note: str = "") -> str:
 
 
 def table(
-    columns: list[str], rows: list[list[str]], *, right: tuple[int, ...] = (), caption: str = "", cards: bool = False
+    columns: list[str],
+    rows: list[list[str]],
+    *,
+    right: tuple[int, ...] = (),
+    caption: str = "",
+    narrow: Literal["scroll", "cards", "remarks"] = "scroll",
 ) -> str:
     """A table of cells that are HTML already; the first cell of a row is its heading.
 
     Args:
         right: columns that stand at the right.
-        cards: on a narrow screen each row is a card of its own, cell below cell, each after its column's title.
+        narrow: what becomes of it on a narrow screen: it scrolls; each row is a card, cell below cell, each after its
+            column's title; or the last cell of a row, a remark, goes below the others.
     """
     side = ['class="n"' if index in right else "" for index in range(len(columns))]
     head = "".join(f"<th scope=col {side[i]}>{name}</th>" for i, name in enumerate(columns))
     lines = []
     for row in rows:
-        of = [f' data-of="{text(name)}"' if cards and name else "" for name in columns]
+        of = [f' data-of="{text(name)}"' if narrow == "cards" and name else "" for name in columns]
         cells = "".join(f"<td {side[i]}{of[i]}>{cell}</td>" for i, cell in enumerate(row) if i)
         lines.append(f"<tr><th scope=row>{row[0]}</th>{cells}</tr>")
     named = f"<caption>{caption}</caption>" if caption else ""
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    kinds = "scroll cards" if cards else "scroll"
+    kinds = "scroll" if narrow == "scroll" else f"scroll {narrow}"
     return f'<div class="{kinds}" role="group" aria-label="table" tabindex=0><table>{named}{body}</table></div>'
 
 
@@ -136,7 +143,12 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .6rem 0; }
 .tile { background: var(--raised); border: 1px solid var(--line); border-radius: .5rem; padding: .7rem .9rem; }
 .tile { overflow-wrap: anywhere; }
 .tile b { display: block; font-size: 1.55rem; line-height: 1.25; } .tile span { color: var(--dim); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; background: linear-gradient(90deg, var(--ground) 30%, transparent) left / 3rem 100%,
+  linear-gradient(270deg, var(--ground) 30%, transparent) right / 3rem 100%,
+  linear-gradient(90deg, var(--line), transparent) left / .9rem 100%,
+  linear-gradient(270deg, var(--line), transparent) right / .9rem 100%;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   font-weight: 400; } thead th { color: var(--dim); } .n { text-align: right; white-space: nowrap; }
 tbody th { overflow-wrap: anywhere; min-width: 9rem; } td .badge { white-space: nowrap; }
@@ -205,7 +217,11 @@ li { overflow-wrap: anywhere; }
 @media screen and (max-width: 40rem) { .cards table, .cards tbody, .cards tr, .cards td, .cards th { display: block; }
   .cards thead { display: none; } .cards tr { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem .8rem;
   margin: 0 0 .8rem; } .cards td, .cards th { border: 0; padding: .1rem 0; text-align: left; white-space: normal; }
-  .cards td:empty { display: none; } .cards td[data-of]::before { content: attr(data-of) ": "; color: var(--dim); } }
+  .cards td:empty { display: none; } .cards td[data-of]::before { content: attr(data-of) ": "; color: var(--dim); }
+  .remarks table, .remarks thead, .remarks tbody { display: block; } .remarks tr { display: grid;
+  grid-template-columns: 1fr 5.5rem 5.5rem; border-bottom: 1px solid var(--line); padding: .3rem 0; }
+  .remarks th, .remarks td { border: 0; padding: 0; min-width: 0; } .remarks tr > :last-child { grid-column: 1 / -1;
+  color: var(--dim); } svg.fit { width: 100%; font-size: 24px; } }
 pre { background: var(--raised); border: 1px solid var(--line); border-radius: .4rem; padding: .5rem .7rem;
   white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; }
 @media print {
@@ -215,7 +231,7 @@ pre { background: var(--raised); border: 1px solid var(--line); border-radius: .
   h2, h3, .note, .legend { break-after: avoid; } .note { break-inside: avoid; }
   .row, tr, figure, .tile { break-inside: avoid; }
   .row { grid-template-columns: minmax(6rem, 2fr) minmax(4rem, .8fr) 6.2rem 6.6rem 10.4rem 130px; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
   .row { content-visibility: visible; }
   .parts { display: block; max-height: none; overflow: visible; border: 0; }
   .part { display: block; break-inside: avoid; }

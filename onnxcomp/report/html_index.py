@@ -25,7 +25,7 @@ def document(build: BuildReport, pages: Mapping[str, str]) -> str:
     body = (
         f'<header><h1>onnxcomp build <span class="badge {state}">{good} of {len(build.models)} accepted</span></h1>'
         f'<p class="dim">{text(build.config)}, exit code {build.exit_code}, {build.seconds:.1f} s</p></header><main>'
-        + section("models", "Models", table(columns, rows, right=(6,), cards=True))
+        + section("models", "Models", table(columns, rows, right=(6,), narrow="cards"))
         + section("fronts", "Variants of one model", _fronts(build), FRONT_NOTE)
         + section("details", "What to know", "".join(map(_details, build.models)))
         + "</main>"

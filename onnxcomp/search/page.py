@@ -12,7 +12,7 @@ from onnxcomp.report.html_base import page, section, table, text, wide_chart
 from onnxcomp.report.record import write_text
 from onnxcomp.report.tables import size_text
 from onnxcomp.search.rows import Judge, Objective, Row
-from onnxcomp.search.run import Found, row_words
+from onnxcomp.search.run import Found, drop_text, row_words
 
 WIDTH, HEIGHT, EDGE = 900, 320, 46
 TITLES: dict[Objective, str] = {"size": "Size", "latency": "Latency", "macs": "Multiply-accumulates"}
@@ -92,7 +92,12 @@ def chart(rows: Sequence[Row], judge: Judge, objective: Objective) -> str:
     if limit is not None:
         y = 12 + (limit - least) / ((worst - least) or 1.0) * (HEIGHT - EDGE - 12)
         drawn.append(f'<line class="grid" x1="{EDGE}" x2="{WIDTH - EDGE}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        drawn.append(f'<text class="dim" x="{WIDTH - EDGE + 4}" y="{y + 4:.1f}">budget</text>')
+        drawn.append(
+            f'<text class="dim" x="{WIDTH - EDGE - 6}" y="{y - 6:.1f}" text-anchor="end">{_limit(limit)}</text>'
+        )
+    if all(found.drop is not None for _, found in told):
+        for y, loss in ((34, least), (HEIGHT - EDGE - 6, worst)):
+            drawn.append(f'<text class="dim" x="{EDGE + 6}" y="{y}">metric {drop_text(loss)}</text>')
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(row.number) for row in front))
     drawn.append(f'<polyline class="front" points="{path}"/>')
     for row, _ in sorted(told, key=lambda pair: pair[0].number in on):
@@ -105,10 +110,10 @@ def chart(rows: Sequence[Row], judge: Judge, objective: Objective) -> str:
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         x = EDGE + share * (WIDTH - 2 * EDGE)
         drawn.append(
-            f'<text class="dim" x="{x:.1f}" y="{HEIGHT - EDGE + 16}" text-anchor="middle">{share * right:.0%}</text>'
+            f'<text class="dim" x="{x:.1f}" y="{HEIGHT - EDGE + 22}" text-anchor="middle">{share * right:.0%}</text>'
         )
     label = f"{len(told)} trials, loss against {objective}"
-    svg = f'<svg class="wide" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(drawn)}</svg>'
+    svg = f'<svg class="wide fit" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(drawn)}</svg>'
     return wide_chart(svg)
 
 
@@ -137,4 +142,9 @@ def _table(rows: Sequence[Row], judge: Judge) -> str:
                 f"<code>{text(row.spec)}</code>",
             ]
         )
-    return table(columns, cells, right=(2, 3, 4, 5, 6))
+    return table(columns, cells, right=(2, 3, 4, 5, 6), narrow="cards")
+
+
+def _limit(limit: float) -> str:
+    """What the line of a chart stands for."""
+    return f"budget: max_drop {limit:g}"

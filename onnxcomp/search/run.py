@@ -116,6 +116,8 @@ def search(job: Job, keys: SearchKeys, *, tell: Tell = lambda text: None, progre
             tell(f"warning: {doubt}")
         ledger = ledgers.open_ledger(keys.study or str(study_file(job)), name, space, judge, job.seed)
         ledger.keep_source(Source(**told))
+        if ledger.finished:
+            tell(f"trials of earlier runs: {len(ledger.finished)}, kept in {keys.study or study_file(job)}")
         run = _Run(job, space, ledger, pool, strategy(keys.sampler), keys.trials, seconds, tell)
         run.all(progress)
     finally:
@@ -378,9 +380,9 @@ def row_words(row: Row, judge: Judge) -> str:
     if row.measured is None:
         return f"trial {row.number}: failed: {row.why}"
     found = row.measured
-    quality = "" if found.drop is None else f", {drop_text(found.drop)}"
+    quality = "" if found.drop is None else f", metric {drop_text(found.drop)}"
     if found.drop is None and found.sqnr_db is not None:
-        quality = f", {found.sqnr_db:.1f} dB"
+        quality = f", SQNR {found.sqnr_db:.1f} dB"
     why = f", {row.why}" if row.why and not row.sound else ""
     return f"trial {row.number}: {share_words(row, judge)}{quality}{why}"
 

@@ -35,7 +35,7 @@ def picture(rows: Sequence[Row], judge: Judge, *, width: int = WIDTH, height: in
     margin = max(len(top), len(bottom))
     lines = []
     for y, cells in enumerate(canvas):
-        label = top if y == 0 else bottom if y == height - 1 else ""
+        label = top if y == 0 else bottom if y == height - 1 and bottom != top else ""
         lines.append(f"{label:>{margin}} |{''.join(cells)}".rstrip())
     unit = {"latency": "of the time", "size": "of the size", "macs": "of the MACs"}[judge.objective]
     ends = f"{left:.1%}{unit:^{max(1, width - 14)}}{right:.1%}"

@@ -58,7 +58,8 @@ class Recording:
             while self._spool.tell() < end:
                 yield pickle.load(self._spool)
         finally:
-            self._spool.seek(end)
+            if not self._spool.closed:  # whoever was interrupted closes it before the reader of it ends
+                self._spool.seek(end)
 
     def close(self) -> None:
         """Give its memory and its file back."""

@@ -29,7 +29,7 @@ def unsound(fidelity: Fidelity | None, accuracy: Accuracy | None, budget: Budget
     """Why a result is not to be trusted, by the budget or the default run's own limits; empty when it is."""
     allowed = COLLAPSED_DROP if budget.max_drop is None else budget.max_drop
     if accuracy is not None and accuracy.drop > allowed + ROUNDING:
-        return f"{accuracy.metric} falls by {accuracy.drop:.4f}, more than {allowed:g}"
+        return f"{accuracy.metric} falls by {accuracy.drop:.4f} on {accuracy.samples:,} samples, more than {allowed:g}"
     if fidelity is None or fidelity.identical:
         return ""
     if fidelity.untold:

@@ -50,7 +50,7 @@ def finalist(study: Study, candidates: Sequence[Candidate], notes: list[str]) ->
                 why = f"{judged.figures.agreement:.2%} of the decisions are kept, fewer than {promise:.0%}"
         if not why:
             return _taken(_best(study, [*fewer, replace(judged, figures=_kept(judged.figures, promise))]), notes)
-        notes.append(f"tried, not used: {candidate.pipeline}: on the samples that judge, {why}")
+        notes.append(f"tried, not used: {candidate.called}: on the samples that judge, {why}")
     assert first is not None
     return _taken(_best(study, fewer) if fewer else first, notes)
 
@@ -87,6 +87,6 @@ def _best(study: Study, held: list[Judged]) -> Judged:
 
 def _taken(judged: Judged, notes: list[str]) -> tuple[Candidate, Graph, Measurements]:
     """What is handed on, without a note that it was not used."""
-    beaten = f"tried, not used: {judged.candidate.pipeline}: "
+    beaten = f"tried, not used: {judged.candidate.called}: "
     notes[:] = [note for note in notes if not note.startswith(beaten)]
     return judged.candidate, judged.graph, judged.measured

@@ -27,6 +27,7 @@ class Candidate:
         explicit: it was asked for pass by pass.
         searched: it was found by trying recipes, so that the default run's own limits hold.
         chosen: what it came to on the samples that it was chosen by; None where it was asked for.
+        recipe: the recipe's name, where it is one.
     """
 
     pipeline: Pipeline
@@ -34,6 +35,12 @@ class Candidate:
     explicit: bool
     searched: bool = False
     chosen: Measured | None = None
+    recipe: str = ""
+
+    @property
+    def called(self) -> str:
+        """What notes call it."""
+        return f"recipe {self.recipe}" if self.recipe else str(self.pipeline)
 
     @property
     def graph(self) -> Graph:
@@ -116,7 +123,7 @@ def try_recipes(study: Study) -> Proposed:
         proposed.why = "nothing that was tried made the model smaller or faster and kept it right"
     for measured, candidate in held[1:]:
         why = f"{_figures(measured, study)}; another is better for {job.objective}"
-        proposed.notes.append(f"tried, not used: {candidate.pipeline}: {why}")
+        proposed.notes.append(f"tried, not used: {candidate.called}: {why}")
     return proposed
 
 
@@ -180,7 +187,7 @@ def _tried(study: Study, recipe: recipes.Recipe, proposed: Proposed) -> tuple[Me
     if not found.sound or not found.better:
         proposed.notes.append(f"tried, not used: recipe {recipe.name}: {found.why}")
         return None
-    return found, Candidate(pipeline, result, False, True, found)
+    return found, Candidate(pipeline, result, False, True, found, recipe.name)
 
 
 def escalate(study: Study, aim: recipes.Aim) -> Proposed:

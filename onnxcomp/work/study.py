@@ -298,7 +298,8 @@ class Study:
         gained = better(self.stats, found.stats, found.benchmark, self.job.objective)
         bench, fidelity, accuracy = found.benchmark, found.fidelity, found.accuracy
         speed = "" if bench is None else f", {1 / bench.speedup:.2f} of the time"
-        gain = "" if gained else f"no gain: {found.stats.bytes / max(1, self.stats.bytes):.0%} of the size{speed}"
+        aim = "" if self.job.objective == "accuracy" else f" for {self.job.objective}"
+        gain = "" if gained else f"no gain{aim}: {found.stats.bytes / max(1, self.stats.bytes):.0%} of the size{speed}"
         return Measured(
             spec=spec,
             sound=not why,
