@@ -212,7 +212,9 @@ def test_the_command_writes_what_it_shows(tmp_path: Path, capsys: pytest.Capture
     assert {"node", "output", "own_sqnr_db", "accumulated_sqnr_db", "why", "advice"} <= layers[0].keys()
     page = (tmp_path / "e.html").read_text()
     assert "hold the weights of other channels" in page and "src=" not in page and "href=" not in page
-    assert "block.conv2" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "block.conv2" in shown and "own SQNR" in shown and "SQNR so far" in shown
+    assert f"to run them: onnxcomp optimize {first} --data SAMPLES --passes ..." in " ".join(shown.split())
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:

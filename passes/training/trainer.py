@@ -118,8 +118,6 @@ class Trainer:
             given = replace(task, optimizer=replace(task.optimizer, lr=rate))
             result = engine.train(given, progress=self.context.progress, checkpoint=engine.Checkpoint())
             if result.resumed_from:
-                self.outcome.notes.append(f"went on from step {result.resumed_from:,} of an interrupted run")
-            if result.resumed_from:
                 words = f"training went on from step {result.resumed_from} of a run that was interrupted"
                 self.outcome.notes.append(words)
             if best is not None:
