@@ -289,7 +289,7 @@ def test_copies_of_calibration_samples_are_named_and_judge_nothing(tmp_path: Pat
 def test_the_same_data_under_another_name_do_not_judge(tmp_path: Path):
     near = data(tmp_path / "d.npz")
     np.savez(tmp_path / "e.npz", x=np.load(near)["x"])
-    with pytest.raises(DataError, match="all 300 samples of --eval-data are among those of --data"):
+    with pytest.raises(DataError, match="all 300 samples of eval_data are among those of data"):
         optimized(tmp_path, network(), near, eval_data=tmp_path / "e.npz", passes="quantize-weights")
 
 
