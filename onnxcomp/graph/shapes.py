@@ -10,7 +10,7 @@ import onnx
 from onnx import shape_inference
 from onnx.helper import tensor_dtype_to_np_dtype
 
-from onnxcomp.errors import ModelError, OnnxcompError
+from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import LIGHT_ELEMENTS, encode_light, shape_of
 from onnxcomp.graph.evaluate import SMALL_ELEMENTS, beyond_onnx, propagate
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Graph, is_onnx
@@ -186,13 +186,11 @@ def blamed_on(graph: Graph) -> Iterator[None]:
     Only then is the inference asked: it refuses some models that run, too.
 
     Raises:
-        ModelError: in the place of an error that is none of onnxcomp's own; names what is wrong with the graph.
+        ModelError: in the place of an error that attributes and sizes which fit nothing lead to; names what is wrong.
     """
     try:
         yield
-    except OnnxcompError:
-        raise
-    except Exception:
+    except (ArithmeticError, LookupError, TypeError, ValueError):
         check_structure(graph, strict=True)
         raise
 
