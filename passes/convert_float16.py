@@ -157,6 +157,8 @@ class _Converter:
                 plan.why[node] = f"the ONNX standard does not describe {node.op} of {node.domain or 'this opset'}"
             elif not half or not takes_half(node, self.graph.opset, self.shapes):
                 plan.why[node] = f"{node.op} has no half-precision form in opset {self.graph.opset}"
+            elif not self.context.operators.facts(node).half_kernel(node):
+                plan.why[node] = f"{node.op} has no half-precision form with these attributes in ONNX Runtime"
             elif not self.wanted(node):
                 plan.why[node] = "not selected by include and exclude"
             elif any(tensor in inner for tensor in node.outputs):

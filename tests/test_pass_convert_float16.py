@@ -453,3 +453,31 @@ def test_what_onnxruntime_wrote_in_half_precision_becomes_half_again(tmp_path: P
     feeds = {"x": builders.normal(generator, 4, 8)}
     after = ort.InferenceSession(io.to_bytes(result.graph)).run(None, feeds)[0]
     np.testing.assert_allclose(after, builders.run(proto, feeds)[0], atol=2e-2)
+
+
+@pytest.mark.parametrize("reduction", ["none", "add", "mul", "max", "min"])
+@pytest.mark.parametrize("op", ["ScatterElements", "ScatterND"])
+def test_kernels_that_open_in_half_precision_and_do_not_run_stay_float(op: str, reduction: str) -> None:
+    """ONNX Runtime registers both for every type, and computes some reductions of half precision only."""
+    product = helper.make_node("MatMul", ["x", "w"], ["h"], name="product")
+    scatter = helper.make_node(op, ["h", "at", "h"], ["s"], name="scatter", reduction=reduction)
+    last = helper.make_node("MatMul", ["s", "w"], ["y"], name="last")
+    at = np.zeros((16, 16) if op == "ScatterElements" else (16, 1), np.int64)
+    ends = [builders.value(name, FLOAT, [16, 16]) for name in "xy"]
+    proto = builders.model([product, scatter, last], ends[:1], ends[1:], {"w": WEIGHT, "at": at}, opset=18)
+    feeds = {"x": np.random.default_rng(1).standard_normal((16, 16)).astype(np.float32)}
+    before, (found, why, _) = outputs(proto, feeds), convert(proto, feeds)
+    after = outputs(found, feeds)
+    assert np.allclose(after[0], before[0], rtol=0.01, atol=0.05 * before[0].std())
+    alone = helper.make_node(op, ["x", "at", "x"], ["y"], reduction=reduction)
+    ends = [builders.value(name, HALF, [16, 16]) for name in "xy"]
+    session = ort.InferenceSession(
+        builders.model([alone], ends[:1], ends[1:], {"at": at}, opset=18).SerializeToString(),
+        providers=["CPUExecutionProvider"],
+    )
+    try:
+        session.run(None, {"x": feeds["x"].astype(np.float16)})
+    except ort.capi.onnxruntime_pybind11_state.RuntimeException:
+        assert "no half-precision form" in why["scatter"]
+    else:
+        assert "scatter" not in why

@@ -132,8 +132,20 @@ RECORDS = (
     ),
     OpFacts("GatherElements", gradient=keep, moves_data=True, shape_ports=(1,), coupling=one_axis_passes_not),
     OpFacts("GatherND", gradient=keep, moves_data=True, shape_ports=(1,), coupling=one_axis_passes_not),
-    OpFacts("ScatterElements", gradient=movement_forms.scatter, shape_ports=(1,), coupling=one_axis_passes_not),
-    OpFacts("ScatterND", gradient=movement_forms.scatter, shape_ports=(1,), coupling=one_axis_passes_not),
+    OpFacts(
+        "ScatterElements",
+        gradient=movement_forms.scatter,
+        shape_ports=(1,),
+        coupling=one_axis_passes_not,
+        half_kernel=lambda node: node.attrs.get("reduction", "none") in ("none", "max", "min"),
+    ),
+    OpFacts(
+        "ScatterND",
+        gradient=movement_forms.scatter,
+        shape_ports=(1,),
+        coupling=one_axis_passes_not,
+        half_kernel=lambda node: node.attrs.get("reduction", "none") == "none",
+    ),
     OpFacts("OneHot", shape_ports=(1,)),
     OpFacts(
         "GatherBlockQuantized",

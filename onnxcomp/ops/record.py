@@ -136,6 +136,11 @@ def no_macs(node: Node, shapes: Shapes) -> int:
     return 0
 
 
+def every(node: Node) -> bool:
+    """For what holds of an operator whatever its attributes are."""
+    return True
+
+
 @dataclass(frozen=True)
 class IntegerForm:
     """How an operator takes its operands as integers.
@@ -188,6 +193,8 @@ class OpFacts:
         noop: when it hands on a tensor unchanged (onnxcomp.graph.noops).
         half: of an operator that ONNX does not describe, the inputs and the outputs that share one float type, which
             may be half precision; of others ONNX says it.
+        half_kernel: whether ONNX Runtime computes this node in half precision: some kernels open with it and fail in
+            the first run, as their attributes ask.
         gradient: the form with a right gradient (onnxcomp.graph.rewriting).
         known: False for the record of an operator that no table holds.
     """
@@ -212,6 +219,7 @@ class OpFacts:
     sums: Literal["", "zeros", "products", "norm"] = ""
     noop: noops.Rule | None = None
     half: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    half_kernel: Callable[[Node], bool] = every
     gradient: Rewrite | None = None
     known: bool = True
 
