@@ -25,6 +25,7 @@ from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.mixing import mixed
 from onnxcomp.passes.weights.plan import Plan, Planner, Recipe
 from onnxcomp.passes.weights.sources import other_weights, readers
+from onnxcomp.runtime.closeness import energy
 from onnxcomp.runtime.gram import Gram
 from onnxcomp.targets.base import Target
 
@@ -242,9 +243,9 @@ class _Loss:
         step = max(1, CACHED_ELEMENTS // max(1, values.shape[1]))
         for start in range(0, len(values), step):
             part = values[start : start + step].astype(np.float64)
-            error = (part - decoded[start : start + step]).reshape(-1)
-            self.signal += float(part.reshape(-1) @ part.reshape(-1))
-            self.noise += float(error @ error)
+            error = part - decoded[start : start + step]
+            self.signal += energy(part)
+            self.noise += energy(error)
 
     @property
     def sqnr_db(self) -> float:

@@ -21,6 +21,7 @@ from onnxcomp.passes.weights.coders import IntegerCoder
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.sources import described, reader, stored_weights
 from onnxcomp.passes.weights.trials import Group, Trials, costly_first
+from onnxcomp.runtime.closeness import energy
 from onnxcomp.targets.base import Target
 from onnxcomp.targets.table import find
 
@@ -194,10 +195,10 @@ class _Form:
                 form.why = f"{constant.name} holds NaN or infinity"
                 return form
             codes, scales = CODER.code(rows, layout.block)
-            signal += _energy(rows)
-            noise += _energy(rows - _decoded(codes, scales, rows.shape))
+            signal += energy(rows)
+            noise += energy(rows - _decoded(codes, scales, rows.shape))
             with np.errstate(over="ignore"):
-                half_noise += _energy(rows - rows.astype(HALF).astype(np.float32))
+                half_noise += energy(rows - rows.astype(HALF).astype(np.float32))
         form.sqnr_db = _db(signal, noise)
         form.half_fits = constant.dtype.itemsize > 2 and _db(signal, half_noise) >= HALF_DB
         if wanted == "half" or (wanted == "auto" and form.sqnr_db < OWN_DB):
@@ -343,10 +344,6 @@ def _decoded(codes: Array, scales: Array, shape: tuple[int, ...]) -> Array:
     """float32 rows of codes [rows, blocks, block] and scales [rows, blocks]."""
     values = (codes - np.float32(CODER.zero)) * scales[:, :, None]
     return values.reshape(shape[0], -1)[:, : shape[1]]
-
-
-def _energy(values: Array) -> float:
-    return float(np.square(values, dtype=np.float64).sum())
 
 
 def _db(signal: float, noise: float) -> float:

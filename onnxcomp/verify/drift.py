@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from onnxcomp.results import Drift
-from onnxcomp.runtime.closeness import is_float
+from onnxcomp.runtime.closeness import energy, is_float
 from onnxcomp.verify.pair import Answer
 
 LEAST_STEPS = 4
@@ -34,7 +34,7 @@ class Drifting:
             finite = np.isfinite(a) & np.isfinite(b)
             a, b = a[finite], b[finite]
             signal, noise = self._sums.setdefault(name, {}).get(answer.step, (0.0, 0.0))
-            self._sums[name][answer.step] = (signal + float(a @ a), noise + float(np.square(a - b).sum()))
+            self._sums[name][answer.step] = (signal + energy(a), noise + energy(a - b))
 
     def result(self) -> Drift | None:
         """The output that loses most from the first quarter of the steps to the last; None without long sequences."""

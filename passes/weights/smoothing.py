@@ -14,7 +14,7 @@ from onnxcomp.graph.rounding import Levels, round_nearest, symmetric_scales
 from onnxcomp.layers.use import WeightUse
 from onnxcomp.manager.base import PassContext, SampleSource
 from onnxcomp.passes.weights.layout import Layout
-from onnxcomp.runtime.closeness import sqnr_db
+from onnxcomp.runtime.closeness import energy, sqnr_db
 from onnxcomp.runtime.taps import stream
 
 MOST_SAMPLES = 128
@@ -83,9 +83,9 @@ class _Trial:
         plain, smoothed = _dynamic(rows)(picked), _dynamic(rows / self.factors)(picked / self.factors)
         for i, (weight, integers, smooth_integers) in enumerate(self._weights):
             wanted = picked @ weight
-            self.signal[i] += _energy(wanted)
-            self.plain[i] += _energy(plain @ integers - wanted)
-            self.smoothed[i] += _energy(smoothed @ smooth_integers - wanted)
+            self.signal[i] += energy(wanted)
+            self.plain[i] += energy(plain @ integers - wanted)
+            self.smoothed[i] += energy(smoothed @ smooth_integers - wanted)
 
     def verdict(self) -> Verdict:
         before, after = sum(self.plain), sum(self.smoothed)
@@ -187,7 +187,3 @@ def _dynamic(values: Array) -> Any:
 def _rounded(weight: Array) -> Array:
     scales = symmetric_scales(weight, LEVELS)
     return round_nearest(weight, scales, LEVELS) * scales[:, None]
-
-
-def _energy(values: Array) -> float:
-    return float(np.square(values, dtype=np.float64).sum())
