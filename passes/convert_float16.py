@@ -169,7 +169,7 @@ class _Converter:
 
     def _half_ports(self, node: Node, found: list[Port]) -> list[Port]:
         """The float32 ports that may be float16; all ports of a type variable, or none."""
-        if any(not any(kind.startswith("tensor(") for kind in port.allowed) for port in found):
+        if not all(port.takes_tensors for port in found):
             return []  # a sequence holds tensors of the type that its makers and readers agreed on
         own = {port: _variable(node, port) for port in found}
         fixed = {own[port] for port in found if HALF not in port.allowed}

@@ -16,6 +16,7 @@ from test_graph_io import FLOAT
 from onnxcomp.errors import ModelError
 from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode, encode
+from onnxcomp.graph.evaluate import propagate
 from onnxcomp.graph.shapes import check_structure, infer
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 
@@ -215,3 +216,31 @@ def test_values_of_long_vectors_are_not_followed_and_their_sizes_are_known(monke
     shapes = infer(graph)
     assert [shapes.types[name].shape for name in ("wave", "n", "s", "y")] == [(100_000,)] * 3 + [(1, 100_000)]
     assert [bool(name) for name in shown[-1]] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "unwrap", "weights"),
+    [
+        ("Optional", "OptionalGetElement", {}),
+        ("SequenceConstruct", "SequenceAt", {"at": np.asarray(0)}),
+    ],
+)
+def test_a_sequence_or_optional_of_constants_is_no_tensor(
+    wrap: str, unwrap: str, weights: dict[str, np.ndarray]
+) -> None:
+    nodes = [
+        helper.make_node(wrap, ["w"], ["held"], "wrap"),
+        helper.make_node(unwrap, ["held", *weights], ["again"], "unwrap"),
+        helper.make_node("MatMul", ["x", "again"], ["y"], "m"),
+    ]
+    ports = [builders.value(n, FLOAT, ["N", 8]) for n in ("x", "y")]
+    weights = {"w": builders.normal(builders.rng(), 8, 8), **weights}
+    graph = decode(builders.model(nodes, ports[:1], ports[1:], weights))
+    shapes = infer(graph, {"x": (1, 8)})
+    propagate(graph, shapes)
+    held, again = (graph.tensors()[name] for name in ("held", "again"))
+    assert shapes.dtype(held) is None
+    assert shapes.shape(held) is None
+    assert shapes.dtype(again) == np.float32
+    half = PassManager(Pipeline.parse("convert-float16")).run(graph)
+    builders.run(onnx.load_from_string(io.to_bytes(half.graph)), {"x": np.ones((2, 8), np.float32)})

@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper, shape_inference
 
 from onnxcomp.graph.codec import dims_of, encode_node
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, elem_type, is_onnx
+from onnxcomp.graph.port_types import ports
 from onnxcomp.graph.types import Shapes, TensorType
 
 if TYPE_CHECKING:
@@ -63,9 +64,14 @@ def evaluate(node: Node, inputs: list[Array | None], opset: int) -> list[Array]:
     """Run one node of the default domain on given inputs, by onnx's reference implementation.
 
     Raises:
+        TypeError: the operator gives a sequence or an optional value, which the reference implementation hands out as a
+            list or as what is in it.
         Exception: whatever the reference implementation raises for an operator or value it does not take.
     """
     from onnx.reference import ReferenceEvaluator
+
+    if not all(port.takes_tensors for port in ports(node, opset) or [] if port.output):
+        raise TypeError(f"{node.op} gives no tensor")
 
     proto = encode_node(node)
     names = {name: value for name, value in zip(proto.input, inputs, strict=True) if name and value is not None}

@@ -44,6 +44,11 @@ class Port:
         """What stands there; None where it is omitted."""
         return node.output(self.index) if self.output else node.input(self.index)
 
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether a tensor may stand there, and no sequence or optional value must."""
+        return any(kind.startswith("tensor(") for kind in self.allowed)
+
 
 def ports(node: Node, opset: int, operators: Operators | None = None) -> list[Port] | None:
     """Every port of a node that is in use; None for an operator that neither the ONNX standard nor a record describes.
