@@ -110,6 +110,14 @@ def test_the_size_is_known_before_anything_is_inlined(monkeypatch: pytest.Monkey
     assert caught.value.do
 
 
+def test_a_few_lines_may_not_unfold_to_hours_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_expansion(broken_models.doubling_functions(12))  # 4,096 nodes, some seconds
+    with pytest.raises(ModelError, match=r"come to 8,192 nodes .* at most 6,000 .* 27 that are"):
+        check_expansion(broken_models.doubling_functions(13))
+    monkeypatch.setattr(functions, "FEW_NODES", 10)
+    check_expansion(broken_models.doubling_functions(11))  # 2,048 of 23: what is written long may be long
+
+
 def test_functions_that_call_each_other_in_a_circle_are_refused() -> None:
     proto = broken_models.doubling_functions(3)
     proto.functions[0].node[0].op_type, proto.functions[0].node[0].domain = "F2", "two"

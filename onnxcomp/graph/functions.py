@@ -12,6 +12,8 @@ from onnxcomp.graph.codec import bodies_of, decode, encode_light
 from onnxcomp.graph.ir import Graph, Variable, is_onnx
 
 MOST_NODES = 500_000  # of a model whose functions are inlined: the largest known ones have some 50,000
+FEW_NODES = 6000  # a file of any size may come to these: each costs about a millisecond
+MOST_TIMES = 200  # as many nodes as are written; a network of 100 layers, each one call, comes to some 50
 
 _Key = tuple[str, str, str]
 
@@ -23,8 +25,8 @@ def inline_functions(graph: Graph) -> list[str]:
         What was done, in a sentence; nothing where the model has no functions.
 
     Raises:
-        ModelError: functions call each other in a circle, the result would pass `MOST_NODES`, or a function is written
-            for an opset in which its operators mean something else.
+        ModelError: functions call each other in a circle, the result would pass the ceiling of `check_expansion`, or a
+            function is written for an opset in which its operators mean something else.
     """
     graph = graph.root
     count = len(graph.functions)
@@ -61,7 +63,8 @@ def check_expansion(model: onnx.ModelProto) -> None:
     """Count the nodes that a model has with its functions inlined, without inlining them.
 
     Raises:
-        ModelError: functions call each other in a circle, or there would be more than `MOST_NODES` nodes.
+        ModelError: functions call each other in a circle, or there would be more than `MOST_NODES` nodes, or than
+            `MOST_TIMES` as many as are written: a few lines are not to cost hours.
     """
     if not model.functions:
         return
@@ -70,9 +73,12 @@ def check_expansion(model: onnx.ModelProto) -> None:
     for key in _callees_first(functions):
         sizes[key] = _size(functions[key].node, sizes)
     total = _size(model.graph.node, sizes)
-    if total > MOST_NODES:
+    written = sum(1 for nodes in (model.graph.node, *(f.node for f in model.functions)) for _ in _walk(nodes))
+    most = min(MOST_NODES, max(FEW_NODES, MOST_TIMES * written))
+    if total > most:
         raise ModelError(
-            f"its local functions come to {total:,} nodes when they are inlined, and at most {MOST_NODES:,} are taken",
+            f"its local functions come to {total:,} nodes when they are inlined, and at most {most:,} are taken of the "
+            f"{written:,} that are written",
             where="the model's functions",
             do="export the model with fewer levels of functions that call each other",
         )
