@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 # what a setting names: a file or function that is read, a file that is written, or nothing outside of itself
@@ -125,7 +126,7 @@ class Setting:
 
 def settings_of(owner: type[Any]) -> Iterator[Setting]:
     """The settings that a dataclass declares, in order; fields of other kinds are not among them."""
-    hints = typing.get_type_hints(owner, localns=dict.fromkeys(LOADED_LATE, str))
+    hints = _hints(owner)
     for item in dataclasses.fields(owner):
         told = item.metadata
         if "help" not in told:
@@ -153,6 +154,11 @@ def settings_of(owner: type[Any]) -> Iterator[Setting]:
             takes=told["takes"],
             optional=type(None) in typing.get_args(hints[item.name]),
         )
+
+
+@cache
+def _hints(owner: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(owner, localns=dict.fromkeys(LOADED_LATE, str))
 
 
 def _choices(told: tuple[str, ...] | Callable[[], tuple[str, ...]], hint: Any) -> tuple[str, ...]:
