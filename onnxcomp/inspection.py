@@ -22,7 +22,7 @@ from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.ops.facts import Operators, load_operators
 from onnxcomp.report.notebook import fragment
 from onnxcomp.report.tables import count_text, size_text
-from onnxcomp.results import ModelStats
+from onnxcomp.results import IDLE, ModelStats
 
 TRIED_BYTES = 64 * 2**20  # of weights: up to here a lossy pass is tried, beyond only what it may look at is told
 
@@ -214,7 +214,7 @@ def _prospects(graph: Graph, context: PassContext) -> list[Prospect]:
             continue
         if outcome.changes:  # what a pass left as it was serves the next one: a copy of deep bodies takes its time
             tried[lossy] = (opened if lossy else graph).clone()
-        words = outcome.summary or (f"{len(outcome.changes)} changes" if outcome.changes else "nothing to do")
+        words = outcome.summary or (f"{len(outcome.changes)} changes" if outcome.changes else IDLE)
         found.append(Prospect(name, item.promises().value, words, len(outcome.changes)))
     return found
 

@@ -185,6 +185,17 @@ def test_optimize_writes_the_page_it_is_asked_for(
     assert "conv1" in harmless(Path("page.html").read_text()).texts
 
 
+def test_passes_that_found_nothing_to_do_take_one_line() -> None:
+    found = report_samples.report(2, report_samples.large_name)
+    idle = replace(found.passes[0], name="idle", spec="idle{x=1}", changes=0, summary="nothing to do", notes=())
+    told = replace(idle, name="told", spec="told", notes=("it says why",))
+    found.passes = [*found.passes, idle, told]
+    page = html.document(found, "now")
+    assert "Found nothing to do: <code>idle{x=1}</code>." in page
+    assert page.count("idle{x=1}") == 1
+    assert "it says why" in page
+
+
 @pytest.mark.parametrize("names", [report_samples.large_name, report_samples.hostile_name])
 def test_the_page_of_a_build_is_harmless_too(names: object) -> None:
     found = report_samples.build(names)  # type: ignore[arg-type]

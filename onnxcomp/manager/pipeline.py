@@ -19,7 +19,7 @@ from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.manager.guarantee import Probe, interface_of
 from onnxcomp.manager.prefixes import Kept, Prefixes
 from onnxcomp.manager.spec import parse_passes
-from onnxcomp.results import PassRecord, TrainingRecord
+from onnxcomp.results import IDLE, PassRecord, TrainingRecord
 from onnxcomp.runtime import blas
 
 
@@ -205,7 +205,7 @@ class PassManager:
                 raise
             failure, candidate = str(error), graph
         if not outcome.changes and not outcome.summary:
-            outcome.summary = "nothing to do"
+            outcome.summary = IDLE
         bytes_before, operators_before = total_bytes(graph), graph.operators()
         same = candidate is graph
         record = PassRecord(

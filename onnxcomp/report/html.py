@@ -376,6 +376,8 @@ def _or_inf(value: float | None) -> float:
 def _passes(report: Report) -> str:
     rows = []
     for record in report.passes:
+        if record.idle:
+            continue
         done = text(record.rolled_back or record.summary or f"{record.changes} changes")
         for note in record.notes:
             done += f"<br>{text(note)}"
@@ -386,7 +388,9 @@ def _passes(report: Report) -> str:
             [f"<code>{text(record.spec)}</code>", text(record.guarantee), done, size, f"{record.seconds:.2f} s"]
         )
     heads = ["pass", "outputs", "what it did", "weights", "time"]
-    return table(heads, rows, right=(4,), narrow="cards") if rows else ""
+    drawn = table(heads, rows, right=(4,), narrow="cards") if rows else ""
+    idle = ", ".join(f"<code>{text(record.spec)}</code>" for record in report.passes if record.idle)
+    return drawn + (f"<p>Found nothing to do: {idle}.</p>" if idle else "")
 
 
 def _training(record: TrainingRecord) -> str:

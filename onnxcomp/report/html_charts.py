@@ -101,7 +101,7 @@ def latency(found: LatencySpread, before_ms: dict[str, float], after_ms: dict[st
     for ms in _ticks(found.low_ms, found.high_ms):
         x = left + (ms - found.low_ms) / span * wide
         drawn += f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="20" y2="{height:g}"/>'
-        side = "middle" if x < WIDTH - 30 else "end"
+        side = "start" if x < 30 else "middle" if x < WIDTH - 30 else "end"
         drawn += f'<text class="dim" x="{x:.1f}" y="{height + 16:g}" text-anchor="{side}">{ms:g} ms</text>'
     for style, part, times in (("before", shares[0], before_ms), ("after", shares[1], after_ms)):
         path = _steps(part, wide, height - 20, top)

@@ -198,7 +198,7 @@ def _fidelity_rows(fidelity: Fidelity) -> list[tuple[str, str, str, str]]:
 def _passes(report: Report, console: Console, verbose: bool) -> None:
     from rich.text import Text
 
-    shown = [r for r in report.passes if verbose or r.changes or r.rolled_back or r.summary != "nothing to do"]
+    shown = [record for record in report.passes if verbose or not record.idle]
     if not shown:
         return
     console.print(Text("\npasses", style="dim"))
