@@ -273,3 +273,71 @@ def test_answers_in_half_precision_are_guessed_like_any_others() -> None:
             for kind in (np.float16, np.float32)
         ]
     assert lines[0] == lines[1]
+
+
+def in_containers(kind: str) -> list[onnx.NodeProto]:
+    """From `a` to `b`, through what holds tensors."""
+    twice = helper.make_graph(
+        [helper.make_node("Add", ["item", "item"], ["sum"]), helper.make_node("Mul", ["sum", "a"], ["more"])],
+        "twice",
+        [builders.value("item", DOUBLE, None)],
+        [builders.value("more", DOUBLE, None)],
+    )
+    grow = helper.make_graph(
+        [
+            helper.make_node("Mul", ["a", "a"], ["square"]),
+            helper.make_node("SequenceInsert", ["held", "square"], ["grown"]),
+            helper.make_node("Identity", ["going"], ["still"]),
+        ],
+        "grow",
+        [
+            builders.value("step", TensorProto.INT64, []),
+            builders.value("going", TensorProto.BOOL, []),
+            helper.make_tensor_sequence_value_info("held", DOUBLE, None),
+        ],
+        [builders.value("still", TensorProto.BOOL, []), helper.make_tensor_sequence_value_info("grown", DOUBLE, None)],
+    )
+    pair = helper.make_node("SequenceConstruct", ["a", "again"], ["pair"])
+    last = helper.make_node("ConcatFromSequence", ["grown"], ["b"], axis=0)
+    return {
+        "sequence": [
+            pair,
+            helper.make_node("SequenceErase", ["pair", "zero"], ["grown"]),
+            last,
+        ],
+        "empty": [
+            helper.make_node("SequenceEmpty", [], ["none"], dtype=DOUBLE),
+            helper.make_node("SequenceInsert", ["none", "again"], ["one"]),
+            helper.make_node("SequenceAt", ["one", "zero"], ["b"]),
+        ],
+        "optional": [
+            helper.make_node("Optional", ["again"], ["maybe"]),
+            helper.make_node("OptionalGetElement", ["maybe"], ["b"]),
+        ],
+        "map": [pair, helper.make_node("SequenceMap", ["pair"], ["grown"], body=twice), last],
+        "loop": [pair, helper.make_node("Loop", ["count", "", "pair"], ["grown"], body=grow), last],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["sequence", "empty", "optional", "map", "loop"])
+def test_what_sequences_and_optional_values_hold_keeps_its_type(kind: str) -> None:
+    """`a` is an output, too, and so keeps its type as well: what reads it there needs no second Cast."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], "first"),
+        helper.make_node("Neg", ["a"], ["again"], "neg"),
+        *in_containers(kind),
+        helper.make_node("MatMul", ["b", "w"], ["y"], "last"),
+    ]
+    names = ("y", "a")
+    weights = {"w": builders.normal(builders.rng(), 4, 4).astype(np.float64), "zero": np.array(0), "count": np.array(2)}
+    outs = [builders.value(name, DOUBLE, None) for name in names]
+    before = builders.model(nodes, [builders.value("x", DOUBLE, ["N", 4])], outs, weights, opset=18, check=False)
+    after, skips, record = widened(before)
+    x = builders.normal(builders.rng(2), 3, 4).astype(np.float64)
+    for got, wanted in zip(run(after, x=x), run(before, x=x), strict=True):
+        assert got.dtype == np.float64
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    assert {detail.node for detail in record.details} >= {"first", "last"}
+    assert any("holds keeps its type" in why for why in skips.values())
+    casts = [node for node in after.graph.node if node.op_type == "Cast"]
+    assert len({(node.input[0], node.attribute[0].i) for node in casts}) == len(casts)

@@ -49,6 +49,11 @@ class Port:
         """Whether a tensor may stand there, and no sequence or optional value must."""
         return any(kind.startswith("tensor(") for kind in self.allowed)
 
+    @property
+    def takes_others(self) -> bool:
+        """Whether a sequence or an optional value may stand there."""
+        return not all(kind.startswith("tensor(") for kind in self.allowed)
+
 
 def ports(node: Node, opset: int, operators: Operators | None = None) -> list[Port] | None:
     """Every port of a node that is in use; None for an operator that neither the ONNX standard nor a record describes.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import TensorProto
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable, elem_type, is_onnx
 from onnxcomp.graph.literals import constant_value
@@ -47,8 +48,9 @@ def compute_in_single(
 ) -> Widened:
     """Let all tensors of another floating type be float32; inputs and outputs of the model keep theirs.
 
-    Types follow from the ONNX schemas: a node that may not be fed float32 keeps what it has, between Casts. Weights
-    that nothing but a Cast to float32 reads are stored so, and nothing computes in their type: they stay as they are.
+    Types follow from the ONNX schemas: a node that may not be fed float32 keeps what it has, between Casts, and so does
+    one that puts tensors into a sequence or an optional value, or takes them out. Weights that nothing but a Cast to
+    float32 reads are stored so, and nothing computes in their type: they stay as they are.
 
     Args:
         shapes: the types of all tensors.
@@ -63,11 +65,15 @@ class _Widening:
         self.done = Widened()
         self.homes: dict[Tensor, Graph] = {}  # the scope that makes or takes a tensor
         self.narrow: dict[Variable, Variable] = {}  # what a tensor is behind the Cast to its old type
+        self.closed: set[Graph] = set()  # bodies that take and give what a sequence holds
 
     def run(self) -> Widened:
         for scope in self.graph.scopes():
             for tensor in (*scope.inputs, *(t for node in scope.nodes for t in node.outputs)):
                 self.homes[tensor] = scope
+        for node in self.graph.walk():
+            if node.bodies and self._holds_others(node):
+                self.closed |= {scope for body in node.bodies for scope in body.scopes()}
         nodes = [node for node in self.graph.walk() if self._touches(node)]
         for node in nodes:
             why = self._why_not(node)
@@ -78,6 +84,9 @@ class _Widening:
         if not self.done.nodes:
             return self.done
         types = {t: kind for node in nodes for t in (*node.inputs, *node.outputs) if (kind := self._other(t))}
+        for scope in self.closed:
+            for tensor in scope.inputs:
+                types.pop(tensor, None)
         self._interface(types)
         for node in self.done.kept:
             self._fence(node, types)
@@ -99,7 +108,19 @@ class _Widening:
         found = (self.shapes.dtype(t) for t in (*node.inputs, *node.outputs) if self._other(t))
         return next((dtype.name for dtype in found if dtype is not None), "another type")
 
+    def _holds_others(self, node: Node) -> bool:
+        """Whether a sequence or an optional value stands at a port: those have no type that is followed here."""
+        for port in ports(node, self.graph.opset, self.operators) or []:
+            untyped = port.takes_others and not node.bodies and self.shapes.dtype(port.tensor(node)) is None
+            if untyped or not port.takes_tensors:
+                return True
+        return False
+
     def _why_not(self, node: Node) -> str:
+        if any(self.homes[tensor] in self.closed for tensor in node.outputs):
+            return "a sequence holds what its body takes and gives"
+        if self._holds_others(node):
+            return "what a sequence or an optional value holds keeps its type"
         if node.bodies:  # what they hold changes, and with it what the node takes and gives
             return ""
         if not self.wanted(node):
@@ -149,6 +170,7 @@ class _Widening:
             maker.outputs[maker.outputs.index(tensor)] = inner
             self._redirect(tensor, inner, list(tensor.consumers))
             self._cast(inner, code, self.graph, [tensor])
+            self.narrow[inner] = tensor
 
     def _fence(self, node: Node, types: dict[Tensor, int]) -> None:
         """A node that keeps its type reads and writes it still."""
@@ -167,14 +189,16 @@ class _Widening:
     def _computes(self, node: Node) -> bool:
         return node not in self.done.kept
 
+    def _bodies(self) -> list[Graph]:
+        return [scope for scope in self.graph.scopes() if scope is not self.graph and scope not in self.closed]
+
     def _inside(self, tensor: Tensor) -> bool:
-        return any(tensor is out for scope in self.graph.scopes() if scope is not self.graph for out in scope.outputs)
+        return any(tensor is out for scope in self._bodies() for out in scope.outputs)
 
     def _redirect(self, old: Tensor, new: Tensor, readers: list[Node]) -> None:
         self.graph.replace_uses(old, new, only=[node for node in readers if node.outputs[:1] != [new]])
-        for scope in self.graph.scopes():
-            if scope is not self.graph:
-                scope.outputs[:] = [new if t is old else t for t in scope.outputs]
+        for scope in self._bodies():
+            scope.outputs[:] = [new if t is old else t for t in scope.outputs]
 
     def _narrowed(self, tensor: Variable, code: int) -> Variable:
         if tensor not in self.narrow:
@@ -187,7 +211,7 @@ class _Widening:
         made = node.outputs[0]
         assert isinstance(made, Variable)
         if made.dtype is None:
-            made.dtype, made.shape = SINGLE if to == TensorProto.FLOAT else self.shapes.dtype(tensor), tensor.shape
+            made.dtype, made.shape = tensor_dtype_to_np_dtype(to), tensor.shape
         return made
 
     def _retype(self, types: dict[Tensor, int]) -> None:
@@ -197,8 +221,8 @@ class _Widening:
                 self._retype_constant(tensor)
             else:
                 tensor.dtype = SINGLE
-        for scope in self.graph.scopes():
-            for tensor in scope.inputs if scope is not self.graph else ():
+        for scope in self._bodies():
+            for tensor in scope.inputs:
                 if tensor.dtype is not None and tensor.dtype.name in OTHERS:
                     tensor.dtype = SINGLE
         for node in self.done.nodes:
@@ -212,8 +236,7 @@ class _Widening:
     def _retype_constant(self, constant: Constant) -> None:
         readers = [node for node in constant.consumers if node in self.done.nodes]
         others = [node for node in constant.consumers if node not in self.done.nodes]
-        inside = [s for s in self.graph.scopes() if s is not self.graph and any(t is constant for t in s.outputs)]
-        if not readers and not inside:
+        if not readers and not self._inside(constant):
             return
         if not others and constant not in self.graph.kept_inputs and not _is_output(self.graph, constant):
             constant.values = _single(constant.values)
