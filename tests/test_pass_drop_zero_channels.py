@@ -11,7 +11,7 @@ from coupling_checks import graph_of
 from coupling_nets import CASES
 from hypothesis import given
 from nets import Net
-from onnx import ModelProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from test_coupling_random import nets
 from test_pass_prune_channels import run, widths
 
@@ -173,3 +173,32 @@ def test_what_a_reshape_leaves_open_stays_open_whatever_one_sample_tells() -> No
         feeds = {"x": builders.normal(generator, steps, 2, 5)}
         before, after = builders.run(model, feeds), builders.run(to_bytes(result.graph), feeds)
         np.testing.assert_allclose(after[0], before[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("what", ["sizes", "looked up", "one size", "behind a branch"])
+def test_channels_whose_number_is_an_output_stay(what: str) -> None:
+    weights = {"w": builders.normal(builders.rng(), 8, 16), "table": builders.normal(builders.rng(1), 32, 3)}
+    weights["w"][:, :5] = 0
+    weights |= {"last": np.array(1), "v": builders.normal(builders.rng(2), 16, 4), "yes": np.array(True)}
+    branch = helper.make_graph([helper.make_node("Identity", ["s"], ["b"])], "b", [], [builders.value("b", 7, None)])
+    told = {
+        "sizes": [helper.make_node("Identity", ["s"], ["z"])],
+        "looked up": [helper.make_node("Gather", ["table", "s"], ["z"], axis=0)],
+        "one size": [
+            helper.make_node("Gather", ["s", "last"], ["one"]),
+            helper.make_node("Cast", ["one"], ["z"], to=TensorProto.FLOAT),
+        ],
+        "behind a branch": [helper.make_node("If", ["yes"], ["z"], then_branch=branch, else_branch=branch)],
+    }[what]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["t"]),
+        helper.make_node("MatMul", ["t", "v"], ["y"]),
+        helper.make_node("Shape", ["t"], ["s"]),
+    ]
+    ports = [builders.value("x", builders.FLOAT, ["N", 8]), builders.value("y", builders.FLOAT, ["N", 4])]
+    kind = builders.FLOAT if what in ("looked up", "one size") else builders.INT64
+    outs = [ports[1], builders.value("z", kind, None)]
+    assert check(builders.model([*nodes, *told], ports[:1], outs, weights, check=False)) == 0
+    assert check(builders.model(nodes, ports[:1], outs[:1], weights, check=False)) == 1
+    direct = [ports[1], builders.value("s", builders.INT64, [2])]
+    assert check(builders.model(nodes, ports[:1], direct, weights)) == 0

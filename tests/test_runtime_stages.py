@@ -8,6 +8,7 @@ from typing import Any
 import builders
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.codec import decode
@@ -85,3 +86,18 @@ def test_nodes_ahead_read_weights_as_they_are_then() -> None:
 
 def _shapes(graph: Graph, batches: list[dict[str, np.ndarray]]) -> Any:
     return shape_tools.infer(graph, {name: array.shape for name, array in batches[0].items()})
+
+
+def test_values_come_where_onnxruntime_refuses_what_its_optimizer_makes() -> None:
+    """It turns int8 between Q and DQ into uint8, and not the attribute that names the type: then it refuses that."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], output_dtype=TensorProto.INT8),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("Tanh", ["d"], ["y"]),
+    ]
+    ports = [builders.value(name, builders.FLOAT, ["N", 4]) for name in "xy"]
+    weights = {"scale": np.float32(0.5), "zero": np.int8(0)}
+    graph = decode(builders.model(nodes, ports[:1], ports[1:], weights, opset=21, ir_version=10))
+    x = np.array([[0.6, -0.9, 2.0, 100]], np.float32)
+    (found,) = tapped(graph, ["d"], 1).run({"x": x}).values()
+    np.testing.assert_array_equal(found, [[0.5, -1, 2, 63.5]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -298,15 +299,27 @@ def open_graph(
     lean: bool = False,
     arena: bool = True,
     config: Mapping[str, str] | None = None,
+    strict: bool = True,
 ) -> Session:
     """Open a graph for running on the CPU; options as of `open_session`.
 
     A graph above `LARGE_BYTES` is always opened lean, and weights that still lie in the model's own external data are
     mapped from there.
 
+    Args:
+        strict: fail where ONNX Runtime refuses what its own optimizer makes of the graph. Without, for whom only values
+            matter, it is then computed as it is written.
+
     Raises:
         ModelError: as `open_session`.
     """
+    if optimize and not strict:
+        try:
+            return open_graph(graph, threads=threads, lean=lean, arena=arena, config=config)
+        except ModelError as error:
+            with suppress(ModelError):
+                return open_graph(graph, threads=threads, optimize=False, lean=lean, arena=arena, config=config)
+            raise error from None
     if total_bytes(graph) <= LARGE_BYTES:
         return open_session(to_bytes(graph), threads=threads, optimize=optimize, lean=lean, arena=arena, config=config)
     apart = [c for c in dict.fromkeys((*graph.constants(), *graph.unused)) if _lies_apart(c)]

@@ -105,7 +105,7 @@ def tapped(graph: Graph, names: Sequence[str], threads: int, *, optimize: bool =
     """A session whose outputs are the named tensors and nothing else; it holds only the nodes they need."""
     tensors = graph.tensors()
     part = extract(graph, graph.inputs, [tensors[name] for name in names])
-    return open_graph(part.graph, threads=threads, optimize=optimize, arena=False)
+    return open_graph(part.graph, threads=threads, optimize=optimize, arena=False, strict=False)
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,16 @@ class Sessions:
     threads: int = 2
 
     def of(
-        self, graph: Graph, *, optimize: bool = True, arena: bool = True, config: Mapping[str, str] | None = None
+        self,
+        graph: Graph,
+        *,
+        optimize: bool = True,
+        arena: bool = True,
+        config: Mapping[str, str] | None = None,
+        strict: bool = False,
     ) -> Session:
         """A graph as it is; `open_graph` says more, and what is raised."""
-        return open_graph(graph, threads=self.threads, optimize=optimize, arena=arena, config=config)
+        return open_graph(graph, threads=self.threads, optimize=optimize, arena=arena, config=config, strict=strict)
 
     def tapped(self, graph: Graph, names: Sequence[str]) -> Session:
         """A graph whose outputs are the named tensors and nothing else."""

@@ -138,7 +138,7 @@ class _Probe:
     def refused(self) -> dict[str, str]:
         """The nodes that the runtime refuses to run in the form that it makes of them, by name, with its reason."""
         try:
-            self._session = self.sessions.of(self.cut)
+            self._session = self.sessions.of(self.cut, strict=True)
         except ModelError:
             return {name: why for name in self.names if (why := self._refuses(name))}
         return {}
@@ -146,7 +146,7 @@ class _Probe:
     def _refuses(self, name: str) -> str:
         alone = extract(self.cut, self.cut.inputs, [self._made[self.names[name]]])
         try:
-            self.sessions.of(alone.graph)
+            self.sessions.of(alone.graph, strict=True)
         except ModelError as error:
             return f"ONNX Runtime refuses the integer form that it makes of it: {error.what}"
         return ""

@@ -7,7 +7,7 @@ need no special case: equal labels leave together, whatever way they took.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -230,17 +230,20 @@ _SIZE_ARITHMETIC = frozenset(_SIZE_OPS.split())
 
 def _sizes_read(flow: Flow, node: Node) -> None:
     """Sizes of labelled axes may go into the target of Reshape and Expand, which are written anew, and nowhere else."""
+    given = {tensor for scope in flow.graph.scopes() for tensor in scope.outputs}
     axes = flow.of(node.inputs[0]) or []
     start, end = node.attrs.get("start", 0), node.attrs.get("end")
     read = list(axes[start:end] if node.op == "Shape" else axes)
     if all(labels is None for labels in read):
         return
     for output in node.outputs:
+        for labels in read if output in given else ():
+            flow.close(labels, f"the output {output.name} is its size")
         for reader in dict.fromkeys(output.consumers):
             taken = read if node.op == "Size" else _taken(flow, reader, output, read)
             if all(labels is None for labels in taken):
                 continue
-            user = _other_user_of_sizes(output, reader)
+            user = _other_user_of_sizes(output, reader, given)
             for labels in taken if user is not None else ():
                 flow.close(labels, f"{user} depends on its size")
 
@@ -268,9 +271,9 @@ def _value(flow: Flow, node: Node, port: int) -> Array | None:
     return tensor.values if isinstance(tensor, Constant) else flow.values.get(tensor.name)
 
 
-def _other_user_of_sizes(sizes: Variable, reader: Node) -> Node | None:
-    """The first node behind a reader of sizes that is no arithmetic on the way to a Reshape or Expand; None: there is
-    none."""
+def _other_user_of_sizes(sizes: Variable, reader: Node, given: Set[Tensor]) -> Node | None:
+    """The first node behind a reader of sizes that is no arithmetic on the way to a Reshape or Expand, or that gives
+    what the model or a body gives; None: there is none."""
     seen: set[Node] = set()
     stack = [(sizes, reader)]
     while stack:
@@ -279,7 +282,7 @@ def _other_user_of_sizes(sizes: Variable, reader: Node) -> Node | None:
             user.op in ("Reshape", "Expand") and user.input(1) is source and user.input(0) is not source
         ):
             continue
-        if user.op not in _SIZE_ARITHMETIC or user.domain or user.bodies:
+        if user.op not in _SIZE_ARITHMETIC or user.domain or user.bodies or not given.isdisjoint(user.outputs):
             return user
         seen.add(user)
         stack += [(output, after) for output in user.outputs for after in dict.fromkeys(output.consumers)]
