@@ -8,12 +8,14 @@ from typing import Any
 import builders
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import random_models
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+import onnxcomp
 from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.ir import Graph
@@ -414,3 +416,27 @@ def test_statistics_that_training_writes_to_are_not_merged_with_their_equals() -
     graph = PassManager(Pipeline.parse("cleanup")).run(decode(proto)).graph
     names = [t.name for t in graph.nodes[0].inputs]
     assert names == ["x", "scale", "bias", "mean", "var"]
+
+
+def test_what_onnxruntime_wrote_around_integers_opens_after_dead_code_is_gone() -> None:
+    """It names the type of a Q twice, and refuses that where one DQ alone reads it."""
+    ends = {"scale": np.float32(0.5), "zero": np.int8(0)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", *ends], ["q"], output_dtype=TensorProto.INT8),
+        helper.make_node("DequantizeLinear", ["q", *ends], ["a"]),
+        helper.make_node("DequantizeLinear", ["q", *ends], ["b"]),
+        helper.make_node("Sigmoid", ["a"], ["y"]),
+        helper.make_node("Tanh", ["b"], ["z"]),
+    ]
+    ports = [builders.value(name, FLOAT, ["N", 4]) for name in "xy"]  # z is read by nobody, and its DQ goes with it
+    before = builders.model(nodes, ports[:1], ports[1:], ends, opset=21, ir_version=10)
+    data = {"x": builders.normal(builders.rng(), 16, 4)}
+    result = onnxcomp.optimize(before, data=data, passes="cleanup", bench=False)
+    assert result.model is not None
+    x = {"x": builders.normal(builders.rng(1), 3, 4)}
+    for wanted, got in zip(builders.run(before, x), ort_run(result.model, x), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def ort_run(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[Any]:
+    return list(ort.InferenceSession(proto.SerializeToString()).run(None, feeds))
