@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 
 from onnxcomp import places
 from onnxcomp.errors import OnnxcompError
@@ -12,6 +12,7 @@ from onnxcomp.files import atomic_write, sha256_of
 from onnxcomp.graph.io import model_files, save
 from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
+from onnxcomp.lock import folder_lock
 from onnxcomp.manager.plan import Plan
 from onnxcomp.report.html import write_html
 from onnxcomp.report.record import write_json
@@ -41,34 +42,45 @@ def run(
         OnnxcompError: a subclass tells what cannot be used: model, data, options, environment, output.
     """
     start = time.perf_counter()
-    with Study.open(job, progress=progress, alone=alone) as study:
-        report = begin(study)
-        proposed = propose(study)
-        report.passes, report.training = proposed.records, proposed.trainings
-        report.notes += proposed.notes
-        if proposed.candidates:
-            chosen, final, measured = finalist(study, proposed.candidates, report.notes)
-            fill(report, study, final, chosen, measured)
-            if job.teacher is not None:
-                report.teacher = study.judge.taught(final, job.teacher)
-            decide(report, job, explicit=chosen.explicit, searched=chosen.searched)
-            report.doubts += study.judge.otherwise() if job.verify else ()
-            report.doubts += doubts(report.fidelity, report.accuracy, study.material.judge.labels)
-            _write_model(report, study, final, measured)
-        else:
-            unchanged(report, proposed.why)
-        report.notes += table_notes(job, study.costs)
-        judged, found = study.material.judge, report.fidelity
-        placed = job.html is not None and found is not None and in_feeds_of_one(found, judged)
-        shown = pictures(report.flips, judged) if placed else {}
-    report.notes += places.settle(job, accepted=report.verdict == "accepted")
-    report.seconds = round(time.perf_counter() - start, 3)
-    report.peak_memory_bytes = peak_memory_bytes()
-    write_json(report, job.report_path)
-    _write_plan(report, job)
-    if job.html is not None:
-        write_html(report, job.html, shown)
+    with ExitStack() as writing:
+        with Study.open(job, progress=progress, alone=alone) as study:
+            report = begin(study)
+            proposed = propose(study)
+            report.passes, report.training = proposed.records, proposed.trainings
+            report.notes += proposed.notes
+            if proposed.candidates:
+                chosen, final, measured = finalist(study, proposed.candidates, report.notes)
+                fill(report, study, final, chosen, measured)
+                if job.teacher is not None:
+                    report.teacher = study.judge.taught(final, job.teacher)
+                decide(report, job, explicit=chosen.explicit, searched=chosen.searched)
+                report.doubts += study.judge.otherwise() if job.verify else ()
+                report.doubts += doubts(report.fidelity, report.accuracy, study.material.judge.labels)
+                writing.enter_context(_alone_at(report, job))
+                _write_model(report, study, final, measured)
+            else:
+                unchanged(report, proposed.why)
+                writing.enter_context(_alone_at(report, job))
+            report.notes += table_notes(job, study.costs)
+            judged, found = study.material.judge, report.fidelity
+            placed = job.html is not None and found is not None and in_feeds_of_one(found, judged)
+            shown = pictures(report.flips, judged) if placed else {}
+        report.notes += places.settle(job, accepted=report.verdict == "accepted")
+        report.seconds = round(time.perf_counter() - start, 3)
+        report.peak_memory_bytes = peak_memory_bytes()
+        write_json(report, job.report_path)
+        _write_plan(report, job)
+        if job.html is not None:
+            write_html(report, job.html, shown)
     return report
+
+
+def _alone_at(report: Report, job: Job) -> AbstractContextManager[None]:
+    """Keep other runs from writing where this one does: a model and its reports belong together."""
+    if report.verdict != "unchanged":
+        with suppress(OSError):  # told where the model is written
+            job.out.parent.mkdir(parents=True, exist_ok=True)
+    return folder_lock(job.out.parent)
 
 
 def check_written(job: Job, report: Report, progress: Progress = SILENT) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 POLL_SECONDS = 0.05
@@ -33,6 +33,26 @@ def file_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator
             told = True
             time.sleep(POLL_SECONDS)
         yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder while files are written there that belong together.
+
+    Nothing is left behind. Where the system has no lock of folders, or there is no such folder, none is held.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    try:
+        with suppress(OSError):
+            while not try_lock(descriptor):
+                time.sleep(POLL_SECONDS)
+        yield
     finally:
         os.close(descriptor)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -126,7 +126,7 @@ class Setting:
 
 def settings_of(owner: type[Any]) -> Iterator[Setting]:
     """The settings that a dataclass declares, in order; fields of other kinds are not among them."""
-    hints = _hints(owner)
+    hints = _hints(typing.cast("Hashable", owner))
     for item in dataclasses.fields(owner):
         told = item.metadata
         if "help" not in told:
@@ -157,7 +157,7 @@ def settings_of(owner: type[Any]) -> Iterator[Setting]:
 
 
 @cache
-def _hints(owner: type[Any]) -> dict[str, Any]:
+def _hints(owner: Hashable) -> dict[str, Any]:
     return typing.get_type_hints(owner, localns=dict.fromkeys(LOADED_LATE, str))
 
 

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import builders
@@ -17,9 +19,11 @@ import onnx
 import pytest
 
 import onnxcomp
+from onnxcomp import driver
 from onnxcomp.cli.main import main
 from onnxcomp.errors import DataError, ModelError, OutputError, UsageError
 from onnxcomp.files import sha256_of
+from onnxcomp.lock import folder_lock, try_lock
 
 FAST = {"bench": False, "eval_samples": 200, "calib_samples": 64}
 INT8 = "fold-constants,cleanup,fuse-batchnorm,quantize-qdq"
@@ -347,3 +351,42 @@ def test_what_a_recipe_without_loss_cleaned_is_written(tmp_path: Path) -> None:
     path = builders.save(proto, tmp_path / "m.onnx")
     assert command("optimize", path, "--recipe", "clean", "-q", "--no-bench") == 0
     assert Path("m.opt.onnx").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no lock of folders")
+def test_a_run_waits_while_another_writes_a_model_and_its_report_there(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"passes": "quantize-weights{bits=8}", "output": tmp_path / "new" / "m.onnx", "bench": False}
+    found = []
+
+    def is_held() -> bool:
+        folder = os.open(tmp_path / "new", os.O_RDONLY)
+        try:
+            return not try_lock(folder)
+        finally:
+            os.close(folder)
+
+    for name in ("save", "write_json", "write_html"):
+        written = getattr(driver, name)
+
+        def spied(*arguments: object, name: str = name, written: Callable[..., object] = written) -> object:
+            found.append((name, is_held()))
+            return written(*arguments)
+
+        monkeypatch.setattr(driver, name, spied)
+    onnxcomp.optimize(digits, verify=False, html=tmp_path / "new" / "m.html", **wanted)
+    assert found == [("save", True), ("write_json", True), ("write_html", True)]
+    assert not is_held()
+    decided, decide = threading.Event(), driver.decide
+    monkeypatch.setattr(driver, "decide", lambda *given, **more: (decide(*given, **more), decided.set()))
+    found.clear()
+    with folder_lock(tmp_path / "new"):
+        waiting = threading.Thread(target=lambda: onnxcomp.optimize(digits, verify=False, **wanted))
+        waiting.start()
+        assert decided.wait(60)
+        waiting.join(0.5)
+        assert not found
+    waiting.join()
+    assert found == [("save", True), ("write_json", True)]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["m.html", "m.json", "m.onnx"]
