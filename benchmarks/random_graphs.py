@@ -45,6 +45,7 @@ SPECS = (
     "widen-conv",
     "winograd-conv",
     "split-softmax",
+    "multiply-sums",
     "fuse-activations",
     "drop-zero-channels",
     "flatten-conv{least=20}",

@@ -20,7 +20,10 @@ CLEAN = (
 # for recipes that store what is left: in the file it takes few bits again, whatever it is computed in
 PLAIN = CLEAN.replace("fold-constants", "fold-constants{unpack=true},compute-float32", 1)
 
-TILES = "winograd-conv{than=integers}"  # behind what changes floats, in front of integers: what they do not do faster
+# behind what changes floats, in front of integers: what they do not do faster
+TILES = "winograd-conv{than=integers}"
+# of what computes in float, whatever integers would take: they lose too much, or none are asked for
+REST = "winograd-conv,multiply-sums"
 KEEPING = "quantize-qdq{agreement=0.99}"  # all but a point of the decisions
 
 STORED = "store-weights{agreement=0.99}"
@@ -102,7 +105,7 @@ RECIPES = {
     for recipe in (
         Recipe(
             "int8",
-            f"{PLAIN},clip-weights{{method=mse}},{TILES},{KEEPING},quantize-dynamic,{STORED}",
+            f"{PLAIN},clip-weights{{method=mse}},{TILES},{KEEPING},quantize-dynamic,{REST},{STORED}",
             True,
             "static int8: weights and activations; at run time where a static scale does not do",
             aim=("quantize-qdq", "quantize-dynamic"),
@@ -112,10 +115,20 @@ RECIPES = {
         ),
         Recipe(
             "dynamic",
-            f"{PLAIN},{TILES},quantize-dynamic,{STORED}",
+            f"{PLAIN},{TILES},quantize-dynamic,{REST},{STORED}",
             True,
             "int8 weights, activations quantized at run time",
             aim=("quantize-dynamic",),
+            integer=True,
+            elsewhere=f"{CLEAN},quantize-dynamic",
+            bits=8,
+        ),
+        Recipe(
+            "tiles",
+            f"{PLAIN},{REST},quantize-dynamic,{STORED}",
+            True,
+            "convolutions in float with fewer products, the rest in 8-bit integers at run time",
+            aim=("winograd-conv",),
             integer=True,
             elsewhere=f"{CLEAN},quantize-dynamic",
             bits=8,
@@ -141,7 +154,7 @@ RECIPES = {
         ),
         Recipe(
             "weights8",
-            f"{PLAIN},{TILES},quantize-weights{{bits=8,decoded=false}},{STORED}",
+            f"{PLAIN},{REST},quantize-weights{{bits=8,decoded=false}},{STORED}",
             False,
             "weights stored in 8 bits, activations in float",
             aim=("quantize-weights", "store-weights"),
@@ -150,7 +163,7 @@ RECIPES = {
         ),
         Recipe(
             "stored",
-            f"{PLAIN},{TILES},{STORED}",
+            f"{PLAIN},{REST},{STORED}",
             False,
             "weights stored in 8 bits or half precision; kernels and times are those of the float model",
             aim=("store-weights",),
@@ -159,14 +172,14 @@ RECIPES = {
         ),
         Recipe(
             "weights4",
-            f"{PLAIN},{TILES},quantize-weights{{bits=4,block=32}},{STORED}",
+            f"{PLAIN},{REST},quantize-weights{{bits=4,block=32}},{STORED}",
             False,
             "weights stored in 4 bits",
             aim=("quantize-weights",),
             elsewhere=f"{CLEAN},quantize-weights{{bits=4,block=32}}",
             bits=4,
         ),
-        Recipe("clean", f"{CLEAN},{TILES}", False, "exact clean-up and fusion only"),
+        Recipe("clean", f"{CLEAN},{REST}", False, "exact clean-up and fusion only"),
     )
 }
 

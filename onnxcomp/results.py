@@ -248,6 +248,8 @@ class Agreement:
         details: further figures by name.
         doubts: why it is weak evidence, each in words.
         flips: of classes, the first samples that both models put into other ones: (sample, class before, class after).
+        decisions: how many decisions of the original it is a share of: samples, boxes, places, rows; None where it is
+            no such share.
     """
 
     kind: str
@@ -258,6 +260,12 @@ class Agreement:
     details: dict[str, float] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
     flips: tuple[tuple[int, int, int], ...] = ()
+    decisions: int | None = None
+
+    @property
+    def seen(self) -> int:
+        """How many samples it is of, or decisions where they are fewer: those of one sample are no more evidence."""
+        return self.samples if self.decisions is None else min(self.samples, self.decisions)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -20,6 +21,7 @@ from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
 from onnxcomp.passes.qdq import placement, proof, refine, weights
 from onnxcomp.passes.qdq.learned import Learned
+from onnxcomp.passes.qdq.protect import Protector
 from onnxcomp.passes.qdq.quantizer import Quantizer
 from onnxcomp.passes.qdq.ranges import Rule
 from onnxcomp.passes.quantize_qdq import QuantizeQdq
@@ -74,6 +76,33 @@ def test_layers_stay_float_until_the_decisions_hold() -> None:
     assert result.changes == kept
     assert any("100.0% of the decisions are the original's now, 90.0% were" in note for note in result.records[0].notes)
     assert "conv2" not in {change.node for change in result.records[0].details}
+
+
+@pytest.mark.parametrize(
+    ("least", "asked", "taken"),
+    [
+        (10.0, [8, 14, 11], 11),  # the middle of the step holds, too: fewer layers stay float
+        (12.0, [8, 14, 11], 14),
+        (16.0, [8, 14, 20, 17], 17),
+        (21.0, [8, 14, 20, 26], 26),  # no round is left
+    ],
+)
+def test_behind_a_large_step_its_middle_is_tried(
+    least: float, asked: list[int], taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decisions hold where so many dB are asked for at least."""
+    found: list[float] = []
+    real = Protector._quantized
+
+    def noted(self: Protector, graph: Graph, options: QuantizeQdq, learned: Learned) -> Any:
+        del learned
+        found.append(options.min_sqnr)
+        return real(self, graph, replace(options, min_sqnr=20.0), Learned())
+
+    monkeypatch.setattr(Protector, "_quantized", noted)
+    result = quantized(lambda graph: 1.0 if found[-1] >= least else 0.5, "quantize-qdq{agreement=0.99,min_sqnr=8.0}")
+    assert found == asked
+    assert any(f"the outputs keep {taken} dB" in note for note in result.records[0].notes)
 
 
 @pytest.mark.parametrize("told", [1.0, 0.99, None])

@@ -152,7 +152,7 @@ def test_boxes_are_known_in_every_layout(layout: str):
     moved = boxes * rng(6).normal(1, 0.002, boxes.shape).astype(np.float32)
     found, guesses = judged(before, LAYOUTS[layout](moved, noisy), BIG)
     (agreement,) = [a for a in found if a.kind == "boxes"]
-    assert agreement.details["before"] == ROWS * 4
+    assert agreement.details["before"] == agreement.decisions == ROWS * 4
     assert agreement.value is not None and agreement.value > 0.97
     assert agreement.doubts == ()
     assert any("boxes" in line and "--task" in line for line in guesses)
@@ -320,7 +320,7 @@ def test_rows_that_vary_in_number_are_matched_wherever_they_stand():
     other = np.concatenate([rng(1).permutation(picked[:36]), picked[:2] + 1000])
     found = one(picked, other)
     assert found.measure == "equal rows, F1"
-    assert found.value == pytest.approx(2 * 36 / (40 + 38))
+    assert found.value == pytest.approx(2 * 36 / (40 + 38)) and found.decisions == 40
     corners = rng(2).uniform(0, 60, (40, 2)).astype(np.float32)
     boxes = np.concatenate([corners, corners + 9], axis=1)
     (kept,), _ = judged({"y": boxes}, {"y": rng(3).permutation(boxes[:30]) + np.float32(0.2)})
@@ -350,7 +350,8 @@ def test_a_question_of_yes_or_no_counts_the_yes():
     scores = sigmoid(normal(ROWS, 100, scale=1) - 4)
     scores[:, 0] = 0.9
     none = np.minimum(scores, 0.4)
-    assert one(scores, none, PICTURE, tail="Sigmoid").value == 0.0
+    found = one(scores, none, PICTURE, tail="Sigmoid")
+    assert found.value == 0.0 and found.decisions == (scores > 0.5).sum()
 
 
 def test_an_answer_that_never_varies_is_weak_evidence():

@@ -33,6 +33,7 @@ BUILTIN = {
     "drop-zero-channels": "onnxcomp.passes.drop_zero_channels:DropZeroChannels",
     "flatten-conv": "onnxcomp.passes.flatten_conv:FlattenConv",
     "winograd-conv": "onnxcomp.passes.winograd_conv:WinogradConv",
+    "multiply-sums": "onnxcomp.passes.multiply_sums:MultiplySums",
     "quantize-qdq": "onnxcomp.passes.quantize_qdq:QuantizeQdq",
     "quantize-dynamic": "onnxcomp.passes.quantize_dynamic:QuantizeDynamic",
     "quantize-weights": "onnxcomp.passes.quantize_weights:QuantizeWeights",

@@ -119,6 +119,7 @@ class Space:
         prefix: the passes that every spec begins with: those that lose nothing.
         moves: the passes that it may run.
         middle: passes that lose nothing and stand between those that change floats and those that write integers.
+        late: passes that lose nothing and stand behind those that write integers.
         left: passes that are not tried, and why, in words.
         find: gives the class of a pass by its name.
     """
@@ -128,6 +129,7 @@ class Space:
     left: Mapping[str, str] = field(default_factory=dict)
     find: Finder | None = None
     middle: tuple[Pass, ...] = ()
+    late: tuple[Pass, ...] = ()
 
     @cached_property
     def dimensions(self) -> tuple[Dimension, ...]:
@@ -174,14 +176,16 @@ class Space:
             found.append(((item.belongs(), int(point.get(f"{move.name}.{PLACE}") or 0), move.index), item))
         own = [item for _, item in sorted(found, key=lambda pair: pair[0])]
         floats = [item for item in own if item.belongs() < Stage.INTEGER]
-        return (*self.prefix, *floats, *self.middle, *own[len(floats) :])
+        stored = [item for item in own if item.belongs() > Stage.INTEGER]
+        integers = own[len(floats) : len(own) - len(stored)]
+        return (*self.prefix, *floats, *self.middle, *integers, *self.late, *stored)
 
     def spec(self, point: Mapping[str, Value]) -> str:
         """The spec string of a point."""
         return self._spelled(self.passes(point))
 
     def point(self, spec: str) -> Point:
-        """The point of a spec string; exact and close passes at its beginning and middle are those of the space.
+        """The point of a spec string; exact and close passes are those of the space, wherever they stand.
 
         Raises:
             UsageError: the spec is malformed, or none of this space: the pass or value that is not tried is named.
@@ -192,7 +196,8 @@ class Space:
         for item in passes[:start]:
             if item.promises() is Guarantee.LOSSY:
                 raise _not_here(item, self.left.get(item.name, "it is none of this space"))
-        rest = [item for item in passes[start:] if item not in self.middle]
+        own = {*self.middle, *self.late}
+        rest = [item for item in passes[start:] if item not in own]
         told = {item.name: item for item in rest}
         for item in rest:
             if item.name not in known:
@@ -205,7 +210,7 @@ class Space:
             if dimension.active(point):
                 point[dimension.name] = dimension.fit(_told(dimension, told, places))
         for again in self.passes(point)[len(self.prefix) :]:
-            if again not in self.middle and again != told[again.name]:
+            if again not in own and again != told[again.name]:
                 raise _not_here(told[again.name], f"nearest is {again}")
         return point
 
@@ -255,8 +260,9 @@ def space_of(
         elif cls.guarantee is Guarantee.LOSSY:
             moves.append(Move(cls, options, index))
     plain = recipes.PLAIN if targets.find(target).decodes_at_load else recipes.CLEAN
-    tiles = parse_passes(recipes.TILES, quick) if targets.find(target).timed_here else ()
-    return Space(parse_passes(plain, quick), tuple(moves), left, quick, tuple(tiles))
+    timed = targets.find(target).timed_here
+    tiles, rest = (tuple(parse_passes(spec, quick)) if timed else () for spec in (recipes.TILES, recipes.REST))
+    return Space(parse_passes(plain, quick), tuple(moves), left, quick, tiles, rest)
 
 
 def _why_not(

@@ -103,6 +103,6 @@ TARGET = Target(
     decodes_at_load=True,
     pair_limit=True,
     blocked=True,
-    recipes=("int8", "dynamic", "mixed", "weights8", "stored", "clean"),
+    recipes=("int8", "dynamic", "tiles", "mixed", "weights8", "stored", "clean"),
     size_recipes=("weights4",),
 )

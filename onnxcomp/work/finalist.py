@@ -60,7 +60,7 @@ def _judged(study: Study, candidate: Candidate) -> Judged:
     measured = study.judge.final(graph, study.job.out.name)
     figures = study.figures(str(candidate.pipeline), measured, candidate.result.changes)
     told = None if measured.fidelity is None else measured.fidelity.least_agreeing
-    return Judged(candidate, graph, measured, replace(figures, decided=None if told is None else told.samples))
+    return Judged(candidate, graph, measured, replace(figures, decided=None if told is None else told.seen))
 
 
 def _fails(study: Study, measured: Measurements) -> str:

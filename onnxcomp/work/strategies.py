@@ -10,6 +10,7 @@ from onnxcomp.errors import ModelError
 from onnxcomp.graph.cost import integer_share, parameters
 from onnxcomp.graph.io import total_bytes
 from onnxcomp.graph.ir import Graph
+from onnxcomp.manager.base import Guarantee
 from onnxcomp.manager.pipeline import Pipeline, RunResult
 from onnxcomp.results import PassRecord, TrainingRecord
 from onnxcomp.work.asked import pipeline_of
@@ -175,12 +176,15 @@ def _tried(study: Study, recipe: recipes.Recipe, proposed: Proposed) -> tuple[Me
     """A recipe's figures and result; None, with a note, where it does not fit or is no gain."""
     pipeline = _pipeline(study, recipe)
     try:
+        front = _cheap_front(pipeline, recipe)
+        if front is not None and not _aimed(study.run(front), recipe):
+            return None  # what else it does another recipe does, too
         result = study.run(pipeline)
     except ModelError as error:
         proposed.notes.append(f"recipe {recipe.name} does not fit this model: {error.what}")
         return None
     proposed.records = result.records
-    if recipe.aim and not any(record.changes for record in result.records if record.name in recipe.aim):
+    if not _aimed(result, recipe):
         proposed.notes.append(f"recipe {recipe.name} not used: {' and '.join(recipe.aim)} found nothing to do")
         return None
     found = study.weighed(str(pipeline), result)
@@ -188,6 +192,19 @@ def _tried(study: Study, recipe: recipes.Recipe, proposed: Proposed) -> tuple[Me
         proposed.notes.append(f"tried, not used: recipe {recipe.name}: {found.why}")
         return None
     return found, Candidate(pipeline, result, False, True, found, recipe.name)
+
+
+def _cheap_front(pipeline: Pipeline, recipe: recipes.Recipe) -> Pipeline | None:
+    """The first passes up to what a recipe is tried for, where none of them is lossy and takes long; else None."""
+    passes = pipeline.passes
+    last = max((i for i, item in enumerate(passes) if item.name in recipe.aim), default=-1)
+    front = passes[: last + 1]
+    return Pipeline(front) if front and not any(item.promises() is Guarantee.LOSSY for item in front) else None
+
+
+def _aimed(result: RunResult, recipe: recipes.Recipe) -> bool:
+    """Whether the passes that a recipe is tried for found something to do."""
+    return not recipe.aim or any(record.changes for record in result.records if record.name in recipe.aim)
 
 
 def escalate(study: Study, aim: recipes.Aim) -> Proposed:

@@ -94,7 +94,8 @@ class Study:
         context.drop = self.drop if self.judge.has_metric else None
         asked = job.budget.min_agreement is not None  # where a metric is measured, it says what counts
         if job.verify and not material.synthetic and (asked or not self.judge.has_metric):
-            self.judge.further, context.agreement = material.further, self.judge.agreement
+            self.judge.further = material.further
+            context.agreement = self.judge.agreement if asked else self.judge.roughly
         self._prefixes = Prefixes(self.original, most_bytes=material.memory.kept)
 
     @classmethod
@@ -240,8 +241,9 @@ class Study:
         asks = self.context.agreement is not None and samples is None
         if not asks or measured.agreement is None or not (measured.sound and measured.better):
             return measured
-        share = measured.agreement if found.decided is None else found.decided
-        return replace(measured, agreement=share, decided=self.judge.counted, seconds=_since(start))
+        share = measured.agreement if found.decided is None else found.decided.value
+        seen = self.judge.counted if found.decided is None else found.decided.seen
+        return replace(measured, agreement=share, decided=seen, seconds=_since(start))
 
     def final(self, spec: str) -> Measured:
         """As `trial`, on the samples that judge and with a latency measured as long as the job asks for.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from onnxcomp.passes.quantize_qdq import QuantizeQdq
 
 ROUNDS = 3  # each takes about as long as the first quantization
+WORTH_LOOKING_BACK_DB = 4.0  # a smaller step leaves few layers more in float than need be
 
 
 @dataclass
@@ -40,7 +41,8 @@ class Protector:
 
         The share of decisions that change is, near the edge between two of them, as large as the noise: so many dB more
         are asked of the outputs as the share has to fall by. Where no placement holds that is faster than float, that
-        one is taken which keeps most: what else there is decides for whoever compares.
+        one is taken which keeps most: what else there is decides for whoever compares. Where a large step led to one
+        that holds, the middle of the step is tried, once: the fewer layers stay float, the faster it is.
         """
         start, learned = graph.clone(), Learned()
         first = self._quantized(graph, self.options, learned)
@@ -49,7 +51,9 @@ class Protector:
             return first
         low, high, found = max(learned.reached_db, self.options.min_sqnr), math.inf, kept
         best, best_share = (graph, first), kept
+        held: tuple[Graph, Outcome, str] | None = None
         for _ in range(ROUNDS):
+            back = held is not None
             least_db = min(low + more_db(found, self.options.agreement), (low + high) / 2)
             candidate = start.clone()
             outcome = self._quantized(candidate, replace(self.options, min_sqnr=least_db), learned)
@@ -61,12 +65,18 @@ class Protector:
                 if told > best_share:
                     best, best_share = (candidate, outcome), told
             else:
-                graph.become(candidate)
-                outcome.notes.append(
+                words = (
                     f"layers stay float until the outputs keep {least_db:.0f} dB before refinement, beyond min_sqnr: "
                     f"{told:.1%} of the decisions are the original's now, {kept:.1%} were"
                 )
-                return outcome
+                held, high = (candidate, outcome, words), least_db
+            if back or (held is not None and high - low <= WORTH_LOOKING_BACK_DB):
+                break
+        if held is not None:
+            candidate, outcome, words = held
+            graph.become(candidate)
+            outcome.notes.append(words)
+            return outcome
         chosen, outcome = best
         if chosen is not graph:
             graph.become(chosen)

@@ -81,7 +81,9 @@ class Boxes(Measure):
         value = 2 * self.matched[threshold] / (found + other) if found + other else None
         words = f"{KINDS['boxes']} above {threshold:g}"
         details = {"threshold": threshold, "before": float(found), "after": float(other)}
-        return Agreement(self.kind, self.outputs, words, value, self.samples, details=details, doubts=tuple(doubts))
+        return Agreement(
+            self.kind, self.outputs, words, value, self.samples, details=details, doubts=tuple(doubts), decisions=found
+        )
 
 
 def matched(one: Found, other: Found) -> int:

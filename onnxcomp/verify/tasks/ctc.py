@@ -39,7 +39,8 @@ class Text(Measure):
         if told < LEAST <= self.samples:
             doubts.append(f"the original reads text in {told} of {self.samples} samples only")
         value = self.equal / self.samples if self.samples else None
-        return Agreement(self.kind, self.outputs, KINDS["ctc"], value, self.samples, doubts=tuple(doubts))
+        words = KINDS["ctc"]
+        return Agreement(self.kind, self.outputs, words, value, self.samples, doubts=tuple(doubts), decisions=told)
 
     def _texts(self, scores: Array) -> list[tuple[int, ...]]:
         names = np.moveaxis(scores, self.batch_axis, 0).argmax(axis=-1)  # [samples, steps]

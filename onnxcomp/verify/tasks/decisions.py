@@ -103,6 +103,7 @@ class Classes(Measure):
             details,
             (*lost, *doubts),
             tuple(self.flips),
+            self.places,
         )
 
 
@@ -150,7 +151,8 @@ class Decisions(Measure):
             value, words = self.both / (self.yes + self.other - self.both), f"{words}, IoU"
         elif rare:
             value, words = 2 * self.both / (self.yes + self.other), f"{words}, F1"
-        return Agreement(self.kind, self.outputs, words, value, self.samples, doubts=tuple(doubts))
+        of = self.yes if rare else self.places
+        return Agreement(self.kind, self.outputs, words, value, self.samples, doubts=tuple(doubts), decisions=of)
 
 
 class Equal(Measure):
@@ -201,10 +203,14 @@ class Equal(Measure):
         details, lost = self.areas.told("places") if self.areas is not None and not self.apart else ({}, [])
         if self.samples >= LEAST and self.places and not self.varied:
             doubts.append("the original gives one value everywhere")
-        value, words = self.equal / self.places if self.places and not self.apart else None, "equal values"
+        value, words, of = (
+            self.equal / self.places if self.places and not self.apart else None,
+            "equal values",
+            self.places,
+        )
         if self.apart and self.rows + self.others:
-            value, words = 2 * self.matched / (self.rows + self.others), "equal rows, F1"
-        return Agreement("classes", self.outputs, words, value, self.samples, details, (*lost, *doubts))
+            value, words, of = 2 * self.matched / (self.rows + self.others), "equal rows, F1", self.rows
+        return Agreement("classes", self.outputs, words, value, self.samples, details, (*lost, *doubts), decisions=of)
 
 
 def _counted(array: Array) -> Counter[bytes]:
