@@ -28,8 +28,11 @@ class QuantizeQdq(Pass):
     stage: ClassVar[Stage] = Stage.INTEGER
     needs: ClassVar[frozenset[Need]] = frozenset({Need.DATA})
 
-    activations: Literal["minmax", "percentile", "entropy", "mse"] = option(
-        "mse", "how activation ranges are chosen", search=("mse", "minmax", "percentile", "entropy")
+    activations: Literal["auto", "minmax", "percentile", "entropy", "mse", "l3"] = option(
+        "auto",
+        "how activation ranges are chosen: least error squared, or to the third power, for which values cut off count "
+        "more; auto: whichever of these two keeps more of the outputs",
+        search=("auto", "minmax", "percentile", "entropy"),
     )
     percentile: float = option(
         99.999, "share of values inside the range, for activations=percentile", above=50, maximum=100

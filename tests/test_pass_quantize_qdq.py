@@ -148,7 +148,7 @@ def test_integer_kernels_compute_what_q_and_dq_say(build: Callable[[], ModelProt
     group=st.sampled_from([1, 2, 4]),
     relu=st.booleans(),
     isa=st.sampled_from(["portable", "native"]),
-    activations=st.sampled_from(["minmax", "percentile", "entropy", "mse"]),
+    activations=st.sampled_from(["auto", "minmax", "percentile", "entropy", "mse", "l3"]),
     seed=st.integers(0, 5),
 )
 @settings(max_examples=25)
@@ -555,6 +555,22 @@ def test_a_tensor_whose_outliers_would_wipe_out_the_rest_stays_float() -> None:
     feeds["x1"] = np.where(np.random.default_rng(2).random((16, 16)) < 0.05, np.float32(-3e38), np.float32(0))
     _, record = quantized(before, "quantize-qdq{activations=minmax,min_sqnr=0}", feeds=feeds)
     assert any("outliers set its range" in skip.why for skip in record.skips)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ranges_are_chosen_by_what_keeps_more_of_the_outputs(seed: int) -> None:
+    """Before refinement, on the samples that it is measured on: as the better of both rules, by construction."""
+    net = Net(seed=seed)
+    x = net.op("Relu", net.conv(net.input("N", 4, 8, 8), 4, 12, 3))
+    before = model_of(net, net.conv(net.op("Relu", net.conv(x, 12, 12, 3)), 12, 6, 1))
+    plain = "rounding=nearest,bias_correction=false,min_sqnr=0"
+    feeds = builders.feeds_of(before, batch=16)
+    kept = {}
+    for activations in ("auto", "mse", "l3"):
+        after, _ = quantized(before, f"quantize-qdq{{activations={activations},{plain}}}", feeds=feeds)
+        kept[activations] = builders.sqnr_db(builders.run(before, feeds)[0], builders.run(after, feeds)[0])
+    assert kept["auto"] == max(kept["mse"], kept["l3"])
+    assert kept["mse"] != kept["l3"]
 
 
 def test_include_and_exclude_choose_layers_and_a_glob_that_matches_nothing_is_an_error() -> None:

@@ -13,12 +13,11 @@ from onnxcomp.manager.base import CostModel
 from onnxcomp.ops.facts import Operators
 from onnxcomp.passes.qdq import placement, sensitivity
 from onnxcomp.passes.qdq.coarse import Coarsener
-from onnxcomp.passes.qdq.learned import Learned, mark
+from onnxcomp.passes.qdq.learned import Learned
 from onnxcomp.passes.qdq.ranges import Grid
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.trials import Trials
 from onnxcomp.passes.qdq.weights import Integers
-from onnxcomp.runtime.closeness import EXACT_DB
 from onnxcomp.runtime.progress import Progress
 
 TOLLS = (1.0, 2.0)
@@ -152,7 +151,7 @@ class Chooser:
         assert self.costs is not None
         least = 0.0
         for variant in self.coarsener.variants(choice.plan, choice.grids, self.layers):
-            least = least or self._reached(choice.plan, choice.grids, self.layers) - COARSE_DB
+            least = least or self.learned.keeps_db(self.trials, choice.plan, choice.grids, self.layers) - COARSE_DB
             written = self.trials.written(choice.plan, variant.grids, variant.layers)
             found = self.costs.latency_ms(written)
             if found <= COARSE_WORTH * fastest and self.trials.sqnr_db(written) >= max(least, self.least_db):
@@ -163,14 +162,6 @@ class Chooser:
                 return found
             variant.undo()
         return fastest
-
-    def _reached(self, plan: Plan, grids: dict[Variable, Grid], layers: dict[Node, Integers]) -> float:
-        """What a placement keeps before refinement, in dB; measured once, whichever way leads to it."""
-        if not plan.weighted:
-            return EXACT_DB
-        return self.learned.measured(
-            mark(plan, grids, layers), lambda: self.trials.sqnr_db(self.trials.written(plan, grids, layers))
-        )
 
     def _sound(self, toll: float | None, times: placement.Times) -> Choice:
         """A placement, with the nodes that bring in most error for their gain left out until it is good enough.
@@ -183,7 +174,7 @@ class Chooser:
         toll = toll or 1.0
         if self.costs is not None:
             fast &= self._fastest(times, toll)
-        reached = self._reached(plan, grids, self.layers)
+        reached = self.learned.keeps_db(self.trials, plan, grids, self.layers)
         allowed = 10 ** (-self.least_db / 10)
         most = allowed * self.learned.held.get(toll, 1.0)
         for _ in range(ATTEMPTS):
@@ -197,7 +188,7 @@ class Chooser:
                 if node not in plan.weighted and node in fast and own_noise > WEIGHTY * allowed:
                     own = -10 * np.log10(own_noise)
                     choice.refused[node] = f"too much error for what it gains: alone, it leaves {own:.0f} dB"
-            reached = self._reached(plan, grids, self.layers)
+            reached = self.learned.keeps_db(self.trials, plan, grids, self.layers)
             if reached >= self.least_db:
                 self.learned.held[toll] = most / allowed
             most *= 10 ** (min(reached - self.least_db, -1.0) / 10)

@@ -12,11 +12,13 @@ from onnxcomp.graph.ir import Array, Node, Variable
 from onnxcomp.ops.facts import Weight
 from onnxcomp.passes.qdq.emit import Written
 from onnxcomp.passes.qdq.proof import Faults
-from onnxcomp.passes.qdq.ranges import Grid
+from onnxcomp.passes.qdq.ranges import Grid, Method
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.sensitivity import Noise
+from onnxcomp.passes.qdq.trials import Trials
 from onnxcomp.passes.qdq.weights import Integers
 from onnxcomp.runtime.activations import Activation
+from onnxcomp.runtime.closeness import EXACT_DB
 from onnxcomp.runtime.reference import Reference
 
 
@@ -56,6 +58,7 @@ class Learned:
     Attributes:
         seen: statistics by tensor name.
         chosen: the grid of each tensor by itself, by its name.
+        method: how ranges are chosen, where that was tried out.
         rounded: layers with each weight at the nearest level, by what decides that.
         noise: that each layer alone brings into the outputs, by node name.
         reached_db: what the placement taken kept before weights and biases were refined.
@@ -69,6 +72,7 @@ class Learned:
 
     seen: dict[str, Activation] = field(default_factory=dict)
     chosen: dict[str, Grid] = field(default_factory=dict)
+    method: Method | None = None
     rounded: dict[Hashable, Integers] = field(default_factory=dict)
     noise: dict[str, Noise] = field(default_factory=dict)
     reached_db: float = 0.0
@@ -91,10 +95,15 @@ class Learned:
             self.rounded[key] = make()
         return replace(self.rounded[key], node=node)
 
-    def measured(self, placement: str, measure: Callable[[], float]) -> float:
-        """What a placement keeps, in dB: measured once."""
+    def keeps_db(
+        self, trials: Trials, plan: Plan, grids: Mapping[Variable, Grid], layers: Mapping[Node, Integers]
+    ) -> float:
+        """What a placement keeps before refinement, in dB; measured once, whichever way leads to it."""
+        if not plan.weighted:
+            return EXACT_DB
+        placement = mark(plan, grids, layers)
         if placement not in self.reached:
-            self.reached[placement] = measure()
+            self.reached[placement] = trials.sqnr_db(trials.written(plan, grids, layers))
         return self.reached[placement]
 
     def faults(self, placement: str, plan: Plan, prove: Callable[[], Faults]) -> Faults:

@@ -22,7 +22,7 @@ from onnxcomp.passes.qdq.choice import Choice, Chooser, Planned
 from onnxcomp.passes.qdq.coarse import Coarsener
 from onnxcomp.passes.qdq.emit import Written
 from onnxcomp.passes.qdq.learned import Learned, mark
-from onnxcomp.passes.qdq.ranges import Grid, Rule
+from onnxcomp.passes.qdq.ranges import Grid, Method, Rule
 from onnxcomp.passes.qdq.regions import Plan
 from onnxcomp.passes.qdq.study import Study
 from onnxcomp.passes.qdq.trials import Trials, moved, write
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 QUANTIZED_OPS = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 )
+
+
+TRIED: tuple[Method, ...] = ("mse", "l3")  # where activations=auto
 
 
 class Quantizer:
@@ -72,7 +75,8 @@ class Quantizer:
         self.joined: list[dense.Joined] = []
         self.narrow: set[Constant] = set()
         self.learned = learned or Learned()
-        self.rule = Rule(options.activations, target.levels, target.symmetric, options.percentile)
+        method = self.learned.method or (TRIED[0] if options.activations == "auto" else options.activations)
+        self.rule = Rule(method, target.levels, target.symmetric, options.percentile)
 
     def run(self) -> Outcome:
         """Quantize in place what the pass's own rules choose."""
@@ -171,6 +175,7 @@ class Quantizer:
                 do="give ranges of this model: names of tensors must be equal",
             )
         study.chosen |= {tensor: self.rule.grid(*given[tensor.name]) for tensor in met}
+        study.given = set(met)
         self.outcome.notes.append(
             f"{len(met)} of {len(study.plan().tensors)} activation ranges come from {self.options.ranges}; "
             "the others from the samples, weights are rounded anew"
@@ -229,7 +234,31 @@ class Quantizer:
                 return choice
 
     def proven(self, study: Study, trials: Trials) -> tuple[Planned, dict[Node, Integers]]:
-        """Everything that can run on integers and really does, and its layers."""
+        """Everything that can run on integers and really does, and its layers, in the ranges that keep most."""
+        found = self._proven(study, trials)
+        if self.options.activations != "auto" or self.learned.method or not found[1]:
+            return found
+        changed = self._choose_rule(study, trials, *found)
+        self.learned.method = study.rule.method
+        return self._proven(study, trials) if changed else found
+
+    def _choose_rule(self, study: Study, trials: Trials, planned: Planned, layers: dict[Node, Integers]) -> bool:
+        """Let ranges be chosen so that everything on integers comes nearest to the float model; whether that is new."""
+        plan, grids = planned
+        first, best = study.rule, self.learned.keeps_db(trials, plan, grids, layers)
+        for method in TRIED[1:]:
+            rule = replace(first, method=method)
+            other, chosen = study.by(rule, plan)
+            if not other:
+                continue
+            rescaled = {node: self._layer(node, weight, other) for node, weight in plan.weighted.items()}
+            reached = self.learned.keeps_db(trials, plan, other, rescaled)
+            if reached > best:
+                best, study.rule, study.chosen = reached, rule, chosen
+        self.learned.chosen = {tensor.name: grid for tensor, grid in study.chosen.items()}
+        return study.rule is not first
+
+    def _proven(self, study: Study, trials: Trials) -> tuple[Planned, dict[Node, Integers]]:
         while True:
             plan, grids = study.planned()
             layers = {node: self._layer(node, weight, grids) for node, weight in plan.weighted.items()}
@@ -268,7 +297,7 @@ class Quantizer:
         def undo() -> None:
             study.seen, study.chosen = seen, chosen
 
-        return sharing.grids(plan, self.target, self.rule, study.seen, study.chosen)[0], undo
+        return sharing.grids(plan, self.target, study.rule, study.seen, study.chosen)[0], undo
 
     def _layer(self, node: Node, weight: Weight, grids: Mapping[Variable, Grid], *, shared: bool = False) -> Integers:
         port = (self.target.kernels[node.op].ports or (0,))[0]

@@ -1,9 +1,9 @@
-"""Which range of a tensor do 8-bit integers cover? Min-max, percentile, entropy (KL) or least squared error."""
+"""Which range of a tensor do 8-bit integers cover? Min-max, percentile, entropy (KL) or least error of some power."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -13,9 +13,11 @@ from onnxcomp.graph.ir import Array
 from onnxcomp.graph.rounding import Levels, affine
 from onnxcomp.runtime.activations import Activation
 
-Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse"]
+Method: TypeAlias = Literal["minmax", "percentile", "entropy", "mse", "l3"]
 Curve: TypeAlias = Callable[[Array], Array]
 
+# mse: which values are cut off hardly counts where they are few; l3: it counts, as layers behind that read them tell
+POWERS: Mapping[Method, int] = {"mse": 2, "l3": 3}
 STEPS = 24  # candidates of one end of the range in one scan
 SMALLEST = 0.1  # share of the full range at which a scan ends
 ROUNDS = 2
@@ -96,8 +98,11 @@ class Rule:
         centers, counts = seen.histogram.occupied()
         if self.method == "percentile":
             return self.grid(*percentile_range(centers, counts, self.percentile))
-        judge = squared_error if self.method == "mse" else divergence
-        search = _Search(self, centers, counts, lambda c, n, grids: judge(c, n, grids, curve))
+        power = POWERS.get(self.method)
+        if power is None:
+            search = _Search(self, centers, counts, divergence)
+        else:
+            search = _Search(self, centers, counts, lambda c, n, grids: rounding_error(c, n, grids, curve, power))
         return search.best(low, high)
 
 
@@ -144,24 +149,27 @@ class Grids:
         return q
 
 
-def squared_error(centers: Array, counts: Array, grids: Grids, curve: Curve | None) -> Array:
-    """Sum of squared rounding errors on each grid, behind `curve` where there is one: float64 [grids]."""
+def rounding_error(centers: Array, counts: Array, grids: Grids, curve: Curve | None, power: int) -> Array:
+    """Sum of the powers of rounding errors on each grid, behind `curve` where there is one: float64 [grids].
+
+    Powers above two, for which values cut off count more: Y. Nahshan et al., "Loss Aware Post-training Quantization",
+    2019.
+    """
     moved = grids.rounded(centers)
     if curve is not None:
         centers, moved = curve(centers), curve(moved)
     moved -= centers
-    errors: Array = np.square(moved, out=moved) @ counts
+    errors: Array = (np.square(moved, out=moved) if power == 2 else np.abs(moved, out=moved) ** power) @ counts
     return errors
 
 
-def divergence(centers: Array, counts: Array, grids: Grids, curve: Curve | None) -> Array:
+def divergence(centers: Array, counts: Array, grids: Grids) -> Array:
     """Kullback-Leibler divergence of the clipped distribution from the quantized one, for each grid: float64 [grids].
 
     As calibrators of inference runtimes do (S. Migacz, "8-bit inference with TensorRT", 2017): the values beyond the
     range are added to its ends, and the mass of each level is spread evenly over the bins it stands for. Whole zero
     is left out: it is exact on every grid, and its peak would hide the rest.
     """
-    del curve
     alive = np.abs(centers) > 0
     centers, counts = centers[alive], counts[alive].astype(np.float64)
     found = np.full(len(grids.scale), np.inf)

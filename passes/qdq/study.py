@@ -22,6 +22,7 @@ class Study:
         wide: whether kernels join that the target's table leaves out by default.
         seen: statistics by tensor name.
         chosen: the grid of each tensor by itself.
+        given: tensors of which the grid comes from elsewhere.
         banned: tensors without a usable range.
         barred: nodes that ONNX Runtime does not run as a plan says, with the reason.
         fenced: names of tensors that no Q may read directly.
@@ -41,6 +42,7 @@ class Study:
         self.wide = False
         self.seen: dict[str, Activation] = {}
         self.chosen: dict[Variable, Grid] = {}
+        self.given: set[Variable] = set()
         self.banned: dict[Variable, str] = {}
         self.barred: dict[Node, str] = {}
         self.fenced: set[str] = set()
@@ -79,6 +81,12 @@ class Study:
         """The plan with some of the nodes, and the grid of each of its tensors."""
         plan = self.plan(chosen, tabled=tabled)
         return plan, sharing.grids(plan, self.target, self.rule, self.seen, self.chosen)[0]
+
+    def by(self, rule: Rule, plan: Plan) -> tuple[dict[Variable, Grid], dict[Variable, Grid]]:
+        """The grids of a plan's tensors by another rule, and that of each by itself; nothing where one is unusable."""
+        chosen = {tensor: grid for tensor, grid in self.chosen.items() if tensor in self.given}
+        found, refused = sharing.grids(plan, self.target, rule, self.seen, chosen)
+        return ({}, {}) if refused else (found, chosen)
 
     def settle(self) -> dict[Variable, str]:
         """Ban tensors until every one that is left has a usable range; returns the reasons."""
