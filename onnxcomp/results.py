@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from onnxcomp.drawn import ChangedPart
+from onnxcomp.ordered import Certainty, Drift
 
 # a latency change below this share is nothing anyone would notice, and two copies of one model differ by as much
 NEGLIGIBLE = 0.01
@@ -266,34 +267,6 @@ class Agreement:
     def seen(self) -> int:
         """How many samples it is of, or decisions where they are fewer: those of one sample are no more evidence."""
         return self.samples if self.decisions is None else min(self.samples, self.decisions)
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How the SQNR of an output of a stateful model falls over the steps of its sequences, each model having its own
-    states: over the first quarter of the steps, and over the last."""
-
-    output: str
-    sequences: int
-    steps: int
-    first_db: float
-    last_db: float
-
-
-@dataclass(frozen=True)
-class Certainty:
-    """How sure figures of some of the samples alone are, which were seen in a seeded order until limits were decided.
-
-    `available`: samples there were; `looks`: how often it was asked whether they decide; `sqnr_db`, `agreement` and
-    `drop`: where each figure lies, with a `confidence` that holds at all looks together; None where none can tell.
-    """
-
-    available: int
-    confidence: float
-    looks: int
-    sqnr_db: tuple[float, float] | None = None
-    agreement: tuple[float, float] | None = None
-    drop: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # from the bottom; packages in one row do not know each other, except in the first row
 LAYERS: list[set[str]] = [
-    {"errors", "results", "drawn", "seal", "files", "lock", "settings", "sources", "toml", "_version"},
+    {"errors", "results", "drawn", "ordered", "seal", "files", "lock", "settings", "sources", "toml", "_version"},
     {"graph", "ops"},
     {"layers"},
     {"data", "runtime", "targets"},

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from onnxcomp.results import Drift
+from onnxcomp.ordered import Drift
 from onnxcomp.runtime.closeness import energy, is_float
 from onnxcomp.verify.pair import Answer
 

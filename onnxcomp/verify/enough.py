@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.data.dataset import FeedReader, Samples
-from onnxcomp.results import Certainty, Fidelity
+from onnxcomp.ordered import Certainty
+from onnxcomp.results import Fidelity
 from onnxcomp.runtime.closeness import sqnr_db
 from onnxcomp.runtime.quantiles import student
 
