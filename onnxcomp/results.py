@@ -95,9 +95,6 @@ class TrainingRecord:
         return f"{brought} in {self.steps} steps of {self.batch}{best}{early}, {self.seconds:.0f} s; {self.loss}"
 
 
-IDLE = "nothing to do"
-
-
 @dataclass(frozen=True)
 class PassRecord:
     """What one pass did, as the manager saw it. `missed`: what was asked of it and not reached, in words."""
@@ -119,11 +116,6 @@ class PassRecord:
     rolled_back: str = ""
     missed: str = ""
     documents: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def idle(self) -> bool:
-        """Whether it found nothing to do, and has nothing to say of it."""
-        return not (self.changes or self.rolled_back or self.notes) and self.summary in ("", IDLE)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from onnxcomp.files import atomic_write
+from onnxcomp.manager.pipeline import idle
 from onnxcomp.report import html_charts as charts
 from onnxcomp.report import html_graph
 from onnxcomp.report.advice import next_steps
@@ -376,7 +377,7 @@ def _or_inf(value: float | None) -> float:
 def _passes(report: Report) -> str:
     rows = []
     for record in report.passes:
-        if record.idle:
+        if idle(record):
             continue
         done = text(record.rolled_back or record.summary or f"{record.changes} changes")
         for note in record.notes:
@@ -389,8 +390,8 @@ def _passes(report: Report) -> str:
         )
     heads = ["pass", "outputs", "what it did", "weights", "time"]
     drawn = table(heads, rows, right=(4,), narrow="cards") if rows else ""
-    idle = ", ".join(f"<code>{text(record.spec)}</code>" for record in report.passes if record.idle)
-    return drawn + (f"<p>Found nothing to do: {idle}.</p>" if idle else "")
+    others = ", ".join(f"<code>{text(record.spec)}</code>" for record in report.passes if idle(record))
+    return drawn + (f"<p>Found nothing to do: {others}.</p>" if others else "")
 
 
 def _training(record: TrainingRecord) -> str:
