@@ -93,7 +93,11 @@ def test_limits_of_soundness(found: Fidelity | None, accuracy: Accuracy | None, 
 
 def test_the_worst_output_is_named_where_there_are_several() -> None:
     outputs = {"good": OutputFidelity(False, 30.0, 0.1), "bad": OutputFidelity(False, 3.0, 0.1)}
-    assert "output bad" in unsound(Fidelity(10, "data", outputs), None, NOTHING)
+    assert unsound(Fidelity(10, "data", outputs), None, NOTHING).endswith("is below 10 dB (output bad)")
+    parted = {"only": OutputFidelity(False, 3.0, 0.1, worst_part="axis 1: 4-9")}
+    assert unsound(Fidelity(10, "data", parted), None, NOTHING).endswith("(output only, axis 1: 4-9)")
+    plain = {"only": OutputFidelity(False, 3.0, 0.1)}
+    assert unsound(Fidelity(10, "data", plain), None, NOTHING).endswith("is below 10 dB")
 
 
 def test_what_a_verdict_depends_on_are_the_budget_and_the_own_limits() -> None:
@@ -206,13 +210,24 @@ def test_a_point_of_the_decisions_is_given_for_what_is_clearly_faster() -> None:
     assert preferred(point, fast, "size", NOTHING)
     for share in (0.979, 0.94):
         assert preferred(point, replace(fast, agreement=share, latency_ratio=0.1), "latency", NOTHING)
+        assert not preferred(replace(fast, agreement=share, latency_ratio=0.1), point, "latency", NOTHING)
+    slow = replace(point, latency_ratio=1.0)
+    assert preferred(slow, replace(fast, latency_ratio=0.81), "latency", NOTHING)
+    assert not preferred(slow, replace(fast, latency_ratio=0.8), "latency", NOTHING)
+
+
+def test_times_that_are_alike_leave_the_choice_to_decibels_at_a_like_size_and_then_to_size() -> None:
+    closer = replace(BASE, sqnr_db=36.0, bytes=1300)
+    assert preferred(closer, BASE, "latency", NOTHING) and not preferred(BASE, closer, "latency", NOTHING)
+    for other in (replace(closer, sqnr_db=35.9), replace(closer, bytes=1301), replace(closer, latency_ratio=0.55)):
+        assert preferred(BASE, other, "latency", NOTHING) and not preferred(other, BASE, "latency", NOTHING)
 
 
 # -- when the search ends --
 
 
 def test_a_result_promises_what_it_was_chosen_for() -> None:
-    shares = {0.995: 0.99, 0.985: 0.98, 0.96: 0.95, 0.9: 0.0}
+    shares = {0.995: 0.99, 0.99: 0.99, 0.985: 0.98, 0.98: 0.98, 0.96: 0.95, 0.95: 0.95, 0.9: 0.0}
     assert {share: promised(replace(BASE, agreement=share), NOTHING) for share in shares} == shares
     for other in ({"drop": 0.01}, {"agreement": None}):
         assert promised(replace(BASE, **other), NOTHING) == 0  # a metric says what counts
@@ -225,7 +240,11 @@ def test_a_promise_is_broken_where_chance_does_not_explain_it() -> None:
 
     assert seen(476, 496) and seen(118, 128)
     assert not seen(490, 496) and not seen(125, 128) and not seen(19, 20)
-    assert not broken(replace(BASE, agreement=None), 0.99)
+    assert seen(96, 100) and not seen(97, 100)  # chances of 0.018 and 0.079
+    assert seen(88, 92)  # 4 have changed, though 92 * (1 - 88 / 92) is a little less
+    assert not broken(replace(BASE, agreement=None, decided=100), 0.99)
+    for decided in (None, 0):
+        assert not broken(replace(BASE, agreement=0.5, decided=decided), 0.99)
 
 
 def test_integers_that_cover_nearly_all_work_end_the_search_for_latency() -> None:
