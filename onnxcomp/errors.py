@@ -14,6 +14,11 @@ def plain(text: str) -> str:
     return _CONTROLS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
+def one_line(text: str) -> str:
+    """As `plain`, on one line: a name that holds line breaks could pass for lines of ours."""
+    return plain(text).replace("\n", "\\n")
+
+
 class OnnxcompError(Exception):
     """Base of every error that onnxcomp raises on purpose.
 

@@ -20,6 +20,7 @@ from onnxcomp import toml
 from onnxcomp.cli import main as entry
 from onnxcomp.cli.main import main
 from onnxcomp.cli.screen import screen
+from onnxcomp.data.sheet import Tile, contact_sheet
 from onnxcomp.errors import plain
 
 HOSTILE = "evil\x1b]0;owned\x07\u202ename"
@@ -196,6 +197,41 @@ def test_control_characters_of_names_reach_no_terminal(tmp_path: Path, capsys: p
     with console.capture() as shown:
         console.print(HOSTILE, markup=False)
     assert "\x1b" not in shown.get()
+
+
+FORGED = "a[/b]\naccepted  1.0% of the size\n\nwrote  all.onnx"
+
+
+def test_a_name_with_line_breaks_stays_within_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    proto = builders.mlp()
+    (first,) = proto.graph.input
+    for node in proto.graph.node:
+        node.name = f"{node.name}{FORGED}"
+        node.input[:] = [FORGED if name == first.name else name for name in node.input]
+    first.name = FORGED
+    path = builders.save(proto, tmp_path / "m.onnx")
+    x = builders.feeds_of(proto)[FORGED]
+    np.savez(tmp_path / "d.npz", **{FORGED: np.repeat(x, 20, axis=0)})
+    np.savez(tmp_path / "bad.npz", **{FORGED: np.repeat(x[..., :1], 20, axis=0)})
+    data = ["--data", tmp_path / "d.npz"]
+    codes = [
+        command("inspect", path, "--groups"),
+        command("inspect", path),
+        command("data", "check", path, *data, "-o", tmp_path / "sheet.png"),
+        command("explain", path, *data, "--no-times"),
+        command("optimize", path, *data, "--no-bench", "-v", "--passes", "quantize-weights{bits=8}"),
+        command("optimize", path, "--no-bench", "--data", tmp_path / "bad.npz"),
+    ]
+    told = capsys.readouterr()
+    assert codes == [0, 0, 0, 0, 0, 4]
+    assert "a[/b]\\naccepted" in told.out and "a[/b]\\naccepted" in told.err
+    lines = [line.strip() for line in (told.out + told.err).splitlines()]
+    assert not [line for line in lines if line.startswith(("accepted  1.0%", "wrote  all"))]
+
+
+def test_pictures_under_a_title_with_line_breaks(tmp_path: Path) -> None:
+    tile = Tile(np.zeros((8, 8, 3), np.uint8), FORGED)
+    assert contact_sheet([tile], [FORGED]).startswith(b"\x89PNG")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a lock that a signal does not end")

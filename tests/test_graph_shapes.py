@@ -10,7 +10,7 @@ import builders
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from test_graph_io import FLOAT
 
 from onnxcomp.errors import ModelError
@@ -18,6 +18,7 @@ from onnxcomp.graph import io
 from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.evaluate import propagate
 from onnxcomp.graph.shapes import check_structure, infer
+from onnxcomp.graph.types import Shapes, TensorType
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 
 
@@ -244,3 +245,29 @@ def test_a_sequence_or_optional_of_constants_is_no_tensor(
     assert shapes.dtype(again) == np.float32
     half = PassManager(Pipeline.parse("convert-float16")).run(graph)
     builders.run(onnx.load_from_string(io.to_bytes(half.graph)), {"x": np.ones((2, 8), np.float32)})
+
+
+@pytest.mark.parametrize("stored", ["initializer", "Constant"])
+def test_what_is_empty_does_not_tell_the_sizes_of_what_it_is_joined_with(stored: str) -> None:
+    """ONNX Runtime skips it and runs the model with any number of rows, though its optimizer folds a wrong one."""
+    empty = np.zeros((2, 0), np.float32)
+    weights = {"none": empty, "w": builders.normal(builders.rng(), 4, 4)}
+    nodes = [
+        helper.make_node("Concat", ["x", "none"], ["joined"], "join", axis=1),
+        helper.make_node("MatMul", ["joined", "w"], ["y"], "m"),
+        helper.make_node("Shape", ["y"], ["sizes"], "s"),
+    ]
+    if stored == "Constant":
+        held = numpy_helper.from_array(weights.pop("none"))
+        nodes.insert(0, helper.make_node("Constant", [], ["none"], value=held))
+    ports = [builders.value("x", FLOAT, ["N", 4]), builders.value("y", FLOAT, ["N", 4])]
+    ports.append(builders.value("sizes", TensorProto.INT64, [2]))
+    graph = decode(builders.model(nodes, ports[:1], ports[1:], weights, check=False))
+    joined = graph.tensors()["joined"]
+    assert infer(graph).shape(joined) == ("N", 4)
+    assert infer(graph, {"x": (3, 4)}).shape(joined) == (3, 4)
+    shapes = Shapes({"x": TensorType(np.dtype(np.float32), (3, 4))})
+    propagate(graph, shapes)
+    assert shapes.shape(joined) == (3, 4)
+    folded = PassManager(Pipeline.parse("fold-constants")).run(graph).graph
+    assert [node.op for node in folded.nodes] == ["Concat", "MatMul", "Shape"]

@@ -209,6 +209,22 @@ def test_excluded_nodes_keep_their_type_between_casts() -> None:
     np.testing.assert_allclose(run(after, x0=x)[0], run(before, x0=x)[0], rtol=0, atol=0.05)
 
 
+def test_an_output_of_an_excluded_node_is_read_in_float32() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], "left"),
+        helper.make_node("MatMul", ["a", "w"], ["y"], "right"),
+    ]
+    outs = [builders.value(name, DOUBLE, ["N", 4]) for name in "ay"]
+    weights = {"w": builders.normal(builders.rng(), 4, 4).astype(np.float64)}
+    before = builders.model(nodes, [builders.value("x", DOUBLE, ["N", 4])], outs, weights)
+    after, skips, _ = widened(before, exclude=("left",))
+    x = builders.normal(builders.rng(2), 3, 4).astype(np.float64)
+    assert set(skips) == {"left"}
+    for got, wanted in zip(run(after, x=x), run(before, x=x), strict=True):
+        assert got.dtype == np.float64
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [HALF, BFLOAT])
 def test_weights_that_are_only_stored_in_fewer_bits_stay_so(kind: int) -> None:
     before = retyped(cnn(), kind, stored=True)

@@ -53,7 +53,7 @@ def command(
     from onnxcomp.build.state import State
     from onnxcomp.build.step import build, depfile_text
     from onnxcomp.cli.progress import Bar
-    from onnxcomp.cli.screen import echo
+    from onnxcomp.cli.screen import echo, echo_error
     from onnxcomp.report.tables import missed
     from onnxcomp.runtime.progress import SILENT
 
@@ -69,8 +69,7 @@ def command(
             out.write(depfile_text(found, only).encode())
     for model in result.models:
         if model.error is not None:
-            echo(f"error: {model.name}: {model.error.what}", err=True)
-            echo(f"where: {model.error.where}\ndo:    {model.error.do}", err=True)
+            echo_error(model.error, model.name)
         elif quiet and model.report is not None and model.exit_code:
             for line in missed(model.report):
                 echo(f"{model.name}: {line}", err=True)
@@ -85,7 +84,7 @@ def command(
 def _show_plan(config: Config, only: tuple[str, ...], force: bool, quiet: bool) -> int:
     """Say what would be built; the code is that of the first thing that would stop a model before any work."""
     from onnxcomp.build.step import obstacle, plan
-    from onnxcomp.cli.screen import echo
+    from onnxcomp.cli.screen import echo, echo_error
 
     codes = []
     for item in plan(config, only=only, force=force):
@@ -95,7 +94,7 @@ def _show_plan(config: Config, only: tuple[str, ...], force: bool, quiet: bool) 
             echo(f"{item.entry.name}: {'would fail' if error is not None else words}")
         if error is not None:
             codes.append(error.exit_code)
-            echo(f"error: {item.entry.name}: {error.what}\nwhere: {error.where}\ndo:    {error.do}", err=True)
+            echo_error(error, item.entry.name)
     return min(codes, default=0)
 
 

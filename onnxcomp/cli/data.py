@@ -10,11 +10,13 @@ import click
 
 from onnxcomp.cli import options
 from onnxcomp.cli.progress import Bar
+from onnxcomp.errors import one_line
 from onnxcomp.job import Job
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from onnxcomp.data.preprocess import Preprocess
     from onnxcomp.verify.data_check import DataCheck
@@ -147,17 +149,23 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _name(name: str) -> Text:
+    from rich.text import Text
+
+    return Text(one_line(name))  # its brackets are no markup
+
+
 def _statistics(found: DataCheck) -> Table:
     table = _table("input", "channel", "min", "mean", "max", "std")
     for c in found.channels:
-        table.add_row(c.input, c.channel or "all", *(f"{v:.4g}" for v in (c.minimum, c.mean, c.maximum, c.std)))
+        table.add_row(_name(c.input), c.channel or "all", *(f"{v:.4g}" for v in (c.minimum, c.mean, c.maximum, c.std)))
     return table
 
 
 def _outputs(found: DataCheck) -> Table:
     table = _table("output", "min", "mean", "max")
     for o in found.answers.outputs:
-        table.add_row(o.output, *(f"{v:.4g}" for v in (o.minimum, o.mean, o.maximum)))
+        table.add_row(_name(o.output), *(f"{v:.4g}" for v in (o.minimum, o.mean, o.maximum)))
     return table
 
 

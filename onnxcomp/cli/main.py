@@ -19,7 +19,7 @@ from typing import Any, TextIO, cast
 import click
 
 from onnxcomp._version import __version__
-from onnxcomp.errors import EnvironmentLacksError, OnnxcompError, OutputError, UsageError, plain
+from onnxcomp.errors import EnvironmentLacksError, OnnxcompError, OutputError, UsageError, one_line
 from onnxcomp.files import RESULTS
 
 # command -> (module below onnxcomp.cli, one-line help); the modules load on use, so that --help stays instant
@@ -175,7 +175,7 @@ def _explain(error: OnnxcompError, arguments: list[str]) -> int:
         traceback.print_exc()
     lines = (error.what, error.where or "the command line", error.do or "see onnxcomp --help")
     for word, line in zip(("error: ", "where: ", "do:    "), lines, strict=True):
-        click.echo(word + plain(line), err=True)
+        click.echo(word + one_line(line), err=True)
     return error.exit_code
 
 

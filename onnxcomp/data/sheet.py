@@ -104,8 +104,11 @@ def _scaled(picture: Bytes) -> Bytes:
 
 
 def _fitting(draw: Any, text: str, width: int) -> str:
-    """The text, cut with an ellipsis where it is too wide; other than ASCII is replaced, as the built-in font needs."""
-    text = text.encode("ascii", "replace").decode()
+    """The text, cut with an ellipsis where it is too wide; other than ASCII is replaced, as the built-in font needs.
+
+    A name may hold line breaks, and what else no letter stands for: each is one mark.
+    """
+    text = "".join(letter if " " <= letter <= "~" else "?" for letter in text)
     if draw.textlength(text) <= width:
         return text
     while text and draw.textlength(text + "...") > width:

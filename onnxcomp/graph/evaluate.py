@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -148,6 +149,11 @@ def _infer_node(node: Node, shapes: Shapes, values: dict[str, Array], opset: int
         shapes.types[name] = kind
 
 
+def empty_along(dims: Sequence[int], axis: int) -> bool:
+    """Whether a size is zero: a runtime skips what is empty in a Concat, whatever its other sizes are."""
+    return -len(dims) <= axis < len(dims) and dims[axis] == 0
+
+
 def standard_types(
     node: Node,
     shapes: Shapes,
@@ -188,6 +194,10 @@ def standard_types(
         kept = [attribute for attribute in proto.attribute if attribute.name in schema.attributes]
         del proto.attribute[:]
         proto.attribute.extend(kept)
+    elif node.op == "Concat":
+        axis = int(node.attrs.get("axis", 1))
+        left = [t.name for t in node.inputs if not empty_along(shapes.static(t) or (), axis)]
+        proto.input[:] = left or proto.input
     try:
         result = shape_inference.infer_node_outputs(
             schema, proto, types, data, opset_imports=[helper.make_opsetid("", opset)], ir_version=10

@@ -12,7 +12,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import LIGHT_ELEMENTS, encode_light, shape_of
-from onnxcomp.graph.evaluate import SMALL_ELEMENTS, beyond_onnx, propagate
+from onnxcomp.graph.evaluate import SMALL_ELEMENTS, beyond_onnx, empty_along, propagate
 from onnxcomp.graph.ir import MICROSOFT_DOMAIN, Graph, is_onnx
 from onnxcomp.graph.types import Shapes, TensorType
 
@@ -200,8 +200,10 @@ def _readable(model: onnx.ModelProto) -> onnx.ModelProto:
 
     These are GroupNormalization of opset 18 to 20, which it calls deprecated, and MeanVarianceNormalization made of
     others, whose parts it cannot type where `axes` is left to its default or a size is free. In checks and for
-    inference an Identity stands in their place, which has the same type and shape.
+    inference an Identity stands in their place, which has the same type and shape. And what is empty does not tell the
+    sizes of what it is joined with: runtimes skip it.
     """
+    _skip_empty(model.graph)
     opset = next((o.version for o in model.opset_import if is_onnx(o.domain)), 0)
     unread = [name for name, opsets in UNREAD.items() if opset in opsets]
     for node in (n for body in _graphs(model.graph) for n in body.node) if unread else ():
@@ -209,6 +211,24 @@ def _readable(model: onnx.ModelProto) -> onnx.ModelProto:
             node.op_type = "Identity"
             del node.input[1:], node.attribute[:]
     return model
+
+
+def _skip_empty(graph: onnx.GraphProto) -> None:
+    """Leave constants out of a Concat that are empty along its axis."""
+    empty: dict[str, list[int]] = {}
+    for body in _graphs(graph):
+        held = (
+            (n.output[0], a.t) for n in body.node if n.op_type == "Constant" for a in n.attribute if a.HasField("t")
+        )
+        for name, tensor in (*((t.name, t) for t in body.initializer), *held):
+            if 0 in tensor.dims:
+                empty[name] = list(tensor.dims)
+    for node in (n for body in _graphs(graph) for n in body.node) if empty else ():
+        if node.op_type == "Concat" and is_onnx(node.domain):
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            left = [name for name in node.input if not empty_along(empty.get(name, []), axis)]
+            if left:
+                node.input[:] = left
 
 
 def _set_apart(model: onnx.ModelProto) -> onnx.ModelProto:

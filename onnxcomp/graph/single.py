@@ -161,7 +161,6 @@ class _Widening:
             if isinstance(tensor, Constant):  # a copy serves what computes
                 continue
             if not code or maker is None or not self._computes(maker):
-                types.pop(tensor, None)
                 continue
             inner = Variable(self.graph.unique_name(f"{tensor.name}_float"), SINGLE, tensor.shape)
             types.pop(tensor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from onnxcomp.errors import one_line
 from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity, OutputFidelity, Report, TeacherRecord
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    cells = [tuple(row) for row in rows]
+    cells = [tuple(map(one_line, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     texts = [index for index in range(len(columns)) if index not in right]
     wrapped = set(prose or sorted(texts, key=lambda index: -widths[index])[:1])
