@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from onnxcomp.errors import ModelError
-from onnxcomp.runtime.profile import kernels, node_times, summarise, undisturbed
+from onnxcomp.runtime.profile import LEAST_RUNS, kernels, node_times, summarise, undisturbed
+from onnxcomp.runtime.session import Session
 
 
 def test_every_kernel_that_runs_gets_a_time():
@@ -19,6 +20,21 @@ def test_every_kernel_that_runs_gets_a_time():
     assert {time.provider for time in found} == {"CPUExecutionProvider"}
     assert all(time.microseconds >= 0 for time in found)
     assert len({time.name for time in found}) == len(found)
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(0.0, 2 + LEAST_RUNS), (60.0, 22)])
+def test_a_slow_model_is_run_less_often(seconds: float, runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    real = Session.run
+
+    def counted(self: Session, *others: Any) -> Any:
+        done.append(self)
+        return real(self, *others)
+
+    monkeypatch.setattr(Session, "run", counted)
+    proto = builders.residual_cnn()
+    found = node_times(proto.SerializeToString(), builders.feeds_of(proto), runs=20, warm_up=2, seconds=seconds)
+    assert len(done) == runs and all(time.microseconds > 0 for time in found if time.op == "Conv")
 
 
 def test_nodes_inside_if_and_loop_bodies_are_seen():

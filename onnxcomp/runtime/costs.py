@@ -26,7 +26,7 @@ from onnxcomp.runtime.machine import machine
 from onnxcomp.runtime.session import Feeds
 
 SCHEMA = 1
-RUNS = 20
+RUNS, PROFILED_SECONDS = 20, 5.0  # of a graph whose kernels are timed; a slow one is not run so often
 SECONDS = 1.0
 ADDED = ""  # in node times: the kernels that the runtime put in by itself, such as layout changes
 
@@ -222,7 +222,7 @@ class MeasuredCosts:
 
     def _profile(self, graph: Graph) -> dict[str, float]:
         found: dict[str, float] = {}
-        for name, entry in named_times(graph, self.feed, threads=self.threads, runs=RUNS):
+        for name, entry in named_times(graph, self.feed, threads=self.threads, runs=RUNS, seconds=PROFILED_SECONDS):
             found[name or ADDED] = found.get(name or ADDED, 0.0) + entry.microseconds
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -54,18 +55,26 @@ class Ran:
 
 
 def named_times(
-    graph: Graph, feed: Feeds, *, threads: int, runs: int, warm_up: int = 3, written: Path | None = None
+    graph: Graph,
+    feed: Feeds,
+    *,
+    threads: int,
+    runs: int,
+    warm_up: int = 3,
+    seconds: float = math.inf,
+    written: Path | None = None,
 ) -> list[tuple[str, NodeTime]]:
     """Kernels with their times, each behind the name of our node that it came from, empty for what was added.
 
     Args:
+        runs, warm_up, seconds: as for `node_times`.
         written: a file that holds the graph, where there is one.
 
     Raises:
         ModelError: ONNX Runtime cannot run the graph.
     """
     if written is not None and not any(node.unnamed for node in graph.walk()):
-        times = node_times(written, feed, threads=threads, runs=runs, warm_up=warm_up)
+        times = node_times(written, feed, threads=threads, runs=runs, warm_up=warm_up, seconds=seconds)
         origins = Origins(graph)
         return [(origins.of(entry.name), entry) for entry in times]
     copy = graph.clone()
@@ -73,7 +82,7 @@ def named_times(
         node.unnamed = ""  # names that were made up on load are written, so that the profile can tell nodes apart
     origins = Origins(copy)
     with runnable(copy) as model:
-        times = node_times(model, feed, threads=threads, runs=runs, warm_up=warm_up)
+        times = node_times(model, feed, threads=threads, runs=runs, warm_up=warm_up, seconds=seconds)
     return [(origins.of(entry.name), entry) for entry in times]
 
 

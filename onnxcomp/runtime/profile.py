@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ KERNEL = "_kernel_time"
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 # above this a saved model keeps its weights in a file beside it: a protobuf message ends at 2 GB
 EXTERNAL_BYTES = 1 << 20
+LEAST_RUNS = 4  # the fastest quarter of which is one
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def node_times(
     threads: int = 1,
     runs: int = 20,
     warm_up: int = 3,
+    seconds: float = math.inf,
 ) -> list[NodeTime]:
     """Kernel time of every node, in the order in which they first run.
 
@@ -61,6 +65,8 @@ def node_times(
         threads: threads inside one operator; 0 means every usable core.
         runs: runs that count.
         warm_up: runs before them that do not.
+        seconds: after so many no further run begins, once `LEAST_RUNS` count: the kernels of a model that runs for long
+            run for long, and what disturbs them is little beside that.
 
     Raises:
         ModelError, DataError, EnvironmentLacksError: as `open_session` and `Session.run` do.
@@ -68,7 +74,10 @@ def node_times(
     with scratch("profile") as folder:
         prefix = folder / "run"
         session = open_session(model, provider=provider, threads=threads, profile_prefix=prefix)
-        for _ in range(warm_up + runs):
+        end = time.monotonic() + seconds
+        for done in range(warm_up + runs):
+            if done >= warm_up + LEAST_RUNS and time.monotonic() > end:
+                break
             session.run(feed)
         events = json.loads(Path(session.raw.end_profiling()).read_text(encoding="utf-8"))
     return summarise(events, warm_up)
