@@ -99,3 +99,27 @@ def test_size_read_by_arithmetic_keeps_the_units() -> None:
     coupling = groups_of(net.model(net.conv(net.op("Div", x, net.op("Sqrt", count)), 8, 3)))
     assert not coupling.groups
     assert "depends on its size" in coupling.kept["n1_Conv"]
+
+
+def test_integers_made_of_a_weight_on_the_way_change_with_it() -> None:
+    """A weight that nodes compute, read by a product and rounded beside it: the shapes in the file stay right."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["h"], "a"),
+        helper.make_node("Neg", ["second"], ["turned"], "neg"),
+        helper.make_node("QuantizeLinear", ["turned", "scale", "zero"], ["q"], "q"),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["again"], "dq"),
+        helper.make_node("MatMul", ["h", "turned"], ["b"], "b"),
+        helper.make_node("MatMul", ["h", "again"], ["c"], "c"),
+        helper.make_node("Add", ["b", "c"], ["y"], "sum"),
+    ]
+    weights = {
+        "first": builders.normal(builders.rng(), 8, 16),
+        "second": builders.normal(builders.rng(1), 16, 4),
+        "scale": np.float32(0.01),
+        "zero": np.int8(0),
+    }
+    ports = [builders.value("x", builders.FLOAT, ["N", 8]), builders.value("y", builders.FLOAT, ["N", 4])]
+    proto = onnx.shape_inference.infer_shapes(builders.model(nodes, ports[:1], ports[1:], weights))
+    check_cuts(proto)
+    (group,) = groups_of(proto).groups
+    assert group.size == 16

@@ -197,7 +197,10 @@ def _apply(flow: Flow, node: Node, rule: Rule) -> None:
 
 
 def _known_number(flow: Flow, node: Node) -> bool:
-    """Whether a node only computes sizes and indices, which carry no units."""
+    """Whether a node only computes sizes and indices, which carry no units; integers made of weights do."""
+    made = [tensor for tensor in node.inputs if tensor.name and not isinstance(tensor, Constant)]
+    if any(labels is not None for tensor in made for labels in flow.of(tensor) or ()):
+        return False
     first = node.output(0)
     return first is not None and first.name in flow.values and flow.values[first.name].dtype.kind in "iub"
 
