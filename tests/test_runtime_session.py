@@ -17,7 +17,7 @@ from onnxcomp import optimize
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.graph.codec import decode
 from onnxcomp.runtime import opening
-from onnxcomp.runtime.session import Port, open_session
+from onnxcomp.runtime.session import Port, open_graph, open_session
 
 FLOAT = TensorProto.FLOAT
 
@@ -65,6 +65,34 @@ def test_optimisation_and_threads_do_not_change_the_answer():
         np.testing.assert_allclose(
             open_session(proto.SerializeToString(), **options).run(feeds)["logits"], wanted, 1e-4, 1e-5
         )
+
+
+def test_few_bits_with_computed_scales_are_not_zero_where_the_optimizer_refuses_a_model():
+    generator = builders.rng()
+    codes = generator.integers(0, 256, size=(4, 1, 16)).astype(np.uint8)  # two codes a byte, the first the lower
+    scales = generator.integers(20, 100, size=(4, 1)).astype(np.int8)
+    weights = {"s": np.float32(0.05), "z": np.uint8(128), "q": codes, "small": scales, "step": np.float32(0.01)}
+    product = {"K": 32, "N": 4, "bits": 4, "block_size": 32, "accuracy_level": 4}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        helper.make_node("AveragePool", ["xd"], ["a"], kernel_shape=[1, 2], dilations=[1, 2]),
+        helper.make_node("QuantizeLinear", ["a", "s", "z"], ["aq"]),
+        helper.make_node("DequantizeLinear", ["aq", "s", "z"], ["ad"]),
+        helper.make_node("Cast", ["small"], ["wide"], to=FLOAT),
+        helper.make_node("Mul", ["wide", "step"], ["scale"]),
+        helper.make_node("MatMulNBits", ["ad", "q", "scale"], ["y"], domain="com.microsoft", **product),
+    ]
+    ports = [builders.value("x", FLOAT, [1, 1, 3, 34])], [builders.value("y", FLOAT, [1, 1, 3, 4])]
+    graph = decode(builders.model(nodes, *ports, weights, opset=19, ir_version=9, domains={"com.microsoft": 1}))
+    with pytest.raises(ModelError):
+        open_graph(graph)
+    x = generator.normal(size=(1, 1, 3, 34)).astype(np.float32)
+    stepped = np.rint(x / 0.05) * 0.05
+    pooled = np.rint((stepped[..., :-2] + stepped[..., 2:]) / 2 / 0.05) * 0.05
+    weight = (np.stack([codes & 15, codes >> 4], -1).reshape(4, 32) - 8.0) * scales * 0.01
+    found = open_graph(graph, strict=False).run({"x": x})["y"]
+    np.testing.assert_allclose(found, pooled @ weight.T, rtol=0.05, atol=0.4)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ Model = Path | str | bytes
 
 AS_WRITTEN = {"session.disable_quant_qdq": "1"}  # a float weight between Q and DQ stays float
 LARGE_BYTES = 256 << 20  # a graph with more weights is never copied in memory
+PREPACKING_OFF = "session.disable_prepacking"
 EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 _NUMPY = {
@@ -250,7 +251,7 @@ def open_session(
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     entries = {"session.intra_op.allow_spinning": "0", providers.RECORD_ASSIGNMENT: "1", **(config or {})}
     if lean:
-        entries["session.disable_prepacking"] = "1"
+        entries[PREPACKING_OFF] = "1"
     if lean or not arena:
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
@@ -317,8 +318,10 @@ def open_graph(
         try:
             return open_graph(graph, threads=threads, lean=lean, arena=arena, config=config)
         except ModelError as error:
+            # a kernel that packs few-bit weights ahead gives zeros for scales that are computed, and nothing folds here
+            plain = {PREPACKING_OFF: "1", **(config or {})}
             with suppress(ModelError):
-                return open_graph(graph, threads=threads, optimize=False, lean=lean, arena=arena, config=config)
+                return open_graph(graph, threads=threads, optimize=False, lean=lean, arena=arena, config=plain)
             raise error from None
     if total_bytes(graph) <= LARGE_BYTES:
         return open_session(to_bytes(graph), threads=threads, optimize=optimize, lean=lean, arena=arena, config=config)
