@@ -19,7 +19,7 @@ from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.ir import Graph, Node
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline, RunResult
-from onnxcomp.passes.qdq import placement, proof, refine, weights
+from onnxcomp.passes.qdq import choice, placement, proof, refine, sensitivity, weights
 from onnxcomp.passes.qdq.learned import Learned
 from onnxcomp.passes.qdq.protect import Protector
 from onnxcomp.passes.qdq.quantizer import TRIED, Quantizer
@@ -141,6 +141,21 @@ def test_a_float_layer_between_integers_is_judged_as_it_will_run() -> None:
     """ONNX Runtime puts a Conv between Q and DQ on integers unasked, at one scale: 17 dB where 31 are meant."""
     result = quantized(None, "quantize-qdq{min_sqnr=27}")
     assert [change.node for change in result.records[0].details] == ["conv0", "conv1", "conv3"]
+
+
+def test_the_layers_of_a_large_model_are_looked_at_on_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = sensitivity.noises
+
+    def noted(*given: Any, **more: Any) -> Any:
+        seen.append(len(given[5]))
+        return real(*given, **more)
+
+    monkeypatch.setattr(sensitivity, "noises", noted)
+    for most in (choice.MOST_WORK, 1.0):
+        monkeypatch.setattr(choice, "MOST_WORK", most)
+        assert quantized(None, "quantize-qdq{min_sqnr=27}").changes == WHOLE - 1
+    assert seen == [2, 1]  # of the two that there are
 
 
 def test_what_a_layer_was_refined_to_holds_for_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

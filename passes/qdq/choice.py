@@ -27,6 +27,7 @@ SMALLER = 1.03  # a placement that leaves more weights in float, and the file la
 WORTH = 0.99  # a placement must take at most this share of the float model's time
 WEIGHTY = 0.05  # of the noise that is allowed: what one layer brings in beyond it is a reason to leave it in float
 SENSITIVITY_FEEDS = 3
+MOST_WORK = 1e12  # multiply-accumulates of the model times its layers: beyond, one feed tells the noise of layers
 
 Planned = tuple[Plan, dict[Variable, Grid]]
 
@@ -223,12 +224,18 @@ class Chooser:
                 plan,
                 grids,
                 {node: self.layers[node] for node in plan.weighted},
-                self.trials.feeds[:SENSITIVITY_FEEDS],
+                self.trials.feeds[: self._feeds()],
                 threads=self.threads,
                 progress=self.progress,
             )
             known |= {str(node.name): noise for node, noise in found.items()}
         return {node: known[str(node.name)] for node in plan.weighted}
+
+    def _feeds(self) -> int:
+        """How many samples tell the noise of single layers: for each half of the model runs, for all of them."""
+        graph, shapes = self.trials.graph, self.trials.shapes
+        macs = sum(self.operators.facts(node).macs(node, shapes) for node in graph.nodes)
+        return SENSITIVITY_FEEDS if macs * len(self.full[0].weighted) <= MOST_WORK else 1
 
     def _explain(self, choice: Choice, times: placement.Times) -> None:
         for node in self.full[0].weighted:
