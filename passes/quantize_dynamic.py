@@ -372,6 +372,7 @@ class _Work:
             twin, constant = twins[use.node.name], twins[use.node.name].constant(use.weight.port)
             if constant is not None and (parts := other.window(WeightUse(twin, use.weight, constant), None)):
                 written[use.node.name] = parts
+        other.graph.sort()  # in bodies ONNX Runtime wants nodes behind what they read, in the model itself it does not
         return windows.faster(self.graph, written, other.graph, costs) if written else {}
 
     def window(self, use: WeightUse, moments: Array | None) -> set[str]:

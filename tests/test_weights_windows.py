@@ -178,3 +178,33 @@ def test_two_runs_give_the_same_bytes() -> None:
         for _ in range(2)
     ]
     assert runs[0] == runs[1]
+
+
+class Running(Costs):
+    """The same, of graphs that ONNX Runtime has to open."""
+
+    def node_times_us(self, graph: Graph) -> dict[str, float]:
+        kernels(to_bytes(graph))
+        return {node.name: 100.0 if node.op == "Conv" else self.each for node in graph.walk()}
+
+
+def test_a_convolution_inside_a_branch_is_timed_and_written_like_any_other() -> None:
+    """In bodies ONNX Runtime refuses nodes that stand before what they read."""
+    plain = convolution(channels=64)
+    branch = helper.make_graph(
+        list(plain.graph.node), "then", [], [builders.value("y", FLOAT, None)], list(plain.graph.initializer)
+    )
+    other = helper.make_graph(
+        [helper.make_node("Slice", ["x", "from", "to", "axis"], ["z"], "cut")],
+        "else",
+        [],
+        [builders.value("z", FLOAT, None)],
+    )
+    node = helper.make_node("If", ["flag"], ["out"], "if", then_branch=branch, else_branch=other)
+    ports = [builders.value("flag", onnx.TensorProto.BOOL, []), builders.value("x", FLOAT, [1, 64, 48])]
+    bounds = {"from": np.array([0]), "to": np.array([44]), "axis": np.array([2])}
+    proto = builders.model([node], ports, [builders.value("out", FLOAT, None)], bounds, opset=17, check=False)
+    after, record = quantized(proto, Running())
+    assert record.changes == 1
+    feeds = {"flag": np.array(True), "x": builders.rng().standard_normal((1, 64, 48)).astype(np.float32)}
+    assert builders.sqnr_db(builders.run(proto, feeds)[0], builders.run(after, feeds)[0]) > 25
