@@ -135,6 +135,15 @@ def test_only_unreadable_images_is_an_error_at_once(tmp_path: Path) -> None:
     assert "a.png" in caught.value.where
 
 
+@pytest.mark.parametrize("shape", [(1, 400, 3), (400, 1, 3), (1, 1, 3)])
+def test_a_row_of_pixels_among_pictures_is_named_and_not_stretched(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    folder_of(tmp_path, 4)
+    save(tmp_path / "flat.png", np.zeros(shape, np.uint8))
+    dataset = open_data(tmp_path, [SPEC], preprocess=EXACT)
+    assert len(dataset.samples()) == 4
+    assert any(f"flat.png: {shape[0]} by {shape[1]} pixels for a model" in line for line in dataset.problems)
+
+
 def bomb(path: Path, side: int) -> Path:
     """A small PNG that declares side x side pixels."""
 

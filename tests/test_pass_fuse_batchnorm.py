@@ -356,3 +356,13 @@ def test_random_models_stay_close_through_all_exact_and_close_passes(seed: int, 
     graph = PassManager(pipeline).run(decode(proto)).graph
     for wanted, got in zip(expected or [], builders.run(io.to_bytes(graph), feeds, optimized=False), strict=True):
         assert relative_error(wanted, got) < 1e-4
+
+
+def test_a_bias_that_does_not_fit_its_layer_is_left_for_the_runtime_to_refuse() -> None:
+    weights = {"w": builders.normal(builders.rng(), 8, 3, 3, 3), "b": np.zeros(4, np.float32)}
+    nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"], "conv"), norm("bn", "c", "y", 8, weights)]
+    ports = [builders.value("x", builders.FLOAT, [1, 3, 8, 8]), builders.value("y", builders.FLOAT, None)]
+    graph = decode(builders.model(nodes, ports[:1], ports[1:], weights, check=False))
+    outcome = FuseBatchNorm().run(graph, PassContext())
+    assert not outcome.changes
+    assert [skip.why for skip in outcome.skips] == ["the bias of Conv conv has 4 values for 8 outputs"]

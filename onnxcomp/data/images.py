@@ -200,6 +200,12 @@ class ImageFiles:
     def _canvas(self, index: int) -> Picture | BadImage:
         try:
             picture = decode(self.files[index])
+            high, wide = picture.pixels.shape[:2]
+            if 1 in (high, wide) and 1 not in (self.pixels.height, self.pixels.width):
+                raise BadImage(
+                    f"{high} by {wide} pixels for a model that takes {self.pixels.height} by {self.pixels.width}: "
+                    "a row is not stretched to a picture"
+                )
             return Picture(self.pixels.canvas(picture.pixels), picture.remarks)
         except BadImage as reason:
             return reason

@@ -229,7 +229,7 @@ def added_by(layer: Layer, fed: Collection[Constant] = ()) -> Array:
     """What a node adds to its product, float64, beta in it, in any shape that broadcasts; zero where nothing.
 
     Raises:
-        UnfitError: it is computed by other nodes.
+        UnfitError: it is computed by other nodes, or does not fit the outputs, which no runtime would run.
     """
     node, port = layer.node, layer.weight.bias
     if port is None or node.input(port) is None:
@@ -237,4 +237,6 @@ def added_by(layer: Layer, fed: Collection[Constant] = ()) -> Array:
     bias = node.constant(port)
     if bias is None or bias in fed:
         raise UnfitError(f"the bias of {node} is computed by other nodes")
+    if bias.shape and bias.shape[-1] not in (1, layer.outputs):
+        raise UnfitError(f"the bias of {node} has {bias.shape[-1]} values for {layer.outputs} outputs")
     return np.asarray(bias.values.astype(np.float64) * layer.weight.beta)
