@@ -172,6 +172,16 @@ class Accuracy:
     drop: float
     interval: tuple[float, float] | None = None
 
+    @property
+    def change(self) -> float:
+        """After minus before, which is what people are shown: less than 0 where a metric that is better higher fell."""
+        return self.after - self.before
+
+    def changes(self, drops: tuple[float, float]) -> tuple[float, float]:
+        """An interval of the drop as one of the change."""
+        low, high = drops
+        return (low, high) if self.drop * self.change > 0 else (-high, -low)  # of no drop the middle is 0
+
 
 @dataclass(frozen=True)
 class PartFidelity:

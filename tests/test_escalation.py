@@ -36,7 +36,7 @@ class FakeStudy:
     pictures: bool = False
 
     def __post_init__(self) -> None:
-        self.material = SimpleNamespace(calibrate=object())
+        self.material = SimpleNamespace(calibrate=object(), metric=None)
         self.stats = SimpleNamespace(bytes=fakes.BYTES)
         self.original: Any = None
         self.asked: list[str] = []

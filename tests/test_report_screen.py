@@ -9,9 +9,12 @@ import pytest
 import report_samples
 from rich.console import Console
 
+from onnxcomp.ordered import Certainty
+from onnxcomp.report.html import document
 from onnxcomp.report.screen import show
 from onnxcomp.report.tables import count_text, size_text, table
-from onnxcomp.results import Agreement, BudgetLine, PassRecord, Report
+from onnxcomp.results import Accuracy, Agreement, BudgetLine, Fidelity, PassRecord, Report, TeacherRecord
+from onnxcomp.verify.enough import in_words
 
 
 def shown(report: Report, width: int, *, terminal: bool = True) -> str:
@@ -94,3 +97,32 @@ def test_the_widest_text_gives_way_and_numbers_do_not() -> None:
     assert max(map(len, lines)) <= 40
     assert "12345  123.4 kB" in lines[1]
     assert "".join(line[2:23] for line in lines[1:-1]).replace(" ", "") == rows[0][0].replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "change", "interval"),
+    [
+        (Accuracy("top1", 100, 0.9, 0.905, -0.005, (-0.015, 0.005)), "+0.0050", "-0.0050 to +0.0150"),
+        (Accuracy("wer", 100, 0.1, 0.105, 0.005, (-0.005, 0.015)), "+0.0050", "-0.0050 to +0.0150"),  # better lower
+        (Accuracy("top1", 100, 0.9, 0.9, 0.0, (-0.01, 0.01)), "±0", "-0.0100 to +0.0100"),
+    ],
+)
+def test_a_metric_is_told_as_after_minus_before_wherever_a_person_reads_it(
+    accuracy: Accuracy, change: str, interval: str
+) -> None:
+    report = sample()
+    report.accuracy, report.teacher = accuracy, None
+    assert shown(report, 120).count(f"{accuracy.metric} {change}") == 1, "in the first line"
+    assert f"{change} on 100" in " ".join(shown(report, 120).split())
+    assert f"{change}; 95 % interval {interval}" in document(report)
+    some = Fidelity(100, "data", {}, certainty=Certainty(1000, 0.95, 1, drop=accuracy.interval))
+    assert f"({accuracy.metric} {interval}, " in in_words(some, accuracy)
+
+
+def test_the_column_before_is_the_model_as_it_was_also_beside_a_teacher() -> None:
+    report = sample()
+    report.accuracy = Accuracy("top1", 100, 0.91, 0.93, -0.02)
+    report.teacher = TeacherRecord("t.onnx", "", Accuracy("top1", 100, 0.9876, 0.93, 0.0576))
+    for text in (" ".join(shown(report, 200).split()), document(report)):
+        assert "teacher's top1 is 0.9876" in text.replace("&#x27;", "'").replace("&#39;", "'")
+        assert text.count("0.9876") == 1

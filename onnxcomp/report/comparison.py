@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from onnxcomp.errors import plain
 from onnxcomp.report import html_base as html
 from onnxcomp.report.html_lines import Series, points
-from onnxcomp.report.tables import count_text, size_text, table
+from onnxcomp.report.tables import change_text, count_text, size_text, table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-COLUMNS = ("model", "size", "share", "MACs", "p50 ms", "speed-up (95 %)", "accuracy", "drop", "SQNR", "agreement")
+COLUMNS = ("model", "size", "share", "MACs", "p50 ms", "speed-up (95 %)", "accuracy", "change", "SQNR", "agreement")
 RIGHT = (1, 2, 3, 4, 6, 7, 8, 9)
 BAR = 20  # characters of the longest bar
 Found = Mapping[str, Any]
@@ -97,7 +97,7 @@ def _row(one: Found, first: Found) -> tuple[str, ...]:
         "" if times is None else f"{times['p50']:.3f}",
         ratio,
         "" if one["accuracy"] is None else f"{one['accuracy']:.4f}",
-        "" if one["drop"] is None or alone else f"{one['drop']:+.4f}" if one["drop"] else "0",
+        "" if one["accuracy"] is None or alone else change_text(one["accuracy"] - first["accuracy"]),
         close,
         "" if one["agreement"] is None else f"{one['agreement']:.2%}",
     )

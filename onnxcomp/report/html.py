@@ -18,11 +18,13 @@ from onnxcomp.report.html_base import kind, page, section, table, text
 from onnxcomp.report.html_lines import Series
 from onnxcomp.report.html_lines import lines as curves
 from onnxcomp.report.tables import (
+    change_text,
     closeness_text,
     count_text,
     limit_text,
     nearness,
     size_text,
+    taught_text,
     total_text,
     value_text,
 )
@@ -218,13 +220,12 @@ def _figures(report: Report) -> str:
             rows.append(["peak memory", *taken, "loaded and run alone"])
     if report.accuracy is not None:
         a = report.accuracy
-        low, high = a.interval or (a.drop, a.drop)
-        sure = "" if a.interval is None else f"; 95 % interval {-high:+.4f} to {-low:+.4f}"
-        rows.append([text(a.metric), f"{a.before:.4f}", f"{a.after:.4f}", _drop_words(a.drop) + sure])
-    if report.teacher is not None and report.teacher.accuracy is not None:
-        a = report.teacher.accuracy
-        where = f"of the teacher <code>{text(report.teacher.path)}</code>: {_drop_words(a.drop)}"
-        rows.append([text(a.metric), f"{a.before:.4f}", f"{a.after:.4f}", where])
+        sure = ""
+        if a.interval is not None:
+            low, high = a.changes(a.interval)
+            sure = f"; 95 % interval {low:+.4f} to {high:+.4f}"
+        words = change_text(a.change) + sure + text(taught_text(report))
+        rows.append([text(a.metric), f"{a.before:.4f}", f"{a.after:.4f}", words])
     if report.teacher is not None:
         rows += [[text(cell) for cell in row] for row in nearness(report.teacher)]
     if report.fidelity is not None:
@@ -249,10 +250,6 @@ def _closeness(fidelity: Fidelity) -> list[list[str]]:
         value = "-" if agreement.value is None else f"{agreement.value:.2%}"
         rows.append([f"agreement, {names}", "", value, text(agreement.measure)])
     return rows
-
-
-def _drop_words(drop: float) -> str:
-    return f"worse by {drop:.4f}" if drop > 0 else f"better by {-drop:.4f}" if drop < 0 else "no drop"
 
 
 def _latency(bench: Benchmark) -> tuple[str, str, str, str]:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from onnxcomp.manager.pipeline import idle
 from onnxcomp.report.tables import (
+    change_text,
     closeness_text,
     count_text,
     limit_text,
     nearness,
     size_text,
     table,
+    taught_text,
     total_text,
     value_text,
 )
@@ -72,7 +74,7 @@ def gist(report: Report) -> list[str]:
         words += _pruned_words(report)
         words += [_speed_words(b) for b in report.benchmarks[:1]]
     if report.accuracy is not None and report.verdict != "unchanged":
-        words.append(f"{report.accuracy.metric} {_signed(-report.accuracy.drop)}")
+        words.append(f"{report.accuracy.metric} {change_text(report.accuracy.change)}")
     words += _lost_words(report)
     if report.reason:
         words.append(report.reason)
@@ -109,10 +111,6 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.4f}" if value else "±0"
-
-
 def _speed_words(bench: Benchmark) -> str:
     if bench.outcome == "no change":
         return "speed unchanged within the noise"
@@ -123,7 +121,7 @@ def figures(report: Report) -> list[tuple[str, str, str, str]]:
     """Rows of the table of a run: what, before, after, and more about it."""
     before, after = report.before, report.after
     rows = [
-        *_taught(report),
+        *(nearness(report.teacher) if report.teacher is not None else ()),  # which a training is about
         ("size", size_text(before.bytes), size_text(after.bytes), f"{after.bytes / max(1, before.bytes):.1%}"),
         ("parameters", count_text(before.parameters), count_text(after.parameters), _zeros(report)),
         ("MACs, one sample", count_text(before.macs), count_text(after.macs), ""),
@@ -144,7 +142,7 @@ def figures(report: Report) -> list[tuple[str, str, str, str]]:
                 accuracy.metric,
                 f"{accuracy.before:.4f}",
                 f"{accuracy.after:.4f}",
-                f"{_signed(-accuracy.drop)} on {accuracy.samples:,} {_seen(report)}samples",
+                f"{change_text(accuracy.change)} on {accuracy.samples:,} {_seen(report)}samples{taught_text(report)}",
             )
         )
     if report.fidelity is not None:
@@ -155,19 +153,6 @@ def figures(report: Report) -> list[tuple[str, str, str, str]]:
 def _seen(report: Report) -> str:
     """Whether the samples that judged are others than those that calibrated: a word before `samples`, or none."""
     return "" if report.calibration is not None and report.calibration.repeated else "unseen "
-
-
-def _taught(report: Report) -> list[tuple[str, str, str, str]]:
-    """Student against teacher, which a training is about."""
-    teacher = report.teacher
-    if teacher is None:
-        return []
-    rows = list(nearness(teacher))
-    if teacher.accuracy is not None:
-        taught = teacher.accuracy
-        words = f"{_signed(-taught.drop)} against the teacher"
-        rows.append((f"{taught.metric}, teacher's", f"{taught.before:.4f}", f"{taught.after:.4f}", words))
-    return rows
 
 
 def _zeros(report: Report) -> str:

@@ -60,6 +60,16 @@ def count_text(count: float) -> str:
     return f"{_short(count)} G"
 
 
+def change_text(change: float) -> str:
+    """What a metric became, after minus before: `-0.0050`, `±0`."""
+    return f"{change:+.4f}" if round(change, 4) else "±0"
+
+
+def metric_text(name: str, drop: float, *, higher_is_better: bool = True) -> str:
+    """What became of a metric that is so much worse: `top1 -0.0050`."""
+    return f"{name} {change_text(-drop if higher_is_better else drop)}"
+
+
 def closeness_text(output: OutputFidelity) -> str:
     """How close an output is, in a word: `identical`, `38.2 dB`, `97.1% equal`."""
     if output.identical:
@@ -103,7 +113,7 @@ def pair_rows(
     rows = [("size", size_text(before), size_text(after), f"{after / max(1, before):.1%}")]
     if accuracy is not None:
         a = accuracy
-        rows.append((a.metric, f"{a.before:.4f}", f"{a.after:.4f}", f"{-a.drop:+.4f} on {a.samples} samples"))
+        rows.append((a.metric, f"{a.before:.4f}", f"{a.after:.4f}", f"{change_text(a.change)} on {a.samples} samples"))
     if benchmark is not None:
         b, (low, high) = benchmark, benchmark.speedup_interval
         times = (f"{b.before_ms['p50']:.3f} ms", f"{b.after_ms['p50']:.3f} ms")
@@ -129,6 +139,12 @@ def nearness(teacher: TeacherRecord) -> list[tuple[str, str, str, str]]:
     if old.least_agreement is not None and new.least_agreement is not None:
         rows.append(("same top-1 as the teacher", f"{old.least_agreement:.2%}", f"{new.least_agreement:.2%}", ""))
     return rows
+
+
+def taught_text(report: Report) -> str:
+    """What the teacher's metric is, to be said behind the model's own; empty where none was measured."""
+    accuracy = report.teacher.accuracy if report.teacher is not None else None
+    return "" if accuracy is None else f"; the teacher's {accuracy.metric} is {accuracy.before:.4f}"
 
 
 def _short(value: float) -> str:

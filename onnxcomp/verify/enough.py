@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcomp.data.dataset import FeedReader, Samples
 from onnxcomp.ordered import Certainty
-from onnxcomp.results import Fidelity
+from onnxcomp.results import Accuracy, Fidelity
 from onnxcomp.runtime.closeness import sqnr_db
 from onnxcomp.runtime.quantiles import student
 
@@ -134,8 +134,8 @@ def certainty(
     )
 
 
-def in_words(fidelity: Fidelity) -> str:
-    """Why not all samples judged; empty where they did."""
+def in_words(fidelity: Fidelity, accuracy: Accuracy | None = None) -> str:
+    """Why not all samples judged; empty where they did. `accuracy`: the metric, whose change is told."""
     found = fidelity.certainty
     if found is None or fidelity.samples >= found.available:
         return ""
@@ -144,8 +144,9 @@ def in_words(fidelity: Fidelity) -> str:
         figures.append(f"SQNR {found.sqnr_db[0]:.1f} to {found.sqnr_db[1]:.1f} dB")
     if found.agreement is not None:
         figures.append(f"agreement {found.agreement[0]:.3f} to {found.agreement[1]:.3f}")
-    if found.drop is not None:
-        figures.append(f"drop {found.drop[0]:+.4f} to {found.drop[1]:+.4f}")
+    if found.drop is not None and accuracy is not None:
+        low, high = accuracy.changes(found.drop)
+        figures.append(f"{accuracy.metric} {low:+.4f} to {high:+.4f}")
     return (
         f"judged on {fidelity.samples:,} of {found.available:,} samples, enough to decide every limit "
         f"({', '.join(figures)}, with {found.confidence:.0%} confidence); --eval-samples {found.available} takes all"

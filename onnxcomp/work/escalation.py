@@ -9,6 +9,7 @@ from onnxcomp import recipes
 from onnxcomp.errors import OnnxcompError
 from onnxcomp.manager.base import Guarantee, Need, Pass, Stage
 from onnxcomp.manager.pipeline import Pipeline
+from onnxcomp.report.tables import metric_text
 from onnxcomp.targets import table as targets
 from onnxcomp.verify.budget import ROUNDING
 from onnxcomp.work.asked import trains
@@ -184,9 +185,10 @@ class Climb:
     def _figures(self, found: Measured) -> str:
         size = f"{found.bytes / max(self.study.stats.bytes, 1):.1%} of the size"
         time = "" if found.latency_ratio is None else f", {found.latency_ratio:.2f} of the time"
-        moved = f"{-found.drop:+.4f}" if found.drop and round(found.drop, 4) else "±0"
-        drop = "" if found.drop is None else f", metric {moved}"
-        return f"{size}{time}{drop}"
+        metric = self.study.material.metric
+        if metric is None or found.drop is None:
+            return f"{size}{time}"
+        return f"{size}{time}, {metric_text(metric.name, found.drop, higher_is_better=metric.higher_is_better)}"
 
 
 def _before_integers(spec: str, inserted: Sequence[str]) -> str:

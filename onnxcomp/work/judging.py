@@ -306,7 +306,7 @@ class Judge:
         if self.verify:
             fidelity, accuracy, all_told = self._judged(path, samples, metric, further)
             decided = Kept.of(all_told)
-            notes += [*_meaningless(fidelity), *filter(None, [in_words(fidelity)])]
+            notes += [*_meaningless(fidelity), *filter(None, [in_words(fidelity, accuracy)])]
         if self.bench and timed is not None and (missing := self._missing()):
             notes.append(missing)
         elif timed is not None:
