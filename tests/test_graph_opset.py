@@ -261,3 +261,23 @@ def test_group_norm_of_opset_18_is_checked_inferred_and_quantized() -> None:
     raise_opset(graph, 21)
     assert graph.nodes[0].inputs[1].shape == (4,)
     check_same(proto, graph)
+
+
+def test_what_is_known_of_a_shape_goes_on_to_the_body_that_needs_it() -> None:
+    """A Softmax over several axes ends in a Reshape to sizes that are computed: ONNX Runtime's Scan wants its rank."""
+    body = helper.make_graph(
+        [helper.make_node("Relu", ["row"], ["made"])],
+        "body",
+        [builders.value("row", builders.FLOAT, None)],
+        [builders.value("made", builders.FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["s"], "softmax", axis=1),
+        helper.make_node("Scan", ["s"], ["y"], "scan", body=body, num_scan_inputs=1),
+    ]
+    ports = [builders.value(name, builders.FLOAT, ["N", 3, 4]) for name in "xy"]
+    before = builders.model(nodes, ports[:1], ports[1:], opset=9, check=False)
+    graph = decode(before)
+    upgrade(graph, 13)
+    x = {"x": builders.normal(builders.rng(), 2, 3, 4)}
+    np.testing.assert_allclose(builders.run(encode(graph), x)[0], builders.run(before, x)[0], rtol=1e-6)

@@ -75,8 +75,14 @@ class Edit:
         return made
 
     def detour(self) -> tuple[Variable, Variable]:
-        """Let the node write a new tensor: gives that one and the one it wrote, for a node behind."""
+        """Let the node write a new tensor: gives that one and the one it wrote, for a node behind.
+
+        What was known of its shape is written down: it follows no longer from the nodes in front, and a Scan needs it.
+        """
         old = self.node.outputs[0]
+        dtype, shape = self.shapes.dtype(old), self.shapes.shape(old)
+        if old.shape is None and dtype is not None and shape is not None:
+            old.dtype, old.shape = dtype, shape
         new = Variable(self.graph.unique_name(f"{old.name}_raised"))
         self.node.outputs[0] = new
         return new, old
