@@ -176,6 +176,17 @@ def test_bad_external_data_is_refused(entries: dict[str, str], words: str, tmp_p
     assert "fc1.weight" in error.where
 
 
+def test_text_in_external_data_is_refused(tmp_path: Path) -> None:
+    proto = builders.mlp()
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.initializer[0].data_type = TensorProto.STRING
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="text is kept in external data"):
+        io.load(path)
+
+
 def test_truncated_external_data_is_refused(tmp_path: Path) -> None:
     path = external(tmp_path)
     data = tmp_path / "weights.bin"

@@ -93,6 +93,8 @@ def external_location(proto: onnx.TensorProto, folder: Path | None) -> tuple[Pat
         raise ModelError("external data entry is malformed", where=where, do="export the model again")
     base = (folder or Path()).resolve()
     path = (base / location).resolve()
+    if proto.data_type == TensorProto.STRING:
+        raise ModelError("text is kept in external data, where ONNX has none", where=where, do="export the model again")
     if not location or Path(location).is_absolute() or ".." in Path(location).parts:
         raise ModelError(
             "external data outside the model's folder is refused",
