@@ -21,10 +21,11 @@ def kept(value: float, decisions: int | None, *, samples: int = 128, doubts: tup
         (2 * 33 / 70, 35, 2 * 33 / 70 + 1 / 35),  # two of them: what is missed beyond one
         (0.985, 200, 0.985),  # a point is two decisions: nothing is chance
         (0.985, None, 0.985),  # a cosine is no count
+        (47 / 48, 48, 47 / 48),  # one text of as many samples is another
     ],
 )
 def test_one_decision_of_few_is_no_loss(value: float, decisions: int | None, read: float) -> None:
-    found = kept(value, decisions)
+    found = kept(value, decisions, samples=48 if decisions == 48 else 128)
     assert found is not None and found.value == value
     assert found.roughly == pytest.approx(read)
 

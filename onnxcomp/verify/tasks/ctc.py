@@ -40,7 +40,9 @@ class Text(Measure):
             doubts.append(f"the original reads text in {told} of {self.samples} samples only")
         value = self.equal / self.samples if self.samples else None
         words = KINDS["ctc"]
-        return Agreement(self.kind, self.outputs, words, value, self.samples, doubts=tuple(doubts), decisions=told)
+        return Agreement(
+            self.kind, self.outputs, words, value, self.samples, doubts=tuple(doubts), decisions=self.samples
+        )
 
     def _texts(self, scores: Array) -> list[tuple[int, ...]]:
         names = np.moveaxis(scores, self.batch_axis, 0).argmax(axis=-1)  # [samples, steps]
