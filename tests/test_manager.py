@@ -57,6 +57,10 @@ def scale(factor: float) -> Callable[[Graph], None]:
     return edit
 
 
+def absent(graph: Graph) -> None:
+    graph.nosuch  # type: ignore[attr-defined] # noqa: B018
+
+
 def plus_zero(graph: Graph) -> None:
     last = graph.nodes[-1]
     output = last.outputs[0]
@@ -85,6 +89,7 @@ def resize_input(graph: Graph) -> None:
 
 EDITS: dict[str, Callable[[Graph], None]] = {
     "nothing": lambda graph: None,
+    "absent": absent,
     "double": scale(2.0),
     "a little": scale(1 + 1e-5),
     "to infinity": scale(np.inf),
@@ -138,6 +143,22 @@ def test_a_zero_that_changes_its_sign_is_not_exact() -> None:
     with pytest.raises(GuaranteeError, match="relative error 0"):
         run("plus zero", proto)
     run("plus zero", proto, promise="close")
+
+
+@pytest.mark.parametrize("on_failure", ["raise", "rollback"])
+def test_what_an_installed_pass_raises_is_told_of_that_pass(on_failure: str) -> None:
+    """The file and line are those of the pass, though graphsurgeon raised it; onnxcomp is not at fault."""
+    manager = PassManager(Pipeline((Edit(what="absent"),)), on_failure=on_failure)  # type: ignore[arg-type]
+    graph = decode(builders.mlp())
+    if on_failure == "rollback":
+        result = manager.run(graph, PassContext())
+        assert "edit raised AttributeError" in result.records[0].rolled_back
+        assert len(result.graph.nodes) == len(graph.nodes)
+        return
+    with pytest.raises(GuaranteeError, match=r"edit raised AttributeError: .*nosuch") as caught:
+        manager.run(graph, PassContext())
+    assert caught.value.where.startswith(__file__) and "line" in caught.value.where
+    assert "its author" in caught.value.do
 
 
 def test_rollback_keeps_the_model_and_the_reason() -> None:

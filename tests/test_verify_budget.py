@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxcomp.data.metric import Metric, parse_metric
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.results import Accuracy, Agreement, Benchmark, BudgetLine, Fidelity, OutputFidelity
 from onnxcomp.verify.budget import Budget, Size, exit_code, parse_size
@@ -22,7 +23,7 @@ from onnxcomp.verify.budget import Budget, Size, exit_code, parse_size
         ("1.5MiB", Size(bytes=1.5 * 2**20)),
         ("10k", Size(bytes=1e4)),
         ("2GiB", Size(bytes=2**31)),
-        ("7b", Size(bytes=7)),
+        ("700b", Size(bytes=700)),
         ("1e6", Size(bytes=1e6)),
         ("30%", Size(share=0.3)),
         ("26.5 %", Size(share=0.265)),
@@ -39,7 +40,7 @@ def test_what_is_no_size_is_a_usage_error(text: str):
         parse_size(text)
 
 
-@given(st.integers(1, 10**12), st.sampled_from(["", "kB", "MB", "GB", "KiB", "MiB", "GiB"]))
+@given(st.integers(101, 10**12), st.sampled_from(["", "kB", "MB", "GB", "KiB", "MiB", "GiB"]))
 def test_units_are_powers(number: int, unit: str):
     base = 1024 if "i" in unit else 1000
     power = {"": 0, "k": 1, "m": 2, "g": 3}[unit[:1].lower()]
@@ -146,10 +147,24 @@ def test_the_lowest_code_of_what_was_missed_wins():
 
 def test_max_drop_without_a_metric_is_a_data_error():
     with pytest.raises(DataError) as caught:
-        Budget(max_drop=0.01).require_metric(False)
+        Budget(max_drop=0.01).require_metric(None)
     assert caught.value.exit_code == 4
-    Budget(max_drop=0.01).require_metric(True)
-    Budget(min_sqnr=3).require_metric(False)
+    Budget(max_drop=0.01).require_metric(parse_metric(None))
+    Budget(min_sqnr=3).require_metric(None)
+
+
+def test_a_drop_that_could_never_be_missed_is_refused_with_what_was_meant():
+    with pytest.raises(UsageError, match="can never be missed") as caught:
+        Budget(max_drop=2.0).require_metric(parse_metric("top1"))
+    assert "2 of them are 0.02" in caught.value.do
+    Budget(max_drop=2.0).require_metric(Metric("error", lambda outputs, labels: 7.0))  # nothing bounds that
+
+
+@pytest.mark.parametrize(("text", "meant"), [("30", "30%"), ("0.3", "30%"), ("100", "100%"), ("25b", "25%")])
+def test_a_size_that_no_model_has_is_refused_with_the_share_that_was_meant(text: str, meant: str):
+    with pytest.raises(UsageError, match="no model is as small") as caught:
+        parse_size(text)
+    assert meant in caught.value.do
 
 
 @pytest.mark.parametrize(

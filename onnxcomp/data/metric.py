@@ -30,6 +30,7 @@ class Metric:
         needs_labels: it cannot be computed without labels.
         each: of the same arguments, what each sample adds, [samples], where the metric is the mean of that; then how
             far chance may have moved it is told as well.
+        share: it lies between 0 and 1.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Metric:
     needs_all: bool = True
     needs_labels: bool = False
     each: Callable[[dict[str, npt.NDArray[Any]], npt.NDArray[Any] | None], npt.NDArray[Any]] | None = None
+    share: bool = False
 
     def score(self, outputs: Outputs, labels: npt.NDArray[Any] | None) -> float:
         """The metric of outputs [samples, ...] by name, and of the samples' labels.
@@ -91,7 +93,7 @@ def parse_metric(given: MetricSource | None) -> Metric:
     if callable(given):
         return Metric(getattr(given, "__name__", type(given).__name__), given)
     if given is None or given in ("top1", "top-1"):
-        return Metric("top1", top1, needs_all=False, needs_labels=True, each=right)
+        return Metric("top1", top1, needs_all=False, needs_labels=True, each=right, share=True)
     text = given
     body, separator, direction = text.rpartition(":")
     lower = bool(separator) and direction == "min"

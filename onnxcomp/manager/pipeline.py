@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import time
+import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from onnxcomp.errors import DataError, GuaranteeError, ModelError, UsageError
+from onnxcomp.errors import DataError, GuaranteeError, ModelError, OnnxcompError, UsageError
 from onnxcomp.graph.functions import inline_functions
 from onnxcomp.graph.fused import is_fused, take_apart
 from onnxcomp.graph.io import total_bytes
@@ -192,12 +195,12 @@ class PassManager:
         start = time.perf_counter()
         lifted = len(lift(candidate, is_weight)) if _rewrites(item) else 0
         # limited for all passes alike, so that results do not depend on the number of cores either
-        with blas.limited(), blamed_on(graph):
-            outcome = item.run(candidate, context)
-        if lifted and outcome.changes:
-            outcome.notes.append(f"{lifted} weights that Constant nodes held became initializers")
-        failure = ""
+        failure, outcome = "", Outcome()
         try:
+            with blas.limited(), _blamed_on_pass(item), blamed_on(graph):
+                outcome = item.run(candidate, context)
+            if lifted and outcome.changes:
+                outcome.notes.append(f"{lifted} weights that Constant nodes held became initializers")
             if outcome.changes:
                 _check(item, graph, candidate, outcome, probe, strict)
             else:
@@ -237,6 +240,30 @@ def _named(passes: tuple[Pass, ...], running: list[str]) -> Iterator[Pass]:
     for item in passes:
         running[0] = f"pass {item.name}"
         yield item
+
+
+@contextmanager
+def _blamed_on_pass(item: Pass) -> Iterator[None]:
+    """What the code of an installed pass raises is its author's matter; a built-in pass's is a defect of ours.
+
+    Raises:
+        GuaranteeError: the pass raised an error that is none of onnxcomp's own.
+    """
+    if type(item).__module__.partition(".")[0] == "onnxcomp":
+        yield
+        return
+    try:
+        yield
+    except (OnnxcompError, MemoryError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if f.filename == inspect.getsourcefile(type(item))] or frames
+        raise GuaranteeError(
+            f"{item.name} raised {type(error).__name__}: {error}",
+            where=f"{own[-1].filename}, line {own[-1].lineno}",
+            do=_REPORT,
+        ) from error
 
 
 def _rewrites(item: Pass) -> bool:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from onnxcomp.data.metric import Metric
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity
 from onnxcomp.settings import setting
@@ -16,6 +17,8 @@ EXIT_CODES = {"max_drop": 10, "max_size": 11, "min_speedup": 12, "min_sqnr": 14,
 
 # 0.99 - 0.98 is not more than 0.01, whatever binary fractions say
 ROUNDING = 1e-9
+
+NO_MODEL_BYTES = 100  # who gives a plain number up to here means percent
 
 _UNITS = {
     "": 1, "b": 1,
@@ -85,13 +88,22 @@ class Budget:
                 do="1.5 asks for a third less time",
             )
 
-    def require_metric(self, has_metric: bool) -> None:
-        """Refuse `max_drop` where nothing measures the task.
+    def require_metric(self, metric: Metric | None) -> None:
+        """Refuse `max_drop` where nothing measures the task, and where it could never be missed.
 
         Raises:
             DataError: `max_drop` is given, but there are neither labels nor a metric.
+            UsageError: it allows the metric to fall from all to nothing.
         """
-        if self.max_drop is not None and not has_metric:
+        if self.max_drop is None:
+            return
+        if metric is not None and metric.share and self.max_drop >= 1:
+            raise UsageError(
+                f"--max-drop {self.max_drop:g} can never be missed: {metric.name} lies between 0 and 1",
+                where="--max-drop",
+                do=f"0.01 is one point, so {self.max_drop:g} of them are {self.max_drop / 100:g}",
+            )
+        if metric is None:
             raise DataError(
                 "--max-drop needs a task metric, and there are neither labels nor a metric",
                 where="--max-drop",
@@ -149,6 +161,12 @@ def parse_size(text: str) -> Size:
             f"{text!r} is no size",
             where="--max-size",
             do="give bytes, a size such as 4MB or 1.5MiB, or a share such as 30%",
+        )
+    if unit != "%" and number * _UNITS[unit] <= NO_MODEL_BYTES:
+        raise UsageError(
+            f"--max-size {text.strip()} is {number * _UNITS[unit]:g} bytes, and no model is as small",
+            where="--max-size",
+            do=f"a share of the original is {100 * number if number <= 1 else number:g}%; sizes are 400kB or 4MB",
         )
     return Size(share=number / 100) if unit == "%" else Size(bytes=number * _UNITS[unit])
 

@@ -165,7 +165,7 @@ def _open(
         return Opener(model, shapes=shapes).made_up(eval_samples or SYNTHETIC_SAMPLES, seed).samples(), None
     dataset = Opener(model, shapes=shapes, states=states).open(data, preprocess=preprocess, labels=labels)
     chosen = parse_metric(metric) if metric is not None or dataset.labels is not None else None
-    budget.require_metric(chosen is not None)
+    budget.require_metric(chosen)
     samples = dataset.samples()
     return (samples if eval_samples is None else samples.head(eval_samples)), chosen
 
@@ -173,7 +173,7 @@ def _open(
 def _without_data(labels: Path | None, metric: str | None, allow_random: bool, budget: Budget) -> None:
     if labels is not None or metric is not None:
         raise DataError("labels and metrics need real data", where="--data is missing", do="give --data")
-    budget.require_metric(False)
+    budget.require_metric(None)
     if not allow_random:
         raise DataError(
             "there is no data to compare the models on",

@@ -94,7 +94,7 @@ def prepare(
     opener.settle(*opened_sets)
     judged = eval_dataset if eval_dataset is not None else dataset
     metric = parse_metric(job.metric) if job.metric or judged.labels is not None else None
-    job.budget.require_metric(metric is not None)
+    job.budget.require_metric(metric)
     if metric is not None and metric.needs_all and eval_dataset is None:
         raise DataError(
             "a custom metric sees all of its data at once and needs data of its own",
@@ -150,7 +150,7 @@ def prepare(
 def _without_data(job: Job, opener: Opener) -> Material:
     if job.labels is not None or job.eval_data is not None or job.metric is not None:
         raise DataError("labels, a metric or evaluation data need --data", where="the options", do="give --data")
-    job.budget.require_metric(False)
+    job.budget.require_metric(None)
     drawn = SYNTHETIC_JUDGED + (job.calib_samples if job.allow_random else 0)
     made_up = (
         opener.made_up(drawn, job.seed)

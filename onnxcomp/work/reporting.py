@@ -199,8 +199,13 @@ def _only_worse(report: Report) -> str:
     gains += [bench.outcome == "faster" for bench in report.benchmarks]
     if any(gains):
         return ""
+    what = ""
     if report.accuracy is not None:
-        worse = report.accuracy.drop > 0
-        return f"worse than before: {report.accuracy.metric} fell, and nothing was gained for it" if worse else ""
-    farther = report.teacher is not None and report.teacher.farther
-    return "worse than before: farther from the teacher, and nothing was gained for it" if farther else ""
+        if report.accuracy.drop < 0:
+            return ""
+        what = f"{report.accuracy.metric} fell" if report.accuracy.drop > 0 else ""
+    elif report.teacher is not None and report.teacher.farther:
+        what = "farther from the teacher"
+    if not what and after.bytes * WORTH_SHARE > before.bytes:
+        what = "the file grew"
+    return f"worse than before: {what}, and nothing was gained for it" if what else ""
