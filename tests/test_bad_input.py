@@ -70,6 +70,13 @@ def zeros(folder: Path) -> list[str | Path]:
     return [folder / "model.onnx"]
 
 
+def a_page_called_onnx(folder: Path) -> list[str | Path]:
+    """A download that brought a page instead; its 4,096th byte lies within a character."""
+    text = "<html>" + "ü" * 4000
+    (folder / "model.onnx").write_text(text, encoding="utf-8")
+    return [folder / "model.onnx"]
+
+
 def a_picture_called_onnx(folder: Path) -> list[str | Path]:
     Image.fromarray(pictures(1)[0]).save(folder / "picture.png")
     return [(folder / "picture.png").rename(folder / "model.onnx")]
@@ -210,6 +217,7 @@ MODELS: list[tuple[Case, int, str]] = [
     (truncated, MODEL, "truncated"),
     (zeros, MODEL, "not an ONNX model"),
     (a_picture_called_onnx, MODEL, "not an ONNX model"),
+    (a_page_called_onnx, MODEL, "this is a text file"),
     (a_folder, MODEL, "cannot be read"),
     (no_model, MODEL, "does not exist"),
     (cycle, MODEL, "cycle"),

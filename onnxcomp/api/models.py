@@ -34,7 +34,7 @@ class Files:
         if isinstance(model, str | os.PathLike):
             return Path(model)
         if not isinstance(model, bytes | ModelProto):
-            what = f"a model is a path, bytes or an onnx.ModelProto, not a {type(model).__name__}"
+            what = f"a model is a path, bytes or an onnx.ModelProto, not {type(model).__name__}"
             raise UsageError(what, where=repr(model)[:80], do="give one of these")
         self._count += 1
         path = self.folder / (f"model-{self._count}.onnx" if self._count > 1 else "model.onnx")

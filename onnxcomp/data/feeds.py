@@ -167,7 +167,7 @@ def as_feed(item: Any, inputs: Sequence[InputSpec], where: str) -> Mapping[str, 
         feed = {inputs[0].name: item}
     if feed is None:
         raise DataError(
-            f"it is a {type(item).__name__}, not a dict or arrays",
+            f"it is of type {type(item).__name__}, not a dict or arrays",
             where=where,
             do="give {input name: array}, or an array for each input in the model's order",
         )
@@ -229,7 +229,7 @@ class Spooled:
         for count in itertools.count():
             if count > MOST_FEEDS:
                 raise self._endless(f"the function gave more than {MOST_FEEDS:,} feeds, or never ends", where)
-            with calling(where, "the data function has to yield dicts: input name -> array"):
+            with calling(where, "mend the function; what it yields are dicts: input name -> array"):
                 item = next(iterator, None)
             if item is None:
                 return

@@ -58,7 +58,9 @@ class Metric:
         plain = isinstance(result, int | float | np.number | np.ndarray) and np.asarray(result).dtype.kind in "biuf"
         if not plain or np.size(result) != 1:
             raise DataError(
-                f"the metric gave a {type(result).__name__}, not a number", where=self.name, do="return a float"
+                f"the metric gave a value of type {type(result).__name__}, not a number",
+                where=self.name,
+                do="return a float",
             )
         value = float(np.asarray(result).reshape(()))
         if not math.isfinite(value):

@@ -158,7 +158,7 @@ class _Opener:
             return self._from_units(_Checked(cast(Units, values), self.inputs, name), name)
         if isinstance(values, Iterable):
             return self._from_units(Spooled(values, self.inputs, name), name)
-        raise DataError(f"{name} gave a {type(values).__name__}", where=name, do=ACCEPTED)
+        raise DataError(f"{name} gave a value of type {type(values).__name__}", where=name, do=ACCEPTED)
 
     # whole feeds
 

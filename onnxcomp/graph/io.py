@@ -67,6 +67,19 @@ def read(path: Path, *, keep_initializer_inputs: bool = False) -> tuple[Graph, l
     return graph, files
 
 
+def _is_text(path: Path) -> bool:
+    """Whether a file begins with text: a page of a download that failed, a pointer of Git LFS, a script."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    try:
+        text = start.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(start) - 4:  # not only a character that the end of the piece cuts in two
+            return False
+        text = start[: error.start].decode("utf-8")
+    return bool(text) and all(sign.isprintable() or sign.isspace() for sign in text)
+
+
 def read_proto(path: Path) -> onnx.ModelProto:
     """The ModelProto of a file, external data not loaded but checked to be there.
 
@@ -83,6 +96,10 @@ def read_proto(path: Path) -> onnx.ModelProto:
             f"the model file cannot be read: {error.strerror}", where=where, do="check the path"
         ) from error
     except (DecodeError, ValueError) as error:
+        if _is_text(path):
+            raise ModelError(
+                "this is a text file, not an ONNX model", where=where, do="give a file that an ONNX exporter wrote"
+            ) from error
         raise ModelError(
             "this is not an ONNX model, or it is truncated, or its bodies nest deeper than protobuf reads",
             where=where,

@@ -197,7 +197,7 @@ def checked(cls: type[Any], name: str, field: dataclasses.Field[Any], hint: Any,
     if converted is _UNFIT:
         shown = value.text if isinstance(value, Bare) else value
         raise UsageError(
-            f"{name}: {field.name}={shown!r} is not {type_name(hint)}",
+            f"{name}: {field.name}={shown!r} is no {type_name(hint)}",
             where=f"pass {name}",
             do=f"see onnxcomp passes {name}",
         )
