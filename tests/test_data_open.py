@@ -332,7 +332,7 @@ def test_function_that_yields_dicts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("broken", "KeyError"), ("wrong", "not a dict"), ("nothing", "no feeds"), ("number", "gave a value of type int"),
+        ("broken", "KeyError"), ("wrong", "not a dict"), ("nothing", "no feeds"), ("number", "a value of type int"),
     ],
 )  # fmt: skip
 def test_functions_that_fail_are_told_in_their_own_words(tmp_path: Path, name: str, words: str) -> None:

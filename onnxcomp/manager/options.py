@@ -195,9 +195,9 @@ def checked(cls: type[Any], name: str, field: dataclasses.Field[Any], hint: Any,
     """
     converted = _convert(hint, value)
     if converted is _UNFIT:
-        shown = value.text if isinstance(value, Bare) else value
+        shown, kind = value.text if isinstance(value, Bare) else value, type_name(hint)
         raise UsageError(
-            f"{name}: {field.name}={shown!r} is no {type_name(hint)}",
+            f"{name}: {field.name}={shown!r} is not {'a ' if kind.endswith('number') else ''}{kind}",
             where=f"pass {name}",
             do=f"see onnxcomp passes {name}",
         )
