@@ -64,6 +64,37 @@ class Stranger:
         return explain(self.before, self.after, self.feeds, times=False)
 
 
+def narrowed(folder: Path, form: QuantFormat, share: float) -> onnxcomp.Explanation:
+    """What is said of ONNX Runtime's integers where the range behind the last layer is a share of what it needs."""
+    loudness = np.linspace(0.1, 1, 16, dtype=np.float32).reshape(-1, 1, 1, 1)
+    feeds = {name: values * loudness for name, values in cnn_data(16).items()}
+    before, after = builders.save(builders.residual_cnn(batch_norm=False), folder / "before.onnx"), folder / "a.onnx"
+    quantize_static(before, after, Reader(feeds), quant_format=form, activation_type=QuantType.QUInt8, per_channel=True)
+    proto = onnx.load(after)
+    out = proto.graph.output[0].name
+    scale = next(t for t in proto.graph.initializer if t.name == f"{out}_scale")
+    put(scale, numpy_helper.to_array(scale) * np.float32(share))
+    onnx.save(proto, after)
+    return explain(before, after, feeds, times=False)
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator])
+@pytest.mark.parametrize(
+    ("share", "remedy"), [(0.3, "calibrate on samples like these"), (0.9, "give its output a wider range")]
+)
+def test_a_range_that_cuts_off_what_a_layer_gives_is_named(
+    form: QuantFormat, share: float, remedy: str, tmp_path: Path
+) -> None:
+    layer = next(layer for layer in narrowed(tmp_path, form, share).layers if layer.node == "logits")
+    assert layer.why.startswith("its output's range of ") and " cuts off " in layer.why
+    assert layer.remedy.startswith(remedy) and not layer.fault
+
+
+def test_a_range_that_cuts_off_nothing_is_not_named(tmp_path: Path) -> None:
+    found = narrowed(tmp_path, QuantFormat.QDQ, 1.0)
+    assert not any("output's range" in layer.why for layer in found.layers)
+
+
 def test_a_coarse_range_alone_is_no_fault(tmp_path: Path) -> None:
     found = Stranger(tmp_path).explained()
     assert found.layers[0].node == "ffn_out" and (found.layers[0].own_sqnr_db or 99) < 15

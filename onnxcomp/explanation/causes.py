@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcomp.explanation.matching import Pair, bias_elsewhere
-from onnxcomp.explanation.measuring import Error, Finding
-from onnxcomp.explanation.products import Layer
+from onnxcomp.explanation.measuring import Error, Finding, Range
+from onnxcomp.explanation.products import Layer, Place
 from onnxcomp.graph.ir import Array
 
 EXPLAINS = 0.5  # of the error's energy
@@ -143,7 +143,8 @@ def cause_of(finding: Finding, weights: Weights) -> Cause:
         words = f"output channels {shown} hold the weights of other channels"
         return Cause(words, "restore their order in this layer", fault=True)
     found = (
-        _dead(error, weights)
+        _clipped_output(finding, error)
+        or _dead(error, weights)
         or _lost_bias(finding, error)
         or _zero_point_of_weights(weights)
         or _zero_point_of_input(finding)
@@ -234,16 +235,33 @@ def _clipped(finding: Finding) -> Cause | None:
     entry = finding.pair.entry[1] if finding.pair.entry is not None else None
     if entry is None or finding.fed.beyond <= 1e-3 * finding.fed.count:
         return None
-    share = finding.fed.beyond / finding.fed.count
+    return _cut_off("input", finding.fed, entry)
+
+
+def _clipped_output(finding: Finding, error: Error) -> Cause | None:
+    """The range behind a layer takes more from what it should give than all else adds.
+
+    This is measured, whatever else it looks like: what is cut off moves means and makes channels smaller, too.
+    """
+    if finding.chosen is None:
+        return None
+    given = finding.given[finding.chosen]
+    if given.cut < EXPLAINS * float(error.noise.sum()) or not given.beyond:
+        return None
+    return _cut_off("output", given, finding.pair.exits[finding.chosen][1])
+
+
+def _cut_off(what: str, values: Range, place: Place) -> Cause:
+    share = values.beyond / values.count
     text = (
-        f"its input's range of {entry.low:.4g} to {entry.high:.4g} cuts off {share:.2%} of the values, "
-        f"which reach from {finding.fed.low:.4g} to {finding.fed.high:.4g}"
+        f"its {what}'s range of {place.low:.4g} to {place.high:.4g} cuts off {share:.2%} of the values, "
+        f"which reach from {values.low:.4g} to {values.high:.4g}"
     )
     if share > CHOSEN:
         return Cause(
             text, "calibrate on samples like these, prepared in the same way: no choice of a range cuts off that"
         )
-    return Cause(text, "give its input a wider range, as quantize-qdq{activations=minmax} does")
+    return Cause(text, f"give its {what} a wider range, as quantize-qdq{{activations=minmax}} does")
 
 
 def _pruned(finding: Finding) -> Cause | None:

@@ -60,13 +60,17 @@ class Error:
 
 @dataclass
 class Range:
-    """What the first graph feeds a layer: lowest, highest, sum of squares, and how much lies beyond limits."""
+    """Values of the first graph at a place: lowest, highest, sum of squares, and how much lies beyond limits.
+
+    `beyond` counts those that the second graph's range cuts off there, `cut` is the energy of what it takes from them.
+    """
 
     low: float = np.inf
     high: float = -np.inf
     squares: float = 0.0
     count: int = 0
     beyond: int = 0
+    cut: float = 0.0
 
     def add(self, values: Array, limits: Place) -> None:
         """Take one sample's values."""
@@ -74,7 +78,10 @@ class Range:
         self.squares += float(np.square(values, dtype=np.float64).sum())
         self.count += values.size
         slack = limits.step / 2
-        self.beyond += int(((values < limits.low - slack) | (values > limits.high + slack)).sum())
+        outside = (values < limits.low - slack) | (values > limits.high + slack)
+        self.beyond += int(outside.sum())
+        lost = values[outside].astype(np.float64)
+        self.cut += float(np.square(lost - np.clip(lost, limits.low, limits.high)).sum())
 
     @property
     def rms(self) -> float:
@@ -90,6 +97,7 @@ class Finding:
         own: error with the first graph's input, at each pair of exits.
         piled: error with the second graph's own input.
         fed: values of the first graph's input.
+        given: values of the first graph at each pair of exits.
         chosen: which pair of exits speaks for the layer.
     """
 
@@ -97,6 +105,7 @@ class Finding:
     own: list[Error]
     piled: list[Error]
     fed: Range
+    given: list[Range]
     chosen: int | None = None
 
     def choose(self) -> None:
@@ -141,7 +150,10 @@ def measure(
     Raises:
         ModelError: a graph does not run.
     """
-    found = [Finding(p, [Error() for _ in p.exits], [Error() for _ in p.exits], Range()) for p in pairs]
+    found = [
+        Finding(p, [Error() for _ in p.exits], [Error() for _ in p.exits], Range(), [Range() for _ in p.exits])
+        for p in pairs
+    ]
     for group in _groups(found, before):
         _measure(group, before, after, samples, threads)
     for finding in found:
@@ -259,6 +271,7 @@ def _add(
     for k, (a, b) in enumerate(finding.pair.exits):
         reference, left = _taken_of(finding.pair, (a, b), held, before), finding.pair.left_at((a, b))
         channels = len(left.indices) if left is not None else 1 if layer.weight is None else len(layer.weight)
+        finding.given[k].add(reference, b)
         if finding.pair.entry is not None and not finding.pair.after.fused and not layer.fused:
             alone = floats(own[exits[b.tensor.name]], b, after)
             if alone.size == reference.size:

@@ -176,7 +176,7 @@ def _around(node: Node, form: IntegerForm) -> list[Node]:
 def _layer(node: Node, form: IntegerForm, index: int, reading: Reading) -> Layer:
     out = node.output()
     assert out is not None
-    start = Place(out, *_ports(node, form.exit)) if form.exit else Place(out)
+    start = _decoded(out, *_ports(node, form.exit), reading) if form.exit else Place(out)
     product, linear, linear_ops, active, active_ops = _ahead(start, reading)
     weight, codes = _weight(node, form, reading)
     bias = _bias(node, form, reading)
@@ -294,9 +294,18 @@ def _quantized(place: Place, node: Node, reading: Reading) -> Place:
     return Place(node.outputs[0], place.scale, place.zero, place.low, place.high, place.step)
 
 
+def _decoded(tensor: Variable, scale: Tensor | None, zero: Tensor | None, reading: Reading) -> Place:
+    """Where a node gives integers at a scale of its own."""
+    return Place(tensor, scale, zero, *_limits(scale, zero, reading))
+
+
 def limits_of(node: Node, reading: Reading) -> tuple[float, float, float]:
     """Lowest and highest value that a QuantizeLinear lets through, and its step; the widest of several scales."""
-    scale, zero = reading.value(node.input(1)), reading.value(node.input(2))
+    return _limits(node.input(1), node.input(2), reading)
+
+
+def _limits(scale_at: Tensor | None, zero_at: Tensor | None, reading: Reading) -> tuple[float, float, float]:
+    scale, zero = reading.value(scale_at), reading.value(zero_at)
     if scale is None or not scale.size:
         return -np.inf, np.inf, 0.0
     dtype = np.dtype(np.uint8) if zero is None else zero.dtype
