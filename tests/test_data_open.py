@@ -551,3 +551,9 @@ def test_a_pipe_among_test_sets_is_no_input(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "test_data_set_0" / "input_0.pb")
     with pytest.raises(DataError):
         open_data(tmp_path, [InputSpec("x", F32, ("n", 2))])
+
+
+@pytest.mark.parametrize("shape", [(2**31, 2**31 - 1, -(2**62)), (2**31, 5), (1, -3)])
+def test_impossible_sizes_are_refused_before_data_are_made_up(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="of such sizes there are none"):
+        random_data([InputSpec("x", np.dtype(np.float32), shape)], 4)

@@ -14,6 +14,7 @@ from onnxcomp.data.inputs import Dim, InputSpec, with_shapes
 from onnxcomp.errors import DataError
 
 SPATIAL, SEQUENCE = 224, 16  # sizes for free dimensions of inputs with four dimensions or more, and of others
+MOST_ELEMENTS = 2**31  # of one input of one sample
 LONGER = (64, 256, 1024)  # sequences to try where a model does not take the first guess
 
 
@@ -70,7 +71,7 @@ def random_data(
     for inputs of fewer than four dimensions.
 
     Raises:
-        DataError: the model takes strings, or an input of unknown rank without a shape.
+        DataError: the model takes strings, an input of unknown rank without a shape, or one of impossible sizes.
     """
     specs = with_shapes(inputs, shapes)
     for spec in specs:
@@ -81,6 +82,13 @@ def random_data(
                 do="give data with --data" if spec.shape else f"give its shape: --shape {spec.name}=1x3x224x224",
             )
     concrete, guesses = guessed_shapes(specs, sequence=sequence)
+    for spec in specs:
+        if min(concrete[spec.name], default=1) < 0 or prod(concrete[spec.name]) > MOST_ELEMENTS:
+            raise DataError(
+                f"no data can be made up for the input {spec}: of such sizes there are none",
+                where=f"the input {spec.name}",
+                do="give its shape with --shape, or data with --data",
+            )
     reader = RandomReader(concrete, specs, samples, seed)
     return Dataset("synthetic", specs, reader, guesses=guesses, synthetic=True)
 
