@@ -237,7 +237,14 @@ def made(name: str, run: str, options: argparse.Namespace) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     prepared = prepare(name, options.folder, options.photos, work)
     row = run_peer(prepared, work) if run == "onnxruntime" else run_onnxcomp(prepared, run, work)
-    return {"row": f"{name} {run}", "model": name, "run": run, "measure": MODELS[name].says, "code": state()} | row
+    known = {"row": f"{name} {run}", "model": name, "run": run, "measure": MODELS[name].says}
+    return known | {"code": state(), "machine": machine()} | row
+
+
+def machine() -> str:
+    """Where a row was measured: its time tells nothing of another CPU."""
+    found = common.machine()
+    return f"{found['cpu']}, ONNX Runtime {found['onnxruntime']}"
 
 
 def state() -> str:

@@ -16,14 +16,24 @@ def write(rows: Sequence[Row], models: Sequence[str], runs: Sequence[str]) -> No
     """Fill the part of the page between its marks."""
     known = {row["row"]: row for row in rows}
     found = {run: [known[f"{m} {run}"] for m in models if f"{m} {run}" in known] for run in runs}
-    text = [f"On {common.machine()['cpu']}, ONNX Runtime {common.machine()['onnxruntime']}."]
+    marks = _marks([row for run in runs for row in found[run]])
+    text = [
+        "Each row says under `on` where it was measured; time compares within one row only:\n\n"
+        + "\n".join(f"- {mark}: {words}" for words, mark in marks.items())
+    ]
     for run in runs:
         if found[run]:
-            text.append(
-                f"## {run}\n\n{_summary(found[run], models)}\n\n{_table(found[run], found.get('onnxruntime', []), run)}"
-            )
+            table = _table(found[run], found.get("onnxruntime", []), run, marks)
+            text.append(f"## {run}\n\n{_summary(found[run], models)}\n\n{table}")
     text.append("## Not yet good\n\n" + ("\n".join(_open(found)) or "Nothing that these rows show."))
     common.write_page(common.ROOT / "docs" / "real-models.md", "rows", "\n\n".join(text))
+
+
+def _marks(rows: Sequence[Row]) -> dict[str, str]:
+    """A letter for each machine, the one with the most rows first."""
+    machines = [row["machine"] for row in rows]
+    ordered = sorted(set(machines), key=lambda words: (-machines.count(words), words))
+    return {words: chr(ord("A") + number) for number, words in enumerate(ordered)}
 
 
 def _summary(rows: Sequence[Row], models: Sequence[str]) -> str:
@@ -38,9 +48,9 @@ def _summary(rows: Sequence[Row], models: Sequence[str]) -> str:
     )
 
 
-def _table(rows: Sequence[Row], peers: Sequence[Row], run: str) -> str:
+def _table(rows: Sequence[Row], peers: Sequence[Row], run: str, marks: dict[str, str]) -> str:
     beside = {row["model"]: row for row in peers} if run == "default" else {}
-    head = ["model", "size", "time", "agreement", "measure", "worst part", "MB", "s"]
+    head = ["model", "size", "time", "agreement", "measure", "worst part", "MB", "s", "on"]
     head += ["onnxruntime.quantization: size, time, agreement"] if beside else []
     lines = []
     for row in rows:
@@ -53,16 +63,20 @@ def _table(rows: Sequence[Row], peers: Sequence[Row], run: str) -> str:
             cells.append(f"{worst[0]} {worst[1]} dB" if worst else "")
         else:
             cells += ["", "", "", row["measure"], _ending(row)]
-        cells += [row.get("peak_memory_mb", ""), round(row["seconds"])]
+        cells += [row.get("peak_memory_mb", ""), round(row["seconds"]), marks[row["machine"]]]
         if beside:
             peer = beside.get(row["model"], {})
             cells.append(
-                f"{peer['size']:.1%}, {peer['time']:.2f}, {peer['agreement']:.3f}"
+                f"{peer['size']:.1%}, {peer['time']:.2f}, {peer['agreement']:.3f}{_elsewhere(peer, row, marks)}"
                 if "agreement" in peer
                 else _cell(peer.get("said", ""))
             )
         lines.append(cells)
     return common.table(head, lines)
+
+
+def _elsewhere(peer: Row, row: Row, marks: dict[str, str]) -> str:
+    return "" if peer["machine"] == row["machine"] else f" (on {marks[peer['machine']]})"
 
 
 def _ending(row: Row) -> str:
