@@ -100,6 +100,7 @@ def test_the_example_of_the_design() -> None:
         ("many{share=-0.1}", "at least 0"),
         ("many{share=nan}", "is not a number"),
         ("many{share=inf}", "is not a number"),
+        ("many,count=1", "options go in braces behind their pass: name{count=...}"),
         ("many{count=1.5}", "is not a whole number"),
         ("many{count=true}", "is not a whole number"),
         ("many{on=1}", "is not true or false"),

@@ -68,6 +68,8 @@ class _Parser:
         kind, name = self.next()
         if kind != "word":
             raise self.wrong("expected the name of a pass")
+        if self.peek() == "=":
+            raise self.wrong(f"{name} is an option, and options go in braces behind their pass: name{{{name}=...}}")
         options: dict[str, Any] = {}
         if self.peek() == "{":
             self.next()
