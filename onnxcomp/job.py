@@ -215,14 +215,20 @@ class Job:
 
     def request(self) -> dict[str, Any]:
         """JSON-ready: everything that was asked for, and the command that asks for it again."""
+        words = ["onnxcomp", "optimize", str(self.model), *self.flags()]
+        return {"command": shlex.join(words), "options": {i.field: _plain(value) for i, value in self._asked()}}
+
+    def flags(self) -> list[str]:
+        """What was asked for beside the model, as the command line takes it."""
+        return [word for item, value in self._asked() for word in _words(item, value)]
+
+    def _asked(self) -> list[tuple[Setting, Any]]:
+        """The settings that were given, each with its value."""
         given = {item.field: getattr(self, item.field) for item in _flat(Job)}
         given |= {item.field: getattr(self.preprocess, item.field) for item in settings_of(Preprocess)}
         given |= {item.field: getattr(self.budget, item.field) for item in settings_of(Budget)}
         asked = [i for i in _all_settings() if i.field != "model" and _differs(given[i.field], _default(i))]
-        words = ["onnxcomp", "optimize", str(self.model)]
-        for item in asked:
-            words += _words(item, given[item.field])
-        return {"command": shlex.join(words), "options": {i.field: _plain(given[i.field]) for i in asked}}
+        return [(item, given[item.field]) for item in asked]
 
     def options_sha256(self) -> str:
         """Hash of `options`, the same on every machine; how many threads share the work decides nothing.

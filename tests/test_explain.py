@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,7 +215,31 @@ def test_the_command_writes_what_it_shows(tmp_path: Path, capsys: pytest.Capture
     assert "hold the weights of other channels" in page and "src=" not in page and "href=" not in page
     shown = capsys.readouterr().out
     assert "block.conv2" in shown and "own SQNR" in shown and "SQNR so far" in shown
-    assert f"to run them: onnxcomp optimize {first} --data SAMPLES --passes ..." in " ".join(shown.split())
+    assert shown.startswith(f"{second} against {first}, 8 samples\n")
+
+
+def test_what_is_to_be_pasted_reads_the_samples_as_they_were_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = builders.save(builders.residual_cnn(), tmp_path / "a.onnx"), tmp_path / "b.onnx"
+    pictures = builders.rng(3).integers(0, 256, (20, 16, 16, 3)).astype(np.uint8)
+    np.savez(tmp_path / "my pictures.npz", images=pictures)
+    spec = "fuse-batchnorm,quantize-qdq{placement=table}"
+    onnxcomp.optimize(first, output=second, data=tmp_path / "my pictures.npz", passes=spec, bench=False)
+    data = ["--data", f"{tmp_path}/my pictures.npz", "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225"]
+    with pytest.raises(SystemExit):
+        main(["explain", str(first), str(second), *data, "--color", "bgr", "--samples", "4", "--no-times"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == f"{second} against {first}, 4 of 20 samples; --samples takes more"
+    spec = next(line for line in shown if " left as it was: --passes " in line).partition(" --passes ")[2]
+    told = next(line for line in shown if line.startswith("to run them: ")).removeprefix("to run them: ")
+    words = shlex.split(told.replace("...", spec))
+    assert words[:9] == ["onnxcomp", "optimize", str(first), *data]
+    with pytest.raises(SystemExit) as end:
+        main([*words[1:], "--no-bench", "-q", "-o", str(tmp_path / "o.onnx")])
+    assert end.value.code == 0
+    request = json.loads((tmp_path / "o.json").read_text())["request"]
+    assert request["options"]["mean"] == [0.485, 0.456, 0.406] and request["options"]["color"] == "bgr"
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:

@@ -83,11 +83,12 @@ def _show(found: Explanation, every: bool, *, aside: bool) -> None:
     from rich.text import Text
 
     from onnxcomp.cli.screen import screen
-    from onnxcomp.report.explanation import COLUMNS, lines, rows
+    from onnxcomp.report.explanation import COLUMNS, headline, lines, rows
     from onnxcomp.report.tables import table
 
     console, content = screen(err=aside), found.to_json()
     shown = None if every else MOST
+    console.print(Text(headline(content)), soft_wrap=True)
     console.print(table(COLUMNS, rows(content, shown), right=(2, 3, 4, 5), prose=(0, 6)))
     for line in lines(content, shown):
         console.print(Text(line), soft_wrap=True)  # what is to be pasted stays one line

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from onnxcomp.explanation.report import Explanation, LayerLoss, culprits, in_ord
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.io import load, to_bytes
 from onnxcomp.graph.ir import Array, Constant, Graph, Tensor
+from onnxcomp.job import Job
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
 from onnxcomp.ops.facts import Operators, load_operators
@@ -84,9 +87,12 @@ def explain(
     else:
         second, told = load(after), str(after)
         _check_inputs(first, second, after)
-    return explain_graphs(
+    found = explain_graphs(
         first, second, chosen, names=(str(before), told), notes=notes, times=times, threads=threads, progress=progress
     )
+    # what is to be pasted reads the same samples in the same way
+    asked = Job(before, data=data, shapes=shapes or {}, preprocess=preprocess or Preprocess(), seed=seed)
+    return replace(found, options=shlex.join(asked.flags()))
 
 
 def forecast(graph: Graph, samples: Samples, seed: int, threads: int, progress: Progress) -> Graph:
@@ -152,7 +158,14 @@ def explain_graphs(
         for (_, found), known in zip(sides, matched, strict=True)
     )
     return Explanation(
-        *names, len(samples), tuple(rows), blamed, (unmatched[0], unmatched[1]), tuple(notes), advice=together
+        *names,
+        len(samples),
+        tuple(rows),
+        blamed,
+        (unmatched[0], unmatched[1]),
+        tuple(notes),
+        advice=together,
+        total=len(samples.dataset),
     )
 
 

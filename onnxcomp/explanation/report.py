@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from onnxcomp.report.explanation import COLUMNS, lines, rows
+from onnxcomp.report.explanation import COLUMNS, headline, lines, rows
 from onnxcomp.report.notebook import fragment
 from onnxcomp.results import finite
 
@@ -67,6 +67,8 @@ class Explanation:
     Attributes:
         before, after: what was compared, in words or as paths.
         samples: how many were run.
+        total: how many there are.
+        options: how the samples were read, as flags of any command: `--data` with all that prepares them.
         layers: what no rounding can have done first, then worst own error first; equal ones last.
         culprits: how many of the first layers make most of the loss.
         unmatched: layers of the first model, and of the second, without a partner.
@@ -82,6 +84,8 @@ class Explanation:
     unmatched: tuple[tuple[str, ...], tuple[str, ...]]
     notes: tuple[str, ...] = ()
     advice: str = ""
+    total: int = 0
+    options: str = ""
 
     def __repr__(self) -> str:
         worst = ", ".join(layer.node for layer in self.layers[: self.culprits])
@@ -89,7 +93,7 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         content = self.to_json()
-        return fragment(f"{self.after} against {self.before}", COLUMNS, rows(content), lines(content))
+        return fragment(headline(content), COLUMNS, rows(content), lines(content))
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready data, without NaN or Infinity."""

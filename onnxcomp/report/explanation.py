@@ -19,13 +19,24 @@ def rows(found: Mapping[str, Any], most: int | None = 12) -> list[tuple[str, ...
     return [_cells(layer) for layer in layers[:most]]
 
 
+def headline(found: Mapping[str, Any]) -> str:
+    """What was compared, and on how much of the data: figures on all of them may be others."""
+    few = found["samples"] < found["total"]
+    seen = f"{found['samples']:,} of {found['total']:,} samples; --samples takes more" * few
+    return f"{found['after']} against {found['before']}, {seen or _samples(found)}"
+
+
+def _samples(found: Mapping[str, Any]) -> str:
+    return f"{found['samples']:,} sample{'s' * (found['samples'] != 1)}"
+
+
 def lines(found: Mapping[str, Any], shown: int | None = 12) -> list[str]:
     """Sentences below the table: who is to blame, what to do, what was left out."""
     layers: Sequence[Layer] = found["layers"]
     differ = [layer for layer in layers if not layer["equal"]]
     said = []
     if not differ:
-        said.append(f"nothing differs in any of {len(layers)} layers on {found['samples']} samples")
+        said.append(f"nothing differs in any of {len(layers)} layers on {_samples(found)}")
     elif found["culprits"]:
         blamed = differ[: found["culprits"]]
         said.append(f"most of the loss: {', '.join(layer['node'] for layer in blamed)}")
@@ -37,7 +48,8 @@ def lines(found: Mapping[str, Any], shown: int | None = 12) -> list[str]:
         if len(blamed) > 1 and found["advice"]:
             said.append(f"all of them left as they were: --passes {shlex.quote(found['advice'])}")
         if found["advice"]:
-            said.append(f"to run them: onnxcomp optimize {shlex.quote(found['before'])} --data SAMPLES --passes ...")
+            model, options = shlex.quote(found["before"]), found["options"]
+            said.append(f"to run them: onnxcomp optimize {model} {options} --passes ...")
     if shown is not None and len(differ) > shown:
         said.append(f"{len(differ) - shown} more layers: --all, or --json FILE")
     said += [
@@ -49,8 +61,8 @@ def lines(found: Mapping[str, Any], shown: int | None = 12) -> list[str]:
 def page(found: Mapping[str, Any]) -> str:
     """One offline HTML page."""
     body = (
-        f"<header><h1>onnxcomp explain</h1><p class='dim'>{html.text(found['before'])} against "
-        f"{html.text(found['after'])}, {found['samples']} samples</p></header><main>{section(found)}</main>"
+        f"<header><h1>onnxcomp explain</h1><p class='dim'>{html.text(headline(found))}</p></header>"
+        f"<main>{section(found)}</main>"
     )
     return html.page("onnxcomp explain", body)
 
