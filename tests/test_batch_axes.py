@@ -374,3 +374,18 @@ def test_judged_samples_are_rows_of_feeds(tmp_path: Path) -> None:
     path = builders.save(builders.mlp(), tmp_path / "m.onnx")
     result = optimize(path, data=lambda: iter(batches(random(64, 16), (16,) * 4)), passes="clip-weights", bench=False)
     assert result.fidelity is not None and result.fidelity.samples > 4
+
+
+def test_what_a_convolution_reads_as_channels_is_no_batch() -> None:
+    """A recurrent layer behind takes rows for steps, and channels for samples; the convolution fixes their number."""
+    weights = {"K": builders.normal(builders.rng(), 4, 6, 3), "W": np.zeros((1, 3, 8), np.float32)}
+    weights |= {"R": np.zeros((1, 3, 1), np.float32)}
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Conv", ["a", "K"], ["y"]),
+        helper.make_node("GRU", ["a", "W", "R"], ["", "z"], hidden_size=1),
+    ]
+    ends = [builders.value("y", FLOAT, None), builders.value("z", FLOAT, None)]
+    proto = builders.model(nodes, [builders.value("x", FLOAT, ["N", "c", 8])], ends, weights, check=False)
+    found = axes_of(decode(proto))
+    assert found.input("x") == 0 and not found.time

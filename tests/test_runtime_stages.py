@@ -101,3 +101,19 @@ def test_values_come_where_onnxruntime_refuses_what_its_optimizer_makes() -> Non
     x = np.array([[0.6, -0.9, 2.0, 100]], np.float32)
     (found,) = tapped(graph, ["d"], 1).run({"x": x}).values()
     np.testing.assert_array_equal(found, [[0.5, -1, 2, 63.5]])
+
+
+def test_a_scan_runs_behind_a_reshape_to_computed_sizes() -> None:
+    """ONNX Runtime runs one only where it knows the ranks of what it reads, which a piece has no types for."""
+    row = [builders.value(name, builders.FLOAT, [4]) for name in ("in", "out")]
+    body = helper.make_graph([helper.make_node("Neg", ["in"], ["out"])], "body", row[:1], row[1:])
+    nodes = [
+        helper.make_node("Reshape", ["x", "sizes"], ["same"]),
+        helper.make_node("Scan", ["same"], ["y"], body=body, num_scan_inputs=1),
+    ]
+    ends = [builders.value(name, builders.FLOAT, ["N", 4]) for name in "xy"]
+    ends.insert(0, builders.value("sizes", builders.INT64, ["rank"]))
+    graph = decode(builders.model(nodes, ends[:2], ends[2:], opset=13))
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    ((found,),) = Stages(graph, [{"x": x, "sizes": np.array([3, 4])}], 1).get([graph.outputs[0]])
+    np.testing.assert_array_equal(found, -x)

@@ -19,6 +19,7 @@ from onnxcomp.graph.ir import Dim, Graph, Variable, is_onnx
 from onnxcomp.graph.shapes import propagated
 
 RECURRENT = ("LSTM", "GRU", "RNN")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
 INITIAL_STATES = (5, 6)  # ports of a recurrent operator: initial_h, initial_c
 _NAMES = re.compile(r"batch|(^|[^a-z])(bs|bsz)([^a-z]|$)", re.IGNORECASE)
 _LETTERS = re.compile(r"[nb]", re.IGNORECASE)  # as likely a length, so that the place has to speak for it too
@@ -52,8 +53,8 @@ def axes_of(graph: Graph) -> Axes:
     symbols = {t.name: _symbols(t) for t in graph.inputs if t.shape is not None}
     recurrent = any(node.op in RECURRENT for node in graph.walk())
     inferred = _inferred(graph, symbols) if recurrent else None
-    batch, time = _read_by(inferred) if inferred is not None else (set(), set())
-    batch -= time
+    batch, time, channels = _read_by(inferred) if inferred is not None else (set(), set(), set())
+    batch -= time | channels  # which a convolution fixes, whatever a recurrent operator makes of them
     if not batch:
         batch = {s for t in graph.inputs if t.shape is not None for a, s in enumerate(t.shape) if _named(t, a, s)}
     inputs = {name: _place(found, batch, time) for name, found in symbols.items()}
@@ -132,14 +133,19 @@ def _forget(graph: onnx.GraphProto) -> None:
             value.type.tensor_type.ClearField("shape")
 
 
-def _read_by(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
-    """The symbols that recurrent operators read as batch, and those that they read as time."""
+def _read_by(graph: onnx.GraphProto) -> tuple[set[str], set[str], set[str]]:
+    """The symbols that recurrent operators read as batch and as time, and those that convolutions read as channels."""
     batch: set[str] = set()
     time: set[str] = set()
+    channels: set[str] = set()
     for scope in _scopes(graph):
         shapes = {v.name: v.type.tensor_type.shape.dim for v in (*graph.input, *scope.input, *scope.value_info)}
         for node in scope.node:
-            if node.op_type not in RECURRENT or not is_onnx(node.domain):
+            if not is_onnx(node.domain):
+                continue
+            if node.op_type in CONVOLUTIONS:
+                _note(shapes.get(node.input[0]), [(1, channels)])
+            if node.op_type not in RECURRENT:
                 continue
             layout = next((a.i for a in node.attribute if a.name == "layout"), 0)
             places = [(0, batch if layout else time), (1, time if layout else batch)]
@@ -147,7 +153,7 @@ def _read_by(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
             for port in INITIAL_STATES:
                 if len(node.input) > port:
                     _note(shapes.get(node.input[port]), [(0 if layout else 1, batch)])
-    return batch, time
+    return batch, time, channels
 
 
 def _note(dims: object, places: list[tuple[int, set[str]]]) -> None:

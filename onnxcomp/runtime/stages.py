@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -53,8 +53,7 @@ class Stages:
         Raises:
             ModelError: ONNX Runtime cannot run the nodes before them.
         """
-        nodes = self._missing(tensors)
-        if nodes:
+        for nodes in _parted(self._missing(tensors)):
             self._run(nodes, tensors)
         found = [[values[tensor] for tensor in tensors] for values in self.values]
         self._let_go()
@@ -121,6 +120,21 @@ class Stages:
         for values in self.values:
             for tensor in [t for t in values if t not in self.keep and not self._needed(t)]:
                 self._free(values.pop(tensor))
+
+
+def _parted(nodes: Sequence[Node]) -> Iterator[list[Node]]:
+    """Nodes in order, cut in front of those with bodies: ONNX Runtime runs a Scan only where it knows ranks of inputs.
+
+    What is fed to a piece has its rank; what is computed inside, behind a Reshape to computed sizes say, may have none.
+    """
+    part: list[Node] = []
+    for node in nodes:
+        if node.bodies and part:
+            yield part
+            part = []
+        part.append(node)
+    if part:
+        yield part
 
 
 def _mapped(array: Array) -> Array | None:
