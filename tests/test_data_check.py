@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import builders
 import click
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper
 from PIL import Image
 
+from onnxcomp import optimize
 from onnxcomp.cli import options
 from onnxcomp.cli.data import command
 from onnxcomp.cli.main import main
@@ -205,14 +208,18 @@ def test_scores_of_the_assets(assets: Path, tmp_path: Path) -> None:
     assert found.score == 0.9932
 
 
-def detector(path: Path) -> Path:
-    """Boxes [N, 16, 4] of known places, and scores [N, 16, 2] that are sure of something in pictures of 0..255 only."""
+def detector(path: Path, sure: int = 16) -> Path:
+    """Boxes [N, 16, 4] of known places, and scores [N, 16, 2] that are sure of something in pictures of 0..255 only.
+
+    Args:
+        sure: how many of the 16 places can hold something.
+    """
     y, x = np.mgrid[0:4, 0:4] * 2.0
     corners = np.stack([x.ravel(), y.ravel(), x.ravel() + 1, y.ravel() + 1], axis=1)
     weights = {
         "axes": np.array([1]),
         "corners": corners[None].astype(np.float32),
-        "gain": np.full((1, 16, 2), [0.05, 0.01], np.float32),
+        "gain": np.where(np.arange(16)[None, :, None] < sure, [0.05, 0.01], 0).astype(np.float32),
         "floor": np.float32(-3.0),
         "none": np.float32(0.0),
     }
@@ -243,3 +250,41 @@ def test_a_detector_that_finds_nothing_is_told_what_finds_something(
     assert [("--scale 1 " in hint, "boxes above 0.25 in 16 pictures, not 0" in hint) for hint in hints] == [
         (True, True)
     ] * told
+
+
+def few_in(count: int = 30) -> dict[str, np.ndarray]:
+    """Pictures of which the first and one of the last are bright enough to hold something."""
+    images = builders.rng(2).integers(0, 20, (count, 8, 8, 3)).astype(np.uint8)
+    images[[0, -1]] += 100
+    return {"images": images}
+
+
+def test_a_detector_that_finds_little_in_enough_pictures_is_not_doubted_and_its_boxes_are_told(tmp_path: Path) -> None:
+    path, data = detector(tmp_path / "m.onnx", sure=1), tmp_path / "d.npz"
+    np.savez(data, **few_in())
+    asked = ["check", str(path), "--data", str(data), "-o", str(tmp_path / "s.png")]
+    shown = CliRunner().invoke(command, [*asked, "--scale", "1", "--mean", "0", "--std", "1"]).output
+    assert "boxes     2 above 0.25 in 30 pictures (the float model)" in shown and "hint" not in shown
+    shown = CliRunner().invoke(command, asked).output
+    assert "boxes     0 above 0.25" in shown and "the detector finds no box above 0.25 in 16 pictures:" in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"scale": 1.0, "mean": 0.0, "std": 1.0}, []),
+        ({"scale": 1.0}, ["the detector finds 14 boxes above 0.25 in 16 pictures, not 2"]),
+        ({}, ["the detector finds no box above 0.25 in 16 pictures"]),
+    ],
+)
+def test_a_run_asks_a_detector_on_as_many_pictures_as_the_check(
+    given: dict[str, Any], told: list[str], tmp_path: Path
+) -> None:
+    path = detector(tmp_path / "m.onnx", sure=1)
+    report = optimize(path, data=few_in(), output=tmp_path / "o.onnx", passes="cleanup", bench=False, **given)
+    doubts = [text for text in report.warnings if "the detector" in text]
+    assert [words in text for words, text in zip(told, doubts, strict=True)] == [True] * len(told)
+
+
+def test_what_a_classifier_says_is_not_counted_as_boxes(tmp_path: Path) -> None:
+    assert check(tmp_path).boxes is None

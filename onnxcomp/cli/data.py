@@ -102,6 +102,7 @@ def check(
 
 def _show(found: DataCheck, err: bool) -> None:
     from onnxcomp.cli.screen import screen
+    from onnxcomp.verify.data_check import BOX_THRESHOLD
 
     console = screen(err=err)
     part = f"{found.samples:,} of {found.total:,}" if found.samples < found.total else f"{found.samples:,}"
@@ -123,6 +124,8 @@ def _show(found: DataCheck, err: bool) -> None:
         _line(console, "answers", f"{answers.different} of {answers.of} classes occur; the most common: {common}")
     if answers.entropy is not None:
         _line(console, "entropy", f"{answers.entropy:.2f} bits on average (all classes alike: {_bits(answers.of)})")
+    if found.boxes is not None:
+        _line(console, "boxes", f"{found.boxes:,} above {BOX_THRESHOLD:g} in {part} pictures (the float model)")
     if found.score is not None:
         _line(console, found.metric, f"{found.score:.4f} on {found.samples:,} samples (the float model)")
     else:

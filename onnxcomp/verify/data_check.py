@@ -21,11 +21,13 @@ from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import Runner
-from onnxcomp.verify.preprocessing import GOOD_ENOUGH, Reopen, doubts
+from onnxcomp.verify.preprocessing import GOOD_ENOUGH, BoxCount, Reopen, doubts
+from onnxcomp.verify.tasks.boxes import THRESHOLDS
 
 Array = npt.NDArray[Any]
 
 TILES = 24
+BOX_THRESHOLD = THRESHOLDS[0]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """Everything `onnxcomp data check` finds out."""
+    """Everything `onnxcomp data check` finds out. `boxes`: what a detector is sure of, above `BOX_THRESHOLD`."""
 
     source: str
     samples: int
@@ -74,6 +76,7 @@ class DataCheck:
     answers: Answers
     metric: str = ""
     score: float | None = None
+    boxes: int | None = None
     guesses: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
@@ -127,6 +130,7 @@ def check_data(
         answers=seen.answers,
         metric=metric.name if wanted else "",
         score=seen.score,
+        boxes=seen.boxes,
         guesses=dataset.guesses,
         problems=dataset.problems,
         hints=tuple(hints),
@@ -233,6 +237,7 @@ class _Seen:
     answers: Answers
     best: Array | None = None
     score: float | None = None
+    boxes: int | None = None
     hints: list[str] = field(default_factory=list)
 
 
@@ -244,15 +249,18 @@ def _run(model: OpenedModel, samples: Samples, metric: Metric | None, threads: i
         return _Seen(Answers(ranges.found()), score=metric.score(outputs, samples.labels))
     ranges, scores = _Ranges(), []
     classify = metric is not None or bool(samples.dataset.pixels)
+    boxes = BoxCount(model)
     for answer in Runner(model, threads=threads).answers(samples, progress=progress, text="running the model"):
         outputs = answer.outputs[0]
         ranges.add(outputs)
+        if samples.dataset.pixels:
+            boxes.add(answer)
         if classify:
             kept = _scores(outputs, required=metric is not None)
             classify = kept is not None
             scores += [kept] if kept is not None else []
     if not classify:
-        return _Seen(Answers(ranges.found()))
+        return _Seen(Answers(ranges.found()), boxes=boxes.found)
     joined = np.concatenate(scores)
     seen = _Seen(_classes(joined, ranges), joined.argmax(axis=1))
     if metric is not None and samples.labels is not None:

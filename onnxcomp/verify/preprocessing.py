@@ -25,7 +25,7 @@ from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.runtime.taps import tapped
 from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.opened import OpenedModel
-from onnxcomp.verify.pair import Runner
+from onnxcomp.verify.pair import Answer, Runner
 from onnxcomp.verify.tasks.base import Seen
 from onnxcomp.verify.tasks.boxes import LEAST, THRESHOLDS, Boxes
 from onnxcomp.verify.tasks.layouts import find_boxes
@@ -38,7 +38,8 @@ GOOD_ENOUGH = 0.9  # a score above it leaves no doubt
 CLEAR_GAIN = 0.05
 WORK = 2e10  # multiply-accumulates that all tries together may take
 STATISTICS_SAMPLES = 16
-DETECTOR_SAMPLES, CLEARLY_MORE = 16, 4  # pictures, and times as many boxes
+ENOUGH = 16  # pictures tell whether a detector sees them as it should
+CLEARLY_MORE = 4  # times as many boxes
 FAR, CLEARLY_NEARER = 0.5, 4.0  # nats a channel from what training saw, and times nearer
 
 
@@ -96,15 +97,22 @@ def doubts(
     three = all(pixels.channels == 3 for pixels in samples.dataset.pixels.values())
     options = [c for c in candidates(given) if three or (len(c.mean or ()) <= 1 and c.color is None)]
     most = int(max(16, min(TRIED_SAMPLES, WORK / max(macs * (len(options) + 1), 1))))
-    part = samples.indices[np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(np.intp))]
     labelled = metric is not None and metric.name == "top1" and samples.labels is not None
     try:
         if labelled and metric is not None:
+            part = _spread(samples, most)
             return by_score(model, reopen, given, options, part, metric, threads=threads, progress=progress)
-        told = by_statistics(graph, reopen, given, options, part[:STATISTICS_SAMPLES], threads=threads)
-        return told or by_boxes(model, reopen, given, options, part[:DETECTOR_SAMPLES], threads=threads)
+        told = by_statistics(graph, reopen, given, options, _spread(samples, STATISTICS_SAMPLES), threads=threads)
+        return told or by_boxes(model, reopen, given, options, _spread(samples, ENOUGH), threads=threads)
     except (ModelError, UsageError):
         return []  # the question is asked on the side: what does not run says so where it has to run
+
+
+def _spread(samples: Samples, count: int) -> Array:
+    """Indices of so many samples, evenly spread."""
+    at = np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(np.intp)
+    indices: Array = samples.indices[np.unique(at)]
+    return indices
 
 
 def by_score(
@@ -141,7 +149,7 @@ def by_boxes(
     *,
     threads: int = 0,
 ) -> list[str]:
-    """One line if the model is a detector that finds hardly a box, with what finds clearly more where there is such."""
+    """One line if the model is a detector that finds no box, or another preprocessing makes it find clearly more."""
     opened = OpenedModel.of(model)
 
     def count(option: Preprocess) -> int:
@@ -156,25 +164,41 @@ def by_boxes(
     if best != given and swapped in options:
         counts[swapped] = count(swapped)
         best = max(best, swapped, key=lambda option: counts[option])
-    above = f"boxes above {THRESHOLDS[0]:g} in {len(part)} pictures"
+    above = f"above {THRESHOLDS[0]:g} in {len(part)} picture{'s' * (len(part) != 1)}"
     shape = "" if given.resize else "; detectors mostly want --resize letterbox, too"
-    if counts.get(best, 0) >= CLEARLY_MORE * max(here, 1):
-        return [f"with {flags(best, given)} the detector finds {counts[best]} {above}, not {here}{shape}"]
+    if counts.get(best, 0) >= max(LEAST, CLEARLY_MORE * here):
+        return [f"with {flags(best, given)} the detector finds {counts[best]} boxes {above}, not {here}{shape}"]
+    if here:
+        return []  # pictures may hold little
     other = "one that finds none mostly sees pixels otherwise than in training (--scale, --color, --mean, --std)"
-    return [f"the detector finds {here} {above}: {other}{shape}"]
+    return [f"the detector finds no box {above}: {other}{shape}"]
+
+
+@dataclass
+class BoxCount:
+    """Counts what a detector finds, batch by batch; `found` is None where the outputs are not known for boxes."""
+
+    model: OpenedModel
+    found: int | None = None
+    kind: Boxes | None = None
+    asked: bool = False
+
+    def add(self, answer: Answer) -> None:
+        """Take the answers to one batch."""
+        if not self.asked:
+            kinds = find_boxes(Seen(answer.inputs, answer.outputs[0], answer.rows, self.model.tails))
+            self.kind, self.asked = (kinds[0] if kinds else None), True
+        if self.kind is not None:
+            sure = [sample.above(THRESHOLDS[0]) for sample in self.kind.decode(answer.outputs[0])]
+            self.found = (self.found or 0) + sum(len(sample.scores) for sample in sure)
 
 
 def _boxes(model: OpenedModel, samples: Samples, threads: int) -> int | None:
     """How many boxes a model finds; None where its outputs are not known for boxes."""
-    found: Boxes | None = None
+    count = BoxCount(model)
     for answer in Runner(model, threads=threads).answers(samples):
-        if found is None:
-            kinds = find_boxes(Seen(answer.inputs, answer.outputs[0], answer.rows, model.tails))
-            if not kinds:
-                return None
-            found = kinds[0]
-        found.add(answer.outputs[0], answer.outputs[0], answer.rows)
-    return None if found is None else found.before[THRESHOLDS[0]]
+        count.add(answer)
+    return count.found
 
 
 # -- what the first BatchNormalization expects -------------------------------------------------------------------------

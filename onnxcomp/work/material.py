@@ -20,7 +20,7 @@ from onnxcomp.runtime.memory import Memory
 from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.opening import Opener
-from onnxcomp.verify.preprocessing import doubts
+from onnxcomp.verify.preprocessing import ENOUGH, doubts
 
 LOOKED_AT = 128  # samples that decisions are counted on while recipes are chosen, those that select among them
 SYNTHETIC_JUDGED = 16  # enough to see that two graphs compute the same; never called accuracy
@@ -113,6 +113,8 @@ def prepare(
     doubted: list[str] = []
     tried = parts.select if eval_dataset is None else parts.judge
     if doubting and job.verify and tried.dataset.pixels:
+        if len(tried) < ENOUGH:
+            tried = tried.dataset.samples()  # nothing is chosen by them: what is found is only told
         labels = job.labels if eval_dataset is None else job.eval_labels
         data = job.data if eval_dataset is None else job.eval_data
         doubted = doubts(

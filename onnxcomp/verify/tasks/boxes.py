@@ -75,7 +75,7 @@ class Boxes(Measure):
         found, other = self.before[threshold], self.after[threshold]
         doubts = []
         if found < LEAST:
-            doubts.append(f"the original finds {found} boxes above {threshold:g} in {self.samples} samples")
+            doubts.append(f"the original finds {_boxes(found)} above {threshold:g} in {self.samples} samples")
         elif threshold < THRESHOLDS[0]:
             doubts.append(f"the original is sure of hardly any box: those above {threshold:g} are matched")
         value = 2 * self.matched[threshold] / (found + other) if found + other else None
@@ -84,6 +84,10 @@ class Boxes(Measure):
         return Agreement(
             self.kind, self.outputs, words, value, self.samples, details=details, doubts=tuple(doubts), decisions=found
         )
+
+
+def _boxes(count: int) -> str:
+    return "no box" if not count else f"{count} box{'es' * (count > 1)}"
 
 
 def matched(one: Found, other: Found) -> int:
