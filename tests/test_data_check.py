@@ -288,3 +288,48 @@ def test_a_run_asks_a_detector_on_as_many_pictures_as_the_check(
 
 def test_what_a_classifier_says_is_not_counted_as_boxes(tmp_path: Path) -> None:
     assert check(tmp_path).boxes is None
+
+
+def in_folders(folder: Path, classes: dict[str, int]) -> None:
+    """Pictures of some classes, each in a folder."""
+    images, labels = pictures()
+    for name, number in classes.items():
+        (folder / name).mkdir(parents=True)
+        for at, picture in enumerate(images[labels == number]):
+            Image.fromarray(picture).save(folder / name / f"{at}.png")
+
+
+@pytest.mark.parametrize("names", [("blue", "green"), ("test", "train")])
+def test_fewer_class_folders_than_classes_ask_for_labels_and_say_nothing_of_pixels(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    path = brightness(tmp_path / "m.onnx")
+    in_folders(tmp_path / "d", dict(zip(names, (2, 1), strict=True)))  # the folders are numbered 0 and 1
+    inputs, metadata = inputs_of(path)
+
+    def open_with(chosen: Preprocess):
+        return open_data(tmp_path / "d", inputs, preprocess=chosen, metadata=metadata)
+
+    (hint,) = check_data(path, open_with, Preprocess(), parse_metric(None)).hints
+    assert hint.startswith("2 class folders, the model has 3 classes:") and "--labels FILE" in hint
+    report = optimize(path, data=tmp_path / "d", output=tmp_path / "o.onnx", passes="cleanup", bench=False)
+    assert hint in report.warnings and not any("--color" in text for text in report.warnings)
+
+
+def test_class_folders_that_are_right_are_not_asked_about(tmp_path: Path) -> None:
+    path = brightness(tmp_path / "m.onnx")
+    in_folders(tmp_path / "d", {"a": 0, "b": 1})  # the first two of three classes
+    inputs, _ = inputs_of(path)
+    found = check_data(
+        path, lambda p: open_data(tmp_path / "d", inputs, preprocess=p), Preprocess(), parse_metric(None)
+    )
+    assert found.score == 1.0 and not found.hints
+
+
+def test_two_folders_are_all_classes_of_a_model_that_gives_one_number(tmp_path: Path) -> None:
+    nodes = [helper.make_node("ReduceMean", ["x"], ["y"], axes=[1, 2, 3], keepdims=0)]
+    inputs = [value("x", TensorProto.FLOAT, ["n", 3, 8, 8])]
+    path = save(model(nodes, inputs, [value("y", TensorProto.FLOAT, ["n"])]), tmp_path / "m.onnx")
+    in_folders(tmp_path / "d", {"a": 0, "b": 1})
+    report = optimize(path, data=tmp_path / "d", output=tmp_path / "o.onnx", recipe="clean", bench=False)
+    assert not any("class folders, the model" in text for text in report.warnings)

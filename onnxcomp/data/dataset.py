@@ -264,6 +264,7 @@ class Dataset:
         synthetic: whether the values are made up.
         axes: along which axis of each input and output samples lie.
         most: samples that one run of the model may hold at a time; None where nothing is known.
+        class_folders: how many folders the labels are the numbers of; 0 where they come from elsewhere.
         states: for a stateful model whose samples are steps: which output is which input of the next step.
     """
 
@@ -285,6 +286,7 @@ class Dataset:
         self.synthetic = synthetic
         self.states = tuple(states)
         self.most: int | None = None
+        self.class_folders = 0
         self.axes = Axes({spec.name: spec.axis for spec in inputs})
         self._labels = labels
         self._guesses = tuple(guesses)

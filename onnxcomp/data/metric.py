@@ -198,6 +198,15 @@ def right(outputs: Outputs, labels: npt.NDArray[Any] | None) -> npt.NDArray[Any]
     return np.asarray(hits.reshape(samples, -1).mean(axis=1) if samples else hits, np.float64)
 
 
+def classes_of(outputs: Outputs, labels: npt.NDArray[Any]) -> int:
+    """How many classes `top1` tells apart, with one label a sample.
+
+    Raises:
+        DataError: as `top1`.
+    """
+    return 2 if _two_classes(outputs, labels) is not None else scores_of(outputs, labels).shape[1]
+
+
 def _places_of(outputs: Outputs, wanted: tuple[int, ...]) -> npt.NDArray[Any]:
     """The first output that holds scores of classes for places of this shape, as [places of all samples, classes].
 

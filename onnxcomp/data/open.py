@@ -213,6 +213,8 @@ class _Opener:
         self.problems += listing.problems
         reader = RowReader({spec.name: FileColumn(files)}, len(files), self._batch(pixels))
         dataset = self._dataset(name, reader, labels=labels)
+        if self.given_labels is None and labels is not None:
+            dataset.class_folders = len(np.unique(labels))
         for start in range(0, len(files), 8):  # no readable image at all is an error now, not later
             if len(dataset.usable(np.arange(start, min(start + 8, len(files))))):
                 return dataset

@@ -21,7 +21,7 @@ from onnxcomp.runtime.progress import SILENT, Progress
 from onnxcomp.verify.accuracy import predict
 from onnxcomp.verify.opened import OpenedModel
 from onnxcomp.verify.pair import Runner
-from onnxcomp.verify.preprocessing import GOOD_ENOUGH, BoxCount, Reopen, doubts
+from onnxcomp.verify.preprocessing import GOOD_ENOUGH, BoxCount, Reopen, doubts, other_classes
 from onnxcomp.verify.tasks.boxes import THRESHOLDS
 
 Array = npt.NDArray[Any]
@@ -265,7 +265,8 @@ def _run(model: OpenedModel, samples: Samples, metric: Metric | None, threads: i
     seen = _Seen(_classes(joined, ranges), joined.argmax(axis=1))
     if metric is not None and samples.labels is not None:
         seen.score = metric.score({"scores": joined}, samples.labels)
-        seen.hints = _suspicions(seen.best, samples.labels, seen.score)
+        if not other_classes(samples.dataset.class_folders, joined.shape[1]):
+            seen.hints = _suspicions(seen.best, samples.labels, seen.score)
     return seen
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.data.dataset import Dataset, Samples
-from onnxcomp.data.metric import Metric
+from onnxcomp.data.metric import Metric, classes_of
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.graph.ir import Constant, Graph, Node, Variable
@@ -115,6 +115,16 @@ def _spread(samples: Samples, count: int) -> Array:
     return indices
 
 
+def other_classes(folders: int, classes: int) -> str:
+    """What to say where labels that folders were numbered by cannot be known for the model's; else nothing."""
+    if not 0 < folders < classes:
+        return ""
+    return (
+        f"{folders} class folders, the model has {classes} classes: which are they? Give --labels FILE; "
+        "until then top-1 says nothing"
+    )
+
+
 def by_score(
     model: Path | OpenedModel,
     reopen: Reopen,
@@ -130,9 +140,13 @@ def by_score(
     scores: list[float] = []
     for option in progress.track([given, *options], len(options) + 1, "trying other preprocessings"):
         samples = reopen(option).subset(part)
-        scores.append(metric.score(predict(model, samples, threads=threads), samples.labels))
+        outputs = predict(model, samples, threads=threads)
+        scores.append(metric.score(outputs, samples.labels))
         if scores[0] >= GOOD_ENOUGH:
             return []
+        folders, labels = samples.dataset.class_folders, samples.labels
+        if folders and labels is not None and (told := other_classes(folders, classes_of(outputs, labels))):
+            return [told]  # no score tells anything
     best = int(np.argmax(scores))
     if scores[best] < scores[0] + CLEAR_GAIN:
         return []
