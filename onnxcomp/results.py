@@ -405,12 +405,16 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class BudgetLine:
-    """One budget and how the result stands to it; the value is None when it could not be measured."""
+    """One budget and how the result stands to it; the value is None when it could not be measured.
+
+    `share`: what the limit was given as, where that was a share of the original.
+    """
 
     name: str
     limit: float
     value: float | None
     passed: bool
+    share: float | None = None
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from onnxcomp.job import Job
 from onnxcomp.lock import file_lock
 from onnxcomp.results import BuildReport
 from onnxcomp.runtime import costs
+from onnxcomp.verify.budget import EXIT_CODES
 from onnxcomp.work import judging
 
 EXACT = "fold-constants,cleanup,fuse-batchnorm"
@@ -273,10 +274,15 @@ def test_a_refused_build_takes_the_place_of_the_accepted_one_before(built: Path)
     assert result.models[0].notes == [
         "dist/a.onnx, which an earlier state of the configuration had made, is no longer there"
     ]
-    assert plan(config.load(built), only=["dist/a"])[0].reasons  # what was refused is never up to date
+    (reason,) = plan(config.load(built), only=["dist/a"])[0].reasons  # what was refused is never up to date
+    assert reason.startswith("it was refused last time: missed max_size 1% (")
     file.write_text(text)
     assert run(built).exit_code == 0
     assert not (built / "dist/a.rejected.onnx").exists()
+
+
+def test_a_missed_budget_of_any_kind_is_a_refusal() -> None:
+    assert {line for line in EXIT_CODES.values() if line not in step.JUDGED} == set()
 
 
 def test_a_refused_build_leaves_a_file_of_somebody_else_alone(built: Path) -> None:

@@ -87,6 +87,39 @@ def test_a_model_is_added_to_a_configuration(digits: Path, tmp_path: Path) -> No
     assert Path("onnxcomp.toml").read_text() == text
 
 
+def test_a_model_that_is_there_already_says_what_to_do(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.onnx").write_bytes(digits.read_bytes())
+    assert (command("init", "a.onnx"), command("init", "a.onnx")) == (0, 2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "two models are called a" in said and "edit the entry that is there, or copy it" in said
+    Path("onnxcomp.toml").write_text("treads = 3\n")
+    assert command("init", "a.onnx") == 2
+    assert "did you mean threads?" in capsys.readouterr().err, "what was wrong before is told as that"
+
+
+@pytest.mark.parametrize(
+    ("data", "missing"),
+    [
+        ("nothere.npz", "nothere.npz"),
+        ("gen.py:feeds", "gen.py"),
+        ("here.npz", ""),
+        ("here.py:feeds", ""),
+        ("package.module:feeds", ""),
+    ],
+)
+def test_data_that_is_not_there_is_warned_of(
+    digits: Path, data: str, missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("here.npz", "here.py"):
+        Path(name).write_text("")
+    assert command("init", digits, "--data", data, "-q") == 0
+    said = capsys.readouterr().err
+    assert (f"warning: there is no file {missing}: " in said) if missing else not said
+    assert f'data = "{data}"' in Path("onnxcomp.toml").read_text()
+
+
 def test_a_command_is_saved_as_a_configuration(digits: Path, tmp_path: Path) -> None:
     given = [
         "--passes",

@@ -14,6 +14,7 @@ from onnxcomp.report.html import document
 from onnxcomp.report.screen import show
 from onnxcomp.report.tables import count_text, size_text, table
 from onnxcomp.results import Accuracy, Agreement, BudgetLine, Fidelity, PassRecord, Report, TeacherRecord
+from onnxcomp.verify.budget import Budget, parse_size
 from onnxcomp.verify.enough import in_words
 
 
@@ -61,6 +62,8 @@ def test_budgets_are_told_in_units() -> None:
     report.budget = [BudgetLine("max_size", 158_029, 136_768, True), BudgetLine("max_drop", 0.01, 0.02, False)]
     text = shown(report, 80)
     assert "max_size 158 kB: 137 kB, held" in text
+    report.budget = Budget(max_size=parse_size("20%")).evaluate(before_bytes=1_095_000, after_bytes=292_000)
+    assert "max_size 20% (219 kB): 292 kB, missed" in shown(report, 80)
     assert "max_drop 0.01: 0.02, missed" in text
 
 

@@ -67,7 +67,7 @@ def lines(budget: Budget, **measured: object) -> dict[str, BudgetLine]:
 
 def test_only_what_was_asked_for_is_judged():
     assert lines(Budget()) == {}
-    assert lines(Budget(max_size=Size(share=0.3))) == {"max_size": BudgetLine("max_size", 300, 300, True)}
+    assert lines(Budget(max_size=Size(share=0.3))) == {"max_size": BudgetLine("max_size", 300, 300, True, 0.3)}
     assert lines(Budget(max_size=Size(bytes=299)))["max_size"].passed is False
 
 

@@ -111,8 +111,29 @@ def extended(file: Path, table: str) -> str:
             f"this is no configuration: {error}", where=f"file {file}", do="give another name, or a configuration"
         ) from error
     text = f"{standing}\n\n{table.rstrip()}\n"
-    config.check(text, file)
+    try:
+        config.check(text, file)
+    except UsageError as error:
+        config.check(standing, file)  # what is wrong with it as it stands is told as that
+        raise UsageError(error.what, where=error.where, do=_TWICE) from error
     return text
+
+
+_TWICE = (
+    "edit the entry that is there, or copy it and give the copy a name and an output of its own; "
+    "or write to another configuration"
+)
+
+
+def data_doubt(data: str | None) -> str:
+    """What is wrong with data that a first configuration is to name; empty where it is there, or may be."""
+    if data is None or Path(data).exists():
+        return ""
+    module, python, _ = data.partition(".py:")
+    if not python and ":" in data:
+        return ""  # package.module:function is looked for when it is called
+    path = f"{module}.py" if python else data
+    return "" if Path(path).exists() else f"there is no file {path}: put it there before you build, or edit `data`"
 
 
 def save_job(job: Job, file: Path) -> None:

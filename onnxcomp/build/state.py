@@ -121,11 +121,25 @@ class State:
         """The model has no accepted build any more."""
         self._file(entry).unlink(missing_ok=True)
 
+    def refuse(self, entry: ModelEntry, why: str) -> None:
+        """Remember that the last build was refused; the model has no accepted build any more."""
+        with atomic_write(self._file(entry)) as file:
+            file.write(json.dumps({"schema": SCHEMA, "refused": why}, indent=1).encode())
+
+    def _refused(self, entry: ModelEntry) -> str:
+        """Why the last build was refused; empty where there was none, or it was not."""
+        with suppress(DataError):
+            content = json_of(self._file(entry), DataError, "build again")
+            if isinstance(content, dict) and isinstance(content.get("refused"), str):
+                return str(content["refused"])
+        return ""
+
     def reasons(self, entry: ModelEntry, parts: Parts, hashes: Hashes) -> list[str]:
         """Why a model has to be built, in words; empty when it stands as it is."""
         record = self.read(entry)
         if record is None:
-            return ["there is no accepted build of it yet"]
+            why = self._refused(entry)
+            return [f"it was refused last time: {why}" if why else "there is no accepted build of it yet"]
         return changes(record.parts, parts) + list(_damaged(record, hashes))
 
     def _file(self, entry: ModelEntry) -> Path:

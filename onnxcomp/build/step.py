@@ -29,9 +29,10 @@ from onnxcomp.report.record import read_json
 from onnxcomp.report.tables import missed
 from onnxcomp.results import BuildReport, BuiltModel, Failure
 from onnxcomp.runtime.progress import SILENT, Progress
+from onnxcomp.verify.budget import EXIT_CODES, UNCHANGED
 
 Tell = Callable[[str], None]
-JUDGED = range(10, 15)  # exit codes of results that were measured and refused
+JUDGED = frozenset({UNCHANGED, *EXIT_CODES.values()})  # exit codes of results that were measured and refused
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ class _Run:
         if not error:
             made.report = read_json(self.config.folder / job.report_path)
         if code in JUDGED:
-            made.notes += self._withdraw(entry)
+            made.notes += self._withdraw(entry, "; ".join(missed(made.report)) if made.report is not None else "")
         elif not code:
             self._remember(item, [Path(path) for path in answer["files"]], made)
         self.tell(f"{entry.name}: {_outcome(made)}")
@@ -299,13 +300,13 @@ class _Run:
                 if now != record.parts:
                     self.state.write(entry, replace(record, parts=now))
 
-    def _withdraw(self, entry: ModelEntry) -> list[str]:
+    def _withdraw(self, entry: ModelEntry, why: str) -> list[str]:
         """Take an earlier build away from where the refused one would stand; only files that are as we left them.
 
         The run that was refused may have done so already: what is told is what is gone.
         """
         record = self.state.read(entry)
-        self.state.forget(entry)
+        self.state.refuse(entry, why)
         notes = []
         for path, digest in record.outputs.items() if record else ():
             if Path(path) == entry.job.report_path:

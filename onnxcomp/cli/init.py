@@ -29,7 +29,7 @@ def command(model: Path, data: str | None, output: Path, force: bool, quiet: boo
     Where there is one already, MODEL is added to it.
     """
     from onnxcomp import places
-    from onnxcomp.build.first import extended, first_config, first_model
+    from onnxcomp.build.first import data_doubt, extended, first_config, first_model
     from onnxcomp.cli.screen import echo
     from onnxcomp.files import atomic_write
 
@@ -41,6 +41,8 @@ def command(model: Path, data: str | None, output: Path, force: bool, quiet: boo
         text = first_config(model, output.parent, data)
     with atomic_write(output) as file:
         file.write(text.encode())
+    if doubt := data_doubt(data):
+        echo(f"warning: {doubt}", err=True)
     if not quiet:
         done = f"added {model} to {output}" if added else f"wrote {output}"
         echo(f"{done}; set what the model must keep (max_drop, max_size, ...), then: onnxcomp build")

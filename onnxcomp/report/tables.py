@@ -88,8 +88,9 @@ def total_text(output: OutputFidelity) -> str:
 
 
 def limit_text(line: BudgetLine) -> str:
-    """A budget in words: `max_size 1.2 MB`."""
-    return f"{line.name} {size_text(line.limit) if line.name == 'max_size' else f'{line.limit:g}'}"
+    """A budget in words, as it was asked for: `max_size 1.2 MB`, `max_size 20% (219 kB)`."""
+    limit = size_text(line.limit) if line.name == "max_size" else f"{line.limit:g}"
+    return f"{line.name} {limit if line.share is None else f'{100 * line.share:g}% ({limit})'}"
 
 
 def value_text(line: BudgetLine) -> str:

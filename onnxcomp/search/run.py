@@ -35,6 +35,7 @@ from onnxcomp.search.pool import DIED, Answer, Inline, Pool, Processes, alone
 from onnxcomp.search.rows import Judge, Objective, Row, Source
 from onnxcomp.search.space import Point, Space, space_of
 from onnxcomp.search.strategies import Strategy, Told, drawn, first_points, strategy
+from onnxcomp.verify.budget import UNCHANGED
 from onnxcomp.work.asked import check_options
 from onnxcomp.work.key import key_of
 from onnxcomp.work.study import Study
@@ -43,7 +44,6 @@ from onnxcomp.work.trial import Measured
 DEFAULT_SECONDS = 900.0
 FINALISTS, CLOSER_DB, MOST_AGAIN, BLIND = 5, 1.0, 200, 20
 WAIT_SECONDS = 1.0
-UNCHANGED = 13
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxcomp.data.metric import Metric
 from onnxcomp.errors import DataError, UsageError
@@ -14,6 +14,8 @@ from onnxcomp.settings import setting
 
 # of several missed budgets the lowest code wins
 EXIT_CODES = {"max_drop": 10, "max_size": 11, "min_speedup": 12, "min_sqnr": 14, "min_agreement": 15}
+
+UNCHANGED = 13  # the exit code where nothing was gained
 
 # 0.99 - 0.98 is not more than 0.01, whatever binary fractions say
 ROUNDING = 1e-9
@@ -130,7 +132,7 @@ class Budget:
             lines.append(_at_most("max_drop", self.max_drop + ROUNDING, self.max_drop, drop))
         if self.max_size is not None:
             limit = self.max_size.of(before_bytes)
-            lines.append(_at_most("max_size", limit, limit, float(after_bytes)))
+            lines.append(replace(_at_most("max_size", limit, limit, float(after_bytes)), share=self.max_size.share))
         if self.min_speedup is not None:
             lines.append(_at_least("min_speedup", self.min_speedup, benchmark.speedup if benchmark else None))
         if self.min_sqnr is not None:

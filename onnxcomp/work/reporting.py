@@ -17,7 +17,7 @@ from onnxcomp.ops.facts import Operators
 from onnxcomp.results import Calibration, FileRef, LayerRecord, Report
 from onnxcomp.runtime.costs import MeasuredCosts
 from onnxcomp.runtime.machine import conflict, machine, versions
-from onnxcomp.verify.budget import Budget, exit_code
+from onnxcomp.verify.budget import UNCHANGED, Budget, exit_code
 from onnxcomp.verify.weights import histograms
 from onnxcomp.work.choice import WORTH_SHARE, better, disagreeing, unsound
 from onnxcomp.work.flips import flips
@@ -27,7 +27,6 @@ from onnxcomp.work.strategies import Candidate, missed
 from onnxcomp.work.study import Study
 
 MOST_PARTS = 100  # of a graph that a report draws
-UNCHANGED = 13  # the exit code where nothing was gained
 
 
 def begin(study: Study) -> Report:
