@@ -14,6 +14,8 @@ NEGLIGIBLE = 0.01
 
 PAGE_MARK = '<meta name="generator" content="onnxcomp">'  # stands in every page that onnxcomp writes
 
+ABSENT, REMOVED = "absent", "removed"  # what a layer's precision is where it is not there: before, after
+
 Verdict = Literal["accepted", "over-budget", "unchanged"]
 
 
@@ -138,8 +140,9 @@ class WeightHistogram:
 class LayerRecord:
     """One weighted layer before and after. `own_sqnr_db`: the layer's own error on the original's inputs, in dB.
 
-    `precision`: what it computes in by ONNX Runtime's profile, where nothing was run what it is stored in; `stored`:
-    what its weight is stored in, where that is not what it computes in.
+    `precision`: what it computes in by ONNX Runtime's profile, where nothing was run what it is stored in; `absent` is
+    before it was made, `removed` after it went. `stored`: what its weight is stored in, where that is not what it
+    computes in.
     """
 
     node: str

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -112,7 +113,22 @@ def test_a_restored_cache_builds_nothing(project: Path, shell: Shell) -> None:
     assert done.stdout.count("up to date") == 2, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kind", ["workflow", "precommit"])
+def test_the_gitlab_job_builds_and_hands_out_what_it_names(project: Path, shell: Shell) -> None:
+    yaml = pytest.importorskip("yaml")
+    (job,) = yaml.safe_load(block("yaml", "gitlab")).values()
+    shutil.rmtree(project / ".onnxcomp")
+    shutil.rmtree(project / "reports")
+    assert job["before_script"][0].startswith("pip install")
+    for line in job["script"]:
+        done = shell(line)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert all((project / path).is_dir() for path in (*job["cache"]["paths"], *job["artifacts"]["paths"]))
+    assert job["cache"]["when"] == job["artifacts"]["when"] == "always"
+    suites = ET.parse(project / job["artifacts"]["reports"]["junit"]).getroot()
+    assert suites.tag == "testsuites" and [suite.get("failures") for suite in suites] == ["0", "0"]
+
+
+@pytest.mark.parametrize("kind", ["workflow", "gitlab", "precommit"])
 def test_yaml_is_yaml(kind: str) -> None:
     yaml = pytest.importorskip("yaml")
     assert isinstance(yaml.safe_load(block("yaml", kind)), dict)

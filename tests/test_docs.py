@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -19,6 +20,7 @@ import pytest
 from onnxcomp.cli.main import COMMANDS, group
 from onnxcomp.manager import registry
 from onnxcomp.manager.spec import parse_passes
+from onnxcomp.results import LayerRecord, Report
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "models" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -148,6 +150,13 @@ def test_flags_in_tables_and_text_exist() -> None:
         if flag not in known
     }
     assert not unknown, sorted(unknown)
+
+
+def test_the_guide_says_what_every_key_of_a_report_is() -> None:
+    tables = re.findall(r"^\| (`[^|]*) \|", (ROOT / "docs" / "guide.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = {re.split(r"[.\[]", word)[0] for cell in tables for word in re.findall(r"`([^`]+)`", cell)}
+    for kind in (Report, LayerRecord):
+        assert {field.name for field in fields(kind)} <= named
 
 
 def test_every_decision_is_listed() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import builders
 import numpy as np
 import pytest
+from onnx import helper
 
 import onnxcomp
 
@@ -43,6 +44,33 @@ def test_a_layer_that_the_runtime_runs_with_its_activation_is_told_alike(tmp_pat
     layers = [layer for layer in report.layers if layer.op == "Conv"]
     assert {layer.precision[1] for layer in layers} == {"float32"}  # codes are decoded before the layer multiplies
     assert {layer.held[1] for layer in layers} == {"int2"}
+
+
+def test_layers_that_a_pass_made_have_a_row_behind_the_originals(tmp_path: Path) -> None:
+    """A shortcut of Slice and Pad becomes a Conv."""
+    weights = {"w": builders.normal(builders.rng(), 9, 4, 1, 1), "amounts": np.int64([0, 2, 0, 0, 0, 3, 0, 0])}
+    weights |= {"starts": np.int64([0, 0]), "ends": np.int64([2**31, 2**31]), "axes": np.int64([2, 3])}
+    weights["steps"] = np.int64([2, 2])
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv", strides=[2, 2]),
+        helper.make_node("Slice", ["x", "starts", "ends", "axes", "steps"], ["s"], "slice"),
+        helper.make_node("Pad", ["s", "amounts"], ["p"], "pad"),
+        helper.make_node("Add", ["c", "p"], ["y"], "add"),
+    ]
+    value = builders.value
+    graph = builders.model(
+        nodes, [value("x", builders.FLOAT, ["N", 4, 12, 12])], [value("y", builders.FLOAT, ["N", 9, 6, 6])], weights
+    )
+    path, page = builders.save(graph, tmp_path / "m.onnx"), tmp_path / "page.html"
+    data = {"x": builders.rng(1).standard_normal((64, 4, 12, 12)).astype(np.float32)}
+    report = onnxcomp.optimize(
+        path, data=data, passes="convolve-shortcuts", output=tmp_path / "o.onnx", bench=False, html=page
+    )
+    first, new = report.layers
+    assert (first.node, first.precision) == ("conv", ("float32", "float32"))
+    assert (new.op, new.precision, new.own_sqnr_db) == ("Conv", ("absent", "float32"), None)
+    assert new.bytes == (0, 4 * 9 * 4) and new.parameters == (0, 9 * 4)
+    assert new.node in page.read_text(encoding="utf-8")
 
 
 def test_samples_that_change_class_are_named_with_both_classes_and_their_label(tmp_path: Path) -> None:

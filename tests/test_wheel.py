@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -124,3 +126,13 @@ def test_the_link_in_the_tree_leads_to_the_passes() -> None:
     if not link.is_symlink():
         pytest.skip("this clone was made without symlinks; packaging does not need the link, type checkers do")
     assert link.readlink() == Path("../passes")
+
+
+def test_the_build_page_makes_the_wheel_that_its_recipes_install(built: Built, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "build.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^```sh wheel\n(.*)\n```$", page, re.MULTILINE)
+    clone = shutil.copytree(built.source, tmp_path / "onnxcomp", symlinks=True)
+    offline = ["--quiet", "--no-index", "--no-build-isolation"]  # with what is installed
+    run(sys.executable, "-m", *shlex.split(line), *offline, cwd=clone)
+    made = {path.relative_to(tmp_path / "app").as_posix() for path in (tmp_path / "app").rglob("*")} - {"wheels"}
+    assert made == set(re.findall(r"pip install (wheels/\S+)", page))

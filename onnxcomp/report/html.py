@@ -28,7 +28,7 @@ from onnxcomp.report.tables import (
     total_text,
     value_text,
 )
-from onnxcomp.results import Benchmark, Fidelity, LayerRecord, PassRecord, Report, TrainingRecord
+from onnxcomp.results import ABSENT, REMOVED, Benchmark, Fidelity, LayerRecord, PassRecord, Report, TrainingRecord
 
 MAP_WIDTH, MAP_HEIGHT = 560.0, 330.0
 MOST_NODES = 200  # named under one reason for leaving nodes alone; the report as JSON has all
@@ -283,7 +283,7 @@ def _maps(report: Report) -> str:
         wide = f"width:min({MAP_WIDTH * shrink:.1f}px,{100 * shrink:.1f}%)"
         caption = f"<figcaption>{word}: {size_text(stats.bytes)}</figcaption>"
         maps.append(f'<figure style="{wide}">{drawn}{caption}</figure>')
-    shown = sorted({p for layer in report.layers for p in layer.held} - {"removed"})
+    shown = sorted({p for layer in report.layers for p in layer.held} - {ABSENT, REMOVED})
     return f'{charts.legend([*shown, charts.ELSE])}<div class="maps">{"".join(maps)}</div>'
 
 

@@ -9,7 +9,7 @@ import html
 import re
 from typing import Literal
 
-from onnxcomp.results import PAGE_MARK
+from onnxcomp.results import ABSENT, PAGE_MARK, REMOVED
 
 # characters that cannot be seen, or that turn the reading direction around, are written as their code
 UNSEEN = re.compile(
@@ -32,7 +32,8 @@ KINDS = {
     "int2": "i2",
     "uint2": "i2",
     "int1": "i2",
-    "removed": "gone",
+    ABSENT: "gone",
+    REMOVED: "gone",
     "everything else": "gone",
 }
 

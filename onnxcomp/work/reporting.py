@@ -14,7 +14,7 @@ from onnxcomp.graph.health import broken_weights
 from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
 from onnxcomp.ops.facts import Operators
-from onnxcomp.results import Calibration, FileRef, LayerRecord, Report
+from onnxcomp.results import ABSENT, REMOVED, Calibration, FileRef, LayerRecord, Report
 from onnxcomp.runtime.costs import MeasuredCosts
 from onnxcomp.runtime.machine import conflict, machine, versions
 from onnxcomp.verify.budget import UNCHANGED, Budget, exit_code
@@ -92,19 +92,23 @@ def _changed(study: Study, after: Graph, measured: Measurements) -> tuple[list[C
 
 
 def _layers(before: Graph, after: Graph, operators: Operators, measured: Measurements) -> list[LayerRecord]:
-    """Weighted layers by name, before and after; one that is gone has zeros after."""
+    """Weighted layers by name, before and after: those of the original in its order, then those that passes made.
+
+    One that is gone has zeros after, one that is new has zeros before.
+    """
     found = cost.layers(after, operators)
     new = {layer.node: layer for layer in cost.joined(found)}
     runs = {layer.node: layer.precision for layer in cost.joined(_computed(found, measured.on_integers))}
     weights = histograms(before, after, operators)
     records = []
-    for old in cost.layers(before, operators):
+    originals = cost.layers(before, operators)
+    for old in originals:
         now = new.get(old.node)
         records.append(
             LayerRecord(
                 node=old.node,
                 op=old.op,
-                precision=(old.precision, runs[old.node] if now else "removed"),
+                precision=(old.precision, runs[old.node] if now else REMOVED),
                 bytes=(old.bytes, now.bytes if now else 0),
                 parameters=(old.parameters, now.parameters if now else 0),
                 own_sqnr_db=measured.own_sqnr_db.get(old.node),
@@ -112,6 +116,12 @@ def _layers(before: Graph, after: Graph, operators: Operators, measured: Measure
                 stored=(old.precision, now.precision) if now and runs[old.node] != now.precision else None,
             )
         )
+    known = {old.node for old in originals}
+    for name in (name for name in new if name not in known):
+        now = new[name]
+        stored = (ABSENT, now.precision) if runs[name] != now.precision else None
+        sizes = {"bytes": (0, now.bytes), "parameters": (0, now.parameters)}
+        records.append(LayerRecord(node=name, op=now.op, precision=(ABSENT, runs[name]), **sizes, stored=stored))
     return records
 
 
