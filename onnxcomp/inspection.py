@@ -22,7 +22,7 @@ from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.manager.pipeline import IDLE
 from onnxcomp.ops.facts import Operators, load_operators
 from onnxcomp.report.notebook import fragment
-from onnxcomp.report.tables import count_text, size_text
+from onnxcomp.report.tables import count_text, shapes_text, size_text
 from onnxcomp.results import ModelStats
 
 TRIED_BYTES = 64 * 2**20  # of weights: up to here a lossy pass is tried, beyond only what it may look at is told
@@ -62,7 +62,7 @@ class CoupledGroup:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A model, laid open."""
+    """A model, laid open. `sample`: the shapes of one sample's inputs, at which operations are counted."""
 
     path: str
     stats: ModelStats
@@ -77,6 +77,7 @@ class Inspection:
     groups: tuple[CoupledGroup, ...] = ()
     kept: dict[str, str] = field(default_factory=dict)
     prunable_macs_share: float | None = None
+    sample: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def facts(self) -> list[tuple[str, str]]:
         """What is said of the model as a whole, as text."""
@@ -88,7 +89,7 @@ class Inspection:
                 "parameters",
                 f"{count_text(stats.parameters)}, {stats.parameters - stats.nonzero_parameters:,} of them zero",
             ),
-            ("MACs, one sample", count_text(stats.macs)),
+            ("MACs, one sample", f"{count_text(stats.macs)} {shapes_text(self.sample)}".rstrip()),
             ("nodes", f"{stats.nodes}: " + ", ".join(f"{count} {op}" for op, count in common)),
             ("opset", f"{self.opset}" + (f", from {self.producer}" if self.producer else "")),
             *(("input", f"{name} {kind}") for name, kind in self.inputs.items()),
@@ -143,6 +144,7 @@ def _looked_at(
         layers=tuple(cost.layers(graph, operators, sample)),
         prospects=tuple(_prospects(graph, PassContext(operators=operators, sample_shapes=sample))),
         notes=tuple(notes),
+        sample=dict(sample),
         **coupled,
     )
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
+import builders
+import numpy as np
 import pytest
 import report_samples
+from onnx import helper
 from rich.console import Console
 
+import onnxcomp
 from onnxcomp.ordered import Certainty
 from onnxcomp.report.html import document
-from onnxcomp.report.screen import show
-from onnxcomp.report.tables import count_text, size_text, table
+from onnxcomp.report.screen import figures, show
+from onnxcomp.report.tables import count_text, shapes_text, size_text, table
 from onnxcomp.results import Accuracy, Agreement, BudgetLine, Fidelity, PassRecord, Report, TeacherRecord
 from onnxcomp.verify.budget import Budget, parse_size
 from onnxcomp.verify.enough import in_words
@@ -129,3 +134,22 @@ def test_the_column_before_is_the_model_as_it_was_also_beside_a_teacher() -> Non
     for text in (" ".join(shown(report, 200).split()), document(report)):
         assert "teacher's top1 is 0.9876" in text.replace("&#x27;", "'").replace("&#39;", "'")
         assert text.count("0.9876") == 1
+
+
+def test_operations_are_told_with_the_shapes_that_they_are_counted_at(tmp_path: Path) -> None:
+    """A guessed length in one command and that of the data in another give two numbers of one model."""
+    nodes = [helper.make_node("MatMul", ["words", "w"], ["y"], "product")]
+    sizes = ["N", "length", 16], ["N", "length", 8]
+    ends = [builders.value(name, builders.FLOAT, size) for name, size in zip(("words", "y"), sizes, strict=True)]
+    proto = builders.model(nodes, ends[:1], ends[1:], {"w": builders.normal(builders.rng(), 16, 8)})
+    path = builders.save(proto, tmp_path / "m.onnx")
+    looked = onnxcomp.inspect(path)
+    guessed = looked.sample["words"]
+    assert dict(looked.facts())["MACs, one sample"] == f"{count_text(looked.stats.macs)} at words {list(guessed)}"
+    assert looked.stats.macs == guessed[1] * 16 * 8
+    data = {"words": builders.rng().standard_normal((40, 23, 16)).astype(np.float32)}
+    report = onnxcomp.optimize(path, data=data, passes="store-weights", output=tmp_path / "o.onnx", bench=False)
+    assert report.before.macs == 23 * 16 * 8
+    assert ("MACs, one sample", "2.94 k", "2.94 k", "at words [1, 23, 16]") in figures(report)
+    assert "at words [1, 23, 16]" in document(report)
+    assert shapes_text(dict.fromkeys("abcde", (1, 4))) == "at a [1, 4], b [1, 4], c [1, 4], 2 more"

@@ -23,6 +23,7 @@ from onnxcomp.report.tables import (
     count_text,
     limit_text,
     nearness,
+    shapes_text,
     size_text,
     taught_text,
     total_text,
@@ -200,7 +201,7 @@ def _figures(report: Report) -> str:
         ["size", size_text(before.bytes), size_text(after.bytes), f"{after.bytes / max(1, before.bytes):.1%}"],
         ["parameters", count_text(before.parameters), count_text(after.parameters), ""],
         ["of them not zero", count_text(before.nonzero_parameters), count_text(after.nonzero_parameters), ""],
-        ["MACs, one sample", count_text(before.macs), count_text(after.macs), ""],
+        ["MACs, one sample", count_text(before.macs), count_text(after.macs), text(shapes_text(report.sample_shapes))],
         ["nodes", f"{before.nodes}", f"{after.nodes}", ""],
         ["opset", f"{before.opset}", f"{after.opset}", ""],
     ]

@@ -12,6 +12,7 @@ from onnxcomp.report.tables import (
     count_text,
     limit_text,
     nearness,
+    shapes_text,
     size_text,
     table,
     taught_text,
@@ -124,7 +125,7 @@ def figures(report: Report) -> list[tuple[str, str, str, str]]:
         *(nearness(report.teacher) if report.teacher is not None else ()),  # which a training is about
         ("size", size_text(before.bytes), size_text(after.bytes), f"{after.bytes / max(1, before.bytes):.1%}"),
         ("parameters", count_text(before.parameters), count_text(after.parameters), _zeros(report)),
-        ("MACs, one sample", count_text(before.macs), count_text(after.macs), ""),
+        ("MACs, one sample", count_text(before.macs), count_text(after.macs), shapes_text(report.sample_shapes)),
         ("nodes", str(before.nodes), str(after.nodes), ""),
     ]
     for bench in report.benchmarks:

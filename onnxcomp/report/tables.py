@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from onnxcomp.errors import one_line
@@ -10,6 +10,9 @@ from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity, OutputFi
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+MOST_SHAPES = 3  # in a line
 
 
 def table(
@@ -58,6 +61,13 @@ def count_text(count: float) -> str:
             return f"{_short(count)}{unit}"
         count /= 1000
     return f"{_short(count)} G"
+
+
+def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
+    """The shapes that a count of operations holds for: `at input_ids [1, 64], mask [1, 64]`; the first few of many."""
+    told = [f"{name} {list(shape)}" for name, shape in shapes.items()]
+    more = [f"{len(told) - MOST_SHAPES} more"] if len(told) > MOST_SHAPES else []
+    return f"at {', '.join([*told[:MOST_SHAPES], *more])}" if told else ""
 
 
 def change_text(change: float) -> str:
