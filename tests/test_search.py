@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tomllib
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,23 +19,29 @@ import builders
 import numpy as np
 import optuna
 import pytest
+import report_samples
 import search_fakes as fakes
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from onnxcomp.errors import DataError, EnvironmentLacksError, ModelError, OutputError, UsageError
+from onnxcomp.files import sha256_of
 from onnxcomp.job import Job
+from onnxcomp.report.record import write_json
+from onnxcomp.report.tables import size_text, time_text
+from onnxcomp.runtime.progress import SILENT
 from onnxcomp.search import kept
 from onnxcomp.search import ledger as ledgers
 from onnxcomp.search.evaluate import GLANCE, evaluate
 from onnxcomp.search.keys import DEFAULT, SAMPLERS, SearchKeys
+from onnxcomp.search.output import BEGUN, Output
 from onnxcomp.search.page import document
 from onnxcomp.search.pool import Processes
 from onnxcomp.search.rows import Judge, Row, Source, to_json
-from onnxcomp.search.run import Found, closer, parse_time, row_words, search
+from onnxcomp.search.run import Found, _Run, closer, opening, parse_time, row_words, search
 from onnxcomp.search.show import lines, picture
-from onnxcomp.search.strategies import STRATEGIES, Told, drawn, first_points, grown
-from onnxcomp.verify.budget import Budget
+from onnxcomp.search.strategies import STRATEGIES, Told, drawn, first_points, grown, strategy
+from onnxcomp.verify.budget import Budget, Size
 from onnxcomp.work.trial import Measured
 
 TESTS = Path(__file__).resolve().parent
@@ -197,6 +204,105 @@ def test_other_tools_of_optuna_see_what_was_tried_and_a_trial_costs_few_question
     assert found.params == row.point
     assert len(row.point) > 5
     assert len(asked) < 2 * len(row.point), "no question for each parameter"
+
+
+# -- what is said while it goes on -------------------------------------------------------------------------------------
+
+
+class WritingPool(fakes.FakePool):
+    """One that writes a model for each spec."""
+
+    def write(self, number: int, spec: str, path: Path) -> None:
+        super().write(number, spec, path)
+        builders.save(builders.mlp(seed=len(spec)), path)
+
+
+def told_by(file: Path, pool: fakes.FakePool, trials: int) -> tuple[_Run, list[str]]:
+    """A search on the formula, and what it says."""
+    said: list[str] = []
+    ledger = fakes.ledger(file)
+    job = Job(Path("model.onnx"), output=file.with_name("out.onnx"), objective="size", budget=Budget(max_drop=0.02))
+    run = _Run(job, ledger.space, ledger, pool, strategy("climb"), trials, None, said.append)
+    said += opening(job, ledger, run.output, "s.db")
+    run.all(SILENT)
+    return run, said
+
+
+def test_a_search_says_first_which_study_it_is_and_how_far_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "s.db"
+    assert told_by(file, fakes.FakePool(), 2)[1][0] == "new study: size within max_drop 0.02, kept in s.db"
+    assert told_by(file, fakes.FakePool(), 3)[1][0].startswith("resuming: 2 trials done; size within max_drop 0.02")
+    killed = subprocess.run([sys.executable, TESTS / "search_fakes.py", file, "9", "1"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    run, said = told_by(file, fakes.FakePool(), 7)
+    done = len(run.ledger.finished) - sum(line.startswith("trial ") for line in said)
+    assert said[0].startswith(f"resuming: {done} trials done, 2 were cut off and run again under new numbers; ")
+    last = max(row.number for row in run.ledger.finished)
+    assert last > 6, "numbers were used up"
+    found = replace(found_of(run.ledger.finished), rows=run.ledger.finished)
+    assert f"(numbered 0 to {last}; {last - 6} not told: " in lines(found)[0]
+    assert "numbered" not in lines(found_of(rows_of((1, 0.0))))[0]
+
+
+def test_another_study_of_the_same_file_is_said_to_be_another(tmp_path: Path) -> None:
+    file = tmp_path / "s.db"
+    told_by(file, fakes.FakePool(), 1)
+    judge = Judge("macs", Budget(max_drop=0.5), Source(fakes.BYTES, fakes.MACS))
+    other = ledgers.open_ledger(str(file), "other", fakes.space(), judge)
+    job = Job(Path("m.onnx"), output=tmp_path / "o.onnx", objective="macs", budget=Budget(max_size=Size(share=0.3)))
+    (line,) = opening(job, other, Output(job, other), "s.db")
+    assert line == (
+        "new study: macs within max_size 30%, kept in s.db; "
+        "not one of those kept there before (size within max_drop 0.02)"
+    )
+
+
+def test_each_trial_tells_how_far_the_search_is(tmp_path: Path) -> None:
+    trials = [line for line in told_by(tmp_path / "s.db", fakes.FakePool(), 3)[1] if line.startswith("trial ")]
+    assert [bool(re.search(rf" \({n} of 3 trials, \d+ s(, about \d+ s left)?\)$", trials[n - 1])) for n in (1, 2, 3)]
+    assert [time_text(seconds) for seconds in (0.2, 59.6, 130, 3900, 7200)] == [
+        "0 s",
+        "1 min",
+        "2 min 10 s",
+        "1 h 5 min",
+        "2 h",
+    ]
+
+
+def test_the_best_so_far_stands_whole_with_its_configuration_and_no_report_of_another(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    run, _ = told_by(tmp_path / "s.db", WritingPool(), 2)
+    assert isinstance(run.pool, WritingPool) and run.best is not None
+    assert run.ledger.written == {str(out): sha256_of(out)}
+    assert tomllib.loads(out.with_suffix(".toml").read_text())["model"][0]["passes"] == run.best.spec
+    write_json(report_samples.report(), out.with_suffix(".json"))
+    again, said = told_by(tmp_path / "s.db", WritingPool(), 20)
+    assert not any("was not made by this study" in line for line in said)
+    assert isinstance(again.pool, WritingPool) and again.pool.written, "a better one took its place"
+    assert not out.with_suffix(".json").exists()
+
+
+def test_a_model_that_the_study_did_not_make_stays_until_the_end(tmp_path: Path) -> None:
+    out = builders.save(builders.mlp(seed=99), tmp_path / "out.onnx")
+    before = out.read_bytes()
+    run, said = told_by(tmp_path / "s.db", WritingPool(), 3)
+    assert f"{out} ({size_text(len(before))}) was not made by this study: it stays until" in said[1]
+    assert out.read_bytes() == before and run.best is not None and not out.with_suffix(".toml").exists()
+    out.unlink()
+    again, said = told_by(tmp_path / "s.db", WritingPool(), 3)
+    assert sha256_of(out) == again.ledger.written[str(out)] and len(said) == 1, "the best known is put there"
+    builders.save(builders.mlp(seed=98), out)
+    assert told_by(tmp_path / "s.db", WritingPool(), 3)[0].output.foreign, "somebody put another one there"
+
+
+def test_a_model_that_was_being_written_when_the_search_was_killed_is_written_again(tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    run, _ = told_by(tmp_path / "s.db", WritingPool(), 2)
+    whole = out.read_bytes()
+    run.ledger.note_written(str(out), BEGUN)
+    out.write_bytes(builders.mlp(seed=1).SerializeToString())
+    again, _ = told_by(tmp_path / "s.db", WritingPool(), 2)
+    assert out.read_bytes() == whole and again.ledger.written[str(out)] == sha256_of(out)
 
 
 # -- storages ----------------------------------------------------------------------------------------------------------
@@ -375,6 +481,8 @@ def test_figures_of_a_search_say_what_they_are() -> None:
     found = found_of(rows_of((100_000, 0.01), (500_000, 0.0)))
     assert "best: trial 0: 10.0% of the size, metric -0.0100" in lines(found)
     assert "metric ±0</text>" in document(found) and "metric -0.0240</text>" in document(found)  # ends of the scale
+    falls = replace(found.judge, source=replace(found.judge.source, metric="wer", higher_is_better=False))
+    assert row_words(found.rows[0], falls) == "trial 0: 10.0% of the size, wer +0.0100"
     plain = [replace(r, measured=replace(r.measured, drop=None)) for r in found.rows if r.measured is not None]
     assert row_words(plain[0], found.judge) == "trial 0: 10.0% of the size, SQNR 30.0 dB"
     flat = picture(rows_of((100, 0.0), (500, 0.0)), found.judge, width=20, height=4)

@@ -27,6 +27,7 @@ from onnxcomp.search.cluster import Cluster, found_table, order_of
 from onnxcomp.search.keys import SearchKeys
 from onnxcomp.search.pool import DIED, Processes
 from onnxcomp.search.run import Found, _Run, search, table_of
+from onnxcomp.search.show import lines
 from onnxcomp.search.strategies import strategy
 from onnxcomp.verify.budget import Budget
 from onnxcomp.work import judging
@@ -232,6 +233,29 @@ def test_the_same_seed_and_recorded_times_find_the_same_model_interrupted_or_not
     assert again.taken is not None and first.taken is not None and again.taken.spec == first.taken.spec
     assert again.job.out.read_bytes() == first.job.out.read_bytes()
     assert json.loads((tmp_path / "times.json").read_text())["entries"].keys() == table.keys(), "nothing was timed anew"
+
+
+def test_another_budget_leaves_the_model_of_the_study_before_until_its_own_end(job: Job) -> None:
+    keys = SearchKeys(trials=1, workers=0, without=("distill", "mixed-precision"))
+    first = search(job, keys)
+    assert first.taken is not None and first.taken.measured is not None and first.report is not None
+    assert first.taken.measured.bytes == first.report.after.bytes == job.out.stat().st_size, "one size of one model"
+    (told,) = (line for line in lines(first) if line.startswith("best: "))
+    assert f"{first.report.accuracy.metric} " in told if first.report.accuracy is not None else False
+    before, said = job.out.read_bytes(), []
+
+    def tell(line: str) -> None:
+        said.append(line)
+        assert job.out.read_bytes() == before
+
+    second = search(replace(job, budget=Budget(max_drop=0.06)), keys, tell=tell)
+    assert "not one of those kept there before (size within max_drop 0.05)" in said[0]
+    assert said[1].startswith(f"warning: {job.out} (") and said[2].startswith("trial ")
+    assert any("was replaced" in note for note in second.notes)
+    assert job.out.read_bytes() != before  # it says which budget it keeps
+    again = list[str]()
+    search(replace(job, budget=Budget(max_drop=0.06)), keys, tell=again.append)
+    assert len(again) == 1 and again[0].startswith("resuming: 1 trial done; size within max_drop 0.06")
 
 
 def test_a_budget_that_nothing_meets_ends_in_exit_10_with_the_nearest_beside(job: Job) -> None:

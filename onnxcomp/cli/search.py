@@ -44,7 +44,7 @@ def command(model: Path, json_file: Path | None, html: Path | None, quiet: bool,
     places.check(places.only_read(job), writes_of(job, keys) | {"--json": json_file, "--html": html})
 
     def tell(text: str) -> None:
-        if verbose or (not quiet and text.startswith(("trial ", "warning: "))):
+        if not quiet:
             echo(text, err=True)
 
     found = search(job, keys, tell=tell, progress=SILENT if quiet else Bar())

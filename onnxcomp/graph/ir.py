@@ -320,6 +320,15 @@ class Graph:
                 return
         props.add(key=key, value=value)
 
+    def metadata_bytes(self, more: Mapping[str, str]) -> int:
+        """By how many bytes the model's file grows where these `metadata_props` are set."""
+
+        def size(entries: Mapping[str, str]) -> int:
+            props = (onnx.StringStringEntryProto(key=key, value=value) for key, value in entries.items())
+            return int(onnx.ModelProto(metadata_props=props).ByteSize())
+
+        return size({**self.metadata, **more}) - size(self.metadata)
+
     @property
     def functions(self) -> Sequence[onnx.FunctionProto]:
         """The model's local functions, which passes leave as they are."""

@@ -70,6 +70,17 @@ def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
     return f"at {', '.join([*told[:MOST_SHAPES], *more])}" if told else ""
 
 
+def time_text(seconds: float) -> str:
+    """How long something takes: `45 s`, `2 min 10 s`, `1 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    (many, unit), (few, smaller) = ((whole // 60, "min"), (whole % 60, "s"))
+    if many >= 60:
+        (many, unit), (few, smaller) = (many // 60, "h"), (many % 60, "min")
+    return f"{many} {unit} {few} {smaller}" if few else f"{many} {unit}"
+
+
 def change_text(change: float) -> str:
     """What a metric became, after minus before: `-0.0050`, `±0`."""
     return f"{change:+.4f}" if round(change, 4) else "±0"

@@ -174,10 +174,35 @@ class Ledger:
         """The source's figures, from now on and for whoever goes on; a latency that is known stays."""
         found = self.study.user_attrs.get("source")
         if found is not None and found["latency_ms"] is not None:
-            source = Source(**found)
-        elif found != asdict(source):
+            source = replace(source, latency_ms=found["latency_ms"])
+        if found != asdict(source):
             self.study.set_user_attr("source", asdict(source))
         self.judge = replace(self.judge, source=source)
+
+    @property
+    def written(self) -> dict[str, str]:
+        """What the study wrote where: hashes of models, by their absolute paths."""
+        found: dict[str, str] = self.study.user_attrs.get("written", {})
+        return found
+
+    def note_written(self, path: str, sha256: str) -> None:
+        """Note what the study wrote, for whoever goes on."""
+        self.study.set_user_attr("written", self.written | {path: sha256})
+
+    def describe(self, words: str) -> None:
+        """Keep what the study is asked, in words."""
+        if self.study.user_attrs.get("asked") != words:
+            self.study.set_user_attr("asked", words)
+
+    def others(self) -> list[str]:
+        """What else was searched for in the same storage, in words; the latest first."""
+        import optuna
+
+        with _quiet():
+            told = optuna.get_all_study_summaries(self.study._storage, include_best_trial=False)
+        others = [one for one in told if one.study_name != self.study.study_name and one.n_trials]
+        others.sort(key=lambda one: -one._study_id)
+        return [str(one.user_attrs.get("asked", "another search")) for one in others]
 
     # -- writing --
 
@@ -404,10 +429,15 @@ def _sqlite(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def shown_url(url: str) -> str:
+    """A storage's address without user and password."""
+    return re.sub(r"//[^/@]*@", "//***@", url)
+
+
 @contextmanager
 def _reaching(url: str) -> Iterator[None]:
     """Turns what goes wrong on the way to a storage, of whatever package it is, into errors of ours."""
-    shown = re.sub(r"//[^/@]*@", "//***@", url)
+    shown = shown_url(url)
     try:
         yield
     except (EnvironmentLacksError, OutputError, UsageError):

@@ -12,7 +12,7 @@ from onnxcomp.report.html_base import page, section, table, text, wide_chart
 from onnxcomp.report.record import write_text
 from onnxcomp.report.tables import size_text
 from onnxcomp.search.rows import Judge, Objective, Row
-from onnxcomp.search.run import Found, drop_text, row_words
+from onnxcomp.search.run import Found, row_words
 
 WIDTH, HEIGHT, EDGE = 900, 320, 46
 TITLES: dict[Objective, str] = {"size": "Size", "latency": "Latency", "macs": "Multiply-accumulates"}
@@ -97,7 +97,7 @@ def chart(rows: Sequence[Row], judge: Judge, objective: Objective) -> str:
         )
     if all(found.drop is not None for _, found in told):
         for y, loss in ((34, least), (HEIGHT - EDGE - 6, worst)):
-            drawn.append(f'<text class="dim" x="{EDGE + 6}" y="{y}">metric {drop_text(loss)}</text>')
+            drawn.append(f'<text class="dim" x="{EDGE + 6}" y="{y}">{text(judge.metric_words(loss))}</text>')
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(row.number) for row in front))
     drawn.append(f'<polyline class="front" points="{path}"/>')
     for row, _ in sorted(told, key=lambda pair: pair[0].number in on):

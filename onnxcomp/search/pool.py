@@ -89,7 +89,10 @@ class OneStudy:
 
 def source_of(study: Study) -> dict[str, Any]:
     """The figures that trials are compared with, and what is doubtful about the data that they rest on."""
-    return {"bytes": study.stats.bytes, "macs": study.stats.macs, "doubts": list(study.material.doubts)}
+    found: dict[str, Any] = {"bytes": study.stats.bytes, "macs": study.stats.macs}
+    if (metric := study.material.metric) is not None:
+        found |= {"metric": metric.name, "higher_is_better": metric.higher_is_better}
+    return found | {"doubts": list(study.material.doubts)}
 
 
 class Inline:

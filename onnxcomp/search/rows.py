@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from onnxcomp.report.tables import metric_text
 from onnxcomp.search.space import Point
 from onnxcomp.verify.budget import ROUNDING, Budget
 from onnxcomp.work.trial import Measured
@@ -17,11 +18,16 @@ State = Literal["running", "measured", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class Source:
-    """What trials are compared with: bytes and multiply-accumulates of the model, milliseconds where it was timed."""
+    """What trials are compared with: bytes and multiply-accumulates of the model, milliseconds where it was timed.
+
+    `metric`, `higher_is_better`: what the metric is called, and its direction.
+    """
 
     bytes: int
     macs: int
     latency_ms: float | None = None
+    metric: str = "metric"
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,10 @@ class Judge:
         if found.accuracy is not None or found.sqnr_db is None:
             return 0.0
         return 10 ** (-found.sqnr_db / 20)
+
+    def metric_words(self, drop: float) -> str:
+        """What became of the metric of a trial that is so much worse."""
+        return metric_text(self.source.metric, drop, higher_is_better=self.source.higher_is_better)
 
     def violation(self, found: Measured) -> float:
         """By how much it misses the budget; 0 where it is sound."""

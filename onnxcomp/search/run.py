@@ -23,6 +23,7 @@ from onnxcomp.distill import environment
 from onnxcomp.errors import EnvironmentLacksError, ModelError, OnnxcompError, UsageError
 from onnxcomp.job import Job
 from onnxcomp.manager.base import Need
+from onnxcomp.report.tables import size_text, time_text
 from onnxcomp.results import Report
 from onnxcomp.runtime.machine import usable_cores
 from onnxcomp.runtime.progress import SILENT, Progress
@@ -30,12 +31,14 @@ from onnxcomp.search import kept
 from onnxcomp.search import ledger as ledgers
 from onnxcomp.search.evaluate import job_of_trials
 from onnxcomp.search.keys import SearchKeys
-from onnxcomp.search.ledger import Ledger
+from onnxcomp.search.ledger import Ledger, shown_url
+from onnxcomp.search.output import Output
 from onnxcomp.search.pool import DIED, Answer, Inline, Pool, Processes, alone
 from onnxcomp.search.rows import Judge, Objective, Row, Source
 from onnxcomp.search.space import Point, Space, space_of
 from onnxcomp.search.strategies import Strategy, Told, drawn, first_points, strategy
-from onnxcomp.verify.budget import UNCHANGED
+from onnxcomp.settings import settings_of
+from onnxcomp.verify.budget import UNCHANGED, Budget, Size
 from onnxcomp.work.asked import check_options
 from onnxcomp.work.key import key_of
 from onnxcomp.work.study import Study
@@ -44,6 +47,7 @@ from onnxcomp.work.trial import Measured
 DEFAULT_SECONDS = 900.0
 FINALISTS, CLOSER_DB, MOST_AGAIN, BLIND = 5, 1.0, 200, 20
 WAIT_SECONDS = 1.0
+MOST_OTHERS = 3  # studies of the same storage that are named
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
@@ -116,16 +120,51 @@ def search(job: Job, keys: SearchKeys, *, tell: Tell = lambda text: None, progre
             tell(f"warning: {doubt}")
         ledger = ledgers.open_ledger(keys.study or str(study_file(job)), name, space, judge, job.seed)
         ledger.keep_source(Source(**told))
-        if ledger.finished:
-            tell(f"trials of earlier runs: {len(ledger.finished)}, kept in {keys.study or study_file(job)}")
         run = _Run(job, space, ledger, pool, strategy(keys.sampler), keys.trials, seconds, tell)
+        for line in opening(job, ledger, run.output, shown_url(keys.study or str(study_file(job)))):
+            tell(line)
         run.all(progress)
     finally:
         pool.close()
     found = Found(job, ledger.judge, ledger.finished, ledger.judge.best(ledger.finished), left=dict(space.left))
     found.notes += run.notes
     _settle(found, progress)
+    if found.report is not None and found.exit_code == 0:
+        run.output.settled()
+        if run.output.foreign:
+            found.notes.append(f"the model that stood at {job.out} before ({run.output.foreign}) was replaced")
     return found
+
+
+def opening(job: Job, ledger: Ledger, output: Output, place: str) -> Iterator[str]:
+    """What is said before the first trial: which study it is, how far it is, and what stands at the output's place."""
+    asked = asked_words(job)
+    ledger.describe(asked)
+    done, again = len(ledger.finished), ledger.waiting
+    if done or again:
+        cut = f", {again} {'was' if again == 1 else 'were'} cut off and run again under new numbers" if again else ""
+        yield f"resuming: {done} trial{'s' * (done != 1)} done{cut}; {asked}, kept in {place}"
+    else:
+        others = ledger.others()
+        more = f"; and {len(others) - MOST_OTHERS} more" if len(others) > MOST_OTHERS else ""
+        beside = f"; not one of those kept there before ({'; '.join(others[:MOST_OTHERS])}{more})" if others else ""
+        yield f"new study: {asked}, kept in {place}{beside}"
+    if warning := output.warning():
+        yield f"warning: {warning}"
+
+
+def asked_words(job: Job) -> str:
+    """What tells one study of a model from another, as far as it is a matter of words: objective and budget."""
+    limits = []
+    for item in settings_of(Budget):
+        value = getattr(job.budget, item.field)
+        if value is not None:
+            limits.append(f"{item.name} {_size_words(value) if isinstance(value, Size) else f'{value:g}'}")
+    return f"{job.objective} within {', '.join(limits)}" if limits else f"{job.objective} without a budget"
+
+
+def _size_words(size: Size) -> str:
+    return size_text(size.bytes or 0) if size.share is None else f"{100 * size.share:g}%"
 
 
 def space_of_job(job: Job, without: tuple[str, ...] = ()) -> Space:
@@ -244,10 +283,14 @@ class _Run:
     _start: float = field(default_factory=time.monotonic)
     _exhausted: bool = False
 
+    def __post_init__(self) -> None:
+        self.output = Output(self.job, self.ledger)
+        self._before = len(self.ledger.finished)
+
     def all(self, progress: Progress) -> None:
         """Trials until it is enough; those under way when the time is out are entered anew for whoever goes on."""
         self.best = self.ledger.judge.best(self.ledger.finished)
-        if self.best is not None and not self.job.out.exists():
+        if self.best is not None and (self.output.left_half or not self.job.out.exists()):
             self._write(self.best)
         left = None if self.trials is None else max(0, self.trials - len(self.ledger.finished))
         try:
@@ -348,10 +391,21 @@ class _Run:
             self.best = best
             if best.measured is not None and best.measured.better:
                 self._write(best)
-        self.tell(f"{row_words(row, self.ledger.judge)}{', the best so far' if better else ''}")
+        self.tell(f"{row_words(row, self.ledger.judge)}{', the best so far' if better else ''} ({self._pace()})")
 
     def _write(self, row: Row) -> None:
-        self.pool.write(row.number, row.spec, self.job.out)
+        self.output.put(row.spec, lambda path: self.pool.write(row.number, row.spec, path))
+
+    def _pace(self) -> str:
+        """How far the search is: trials, time that went by in this run, and time that is left or is likely to be."""
+        done, passed = len(self.ledger.finished), time.monotonic() - self._start
+        words = f"{done} trials" if self.trials is None else f"{done} of {self.trials} trials"
+        limits = [] if self.seconds is None else [(max(0.0, self.seconds - passed), "")]
+        if self.trials is not None:
+            each = passed / max(1, done - self._before)
+            limits.append((max(0, self.trials - done) * each, "about "))
+        left, about = min(limits, default=(0.0, ""))
+        return f"{words}, {time_text(passed)}" + (f", {about}{time_text(left)} left" if left else "")
 
     def _words(self) -> str:
         done = len(self.ledger.finished)
@@ -360,7 +414,7 @@ class _Run:
             if self.best is None or self.best.measured is None
             else f", best {share_words(self.best, self.ledger.judge)}"
         )
-        left = "" if self.seconds is None else f", {max(0.0, self._left()) / 60:.0f} min left"
+        left = "" if self.seconds is None else f", {time_text(max(0.0, self._left()))} left"
         return f"{done} trials{best}{left}"
 
 
@@ -370,17 +424,12 @@ def share_words(row: Row, judge: Judge) -> str:
     return f"{judge.score(row.measured):.1%} of the {'time' if judge.objective == 'latency' else judge.objective}"
 
 
-def drop_text(drop: float) -> str:
-    """A loss of the metric, as what it became."""
-    return f"{-drop:+.4f}" if round(drop, 4) else "±0"
-
-
 def row_words(row: Row, judge: Judge) -> str:
     """A trial in a line."""
     if row.measured is None:
         return f"trial {row.number}: failed: {row.why}"
     found = row.measured
-    quality = "" if found.drop is None else f", metric {drop_text(found.drop)}"
+    quality = "" if found.drop is None else f", {judge.metric_words(found.drop)}"
     if found.drop is None and found.sqnr_db is not None:
         quality = f", SQNR {found.sqnr_db:.1f} dB"
     why = f", {row.why}" if row.why and not row.sound else ""

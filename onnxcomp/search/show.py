@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxcomp.report.tables import change_text
 from onnxcomp.search.rows import Judge, Row
-from onnxcomp.search.run import Found, drop_text, row_words
+from onnxcomp.search.run import Found, row_words
 
 WIDTH, HEIGHT = 60, 14
 SHOWN = 12  # lines of the front
@@ -49,10 +50,16 @@ def _ceiling(losses: Sequence[float], judge: Judge) -> float:
 
 
 def _loss_text(loss: float, judge: Judge, told: Sequence[Row]) -> str:
-    del judge
-    return (
-        drop_text(loss) if any(r.measured is not None and r.measured.drop is not None for r in told) else f"{loss:.3g}"
-    )
+    if not any(row.measured is not None and row.measured.drop is not None for row in told):
+        return f"{loss:.3g}"
+    return change_text(-loss if judge.source.higher_is_better else loss)
+
+
+def _numbers(rows: Sequence[Row]) -> str:
+    """Why the numbers of trials go further than there are trials; empty where they do not."""
+    last = max((row.number for row in rows), default=-1)
+    more = last + 1 - len(rows)
+    return f" (numbered 0 to {last}; {more} not told: what is cut off or comes up twice takes a number)" if more else ""
 
 
 def lines(found: Found) -> list[str]:
@@ -60,7 +67,7 @@ def lines(found: Found) -> list[str]:
     rows, judge = found.rows, found.judge
     states = {"measured": "measured", "stopped": "stopped early", "failed": "failed"}
     counts = ", ".join(f"{sum(row.state == state for row in rows)} {words}" for state, words in states.items())
-    text = [f"{len(rows)} trials: {counts}"]
+    text = [f"{len(rows)} trials: {counts}{_numbers(rows)}"]
     drawn = picture(rows, judge)
     text += ["", *drawn, "  * best   o front   . trial", ""] if drawn else [""]
     front = judge.front(rows)

@@ -117,12 +117,18 @@ def _layers(before: Graph, after: Graph, operators: Operators, measured: Measure
             )
         )
     known = {old.node for old in originals}
-    for name in (name for name in new if name not in known):
-        now = new[name]
-        stored = (ABSENT, now.precision) if runs[name] != now.precision else None
-        sizes = {"bytes": (0, now.bytes), "parameters": (0, now.parameters)}
-        records.append(LayerRecord(node=name, op=now.op, precision=(ABSENT, runs[name]), **sizes, stored=stored))
-    return records
+    return records + [
+        LayerRecord(
+            node=made.node,
+            op=made.op,
+            precision=(ABSENT, runs[made.node]),
+            bytes=(0, made.bytes),
+            parameters=(0, made.parameters),
+            stored=(ABSENT, made.precision) if runs[made.node] != made.precision else None,
+        )
+        for made in new.values()
+        if made.node not in known
+    ]
 
 
 def _computed(found: list[cost.LayerCost], on_integers: Mapping[str, bool]) -> Iterator[cost.LayerCost]:

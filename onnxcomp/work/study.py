@@ -237,6 +237,8 @@ class Study:
             found = self.judge.candidate(result.graph, samples=samples, timed=timed)
         except ModelError as error:
             return Measured(spec, False, False, f"the runtime refuses it: {error.what}", seconds=_since(start))
+        marks = result.graph.metadata_bytes(self._marks(Pipeline.parse(spec)))  # the file that is written says more
+        found = replace(found, stats=replace(found.stats, bytes=found.stats.bytes + marks))
         measured = self.figures(spec, found, result.changes, start)
         asks = self.context.agreement is not None and samples is None
         if not asks or measured.agreement is None or not (measured.sound and measured.better):
@@ -277,17 +279,19 @@ class Study:
     def stamped(self, graph: Graph, spec: Pipeline | str) -> Graph:
         """A copy that says where it comes from."""
         final = graph.clone()
-        pipeline = Pipeline.parse(spec) if isinstance(spec, str) else spec
-        marks = stamp(
+        for key, value in self._marks(Pipeline.parse(spec) if isinstance(spec, str) else spec).items():
+            final.set_metadata(key, value)
+        return final
+
+    def _marks(self, pipeline: Pipeline) -> dict[str, str]:
+        """The metadata of a file that a pipeline made."""
+        return stamp(
             version=__version__,
             source_sha256=self.source_sha256,
             spec=str(pipeline),
             config_sha256=self.job.options_sha256(),
             traced=all(item.traced for item in pipeline.passes),
         )
-        for key, value in marks.items():
-            final.set_metadata(key, value)
-        return final
 
     def figures(self, spec: str, found: Measurements, changes: int, start: float | None = None) -> Measured:
         """What was measured of a spec's result, as a trial's plain figures.
