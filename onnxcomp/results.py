@@ -524,12 +524,6 @@ class Report:
     more_parts: int = 0
     flips: list[Flip] = field(default_factory=list)
 
-    @property
-    def sample_shapes(self) -> dict[str, list[int]]:
-        """The shapes of one sample's inputs: those at which operations were counted and latency was measured."""
-        found: dict[str, list[int]] = self.request.get("timed_shapes", {})
-        return found
-
     def to_json(self) -> dict[str, Any]:
         """The report as JSON-ready data, schema 1; NaN and infinities become null."""
         content: dict[str, Any] = finite({"schema": 1, **asdict(self)})

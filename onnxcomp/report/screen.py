@@ -10,9 +10,9 @@ from onnxcomp.report.tables import (
     change_text,
     closeness_text,
     count_text,
+    counted_at,
     limit_text,
     nearness,
-    shapes_text,
     size_text,
     table,
     taught_text,
@@ -125,7 +125,7 @@ def figures(report: Report) -> list[tuple[str, str, str, str]]:
         *(nearness(report.teacher) if report.teacher is not None else ()),  # which a training is about
         ("size", size_text(before.bytes), size_text(after.bytes), f"{after.bytes / max(1, before.bytes):.1%}"),
         ("parameters", count_text(before.parameters), count_text(after.parameters), _zeros(report)),
-        ("MACs, one sample", count_text(before.macs), count_text(after.macs), shapes_text(report.sample_shapes)),
+        ("MACs, one sample", count_text(before.macs), count_text(after.macs), counted_at(report)),
         ("nodes", str(before.nodes), str(after.nodes), ""),
     ]
     for bench in report.benchmarks:

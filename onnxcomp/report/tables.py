@@ -70,6 +70,11 @@ def shapes_text(shapes: Mapping[str, Sequence[int]]) -> str:
     return f"at {', '.join([*told[:MOST_SHAPES], *more])}" if told else ""
 
 
+def counted_at(report: Report) -> str:
+    """The shapes at which a report counts operations."""
+    return shapes_text(report.request.get("timed_shapes", {}))
+
+
 def time_text(seconds: float) -> str:
     """How long something takes: `45 s`, `2 min 10 s`, `1 h 5 min`."""
     whole = round(seconds)
