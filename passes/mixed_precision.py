@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -12,8 +13,11 @@ from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext, Range, Stage, option
 from onnxcomp.manager.plan import Plan
+from onnxcomp.passes.assigning.allocate import Option
 from onnxcomp.passes.precision.decide import GOALS, Decider, Known, Result, counted, plan_of
 from onnxcomp.passes.precision.forms import FLOAT, FORMS
+
+LEAST_US = 0.5  # a smaller difference of times is none in whole microseconds
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ class MixedPrecision(Pass):
         if all(form == FLOAT for form in chosen.values()):
             outcome.summary = "every layer stays float: no other form keeps the budget and gains anything"
             for layer in known.layers:
-                outcome.skip(layer.name, _why_float(known, layer.name))
+                outcome.skip(layer.name, _why_float(decider, known, layer.name))
             return outcome
         plan = plan_of(decider.allocator.problem, known, chosen, str(replace(self, plan="")), _whole(decider, result))
         outcome.documents["plan"] = plan.data()
@@ -172,7 +176,7 @@ class MixedPrecision(Pass):
         for layer in known.layers:
             form = chosen[layer.name]
             if form == FLOAT:
-                outcome.skip(layer.name, _why_float(known, layer.name))
+                outcome.skip(layer.name, _why_float(decider, known, layer.name))
                 continue
             noise = max(known.noise[layer.name].get(form, {}).values(), default=0.0)
             alone = f"; alone, the outputs keep {-10 * np.log10(noise):.0f} dB" if noise else ""
@@ -180,9 +184,9 @@ class MixedPrecision(Pass):
         for name, why in known.refused.items():
             outcome.skip(name, why)
         apart = "kept back" if decider.apart else "that calibrated as well, being few"
-        time = "" if result.time is None else f"{result.time:.2f} of the time, "
+        time = "" if result.time is None else f"{result.time:.2f} of the time of the float model it was given, "
         outcome.summary = (
-            f"{counted(chosen)}: {time}{result.bytes / decider.before_bytes:.0%} of the size, "
+            f"{counted(chosen)}: {time}{result.bytes / decider.before_bytes:.0%} of the original's size, "
             f"{result.verdict.sqnr_db:.1f} dB on {result.verdict.samples} samples {apart} "
             f"(95 of 100 times at least {result.verdict.sure_db:.1f})"
         )
@@ -196,15 +200,38 @@ def _nothing(outcome: Outcome, known: Known) -> Outcome:
     return outcome
 
 
-def _why_float(known: Known, layer: str) -> str:
-    """Why a layer stays as it is."""
-    shares = {form: max(noise.values(), default=0.0) for form, noise in known.noise[layer].items()}
-    if not shares:
+def _why_float(decider: Decider, known: Known, layer: str) -> str:
+    """Why a layer stays as it is: what the truest form would save, and what it would take of the budget."""
+    now, *others = decider.options_of(layer)
+    if not others:
         return next(iter(known.reasons.get(layer, {}).values()), "no other form fits it")
-    form = min(shares, key=lambda name: shares[name])
-    if not shares[form]:
+    gaining = [form for form in others if decider.gain(now, form) > 0]
+    if not gaining:
         return "no other form gains anything"
-    return f"kept float: {form} alone leaves {-10 * np.log10(shares[form]):.0f} dB, too much error for what it gains"
+    form = min(gaining, key=lambda one: one.worst)
+    return f"kept float: {form.form} would {_saved(decider, now, form)}, for {_spent(decider, form)}"
+
+
+def _saved(decider: Decider, now: Option, form: Option) -> str:
+    time, size = now.time_us - form.time_us, now.bytes - form.bytes
+    if decider.options.objective == "macs":
+        return f"save {time / max(now.time_us, 1e-9):.0%} of its bit operations"
+    words = [f"{size / 1000:.1f} kB"] if size > 0 else []
+    if decider.costs is not None and abs(time) >= LEAST_US:
+        words.insert(0, f"{time:.0f} us") if time > 0 else words.append(f"take {-time:.0f} us more")
+    elif decider.costs is not None:
+        words.append("no time")
+    conversions = " before conversions around it" * form.integer
+    return f"save {' and '.join(words)}{conversions}"
+
+
+def _spent(decider: Decider, form: Option) -> str:
+    """What a form takes of the error that the budget allows; where none is set, what it leaves."""
+    if math.isfinite(decider.aims.noise):
+        share = form.worst / decider.aims.noise
+        amount = f"{share:.1%} of" if share < 1 else f"{share:.1f} times"
+        return f"{amount} the error that {decider.options.min_sqnr:g} dB allow"
+    return f"{-10 * np.log10(max(form.worst, 1e-30)):.0f} dB alone" if form.worst else "no error"
 
 
 def _whole(decider: Decider, result: Result) -> dict[str, Any]:

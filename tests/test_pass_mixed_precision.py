@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,24 @@ def test_a_stricter_budget_leaves_more_in_float_and_never_costs_less() -> None:
     integers = [list(forms_of(record).values()).count("int8") for record in found]
     assert times[0] < times[1]
     assert integers[0] > integers[1]
+
+
+def test_what_stays_float_says_what_another_form_would_save_and_take_of_the_budget() -> None:
+    proto = builders.residual_cnn(channels=32)
+    _, record = mixed(proto, "min_sqnr=44,forms=int8", costs=RuledCosts(fast_integers))
+    layers = {layer["node"]: layer for layer in record.documents["plan"]["layers"]}
+    told = {skip.node: skip.why for skip in record.skips if skip.why.startswith("kept float")}
+    assert told and all(layers[node]["form"] == "float" for node in told)
+    for node, why in told.items():
+        spent = r"([\d.]+)(%| times)(?: of)? the error that 44 dB allow"
+        found = re.fullmatch(rf"kept float: (\w+) would save (.*?)( before .*)?, for {spent}", why)
+        assert found is not None, why
+        form = next(other for other in layers[node]["others"] if other["form"] == found[1])
+        saved = (layers[node]["bytes"] - form["bytes"]) / 1000
+        assert f"{saved:.1f} kB" in found[2]
+        unit = 0.01 if found[5] == "%" else 1.0
+        assert unit * float(found[4]) == pytest.approx(10 ** ((44 - form["sqnr_db"]) / 10), rel=0.05)
+    assert " of the time of the float model it was given, " in record.summary
 
 
 class Layouts(RuledCosts):

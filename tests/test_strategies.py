@@ -16,7 +16,7 @@ from onnxcomp.graph.ir import Graph
 from onnxcomp.job import Job
 from onnxcomp.manager.pipeline import Pipeline, RunResult
 from onnxcomp.ops.facts import load_operators
-from onnxcomp.results import ModelStats, PassRecord
+from onnxcomp.results import ModelStats, PassRecord, Skip
 from onnxcomp.verify.budget import Budget
 from onnxcomp.work import escalation, strategies
 from onnxcomp.work.escalation import Climb
@@ -41,7 +41,7 @@ class FakeStudy:
         self.original: Graph = decode(builders.mlp((4, 4)))
         self.stats = ModelStats(1000, 10, 10, 500, 5, 17)
         self.operators = load_operators()
-        self.material = SimpleNamespace(calibrate=[1], sample_shapes={})
+        self.material = SimpleNamespace(calibrate=[1], sample_shapes={}, metric=None)
 
     def run(self, pipeline: Pipeline | str, *, on_failure: str = "rollback") -> RunResult:
         self.failures.append(on_failure)
@@ -125,6 +125,22 @@ def test_a_recipe_whose_own_passes_found_nothing_is_not_judged(monkeypatch: pyte
         found = try_recipes(FakeStudy(job(), [other, *own]))  # type: ignore[arg-type]
         assert bool(found.candidates) == taken
         assert any("found nothing to do" in note for note in found.notes) != taken
+
+
+def test_a_recipe_whose_passes_had_reasons_to_change_nothing_is_left_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    aimed = recipes.RECIPES["int8"]
+    monkeypatch.setattr(strategies.recipes, "candidates", lambda *a, **k: [aimed])
+    slow = "on this machine no placement of integers is faster: the best takes 1.02 of the time"
+    lossy = [Skip(f"c{i}", f"too much error for what it gains: alone, it leaves {i} dB") for i in range(3)]
+    for skips, told in (
+        ([Skip("a", slow), Skip("b", slow)], slow),
+        ([*lossy, Skip("a", slow)], "too much error for what it gains (3 of 4)"),
+    ):
+        records = [record(0, name="quantize-qdq", skips=tuple(skips)), record(0, name="quantize-dynamic")]
+        (note,) = try_recipes(FakeStudy(job(), records)).notes  # type: ignore[arg-type]
+        assert note == (
+            f"recipe int8 not used: quantize-qdq left all as it was: {told}; quantize-dynamic found nothing to do"
+        )
 
 
 # -- what an aim comes to --

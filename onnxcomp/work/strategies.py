@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -185,7 +186,7 @@ def _tried(study: Study, recipe: recipes.Recipe, proposed: Proposed) -> tuple[Me
         return None
     proposed.records = result.records
     if not _aimed(result, recipe):
-        proposed.notes.append(f"recipe {recipe.name} not used: {' and '.join(recipe.aim)} found nothing to do")
+        proposed.notes.append(f"recipe {recipe.name} not used: {_idle(result.records, recipe)}")
         return None
     found = study.weighed(str(pipeline), result)
     if not found.sound or not found.better:
@@ -205,6 +206,28 @@ def _cheap_front(pipeline: Pipeline, recipe: recipes.Recipe) -> Pipeline | None:
 def _aimed(result: RunResult, recipe: recipes.Recipe) -> bool:
     """Whether the passes that a recipe is tried for found something to do."""
     return not recipe.aim or any(record.changes for record in result.records if record.name in recipe.aim)
+
+
+def _idle(records: Sequence[PassRecord], recipe: recipes.Recipe) -> str:
+    """Why the passes that a recipe is tried for changed nothing, in their own words."""
+    asked = [record for record in records if record.name in recipe.aim]
+    reasons = [
+        record.missed or record.rolled_back or _commonest([skip.why for skip in record.skips]) for record in asked
+    ]
+    idle = [record.name for record, why in zip(asked, reasons, strict=True) if not why]
+    words = [f"{record.name} left all as it was: {why}" for record, why in zip(asked, reasons, strict=True) if why]
+    return "; ".join([*words, *([f"{' and '.join(idle)} found nothing to do"] if idle else [])])
+
+
+def _commonest(reasons: Sequence[str]) -> str:
+    """The reason that most have; only what they share of it where figures behind a colon differ."""
+    heads = Counter(why.partition(":")[0] for why in reasons)
+    if not heads:
+        return ""
+    head, count = heads.most_common(1)[0]
+    whole = {why for why in reasons if why.partition(":")[0] == head}
+    part = f" ({count} of {len(reasons)})" if count < len(reasons) else ""
+    return f"{whole.pop() if len(whole) == 1 else head}{part}"
 
 
 def escalate(study: Study, aim: recipes.Aim) -> Proposed:

@@ -48,6 +48,11 @@ class Option:
     noise: Array
     integer: bool = False
 
+    @property
+    def worst(self) -> float:
+        """Noise over signal in the part that suffers most."""
+        return float(self.noise.max(initial=0.0))
+
 
 @dataclass
 class Problem:

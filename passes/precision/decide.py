@@ -16,7 +16,7 @@ from onnxcomp.graph.ir import Graph, Node
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import CostModel, Outcome, PassContext, SampleSource
 from onnxcomp.manager.plan import Entry, Plan
-from onnxcomp.passes.assigning.allocate import Allocator, Assignment, Goal, Limits, Problem
+from onnxcomp.passes.assigning.allocate import Allocator, Assignment, Goal, Limits, Option, Problem
 from onnxcomp.passes.precision import noise
 from onnxcomp.passes.precision.forms import FLOAT, FORMS, STATIC, WRITTEN, Tried, tried
 from onnxcomp.passes.precision.judging import Judge, Verdict, shared_out
@@ -296,6 +296,17 @@ class Decider:
         options = self._problem.options
         return {layer.name: options[layer.name][assignment.choice[layer.name]].form for layer in known.layers}
 
+    def options_of(self, layer: str) -> tuple[Option, ...]:
+        """The forms that a layer may take, what it has now first."""
+        return self._problem.options[layer]
+
+    def gain(self, now: Option, form: Option) -> float:
+        """What a form saves of what should get small, conversions around it aside."""
+        size = now.bytes - form.bytes
+        if GOALS[self.options.objective] == "bytes":
+            return size
+        return now.time_us - form.time_us + self._problem.worth * size
+
     # -- deciding ------------------------------------------------------------------------------------------------------
 
     def limits(self, allocator: Allocator) -> Limits:
@@ -391,7 +402,7 @@ class Decider:
         if options.max_size and result.bytes > options.max_size * self.before_bytes:
             return f"it has {result.bytes / self.before_bytes:.1%} of the size"
         if options.min_speedup and result.time is not None and result.time * options.min_speedup > 1:
-            return f"it takes {result.time:.2f} of the time"
+            return f"it takes {result.time:.2f} of the time of the float model it was given"
         if options.max_drop is not None and self.context.drop is not None:
             drop = self.context.drop(result.graph)
             if drop > options.max_drop + ROUNDING:

@@ -187,8 +187,11 @@ class Chooser:
             for node in self.full[0].weighted:
                 own_noise = sensitivity.worst(noise[node])
                 if node not in plan.weighted and node in fast and own_noise > WEIGHTY * allowed:
-                    own = -10 * np.log10(own_noise)
-                    choice.refused[node] = f"too much error for what it gains: alone, it leaves {own:.0f} dB"
+                    own, taken = -10 * np.log10(own_noise), own_noise / allowed
+                    choice.refused[node] = (
+                        f"too much error for what it gains: alone, it leaves {own:.0f} dB, "
+                        f"{taken:.0%} of the error that {self.least_db:g} dB allow"
+                    )
             reached = self.learned.keeps_db(self.trials, plan, grids, self.layers)
             if reached >= self.least_db:
                 self.learned.held[toll] = most / allowed
