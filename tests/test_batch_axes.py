@@ -389,3 +389,20 @@ def test_what_a_convolution_reads_as_channels_is_no_batch() -> None:
     proto = builders.model(nodes, [builders.value("x", FLOAT, ["N", "c", 8])], ends, weights, check=False)
     found = axes_of(decode(proto))
     assert found.input("x") == 0 and not found.time
+
+
+def test_a_guessed_axis_on_which_no_sample_runs_alone_gives_way_to_axis_0(tmp_path: Path) -> None:
+    """A GRU takes axis 1 for its batch; a Split behind wants it even, as a sample along axis 0 has it."""
+    weights = {"W": builders.normal(builders.rng(), 1, 9, 8), "R": builders.normal(builders.rng(), 1, 9, 3)}
+    nodes = [
+        helper.make_node("GRU", ["x", "W", "R"], ["", "last"], hidden_size=3),
+        helper.make_node("Split", ["last"], ["y", "z"], axis=1),
+    ]
+    ends = [builders.value("y", FLOAT, None), builders.value("z", FLOAT, None)]
+    proto = builders.model(nodes, [builders.value("x", FLOAT, ["N", "c", 8])], ends, weights, check=False)
+    assert axes_of(decode(proto)).input("x") == 1
+    found = opened(proto, tmp_path, {"x": random(5, 4, 8)})
+    assert len(found) == 5
+    assert any("axis 0, found by running the model" in guess for guess in found.guesses)
+    turned = opened(recurrent(["T", "B", FEATURES], ["T", "B", 5]), tmp_path, {"x": random(STEPS, 3, FEATURES)})
+    assert len(turned) == 3  # where a sample along the guessed axis runs, it stays

@@ -66,6 +66,16 @@ def test_a_convolution_of_what_has_no_places_closes(op: str, data: tuple[int, ..
     assert not analyse(decode(helper.make_model(body)), OPERATORS).groups
 
 
+def test_a_product_of_vectors_that_its_operator_does_not_take_closes() -> None:
+    """Behind an operator that onnx does not know only a runtime refuses it, and `inspect` reads such models, too."""
+    nodes = [helper.make_node("Nothing", ["x"], ["h"]), helper.make_node("Gemm", ["h", "w"], ["y"], name="product")]
+    ends = [builders.value(name, builders.FLOAT, None) for name in "xy"]
+    proto = builders.model(nodes, ends[:1], ends[1:], {"w": np.ones((4, 6), np.float32)}, check=False)
+    proto.graph.value_info.append(builders.value("h", builders.FLOAT, [4]))
+    found = groups_of(proto)
+    assert not found.groups and "ranks" in found.kept["product"]
+
+
 def test_third_party_gives_a_rule_with_its_record() -> None:
     from onnxcomp.ops.broadcasting import unary
 

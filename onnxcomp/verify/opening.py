@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +15,7 @@ from onnxcomp.data.inputs import Interface, interface_of
 from onnxcomp.data.open import Source, is_stream, open_data
 from onnxcomp.data.preprocess import Preprocess
 from onnxcomp.data.states import State, states_of
+from onnxcomp.errors import DataError, ModelError
 from onnxcomp.runtime.memory import Memory
 from onnxcomp.verify.batching import settle
 from onnxcomp.verify.made_up import made_up_for
@@ -70,8 +73,17 @@ class Opener:
         Raises:
             DataError: as `open_data`.
         """
-        found = open_data(
-            cast(Source, self._kept(data)) if is_stream(data) else data,
+        source = cast(Source, self._kept(data)) if is_stream(data) else data
+        found = self._opened(source, preprocess, labels)
+        if self.runs and any(spec.axis for spec in self.interface.inputs) and not self._takes(found):
+            found = self._along_axis_0(source, preprocess, labels) or found
+        if settled:
+            self.settle(found)
+        return found
+
+    def _opened(self, source: Source, preprocess: Preprocess | None, labels: Any) -> Dataset:
+        return open_data(
+            source,
             self.interface.inputs,
             preprocess=preprocess,
             labels=labels,
@@ -79,9 +91,31 @@ class Opener:
             shapes=self.shapes,
             states=self.states,
         )
-        if settled:
-            self.settle(found)
-        return found
+
+    def _along_axis_0(self, source: Source, preprocess: Preprocess | None, labels: Any) -> Dataset | None:
+        """Samples along axis 0 of each input, where the model runs on such a one; None where it does not."""
+        guessed = self.interface
+        moved = [replace(spec, axis=0) if spec.axis else spec for spec in guessed.inputs]
+        self.interface = replace(guessed, inputs=tuple(moved))
+        with suppress(DataError):
+            found = self._opened(source, preprocess, labels)
+            if self._takes(found):
+                first = next(spec for spec in guessed.inputs if spec.axis)
+                found.remark(
+                    f"samples of {first.name} lie along axis 0, found by running the model: along axis {first.axis}, "
+                    "where a recurrent layer has its batch, it runs on none alone"
+                )
+                return found
+        self.interface = guessed
+        return None
+
+    def _takes(self, dataset: Dataset) -> bool:
+        """Whether the model runs on a single sample."""
+        try:
+            self.model.plain().run(next(dataset.samples().batches(1)))
+        except (DataError, ModelError):
+            return False
+        return True
 
     def _kept(self, stream: Any) -> Spooled:
         """The feeds of an iterator, read once however often they are opened."""

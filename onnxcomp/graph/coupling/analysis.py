@@ -187,11 +187,13 @@ def _apply(flow: Flow, node: Node, rule: Rule) -> None:
     try:
         rule(step)
         step.finish()
-    except UnknownShapeError as error:
+    except (UnknownShapeError, IndexError) as error:
+        # an axis that an operator always has is missing in models that ONNX's inference does not see through
+        why = str(error) if isinstance(error, UnknownShapeError) else f"{node} reads tensors of unfit ranks"
         del flow.ties[marks[0] :], flow.edits[marks[1] :], flow.inexact[marks[2] :]
         for tensor in node.inputs:
             if tensor.name and flow.of(tensor) is not None:
-                flow.close_all(tensor, str(error))
+                flow.close_all(tensor, why)
         for output in node.outputs:
             flow.labels.pop(output, None)
 
