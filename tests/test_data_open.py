@@ -553,7 +553,15 @@ def test_a_pipe_among_test_sets_is_no_input(tmp_path: Path) -> None:
         open_data(tmp_path, [InputSpec("x", F32, ("n", 2))])
 
 
-@pytest.mark.parametrize("shape", [(2**31, 2**31 - 1, -(2**62)), (2**31, 5), (1, -3)])
-def test_impossible_sizes_are_refused_before_data_are_made_up(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match="of such sizes there are none"):
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((2**31, 2**31 - 1, -(2**62)), "of such sizes there are none"),
+        ((1, -3), "of such sizes there are none"),
+        ((2**31 - 1,), "one would take 8,589,934,588 bytes"),
+        ((2**31, 5), "one would take"),
+    ],
+)
+def test_impossible_sizes_are_refused_before_data_are_made_up(shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(DataError, match=words):
         random_data([InputSpec("x", np.dtype(np.float32), shape)], 4)

@@ -14,7 +14,7 @@ from onnxcomp.data.inputs import Dim, InputSpec, with_shapes
 from onnxcomp.errors import DataError
 
 SPATIAL, SEQUENCE = 224, 16  # sizes for free dimensions of inputs with four dimensions or more, and of others
-MOST_ELEMENTS = 2**31  # of one input of one sample
+MOST_BYTES = 2**30  # of one input of one sample; larger ones would be drawn for half a minute each
 LONGER = (64, 256, 1024)  # sequences to try where a model does not take the first guess
 
 
@@ -83,9 +83,13 @@ def random_data(
             )
     concrete, guesses = guessed_shapes(specs, sequence=sequence)
     for spec in specs:
-        if min(concrete[spec.name], default=1) < 0 or prod(concrete[spec.name]) > MOST_ELEMENTS:
+        count = -1 if min(concrete[spec.name], default=1) < 0 else prod(concrete[spec.name])
+        if not 0 <= count * spec.dtype.itemsize <= MOST_BYTES:
+            size = (
+                "of such sizes there are none" if count < 0 else f"one would take {count * spec.dtype.itemsize:,} bytes"
+            )
             raise DataError(
-                f"no data can be made up for the input {spec}: of such sizes there are none",
+                f"no data are made up for the input {spec}: {size}",
                 where=f"the input {spec.name}",
                 do="give its shape with --shape, or data with --data",
             )
