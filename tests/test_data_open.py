@@ -560,6 +560,7 @@ def test_a_pipe_among_test_sets_is_no_input(tmp_path: Path) -> None:
         ((1, -3), "of such sizes there are none"),
         ((2**31 - 1,), "one would take 8,589,934,588 bytes"),
         ((2**31, 5), "one would take"),
+        ((2**62, 1, 0), "one would take"),
     ],
 )
 def test_impossible_sizes_are_refused_before_data_are_made_up(shape: tuple[int, ...], words: str) -> None:

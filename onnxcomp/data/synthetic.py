@@ -83,7 +83,9 @@ def random_data(
             )
     concrete, guesses = guessed_shapes(specs, sequence=sequence)
     for spec in specs:
-        count = -1 if min(concrete[spec.name], default=1) < 0 else prod(concrete[spec.name])
+        # numpy wants the sizes beside an empty axis to fit, too
+        sizes = [max(size, 1) for size in concrete[spec.name]]
+        count = -1 if min(concrete[spec.name], default=1) < 0 else prod(sizes)
         if not 0 <= count * spec.dtype.itemsize <= MOST_BYTES:
             size = (
                 "of such sizes there are none" if count < 0 else f"one would take {count * spec.dtype.itemsize:,} bytes"
