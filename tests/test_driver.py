@@ -56,7 +56,7 @@ def test_default_run_compresses_the_digits_model_and_proves_it(digits: Path, dig
     assert report["output"]["sha256"] == sha256_of(Path("digits-cnn.opt.onnx"))
     assert report["source"]["sha256"] == before == sha256_of(digits)
     assert report["budget"] == [
-        {"name": "max_drop", "limit": 0.01, "value": report["accuracy"]["drop"], "passed": True}
+        {"name": "max_drop", "limit": 0.01, "value": report["accuracy"]["drop"], "passed": True, "share": None}
     ]
     assert {layer["precision"][1] for layer in report["layers"] if layer["op"] == "Conv"} == {"int8"}
     assert any(layer["own_sqnr_db"] is not None for layer in report["layers"])
