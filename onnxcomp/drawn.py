@@ -1,4 +1,4 @@
-"""What is drawn of a graph for people, as plain data: nodes, arrows, and what became of each."""
+"""What is drawn for people, as plain data: nodes and arrows of a graph, what became of each, how weights are spread."""
 
 from __future__ import annotations
 
@@ -37,3 +37,19 @@ class ChangedPart:
     layer: str
     before: DrawnGraph
     after: DrawnGraph
+
+
+@dataclass(frozen=True)
+class WeightHistogram:
+    """How a layer's weights are spread before and after: shares of them in bins of equal width from `low` to `high`.
+
+    `range`, `zeros`: lowest and highest weight, and share of zeros, before and after; the range after is where clipping
+    or quantization ends. None where what the new model computes with is not known.
+    """
+
+    low: float
+    high: float
+    before: tuple[float, ...]
+    after: tuple[float, ...] | None
+    range: tuple[tuple[float, float], tuple[float, float] | None]
+    zeros: tuple[float, float | None]

@@ -19,11 +19,10 @@ from onnxcomp.graph.literals import is_weight, lift
 from onnxcomp.graph.shapes import blamed_on
 from onnxcomp.manager import registry
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
-from onnxcomp.manager.pipeline import IDLE
 from onnxcomp.ops.facts import Operators, load_operators
 from onnxcomp.report.notebook import fragment
 from onnxcomp.report.tables import count_text, shapes_text, size_text
-from onnxcomp.results import ModelStats
+from onnxcomp.results import IDLE, ModelStats
 
 TRIED_BYTES = 64 * 2**20  # of weights: up to here a lossy pass is tried, beyond only what it may look at is told
 

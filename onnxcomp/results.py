@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from onnxcomp.drawn import ChangedPart
+from onnxcomp.drawn import ChangedPart, WeightHistogram
 from onnxcomp.ordered import Certainty, Drift
 
 # a latency change below this share is nothing anyone would notice, and two copies of one model differ by as much
@@ -97,6 +97,9 @@ class TrainingRecord:
         return f"{brought} in {self.steps} steps of {self.batch}{best}{early}, {self.seconds:.0f} s; {self.loss}"
 
 
+IDLE = "nothing to do"
+
+
 @dataclass(frozen=True)
 class PassRecord:
     """What one pass did, as the manager saw it. `missed`: what was asked of it and not reached, in words."""
@@ -119,21 +122,10 @@ class PassRecord:
     missed: str = ""
     documents: dict[str, Any] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class WeightHistogram:
-    """How a layer's weights are spread before and after: shares of them in bins of equal width from `low` to `high`.
-
-    `range`, `zeros`: lowest and highest weight, and share of zeros, before and after; the range after is where clipping
-    or quantization ends. None where what the new model computes with is not known.
-    """
-
-    low: float
-    high: float
-    before: tuple[float, ...]
-    after: tuple[float, ...] | None
-    range: tuple[tuple[float, float], tuple[float, float] | None]
-    zeros: tuple[float, float | None]
+    @property
+    def idle(self) -> bool:
+        """Whether it found nothing to do, and has nothing to say of it."""
+        return not (self.changes or self.rolled_back or self.notes) and self.summary in ("", IDLE)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxcomp.drawn import ChangedPart, DrawnGraph, DrawnNode
+from onnxcomp.drawn import ChangedPart, DrawnGraph, DrawnNode, WeightHistogram
 from onnxcomp.results import (
     Accuracy,
     Benchmark,
@@ -27,7 +27,6 @@ from onnxcomp.results import (
     Skip,
     TeacherRecord,
     TrainingRecord,
-    WeightHistogram,
 )
 
 HOSTILE = [

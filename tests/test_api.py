@@ -129,7 +129,7 @@ def test_a_metric_is_a_function_or_says_which_way_it_points(
     ("call", "words"),
     [
         (lambda m: onnxcomp.optimize(m, max_dorp=1), "did you mean max_drop"),
-        (lambda m: onnxcomp.optimize(3), "not a int"),
+        (lambda m: onnxcomp.optimize(3), "not int"),
         (lambda m: onnxcomp.optimize(m, calib_samples="many"), "calib_samples"),
         (lambda m: onnxcomp.optimize(m, objective="speed"), "objective"),
         (lambda m: onnxcomp.optimize(m, passes=[3]), "not 3"),

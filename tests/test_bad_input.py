@@ -236,7 +236,7 @@ MODELS: list[tuple[Case, int, str]] = [
     (text_that_is_none, MODEL, "not UTF-8"),
     (constant_cut_short, MODEL, "do not fit its shape"),
     (data_name_with_a_zero_byte, MODEL, "entry is malformed"),
-    (larger_than_any_memory, LACKS, "not enough memory"),
+    (larger_than_any_memory, DATA, "one would take"),
 ]
 
 

@@ -67,12 +67,12 @@ def test_verify_prints_one_screen_and_writes_json(
 @pytest.mark.parametrize(
     ("budget", "code"),
     [
-        (("--max-drop", "1.0"), 0),
+        (("--max-size", "200%"), 0),
         (("--max-drop", "0.5"), 10),
         (("--max-size", "50%"), 11),
         (("--max-size", "1MB", "--min-sqnr", "20"), 14),
-        (("--min-sqnr", "20", "--max-size", "10"), 11),
-        (("--min-sqnr", "20", "--max-size", "10", "--max-drop", "0"), 10),
+        (("--min-sqnr", "20", "--max-size", "101"), 11),
+        (("--min-sqnr", "20", "--max-size", "101", "--max-drop", "0"), 10),
         (("--max-size", "lots"), 2),
         (("--min-speedup", "1000"), 12),
     ],

@@ -91,7 +91,7 @@ def test_own_metric_with_a_direction_and_a_neighbouring_module(module: str) -> N
     assert parse_metric(f"{module}:array").score({"y": SCORES}, None) == 0.25
 
 
-@pytest.mark.parametrize(("name", "words"), [("fails", "KeyError: 'z'"), ("text", "a str"), ("nan", "gave nan")])
+@pytest.mark.parametrize(("name", "words"), [("fails", "KeyError: 'z'"), ("text", "type str"), ("nan", "gave nan")])
 def test_own_metric_that_fails_is_told_in_its_own_words(module: str, name: str, words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
         parse_metric(f"{module}:{name}").score({"y": SCORES}, None)

@@ -146,7 +146,7 @@ def test_what_is_not_there_is_not_tried_and_said() -> None:
     [
         ({"search": (1.0, 2.0), "maximum": 1.5}, "at most"),
         ({"search": Range(0.0, 1.0), "above": 0.0}, "above"),
-        ({"search": ("no", "yes")}, "is not number"),
+        ({"search": ("no", "yes")}, "is not a number"),
         ({"search": ()}, "none"),
         ({"search": (1.0, 1.0)}, "twice"),
         ({"search": (1.0,), "when": {"other": (1,)}}, "not tried before"),

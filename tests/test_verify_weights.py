@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcomp.drawn import WeightHistogram
 from onnxcomp.graph.io import load
 from onnxcomp.ops.facts import load_operators
-from onnxcomp.results import WeightHistogram
 from onnxcomp.verify.weights import BINS, histograms
 
 FLOAT, OPERATORS = TensorProto.FLOAT, load_operators()

@@ -22,10 +22,8 @@ from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.manager.guarantee import Probe, interface_of
 from onnxcomp.manager.prefixes import Kept, Prefixes
 from onnxcomp.manager.spec import parse_passes
-from onnxcomp.results import PassRecord, TrainingRecord
+from onnxcomp.results import IDLE, PassRecord, TrainingRecord
 from onnxcomp.runtime import blas
-
-IDLE = "nothing to do"
 
 
 @dataclass(frozen=True)
@@ -315,11 +313,6 @@ def _strict_there(graph: Graph, opset: int) -> bool:
     raised = graph.clone()
     upgrade(raised, opset)
     return _strict_enough(raised)
-
-
-def idle(record: PassRecord) -> bool:
-    """Whether a pass found nothing to do, and has nothing to say of it."""
-    return not (record.changes or record.rolled_back or record.notes) and record.summary in ("", IDLE)
 
 
 _REPORT = "report this pass to its author; run without it meanwhile"

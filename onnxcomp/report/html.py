@@ -10,7 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from onnxcomp.files import atomic_write
-from onnxcomp.manager.pipeline import idle
 from onnxcomp.report import html_charts as charts
 from onnxcomp.report import html_graph
 from onnxcomp.report.advice import next_steps
@@ -375,7 +374,7 @@ def _or_inf(value: float | None) -> float:
 def _passes(report: Report) -> str:
     rows = []
     for record in report.passes:
-        if idle(record):
+        if record.idle:
             continue
         done = text(record.rolled_back or record.summary or f"{record.changes} changes")
         for note in record.notes:
@@ -388,7 +387,7 @@ def _passes(report: Report) -> str:
         )
     heads = ["pass", "outputs", "what it did", "weights", "time"]
     drawn = table(heads, rows, right=(4,), narrow="cards") if rows else ""
-    others = ", ".join(f"<code>{text(record.spec)}</code>" for record in report.passes if idle(record))
+    others = ", ".join(f"<code>{text(record.spec)}</code>" for record in report.passes if record.idle)
     return drawn + (f"<p>Found nothing to do: {others}.</p>" if others else "")
 
 

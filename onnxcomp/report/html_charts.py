@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onnxcomp.drawn import WeightHistogram
 from onnxcomp.report.html_base import kind, text, wide_chart
 from onnxcomp.report.tables import size_text
-from onnxcomp.results import LatencySpread, LayerRecord, WeightHistogram
+from onnxcomp.results import LatencySpread, LayerRecord
 
 WIDTH = 960.0
 BEST_DB, WORST_DB = 60.0, 0.0  # ends of the scale of errors: beyond 60 dB nothing is seen, at 0 dB nothing is left

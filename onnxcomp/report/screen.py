@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from onnxcomp.manager.pipeline import idle
 from onnxcomp.report.tables import (
     change_text,
     closeness_text,
@@ -185,7 +184,7 @@ def _fidelity_rows(fidelity: Fidelity) -> list[tuple[str, str, str, str]]:
 def _passes(report: Report, console: Console, verbose: bool) -> None:
     from rich.text import Text
 
-    shown = [record for record in report.passes if verbose or not idle(record)]
+    shown = [record for record in report.passes if verbose or not record.idle]
     if not shown:
         return
     console.print(Text("\npasses", style="dim"))

@@ -6,11 +6,14 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from onnxcomp.data.metric import Metric
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.results import Accuracy, Benchmark, BudgetLine, Fidelity
 from onnxcomp.settings import setting
+
+if TYPE_CHECKING:
+    from onnxcomp.data.metric import Metric  # which brings numpy, and an unchanged build needs none
 
 # of several missed budgets the lowest code wins
 EXIT_CODES = {"max_drop": 10, "max_size": 11, "min_speedup": 12, "min_sqnr": 14, "min_agreement": 15}

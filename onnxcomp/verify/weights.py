@@ -6,11 +6,11 @@ from itertools import count, takewhile
 
 import numpy as np
 
+from onnxcomp.drawn import WeightHistogram
 from onnxcomp.graph.cost import part_name
 from onnxcomp.graph.evaluate import evaluate
 from onnxcomp.graph.ir import Array, Graph, Node, is_onnx
 from onnxcomp.ops.facts import Operators
-from onnxcomp.results import WeightHistogram
 
 BINS = 32
 LARGEST_ELEMENTS = 1 << 24  # of a weight that is looked at; a larger one would cost more than it tells
