@@ -156,3 +156,10 @@ def test_what_functions_multiply_is_counted_at_every_call() -> None:
 def test_functions_that_cannot_be_inlined_are_counted_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functions, "MOST_NODES", 2)
     assert stats(decode(layers()), load_operators(), file_bytes=0).macs == 0
+
+
+def test_a_call_with_more_inputs_than_its_function_takes_is_the_models_fault() -> None:
+    proto = layers()
+    proto.graph.node[0].input.append("b0")
+    with pytest.raises(ModelError, match=r"a call of a local function does not fit it: .*parameters"):
+        inline_functions(decode(proto))

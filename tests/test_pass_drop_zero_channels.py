@@ -16,7 +16,9 @@ from test_coupling_random import nets
 from test_pass_prune_channels import run, widths
 
 import onnxcomp
+from onnxcomp.graph.codec import decode, encode
 from onnxcomp.graph.io import to_bytes
+from onnxcomp.manager.pipeline import PassManager, Pipeline
 
 
 def zeroed(model: ModelProto, share: float, seed: int, *, biases: bool) -> ModelProto:
@@ -202,3 +204,35 @@ def test_channels_whose_number_is_an_output_stay(what: str) -> None:
     assert check(builders.model(nodes, ports[:1], outs[:1], weights, check=False)) == 1
     direct = [ports[1], builders.value("s", builders.INT64, [2])]
     assert check(builders.model(nodes, ports[:1], direct, weights)) == 0
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+def test_a_hidden_unit_that_only_the_next_step_reads_stays(kind: str) -> None:
+    """Behind the layer nothing reads it; through the recurrent weight the others do."""
+    gates, hidden = {"GRU": 3, "LSTM": 4, "RNN": 1}[kind], 4
+    out = builders.normal(builders.rng(2), hidden, 5)
+    out[1] = 0
+    weights = {
+        "W": builders.normal(builders.rng(0), 1, gates * hidden, 6),
+        "R": builders.normal(builders.rng(1), 1, gates * hidden, hidden),
+        "out": out,
+    }
+    nodes = [
+        helper.make_node(kind, ["x", "W", "R"], ["h"], hidden_size=hidden),
+        helper.make_node("MatMul", ["h", "out"], ["y"]),
+    ]
+    ends = [builders.value("x", builders.FLOAT, ["T", "N", 6])], [builders.value("y", builders.FLOAT, None)]
+    before = builders.model(nodes, *ends, weights, check=False)
+    assert not changed(before)[1]
+    weights["R"][:, :, 1] = 0
+    unread = builders.model(nodes, *ends, weights, check=False)
+    after, changes = changed(unread)
+    feeds = {"x": builders.normal(builders.rng(3), 5, 2, 6)}
+    assert changes == 1
+    np.testing.assert_allclose(builders.run(after, feeds)[0], builders.run(unread, feeds)[0], rtol=1e-4, atol=1e-5)
+
+
+def changed(model: ModelProto) -> tuple[ModelProto, int]:
+    """The model after the pass, and how many groups it cut."""
+    result = PassManager(Pipeline.parse("drop-zero-channels")).run(decode(model))
+    return encode(result.graph), result.changes

@@ -36,7 +36,14 @@ def inline_functions(graph: Graph) -> list[str]:
     check_expansion(light)
     _write_defaults(light)
     _restamp(light)
-    inlined = decode(inliner.inline_local_functions(light))
+    try:
+        inlined = decode(inliner.inline_local_functions(light))
+    except RuntimeError as error:  # an assertion of the inliner's, with the line of its source in front
+        raise ModelError(
+            "a call of a local function does not fit it: " + str(error).rpartition("failed: ")[2].strip(),
+            where=f"local functions {', '.join(f.name for f in light.functions[:3])}",
+            do="export the model again",
+        ) from error
     if inlined.functions:
         raise _mismatch(inlined.functions[0].name)
     _transplant(inlined, graph)

@@ -56,9 +56,21 @@ class _Walk:
                 summed = self._summed(node, port, tensor, weights)
                 if summed:
                     self._need(node, tensor, summed, weights)
+        self._fed_back(node)
         zero = self._result(node, weights)
         for tensor in node.outputs:
             self._zero[tensor] = zero & self.units(tensor)
+
+    def _fed_back(self, node: Node) -> None:
+        """Hidden units that a recurrent weight reads are needed by the next step, whoever reads the outputs."""
+        made = set().union(*(self.units(t) for t in node.outputs if t.name))
+        for weight, constant in self.operators.weights(node):
+            if weight.role == "recurrent":
+                axes = self.coupling.axes(constant)
+                labels = [found for found in (axes[a] for a in weight.in_axes) if found is not None]
+                read = {int(unit) for units in labels for unit in np.unique(units)}
+                for unit in (read & made) - self._zero_along(constant, weight.in_axes):
+                    self.needed[unit] = True
 
     def units(self, tensor: Tensor) -> set[int]:
         """Units that a tensor carries."""
