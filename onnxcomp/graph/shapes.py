@@ -179,6 +179,20 @@ def check_structure(graph: Graph, *, strict: bool = True) -> None:
         ) from error
 
 
+def strict_enough(graph: Graph) -> bool:
+    """Whether strict inference passes a graph that is right; it fails some with custom operators.
+
+    Raises:
+        ModelError: the graph is not right.
+    """
+    try:
+        check_structure(graph, strict=True)
+    except ModelError:
+        check_structure(graph, strict=False)
+        return False
+    return True
+
+
 @contextmanager
 def blamed_on(graph: Graph) -> Iterator[None]:
     """An unexpected error of what reads a graph that ONNX's own strict inference refuses is the graph's fault.

@@ -17,7 +17,7 @@ from onnxcomp.graph.io import total_bytes
 from onnxcomp.graph.ir import Graph
 from onnxcomp.graph.literals import is_weight, lift
 from onnxcomp.graph.opset import upgrade
-from onnxcomp.graph.shapes import blamed_on, check_structure
+from onnxcomp.graph.shapes import blamed_on, check_structure, strict_enough
 from onnxcomp.manager.base import Guarantee, Need, Outcome, Pass, PassContext
 from onnxcomp.manager.guarantee import Probe, interface_of
 from onnxcomp.manager.prefixes import Kept, Prefixes
@@ -131,7 +131,7 @@ class PassManager:
         self.pipeline.check_needs(context)
         prefixes = self.prefixes if self.prefixes is not None else Prefixes(graph, most_graphs=0)
         if prefixes.strict is None:
-            prefixes.strict = _strict_enough(graph)
+            prefixes.strict = strict_enough(graph)
         if prefixes.probe is None:
             prefixes.probe = Probe(context, enabled=self.verify)
         done, known = self._known(graph, prefixes)
@@ -298,21 +298,11 @@ def _tell_types_once(graph: Graph) -> None:
             node.attrs.pop("output_dtype", None)
 
 
-def _strict_enough(graph: Graph) -> bool:
-    """Whether strict shape inference accepts the model as it came; some valid models with custom operators fail it."""
-    try:
-        check_structure(graph, strict=True)
-    except ModelError:
-        check_structure(graph, strict=False)
-        return False
-    return True
-
-
 def _strict_there(graph: Graph, opset: int) -> bool:
     """Whether strict shape inference accepts a graph with its opset raised; some operators fail it in newer forms."""
     raised = graph.clone()
     upgrade(raised, opset)
-    return _strict_enough(raised)
+    return strict_enough(raised)
 
 
 _REPORT = "report this pass to its author; run without it meanwhile"

@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 
-from onnxcomp.errors import ModelError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.coupling.flow import Edit, Flow, Labels, Rule, Step, UnknownShapeError
 from onnxcomp.graph.coupling.sharing import Copy, join_vectors, split_vectors
@@ -190,7 +189,7 @@ def _apply(flow: Flow, node: Node, rule: Rule) -> None:
         step.finish()
     except (UnknownShapeError, IndexError) as error:
         # an axis is missing that the operator always has: the model's fault, which is said where inference sees it
-        if isinstance(error, IndexError) and not _strict(flow.graph):
+        if isinstance(error, IndexError) and not shape_tools.strict_enough(flow.graph):
             raise
         why = str(error) if isinstance(error, UnknownShapeError) else f"{node} reads tensors of unfit ranks"
         del flow.ties[marks[0] :], flow.edits[marks[1] :], flow.inexact[marks[2] :]
@@ -199,15 +198,6 @@ def _apply(flow: Flow, node: Node, rule: Rule) -> None:
                 flow.close_all(tensor, why)
         for output in node.outputs:
             flow.labels.pop(output, None)
-
-
-def _strict(graph: Graph) -> bool:
-    """Whether ONNX's strict inference passes the graph."""
-    try:
-        shape_tools.check_structure(graph, strict=True)
-    except ModelError:
-        return False
-    return True
 
 
 def _known_number(flow: Flow, node: Node) -> bool:
