@@ -156,7 +156,7 @@ def test_max_drop_without_a_metric_is_a_data_error():
 def test_a_drop_that_could_never_be_missed_is_refused_with_what_was_meant():
     with pytest.raises(UsageError, match="can never be missed") as caught:
         Budget(max_drop=2.0).require_metric(parse_metric("top1"))
-    assert "2 of them are 0.02" in caught.value.do
+    assert "2 % is 0.02" in caught.value.do
     Budget(max_drop=2.0).require_metric(Metric("error", lambda outputs, labels: 7.0))  # nothing bounds that
 
 

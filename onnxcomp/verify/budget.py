@@ -106,7 +106,7 @@ class Budget:
             raise UsageError(
                 f"--max-drop {self.max_drop:g} can never be missed: {metric.name} lies between 0 and 1",
                 where="--max-drop",
-                do=f"0.01 is one point, so {self.max_drop:g} of them are {self.max_drop / 100:g}",
+                do=f"it is no percentage: {self.max_drop:g} % is {self.max_drop / 100:g}",
             )
         if metric is None:
             raise DataError(
