@@ -336,6 +336,51 @@ def test_text_counts_as_a_whole():
     assert found.value == pytest.approx((ROWS - 6) / ROWS, abs=0.09)
 
 
+def spoken(lengths: tuple[int, int], letters: int, blanks: int, *, steps: int = 60, classes: int = 30) -> Array:
+    """Scores [ROWS, steps, classes]: so many letters, each of some places, then some places of blank, and so on."""
+    names, random = np.zeros((ROWS, steps + 60), np.int64), rng(5)
+    for row in names:
+        at = blanks
+        while at < steps:
+            for _ in range(letters):
+                end = at + int(random.integers(*lengths))
+                row[at:end] = random.integers(1, classes)
+                at = end
+            at += blanks
+    return softmax(10 * np.eye(classes, dtype=np.float32)[names[:, :steps]])
+
+
+FRAMES = {"sound": normal(ROWS, 60, 80)}
+SHORTER = {"sound": normal(ROWS, 240, 80)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "inputs"),
+    [
+        ("ctc", spoken((1, 2), letters=1, blanks=3), PICTURE),  # letters far apart
+        ("ctc", spoken((1, 3), letters=2, blanks=2), SHORTER),
+        ("ctc", spoken((1, 2), letters=9, blanks=6), PICTURE),  # dense: no blank between different letters
+        ("ctc", spoken((1, 3), letters=1, blanks=3), FRAMES),  # strokes of a pen, a place each
+        ("tokens", spoken((1, 5), letters=8, blanks=20), FRAMES),  # sounds and silence
+        ("tokens", spoken((1, 5), letters=8, blanks=20), SHORTER),
+        ("tokens", spoken((12, 20), letters=1, blanks=14), FRAMES),  # what is heard, one event at a time
+        ("tokens", spoken((12, 20), letters=1, blanks=14), SHORTER),
+        ("tokens", spoken((1, 2), letters=8, blanks=12), FRAMES),
+    ],
+)
+def test_letters_come_in_spikes_and_classes_of_frames_last(kind: str, values: Array, inputs: Named):
+    assert one(values, values, inputs, tail="Softmax").kind == kind
+    turned = np.ascontiguousarray(values.transpose(1, 0, 2))
+    sounds = {name: array.transpose(1, 0, 2) if array.ndim == 3 else array for name, array in inputs.items()}
+    assert one(turned, turned, sounds, tail="Softmax").kind == kind
+
+
+def test_one_silent_recording_is_no_text():
+    quiet = np.zeros((1, 60, 30), np.float32)
+    quiet[..., 0] = 1
+    assert one(quiet, quiet, {"sound": normal(1, 60, 80)}, tail="Softmax").kind == "tokens"
+
+
 def test_cosine_is_about_the_mean():
     common = np.float32(5)
     a = common + normal(ROWS, 64, scale=0.05)

@@ -10,6 +10,10 @@ from onnxcomp.results import Agreement
 from onnxcomp.runtime.session import Array
 from onnxcomp.verify.tasks.base import KINDS, LEAST, Measure
 
+LASTING = 4.0  # places without a blank, on average; what lasts longer is no letter
+LASTING_ALIGNED = 2.0  # where each place is a frame of the input: text is read from fewer places than came in
+SPIKE = 1.5  # places of one class, on average; letters of dense text stand side by side, each for a moment
+
 
 class Text(Measure):
     """Share of samples whose greedy text is the same.
@@ -62,3 +66,21 @@ def blank_of(names: Array, classes: int) -> int | None:
     best = int(counts.argmax())
     few = int((counts > 0).sum()) < 3
     return best if best in (0, classes - 1) and counts[best] >= 0.3 * names.size and not few else None
+
+
+def comes_in_spikes(names: Array, blank: int, *, aligned: bool) -> bool:
+    """Whether classes [samples, places] come as letters do, and not as what goes on for a while.
+
+    CTC names a letter at one place or two and falls back to the blank; classes of frames (speech or silence, sounds,
+    phases of sleep) hold as long as what they name, and one follows the other without the blank between.
+
+    Args:
+        aligned: there is a place for each frame of the input.
+    """
+    marked = names != blank
+    before = np.pad(marked[:, :-1], ((0, 0), (1, 0)))
+    changed = np.pad(names[:, 1:] != names[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    places, stretches, letters = (int(part.sum()) for part in (marked, marked & ~before, marked & changed))
+    if aligned:
+        return places <= LASTING_ALIGNED * stretches
+    return places <= LASTING * stretches or places <= SPIKE * letters

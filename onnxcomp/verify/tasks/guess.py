@@ -13,12 +13,13 @@ from onnxcomp.runtime.closeness import is_float
 from onnxcomp.runtime.session import Array
 from onnxcomp.verify.tasks.base import KINDS, Measure, Seen
 from onnxcomp.verify.tasks.boxes import Boxes
-from onnxcomp.verify.tasks.ctc import Text, blank_of
+from onnxcomp.verify.tasks.ctc import Text, blank_of, comes_in_spikes
 from onnxcomp.verify.tasks.decisions import Classes, Decisions, Equal
 from onnxcomp.verify.tasks.layouts import find_boxes
 from onnxcomp.verify.tasks.vectors import Embeddings, Values
 
 FLAG = "--task"
+LETTERS = 10  # classes at least where text is read: the digits without a blank
 FEW_CLASSES = 20  # so few numbers of a Gemm are classes, whatever they look like
 ENOUGH = 16  # samples of which the same number is the largest
 SLIGHT = 0.05  # of the largest: places may lie a little outside
@@ -177,12 +178,20 @@ def _sequence(name: str, array: Array, seen: Seen, tail: tuple[str, ...]) -> tup
     """Classes at each place of [N, T, C] or [T, N, C]: text of CTC, tokens, or neither."""
     axis = 0 if array.shape[0] == seen.rows or array.shape[1] != seen.rows else 1
     names, classes = array.argmax(axis=-1), array.shape[-1]
-    if not seen.text and classes >= 10 and blank_of(names, classes) is not None:
+    if not seen.text and classes >= LETTERS and _reads(names, classes, axis, seen):
         return lambda: _text(name, array, seen, axis), "text (CTC)"
     ranked = bool(tail[:1]) and tail[0] in RANKED
     if classes >= 2 and (ranked or (seen.text and _sure(array.reshape(-1, classes)))):
         return lambda: Classes("tokens", name), "a class at each place"
     return None
+
+
+def _reads(names: Array, classes: int, axis: int, seen: Seen) -> bool:
+    """Whether classes, of [N, T] or [T, N] with the samples on `axis`, are those of text."""
+    blank, names = blank_of(names, classes), np.moveaxis(names, axis, 0)
+    recordings = (array for array in seen.inputs.values() if array.ndim == 3 and is_float(array.dtype))
+    frames = {size for array in recordings for size in np.delete(array.shape, axis).tolist()}
+    return blank is not None and comes_in_spikes(names, blank, aligned=names.shape[1] in frames)
 
 
 def _text(name: str, array: Array, seen: Seen, axis: int) -> Text:
