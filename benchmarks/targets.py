@@ -69,7 +69,7 @@ def prune(ratio: float) -> str:
 
 
 TARGETS = {
-    "resnet20 default": Target("resnet20", CIFAR, "", {"drop": 0.002, "sqnr_db": 29.0, "size": 0.31}),
+    "resnet20 default": Target("resnet20", CIFAR, "", {"drop": 0.001, "sqnr_db": 33.5, "size": 0.31}),
     "resnet20 native": Target(
         "resnet20", CIFAR, f"{QUANTIZE}{{isa=native}}", {"drop": 0.002, "sqnr_db": 31.5, "size": 0.31}
     ),

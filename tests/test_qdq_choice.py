@@ -11,7 +11,8 @@ from feeds import Feeds
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, helper
-from test_pass_quantize_qdq import quantized, weights_of
+from nets import Net
+from test_pass_quantize_qdq import model_of, quantized, weights_of, whys
 from test_qdq_placement import ruled
 
 from onnxcomp.graph import shapes as shape_tools
@@ -91,6 +92,20 @@ def test_a_larger_file_must_be_clearly_faster(depthwise_us: float, wanted: int) 
     costs = ruled(lambda node: depthwise_us if node.name == "depthwise" else 3.0, conversion=0.01)
     after, _ = quantized(builders.depthwise_cnn(), costs=costs)
     assert len(weights_of(after)) == wanted
+
+
+@pytest.mark.parametrize(("stem_us", "width", "wanted"), [(9.8, 64, 2), (9.0, 64, 3), (9.8, 16, 3)])
+def test_a_layer_that_saves_next_to_no_time_stays_float_where_that_costs_few_bytes(
+    stem_us: float, width: int, wanted: int
+) -> None:
+    net = Net()
+    hidden = net.op("Relu", net.conv(net.input("N", 4, 8, 8), 4, 8, kernel=1))
+    stem = net.nodes[0].name
+    hidden = net.op("Relu", net.conv(hidden, 8, width))
+    before = model_of(net, net.conv(hidden, width, width))
+    after, record = quantized(before, costs=ruled(lambda node: stem_us if node.name == stem else 3.0, conversion=0.01))
+    assert len(weights_of(after)) == wanted
+    assert (stem in whys(record)) == (wanted == 2)
 
 
 def test_noise_is_told_for_each_part_of_an_output() -> None:

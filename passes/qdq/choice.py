@@ -25,6 +25,8 @@ ATTEMPTS = 4
 COARSE_DB, COARSE_WORTH = 3.0, 0.95  # at most so much SQNR is given for one scale a weight, and at least so much time
 SMALLER = 1.03  # a placement that leaves more weights in float, and the file larger, must be faster by this
 WORTH = 0.99  # a placement must take at most this share of the float model's time
+SPENT, SLOWER, LARGER = 0.01, 1.02, 0.01  # what less error may take: of the float's time foretold, measured, of bytes
+QUIETER = 0.9  # of the error of all layers: what has to be left for that
 WEIGHTY = 0.05  # of the noise that is allowed: what one layer brings in beyond it is a reason to leave it in float
 SENSITIVITY_FEEDS = 3
 MOST_WORK = 1e12  # multiply-accumulates of the model times its layers: beyond, one feed tells the noise of layers
@@ -143,9 +145,42 @@ class Chooser:
             why = f"on this machine no placement of integers is faster: the best takes {share:.2f} of the time"
             choice.refused = dict.fromkeys(plan.weighted, why)
         else:
+            fastest = self._quieter(choice, fastest, times)
             share = self._coarsened(choice, fastest) / float_ms
             choice.notes.append(f"placed by measured times: {share:.2f} of the float model's time before refinement")
         return choice
+
+    def _quieter(self, choice: Choice, fastest: float, times: placement.Times) -> float:
+        """Float for layers that gain next to nothing on integers and bring in much error; the new time in ms.
+
+        The error foretold decides, and not what the placement keeps as it is: refinement takes back what weights lose
+        and not what activations do, and it takes longer than all of this.
+        """
+        assert self.costs is not None
+        weighted = choice.plan.weighted
+        noise = {node: found for node, found in self._noises().items() if node in weighted}
+        before = sensitivity.together(noise.values())
+        for spent in (SPENT, SPENT / 2):
+            quiet = placement.quietest(
+                choice.plan, self.trials.target, self.trials.graph, times, noise=noise, spent=spent, larger=LARGER
+            )
+            left = [node for node in weighted if node not in quiet]
+            after = sensitivity.together(noise[node] for node in weighted if node in quiet)
+            if not left or sensitivity.worst(after) > QUIETER * sensitivity.worst(before):
+                break
+            plan, grids = self._replanned(node for node in placement.units(choice.plan) if node not in left)
+            if not plan.weighted:
+                break
+            found = self.costs.latency_ms(self.trials.written(plan, grids, self.layers))
+            if found > SLOWER * fastest:
+                continue
+            choice.plan, choice.grids = plan, grids
+            choice.reached_db = self.learned.keeps_db(self.trials, plan, grids, self.layers)
+            for node in left:
+                share = sensitivity.worst(noise[node]) / sensitivity.worst(before)
+                choice.refused[node] = f"too much error for what it gains: {share:.0%} of all, and next to no time saved"
+            return found
+        return fastest
 
     def _coarsened(self, choice: Choice, fastest: float) -> float:
         """One scale for all outputs of products, where that is clearly faster and costs little; the new time in ms."""

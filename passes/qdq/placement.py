@@ -25,6 +25,7 @@ from onnxcomp.targets.base import Target
 MACS_A_US = 30e3
 ELEMENTS_A_US = 5e3
 INTEGER_GAIN = 0.5  # time of an integer kernel over float, about
+FLOAT_BYTES = 4
 MOVED_BYTES_GAIN = 0.25  # a quarter of the bytes
 
 
@@ -161,19 +162,52 @@ def chosen(
         noise: that each weighted node brings into each part of the outputs.
         most: noise over signal that each part may have.
     """
-    noise = noise or {}
+    allocator = Allocator(_problem(plan, target, graph, times, toll, noise or {}))
+    found = allocator.nearest("time", Limits(noise=most))
+    return {node for node in units(plan) if node in found.integers}
+
+
+def quietest(
+    plan: Plan,
+    target: Target,
+    graph: Graph,
+    times: Times,
+    *,
+    noise: Mapping[Node, Noise],
+    spent: float,
+    larger: float,
+) -> set[Node]:
+    """The nodes to run on integers: of all choices that are nearly as fast as any and as small as all, the truest.
+
+    Args:
+        noise: as in `chosen`.
+        spent: share of the float nodes' time that it may take longer than the fastest choice.
+        larger: share that weights may take more bytes than with all of them on integers.
+    """
+    problem = _problem(plan, target, graph, times, 1.0, noise)
+    allocator = Allocator(problem)
+    room = spent * sum(times.exact[node] for node in units(plan))
+    least = sum(options[-1].bytes for options in problem.options.values())
+    fastest = allocator.nearest("time", Limits()).time_us
+    found = allocator.best("noise", Limits(time=fastest + room, bytes=least * (1 + larger)))
+    return {node for node in units(plan) if found is None or node in found.integers}
+
+
+def _problem(
+    plan: Plan, target: Target, graph: Graph, times: Times, toll: float, noise: Mapping[Node, Noise]
+) -> Problem:
     parts = sorted({part for share in noise.values() for part in share})
     none, between = np.zeros(len(parts)), conversions(plan, target, graph, times, toll)
     options: dict[Hashable, tuple[Option, ...]] = {}
-    for node in plan.weighted:
+    for node, weight in plan.weighted.items():
         brought = np.array([noise.get(node, {}).get(part, 0.0) for part in parts])
-        whole = Option("int8", times.integer[node], 0.0, brought, integer=True)
-        options[node] = (Option("float", times.exact[node], 0.0, none), whole)
+        size = node.inputs[weight.port].size
+        whole = Option("int8", times.integer[node], size, brought, integer=True)
+        options[node] = (Option("float", times.exact[node], FLOAT_BYTES * size, none), whole)
     for node in units(plan):
         if node not in plan.weighted:
             between.own[node] = between.own.get(node, 0.0) + times.integer[node] - times.exact[node]
-    found = Allocator(Problem(options, between.own, between.links)).nearest("time", Limits(noise=most))
-    return {node for node in units(plan) if node in found.integers}
+    return Problem(options, between.own, between.links)
 
 
 def _float_readers(graph: Graph, tensor: Variable, capable: set[Node]) -> int:
