@@ -10,8 +10,8 @@ import pytest
 from feeds import Feeds
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import ModelProto, helper
 from nets import Net
+from onnx import ModelProto, helper
 from test_pass_quantize_qdq import model_of, quantized, weights_of, whys
 from test_qdq_placement import ruled
 

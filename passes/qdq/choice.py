@@ -178,7 +178,7 @@ class Chooser:
             choice.reached_db = self.learned.keeps_db(self.trials, plan, grids, self.layers)
             for node in left:
                 share = sensitivity.worst(noise[node]) / sensitivity.worst(before)
-                choice.refused[node] = f"too much error for what it gains: {share:.0%} of all, and next to no time saved"
+                choice.refused[node] = f"too much error for what it gains: {share:.0%} of all, next to no time saved"
             return found
         return fastest
 
