@@ -381,6 +381,31 @@ def test_one_silent_recording_is_no_text():
     assert one(quiet, quiet, {"sound": normal(1, 60, 80)}, tail="Softmax").kind == "tokens"
 
 
+def test_characters_of_one_text_count_together():
+    """Each output alone is wrong on few samples, and no two on the same one."""
+    before = {f"digit_{k}": softmax(normal(ROWS, 10, scale=5, seed=k)) for k in range(5)}
+    after = {name: array.copy() for name, array in before.items()}
+    for k, array in enumerate(after.values()):
+        array[2 * k : 2 * k + 2] = np.roll(array[2 * k : 2 * k + 2], 1, axis=1)
+    tails = dict.fromkeys(before, ("Softmax",))
+    found, (guess,) = judged(before, after, PICTURE, **tails)
+    assert [a.value for a in found] == pytest.approx([22 / ROWS] * 5 + [14 / ROWS])
+    assert found[-1].outputs == tuple(before) and found[-1].decisions == ROWS
+    assert found[-1].measure == "same class in all 5 outputs"
+    assert guess.endswith(
+        "taken for characters of one text, each a class: override with --task classes if each is read alone"
+    )
+    alone, guesses = judged(before, after, PICTURE, task="classes", **tails)
+    assert len(alone) == 5 and not guesses
+
+
+@pytest.mark.parametrize("sizes", [(10, 12), (2, 2), (3, 3, 3)])
+def test_heads_of_unlike_classes_or_few_are_read_alone(sizes: tuple[int, ...]):
+    outputs = {f"y{k}": softmax(normal(ROWS, size, scale=5, seed=k)) for k, size in enumerate(sizes)}
+    found, guesses = judged(outputs, outputs, PICTURE, **dict.fromkeys(outputs, ("Softmax",)))
+    assert len(found) == len(guesses) == len(sizes)
+
+
 def test_cosine_is_about_the_mean():
     common = np.float32(5)
     a = common + normal(ROWS, 64, scale=0.05)

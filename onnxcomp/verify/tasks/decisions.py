@@ -107,6 +107,37 @@ class Classes(Measure):
         )
 
 
+class Together(Measure):
+    """The highest score of each of several outputs, which name one thing together: a sample counts if all are the same.
+
+    Each output is told by itself as well, by a measure of its own.
+    """
+
+    kind = "classes"
+
+    def __init__(self, outputs: tuple[str, ...]) -> None:
+        self.outputs = outputs
+        self.samples = self.equal = 0
+
+    def add(self, before: Mapping[str, Array], after: Mapping[str, Array], rows: int) -> None:
+        """Count one batch."""
+        self.samples += rows
+        same = np.ones(rows, bool)
+        for name in self.outputs:
+            a, b = before[name], after[name]
+            if a.shape != b.shape:
+                return
+            known = ~(np.isnan(a).any(axis=1) | np.isnan(b).any(axis=1))
+            same &= (a.argmax(axis=1) == b.argmax(axis=1)) & known
+        self.equal += int(same.sum())
+
+    def result(self) -> Agreement:
+        """Share of samples."""
+        words = f"{KINDS[self.kind]} in all {len(self.outputs)} outputs"
+        value, doubts = self.equal / self.samples if self.samples else None, tuple(_few(self.samples))
+        return Agreement(self.kind, self.outputs, words, value, self.samples, doubts=doubts, decisions=self.samples)
+
+
 class Decisions(Measure):
     """Yes or no at a threshold: 0.5 for probabilities, 0 for other numbers.
 

@@ -14,11 +14,12 @@ from onnxcomp.runtime.session import Array
 from onnxcomp.verify.tasks.base import KINDS, Measure, Seen
 from onnxcomp.verify.tasks.boxes import Boxes
 from onnxcomp.verify.tasks.ctc import Text, blank_of, comes_in_spikes
-from onnxcomp.verify.tasks.decisions import Classes, Decisions, Equal
+from onnxcomp.verify.tasks.decisions import Classes, Decisions, Equal, Together
 from onnxcomp.verify.tasks.layouts import find_boxes
 from onnxcomp.verify.tasks.vectors import Embeddings, Values
 
 FLAG = "--task"
+CLASSES = "scores of classes"
 LETTERS = 10  # classes at least where text is read: the digits without a blank
 FEW_CLASSES = 20  # so few numbers of a Gemm are classes, whatever they look like
 ENOUGH = 16  # samples of which the same number is the largest
@@ -101,6 +102,7 @@ def look(seen: Seen, asked: Mapping[str, str]) -> Tasks:
             where=f"{FLAG} boxes; outputs " + ", ".join(f"{n} {list(a.shape)}" for n, a in seen.outputs.items()),
             do="give the task's own metric with --metric module.py:function",
         )
+    characters: dict[int, list[str]] = {}
     for name, array in left.items():
         kind = asked.get(name) or asked.get("", "")
         given = kind and kind != "boxes"
@@ -108,6 +110,15 @@ def look(seen: Seen, asked: Mapping[str, str]) -> Tasks:
         makers.append(maker)
         if not given:
             guesses.append(_line((name,), words))
+            if words == CLASSES and array.shape[-1] >= LETTERS:
+                characters.setdefault(array.shape[-1], []).append(name)
+    for names in characters.values():
+        if len(names) > 1:
+            makers.append(partial(Together, tuple(names)))
+            guesses = [line for line in guesses if line not in {_line((name,), CLASSES) for name in names}]
+            guesses.append(
+                _line(tuple(names), "characters of one text, each a class") + " classes if each is read alone"
+            )
     return Tasks(lambda: [make() for make in makers], tuple(guesses))
 
 
@@ -238,7 +249,7 @@ def _vector(name: str, flat: Array, tail: tuple[str, ...], seen: Seen) -> tuple[
     of_length_one = bool(np.allclose(lengths, 1.0, atol=1e-3)) and bool((flat < 0).any())
     probable = float(flat.min()) >= UNIT[0] and np.allclose(flat.sum(axis=1), 1.0, atol=1e-3)
     if (tail[:1] and tail[0] in RANKED) or probable:
-        return lambda: Classes("classes", name, 1), "scores of classes"
+        return lambda: Classes("classes", name, 1), CLASSES
     if of_length_one or _last_is_normalised(tail) or (tail[:1] and tail[0] in FEATURES):
         if width <= FEW_CLASSES // 2 and not of_length_one:
             return lambda: Values(name), "numbers, a regression"
@@ -248,7 +259,7 @@ def _vector(name: str, flat: Array, tail: tuple[str, ...], seen: Seen) -> tuple[
     if (_offset(flat) or _places(flat)) and not masked:
         return lambda: Values(name), "numbers, a regression"
     if masked or width <= FEW_CLASSES or _sure(flat):
-        return lambda: Classes("classes", name, 1), "scores of classes"
+        return lambda: Classes("classes", name, 1), CLASSES
     return lambda: Embeddings(name), "an embedding"
 
 
