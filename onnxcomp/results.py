@@ -248,6 +248,7 @@ class Agreement:
         flips: of classes, the first samples that both models put into other ones: (sample, class before, class after).
         decisions: how many decisions of the original it is a share of: samples, boxes, places, rows; None where it is
             no such share.
+        evidence: as many decisions that know nothing of each other would be as sure; None where that is not known.
     """
 
     kind: str
@@ -259,10 +260,13 @@ class Agreement:
     doubts: tuple[str, ...] = ()
     flips: tuple[tuple[int, int, int], ...] = ()
     decisions: int | None = None
+    evidence: int | None = None
 
     @property
     def seen(self) -> int:
-        """How many samples it is of, or decisions where they are fewer: those of one sample are no more evidence."""
+        """How much it tells: `evidence`, or else the samples it is of, or decisions where those are fewer."""
+        if self.evidence is not None:
+            return self.evidence
         return self.samples if self.decisions is None else min(self.samples, self.decisions)
 
 

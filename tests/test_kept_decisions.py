@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from onnxcomp.results import Agreement, Fidelity, OutputFidelity
+from onnxcomp.verify.tasks.decisions import Classes
 from onnxcomp.work.judging import Kept
 
 
@@ -34,6 +36,35 @@ def test_decisions_are_seen_on_no_more_than_samples_or_boxes() -> None:
     for decisions, seen in ((35, 35), (9000, 128), (None, 128)):
         found = kept(0.98, decisions)
         assert found is not None and found.seen == seen
+
+
+@pytest.mark.parametrize("time_first", [False, True])
+@pytest.mark.parametrize(("whole", "least", "most"), [(False, 2000, 4000), (True, 40, 130)])
+def test_places_are_evidence_as_far_as_samples_differ_by_chance(
+    whole: bool, least: int, most: int, time_first: bool
+) -> None:
+    """Where each place changes by itself, nearly each one counts; where all places of a sample do, samples count."""
+    random = np.random.default_rng(3)
+    names = random.integers(0, 9, (80, 50))
+    flip = np.repeat(random.random((80, 1)) < 0.1, 50, axis=1) if whole else random.random((80, 50)) < 0.1
+    before, after = (np.eye(9, dtype=np.float32)[part] for part in (names, np.where(flip, (names + 1) % 9, names)))
+    measure = Classes("tokens", "y")
+    for start in (0, 16, 48):
+        end = {0: 16, 16: 48, 48: 80}[start]
+        batch = [part[start:end].transpose(1, 0, 2) if time_first else part[start:end] for part in (before, after)]
+        measure.add({"y": batch[0]}, {"y": batch[1]}, end - start)
+    found = measure.result()
+    assert found.value == pytest.approx(1 - flip.mean()) and found.decisions == 4000
+    assert found.evidence == found.seen and least <= found.seen <= most
+
+
+def test_what_never_changes_or_was_seen_on_few_samples_says_nothing_of_its_spread() -> None:
+    scores = np.eye(9, dtype=np.float32)[np.random.default_rng(0).integers(0, 9, (40, 50))]
+    same, few = Classes("tokens", "y"), Classes("tokens", "y")
+    same.add({"y": scores}, {"y": scores}, 40)
+    few.add({"y": scores[:8]}, {"y": np.roll(scores[:8], 1, axis=1)}, 8)
+    assert (same.result().evidence, same.result().seen) == (None, 40)
+    assert (few.result().evidence, few.result().seen) == (None, 8)
 
 
 def test_what_the_samples_do_not_tell_is_not_told() -> None:

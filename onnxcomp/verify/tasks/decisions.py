@@ -50,6 +50,35 @@ class Areas:
         return {"mean_iou": float(ious.mean())}, lines
 
 
+class Clumps:
+    """Do decisions of one sample change together? Shares differ between samples by more than chance where they do."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.sums: Array = np.zeros((2, 2))  # of products of [equal, places] over samples
+
+    def add(self, equal: Array, rows: int) -> None:
+        """Count decisions [N, ...], or [T, N] with `rows` samples, True where both models decide alike."""
+        axis = 0 if equal.shape[0] == rows or equal.ndim < 2 or equal.shape[1] != rows else 1
+        if equal.shape[axis] != rows:
+            self.samples = -1
+        if self.samples < 0:
+            return
+        flat = np.moveaxis(equal, axis, 0).reshape(rows, -1)
+        pairs = np.stack([flat.sum(axis=1), np.full(rows, flat.shape[1])]).astype(np.float64)
+        self.samples += rows
+        self.sums = self.sums + pairs @ pairs.T
+
+    def evidence(self, equal: int, places: int) -> int | None:
+        """As many independent decisions have this variance: share (1 - share) / variance, by the ratio estimator."""
+        if self.samples < LEAST or not 0 < equal < places:
+            return None
+        share = equal / places
+        weights = np.array([1.0, -share])
+        residual = float(weights @ self.sums @ weights) * self.samples / (self.samples - 1)
+        return int(min(places, share * (1 - share) * places**2 / max(residual, 1e-9)))
+
+
 class Classes(Measure):
     """The highest score along one axis, the same in both; one class a sample, or one a place.
 
@@ -64,6 +93,7 @@ class Classes(Measure):
         self.counts: Array = np.zeros(1, np.int64)
         self.flips: list[tuple[int, int, int]] = []
         self.areas = Areas()
+        self.clumps = Clumps()
 
     def add(self, before: Mapping[str, Array], after: Mapping[str, Array], rows: int) -> None:
         """Count one batch."""
@@ -82,6 +112,7 @@ class Classes(Measure):
         self.counts = counts
         if first.size > rows:
             self.areas.add(first, second)
+            self.clumps.add((first == second) & known, rows)
         if self.kind == "classes" and first.size == rows:
             first, second = first.reshape(-1), second.reshape(-1)
             other = np.flatnonzero(first != second)[: MOST_FLIPS - len(self.flips)]
@@ -104,6 +135,7 @@ class Classes(Measure):
             (*lost, *doubts),
             tuple(self.flips),
             self.places,
+            self.clumps.evidence(self.equal, self.places),
         )
 
 
