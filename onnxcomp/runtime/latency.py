@@ -62,6 +62,7 @@ SESSION_SPREAD = 0.01
 PRIOR_ROUNDS = 3
 NARROWEST = 0.005
 WIDE = 0.02
+ENOUGH = 0.01  # as two sessions of one file differ
 SPREAD_BINS, SPREAD_SHARE = 60, 0.98
 # two-sided 95 % quantiles of Student's t by degrees of freedom
 _T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12)
@@ -229,13 +230,13 @@ def log_ratio_interval(rounds: Sequence[NDArray[np.float64]], openings: int) -> 
 
 
 def _rounds(contenders: list[_Contender], seconds: float) -> Iterator[int]:
-    """Number the rounds until the time is used up, twice the time where an interval is still wide."""
+    """Number the rounds until the interval is narrow or the time is used up, twice the time where it is still wide."""
     start = time.perf_counter()
     for number in range(4 * ROUNDS):
         if number >= LEAST_ROUNDS:
             spent = time.perf_counter() - start
             widest = max(_interval(contenders[0], rival)[1] for rival in contenders[1:])
-            if spent * (number + 1) / number > (seconds if widest <= WIDE else 2 * seconds):
+            if widest <= ENOUGH or spent * (number + 1) / number > (seconds if widest <= WIDE else 2 * seconds):
                 return
         yield number
 
