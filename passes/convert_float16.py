@@ -14,7 +14,7 @@ import onnx
 from onnxcomp.errors import ModelError
 from onnxcomp.graph import shapes as shape_tools
 from onnxcomp.graph.ir import Array, Constant, Graph, Node, Tensor, Variable
-from onnxcomp.graph.port_types import HALF, Port, made_from_attributes, ports, takes_half
+from onnxcomp.graph.port_types import HALF, Port, built_of_others, made_from_attributes, ports, takes_half
 from onnxcomp.graph.positions import positional
 from onnxcomp.graph.types import Shapes
 from onnxcomp.manager.base import Guarantee, Outcome, Pass, PassContext, Stage, option
@@ -168,7 +168,11 @@ class _Converter:
         return plan
 
     def _half_ports(self, node: Node, found: list[Port]) -> list[Port]:
-        """The float32 ports that may be float16; all ports of a type variable, or none."""
+        """The float32 ports that may be float16; all ports of a type variable, or none.
+
+        Where the standard builds the operator of others, all that could be: its type variables meet inside, and strict
+        inference does not see where (the product of Attention's weights and its values, say).
+        """
         if not all(port.takes_tensors for port in found):
             return []  # a sequence holds tensors of the type that its makers and readers agreed on
         own = {port: _variable(node, port) for port in found}
@@ -176,7 +180,11 @@ class _Converter:
         fixed |= {own[port] for port in found if (t := port.tensor(node)) is not None and not self._single(t)}
         if not _casts_from_float(node):
             fixed |= made_from_attributes([replace(port, variable=own[port]) for port in found])
-        return [p for p in found if p.tensor(node) is not None and own[p] and own[p] not in fixed]
+        there = [p for p in found if p.tensor(node) is not None and own[p]]
+        half = [p for p in there if own[p] not in fixed]
+        if built_of_others(node, self.graph.opset) and any(HALF in p.allowed for p in there if p not in half):
+            return []
+        return half
 
     def _single(self, tensor: Tensor) -> bool:
         return self.shapes.dtype(tensor) == SINGLE

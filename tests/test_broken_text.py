@@ -7,13 +7,14 @@ from pathlib import Path
 
 import builders
 import pytest
-from onnx import GraphProto, ModelProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from onnxcomp import inspect, optimize
 from onnxcomp.errors import ModelError
 from onnxcomp.graph.codec import decode
 from onnxcomp.graph.io import load
 from onnxcomp.graph.shapes import blamed_on
+from onnxcomp.verify.provenance import is_stamped
 
 MARK, BYTES = "markmark", b"mark\xf3ark"
 
@@ -95,13 +96,30 @@ def test_text_that_is_not_utf8_is_the_models_fault(put: Callable[[ModelProto], N
         load(path)
 
 
-def test_metadata_may_be_any_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["key", "value"])
+def test_metadata_may_be_any_bytes(place: str, tmp_path: Path) -> None:
     model = builders.mlp()
-    model.metadata_props.add(key="key", value=MARK)
+    model.metadata_props.add(**{"key": "key", "value": "value", place: MARK})
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString().replace(MARK.encode(), BYTES))
     optimize(path, passes="quantize-weights{bits=8}", output=tmp_path / "out.onnx", bench=False)
     assert BYTES in (tmp_path / "out.onnx").read_bytes()
+    assert is_stamped(tmp_path / "out.onnx")
+    assert not is_stamped(path)
+
+
+@pytest.mark.parametrize("place", ["key", "value"])
+def test_an_external_place_that_is_not_utf8_is_the_models_fault(place: str, tmp_path: Path) -> None:
+    model = builders.mlp()
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    tensor.external_data.add(**{"key": "offset", "value": "0", place: MARK})
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString().replace(MARK.encode(), BYTES))
+    with pytest.raises(ModelError, match="not UTF-8"):
+        load(path)
 
 
 def transposed_beyond(path: Path) -> Path:

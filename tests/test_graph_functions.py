@@ -163,3 +163,11 @@ def test_a_call_with_more_inputs_than_its_function_takes_is_the_models_fault() -
     proto.graph.node[0].input.append("b0")
     with pytest.raises(ModelError, match=r"a call of a local function does not fit it: .*parameters"):
         inline_functions(decode(proto))
+
+
+def test_an_attribute_of_a_function_outside_of_any_is_the_models_fault() -> None:
+    proto = builders.mlp()
+    place = onnx.AttributeProto(name="alpha", type=onnx.AttributeProto.FLOAT, ref_attr_name="slope")
+    proto.graph.node[0].attribute.append(place)
+    with pytest.raises(ModelError, match="stands in none"):
+        decode(proto)

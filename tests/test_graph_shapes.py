@@ -219,6 +219,16 @@ def test_values_of_long_vectors_are_not_followed_and_their_sizes_are_known(monke
     assert [bool(name) for name in shown[-1]] == [True, False]
 
 
+def test_a_long_vector_that_the_file_declares_inside_is_not_followed() -> None:
+    length = 1 << 40  # one entry an element fits no memory
+    nodes = [helper.make_node("Neg", ["x"], ["n"]), helper.make_node("Mul", ["n", "two"], ["y"])]
+    ends = [builders.value("x", FLOAT, None)], [builders.value("y", FLOAT, None)]
+    proto = builders.model(nodes, *ends, {"two": np.float32([2])}, check=False)
+    proto.graph.value_info.append(builders.value("n", FLOAT, [length]))
+    shapes = infer(decode(proto))
+    assert [shapes.types[name].shape for name in ("n", "y")] == [(length,)] * 2
+
+
 @pytest.mark.parametrize(
     ("wrap", "unwrap", "weights"),
     [

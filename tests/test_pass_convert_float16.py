@@ -481,3 +481,17 @@ def test_kernels_that_open_in_half_precision_and_do_not_run_stay_float(op: str, 
         assert "no half-precision form" in why["scatter"]
     else:
         assert "scatter" not in why
+
+
+def test_values_of_attention_go_where_queries_and_keys_go() -> None:
+    """One type variable cannot go alone: the product of weights and values inside would mix both."""
+    node = helper.make_node(
+        "Attention", ["q", "k", "v"], ["y", "present_key", "present_value"], "a", q_num_heads=2, kv_num_heads=1
+    )
+    nodes = [helper.make_node("MatMul", ["x", f"w{name}"], [name], name) for name in "qkv"]
+    weights = {f"w{name}": builders.normal(builders.rng(), 8, size) for name, size in (("q", 8), ("k", 4), ("v", 4))}
+    ends = [builders.value("x", FLOAT, ["N", 6, 8])], [builders.value("y", FLOAT, ["N", 6, 8])]
+    for last in ([], [helper.make_node("Identity", ["present_value"], ["kept"])]):
+        proto = builders.model([*nodes, node, *last], *ends, weights, opset=23)
+        converted, _, _ = convert(proto)
+        ort.InferenceSession(converted.SerializeToString(), providers=["CPUExecutionProvider"])

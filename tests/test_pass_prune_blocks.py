@@ -122,3 +122,17 @@ def test_same_input_gives_the_same_bytes() -> None:
     graph = graph_of(residual())
     first, second = (to_bytes(run(graph, "prune-blocks{count=2}").graph) for _ in range(2))
     assert first == second
+
+
+def test_a_shortcut_that_is_spread_over_the_branch_is_no_residual() -> None:
+    net = Net()
+    spread = net.op("Relu", net.weight(8))  # computed, one value a feature
+    x = net.op("Add", net.op("MatMul", net.input("N", 6, 12), net.weight(12, 8)), spread)
+    inner = net.op("Relu", net.op("MatMul", x, net.weight(8, 16)))
+    x = net.op("Add", net.op("MatMul", inner, net.weight(16, 8, scale=0.01)), x)
+    model = net.model(net.op("MatMul", x, net.weight(8, 4)))
+    feeds = {"x0": builders.rng(1).standard_normal((24, 6, 12)).astype(np.float32)}
+    context = PassContext(calibration=Samples(feeds), sample_shapes={"x0": (1, 6, 12)})
+    result = PassManager(Pipeline.parse("prune-blocks{count=1}"), verify=False).run(graph_of(model), context)
+    assert len(gone(model, result)) == 1
+    assert builders.sqnr_db(builders.run(model, feeds)[0], builders.run(to_bytes(result.graph), feeds)[0]) > 20

@@ -192,6 +192,13 @@ class _Decoder:
         if not proto.name:
             node.unnamed = name
         for attribute in proto.attribute:
+            if attribute.ref_attr_name:
+                raise ModelError(
+                    f"attribute {attribute.name} refers to attribute {attribute.ref_attr_name!r} of a function, "
+                    "and the node stands in none",
+                    where=where,
+                    do="export the model again",
+                )
             value = self._attribute(attribute, graph, visible)
             node.attrs[attribute.name] = value
             if not _holds_graph(attribute):
@@ -217,7 +224,7 @@ class _Decoder:
         if kind == AttributeProto.TENSOR:
             stored = self._stored(proto.t)
             return read(stored, proto.t.name or proto.name) if stored.dtype != np.dtype(object) else proto
-        if kind in _PLAIN and not proto.ref_attr_name:
+        if kind in _PLAIN:
             return _PLAIN[kind](proto)
         return proto
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -61,10 +61,12 @@ def read(path: Path, *, keep_initializer_inputs: bool = False) -> tuple[Graph, l
             graph.notes.append("the file's nodes did not stand in an order that runs, and were sorted")
         check_structure(graph, strict=False)  # which writes every name
     except UnicodeDecodeError as error:  # protobuf reads such text, and does not write it
-        raise ModelError(
-            f"a name or text is not UTF-8: {error.object!r}", where=f"file {path}", do="export the model again"
-        ) from error
+        raise _not_utf8(error.object, f"file {path}") from error
     return graph, files
+
+
+def _not_utf8(text: object, where: str) -> ModelError:
+    return ModelError(f"a name or text is not UTF-8: {text!r}", where=where, do="export the model again")
 
 
 def _is_text(path: Path) -> bool:
@@ -111,6 +113,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise ModelError("the model has no outputs", where=where, do="name what it gives as outputs of the graph")
     _check_versions(model, where)
     for tensor in _external_tensors(model.graph):
+        _check_entries(tensor.external_data, where)
         external_location(tensor, path.parent)
     return model
 
@@ -289,6 +292,14 @@ def _check_versions(model: onnx.ModelProto, where: str) -> None:
             where=where,
             do="upgrade onnx, or export with an older opset",
         )
+
+
+def _check_entries(entries: Iterable[onnx.StringStringEntryProto], where: str) -> None:
+    """Refuse what is no UTF-8, of which protobuf makes bytes, before anything takes it for text."""
+    for entry in entries:
+        for text in (entry.key, entry.value):
+            if isinstance(text, bytes):
+                raise _not_utf8(text, where)
 
 
 def _external_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -22,6 +22,7 @@ from onnx import numpy_helper
 from onnx.helper import np_dtype_to_tensor_dtype, tensor_dtype_to_np_dtype
 
 from onnxcomp.errors import ModelError
+from onnxcomp.graph.metadata import metadata_of
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Dim: TypeAlias = int | str | None
@@ -308,8 +309,8 @@ class Graph:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The model's `metadata_props`; change them with `set_metadata`."""
-        return {p.key: p.value for p in self.root.model.metadata_props}
+        """The model's `metadata_props` as `metadata_of` reads them; change them with `set_metadata`."""
+        return metadata_of(self.root.model)
 
     def set_metadata(self, key: str, value: str) -> None:
         """Set one of the model's `metadata_props`."""

@@ -78,8 +78,7 @@ def takes_half(node: Node, opset: int, shapes: Shapes) -> bool:
 
     The parts of MeanVarianceNormalization, say, mix a float32 exponent with what they are fed.
     """
-    schema: Any = _schema(node.op, opset) if is_onnx(node.domain) else None
-    if schema is None or not (schema.has_function or schema.has_context_dependent_function):
+    if not built_of_others(node, opset):
         return True
     proto = encode_node(node)
     proto.input[:] = [f"x{i}" if name else "" for i, name in enumerate(proto.input)]
@@ -98,6 +97,12 @@ def takes_half(node: Node, opset: int, shapes: Shapes) -> bool:
     except onnx.shape_inference.InferenceError:
         return False
     return True
+
+
+def built_of_others(node: Node, opset: int) -> bool:
+    """Whether the standard defines a node by a graph of other operators."""
+    schema: Any = _schema(node.op, opset) if is_onnx(node.domain) else None
+    return schema is not None and (schema.has_function or schema.has_context_dependent_function)
 
 
 def _shared(node: Node, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Iterator[Port]:

@@ -60,16 +60,18 @@ def _inferred(graph: Graph, model: onnx.ModelProto, *, declared: bool, beyond: b
 def propagated(model: onnx.ModelProto) -> onnx.ModelProto:
     """A model with the shapes that follow, those out of shape arithmetic, too.
 
-    onnx keeps one entry an element of every vector on the way, whatever that holds: long input vectors are shown to it
-    as of a size unknown, and the size is put where it went.
+    onnx keeps one entry an element of every vector on the way, whatever that holds: vectors that are declared as long
+    are shown to it as of a size unknown, and the size is put where it went.
 
     Raises:
         InferenceError, RuntimeError, ValueError: as onnx has them.
     """
-    sizes = {f"onnxcomp:{v.name}": _length(v) for v in model.graph.input if _length(v) > LONGEST_FOLLOWED}
-    for value in model.graph.input if sizes else ():
-        if _length(value) > LONGEST_FOLLOWED:
-            value.type.tensor_type.shape.dim[0].dim_param = f"onnxcomp:{value.name}"
+    sizes: dict[str, int] = {}
+    for value in _declared(model.graph):
+        if (length := _length(value)) > LONGEST_FOLLOWED:
+            name = f"onnxcomp:{value.name}:{length}"  # bodies may use a name twice
+            sizes[name] = length
+            value.type.tensor_type.shape.dim[0].dim_param = name
     try:
         inferred = shape_inference.infer_shapes(model, data_prop=True)
         _give_sizes(inferred.graph, sizes)
@@ -85,7 +87,7 @@ def _length(value: onnx.ValueInfoProto) -> int:
 
 
 def _give_sizes(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> None:
-    for value in (v for g in _graphs(graph) for v in (*g.input, *g.value_info, *g.output)) if sizes else ():
+    for value in _declared(graph) if sizes else ():
         for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
             if dim.dim_param in sizes:
                 dim.dim_value = sizes[dim.dim_param]
@@ -109,7 +111,7 @@ def _key(graph: Graph, model: onnx.ModelProto, *, declared: bool, beyond: bool) 
 def _types(graph: onnx.GraphProto) -> dict[str, TensorType]:
     """Types by tensor name; where bodies use a name twice, only what holds for both is known."""
     types: dict[str, TensorType] = {}
-    for value in (v for body in _graphs(graph) for v in (*body.input, *body.value_info, *body.output)):
+    for value in _declared(graph):
         if not value.name or not value.type.HasField("tensor_type"):
             continue
         element = value.type.tensor_type.elem_type
@@ -120,6 +122,10 @@ def _types(graph: onnx.GraphProto) -> dict[str, TensorType]:
                 seen.dtype if seen.dtype == known.dtype else None, seen.shape if seen.shape == known.shape else None
             )
     return types
+
+
+def _declared(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    return (value for body in _graphs(graph) for value in (*body.input, *body.value_info, *body.output))
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

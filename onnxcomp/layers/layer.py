@@ -202,11 +202,11 @@ class Residual:
     total: Variable
 
 
-def residual_of(graph: Graph, output: Variable, shapes: Shapes | None = None) -> Residual | None:
+def residual_of(graph: Graph, output: Variable, shapes: Shapes) -> Residual | None:
     """The sum of a layer's output and something computed; None where its reader is anything else.
 
     Args:
-        shapes: both summands must have the same, where given: one that is spread over the other is no shortcut.
+        shapes: both summands must have the same: one that is spread over the other is no shortcut.
     """
     add = _reader(graph, output)
     total = add.output() if add is not None else None
@@ -216,10 +216,9 @@ def residual_of(graph: Graph, output: Variable, shapes: Shapes | None = None) ->
     other = add.inputs[port]
     if isinstance(other, Constant) or other is output:
         return None
-    if shapes is not None:
-        shape = shapes.shape(output)
-        if shape is None or None in shape or shapes.shape(other) != shape:
-            return None
+    shape = shapes.shape(output)
+    if shape is None or None in shape or shapes.shape(other) != shape:
+        return None
     return Residual(add, port, other, total)
 
 

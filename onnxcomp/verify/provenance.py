@@ -11,6 +11,7 @@ from typing import Any
 from onnxcomp.errors import ModelError
 from onnxcomp.files import json_of, sha256_of
 from onnxcomp.graph.io import model_files, read_proto
+from onnxcomp.graph.metadata import metadata_of
 from onnxcomp.results import PAGE_MARK
 from onnxcomp.seal import broken_seal
 from onnxcomp.verify.budget import EXIT_CODES
@@ -93,7 +94,11 @@ def is_stamped(model: Path) -> bool:
     Raises:
         ModelError: the file is no model.
     """
-    return any(entry.key.startswith(PREFIX) for entry in read_proto(model).metadata_props)
+    return bool(_recorded(model))
+
+
+def _recorded(model: Path) -> dict[str, str]:
+    return {key: value for key, value in metadata_of(read_proto(model)).items() if key.startswith(PREFIX)}
 
 
 def written_by_us(path: Path) -> bool:
@@ -124,7 +129,7 @@ def provenance(artifact: Path, report: Path | None = None) -> Provenance:
         ModelError: the file is no model, records no provenance, or is not the file that its report describes; or the
             report was changed, or cannot be read.
     """
-    recorded = {entry.key: entry.value for entry in read_proto(artifact).metadata_props if entry.key.startswith(PREFIX)}
+    recorded = _recorded(artifact)
     missing = [key for key in REQUIRED if key not in recorded]
     sha256 = sha256_of(*model_files(artifact))
     untraced = set(recorded) == {VERSION}  # written by compact{provenance=false}: the report says the rest

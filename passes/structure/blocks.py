@@ -13,7 +13,7 @@ from onnxcomp.manager.base import PassContext
 from onnxcomp.passes.pruning.layers import refittable
 from onnxcomp.passes.pruning.solve import Problem
 from onnxcomp.passes.structure.readers import MOST_MOMENT_BYTES, ridge
-from onnxcomp.runtime.gram import Gram, Target, gram, moment_bytes
+from onnxcomp.runtime.gram import Gram, Target, batch_shapes, gram, moment_bytes
 from onnxcomp.runtime.taps import stream
 
 BATCH = 32
@@ -104,13 +104,15 @@ def _refitted(layer: Layer, moments: Gram, energy: float, damping: float) -> flo
 
 def _makers(graph: Graph, context: PassContext) -> Mapping[Variable, tuple[Layer, str]]:
     """The layer that makes a tensor, by itself or as one of two summands, and the name of the other summand."""
+    assert context.calibration is not None
+    shapes = batch_shapes(graph, context.calibration, BATCH)
     found: dict[Variable, tuple[Layer, str]] = {}
     for use in kernels(graph, context.operators):
         layer = refittable(graph, use) if use.weight.group == 1 else "in groups"
         if not isinstance(layer, Layer) or moment_bytes(use) > MOST_MOMENT_BYTES:
             continue
         found[layer.output] = layer, ""
-        behind = residual_of(graph, layer.output)
+        behind = residual_of(graph, layer.output, shapes)
         if behind is not None:
             found[behind.total] = layer, behind.other.name
     return found
