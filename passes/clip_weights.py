@@ -200,7 +200,9 @@ def best_clip(rows: Array, bits: int) -> Array:
         [rows] float64.
     """
     top = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64)
-    sample = rows[:, :: max(1, -(-rows.shape[1] // BLOCK_ELEMENTS))]
+    exponents = np.frexp(top)[1]  # by powers of two, which is exact: squares neither overflow nor vanish
+    sample = np.ldexp(rows[:, :: max(1, -(-rows.shape[1] // BLOCK_ELEMENTS))], -exponents[:, None])
+    top = np.ldexp(top, -exponents)
     share = np.ones(len(rows))
     error = rounding_error(sample, top, bits)
 
@@ -217,7 +219,7 @@ def best_clip(rows: Array, bits: int) -> Array:
         step /= FINE / 2
         offsets = [step * i for i in range(-FINE // 2 + 1, FINE // 2) if i]
         look(np.clip(centre + offset, NARROWEST, 1.0) for offset in offsets)
-    best: Array = top * share
+    best: Array = np.ldexp(top * share, exponents)
     return best
 
 

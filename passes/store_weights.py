@@ -347,4 +347,6 @@ def _decoded(codes: Array, scales: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _db(signal: float, noise: float) -> float:
-    return 10 * float(np.log10(signal / noise)) if signal and noise else float("inf")
+    if not signal or not noise:
+        return float("inf")
+    return 10 * (float(np.log10(signal)) - float(np.log10(noise)))

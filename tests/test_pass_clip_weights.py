@@ -91,6 +91,14 @@ def test_mse_finds_the_best_clip_of_a_normal_distribution() -> None:
     assert (rounding_error(w, best, 4) <= 1.002 * exact).all()
 
 
+@pytest.mark.parametrize("scale", [2.0**-120, 2.0**-60, 2.0**60, 2.0**110])
+def test_mse_finds_the_same_clip_at_any_scale(scale: float) -> None:
+    rows = np.random.default_rng(0).standard_normal((3, 2000)).astype(np.float32)
+    with np.errstate(over="raise"):
+        found = best_clip(rows * np.float32(scale), 4)
+    np.testing.assert_array_equal(found, best_clip(rows, 4) * scale)
+
+
 def test_clipping_at_four_bits_raises_the_fidelity_of_rounded_weights() -> None:
     model = b.residual_cnn(batch_norm=False)
     before = weights(decode(model))

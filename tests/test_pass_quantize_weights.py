@@ -393,3 +393,26 @@ def test_made_up_samples_show_along_which_directions_a_layer_is_fed() -> None:
 def test_gptq_without_data_is_an_error() -> None:
     with pytest.raises(DataError):
         quantized(layer("MatMul")[0], "bits=4,error=gptq")
+
+
+@pytest.mark.parametrize("scale", [2.0**-90, 2.0**90])
+def test_codes_do_not_depend_on_the_scale_of_a_weight(scale: float) -> None:
+    net = Net()
+    model = net.model(net.op("MatMul", net.input("N", 128), net.weight(128, 64)))
+    scaled = onnx.ModelProto()
+    scaled.CopyFrom(model)
+    (weight,) = (t for t in scaled.graph.initializer if len(t.dims) == 2)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(scale), weight.name))
+    codes = []
+    for proto in (model, scaled):
+        with np.errstate(over="raise"):
+            result = PassManager(Pipeline.parse("quantize-weights{bits=4}"), verify=False).run(
+                decode(proto), PassContext()
+            )
+        found = onnx.load_from_string(to_bytes(result.graph))
+        codes.append(
+            [numpy_helper.to_array(t) for t in found.graph.initializer if len(t.dims) > 1 and t.data_type != 1]
+        )
+    assert codes[0]
+    for one, other in zip(*codes, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -96,11 +96,13 @@ class IntegerCoder:
     def scales(self, blocks: Array) -> Array:
         """A float32 scale for each row of [blocks, block]; no element is clipped unless a search found that better."""
         full = self._full(blocks)
+        exponents = np.frexp(full)[1]  # by powers of two, which is exact: squares neither overflow nor vanish
+        blocks, full = np.ldexp(blocks, -exponents[:, None]), np.ldexp(full, -exponents)
         if self.error != "round":
             full = self._search(blocks, full)
         if self.power_of_two:
-            full = self._nearer_power(blocks, full)
-        return full
+            full = self._nearer_power(blocks, full, exponents)
+        return np.ldexp(full, exponents)
 
     def nearest(self, blocks: Array, scales: Array) -> Array:
         """The nearest level of each element: int16 [blocks, block]."""
@@ -127,12 +129,12 @@ class IntegerCoder:
                     self._keep_better(blocks[part], full[part] * np.float32(ratio * sign), best[part], least[part])
         return best
 
-    def _nearer_power(self, blocks: Array, scales: Array) -> Array:
-        """The power of two below or above each scale, whichever leaves the smaller error."""
+    def _nearer_power(self, blocks: Array, scales: Array, exponents: Array) -> Array:
+        """The power of two below or above each scale, whichever leaves the smaller error; both taken by 2^exponents."""
         exponent = np.floor(np.log2(np.abs(scales)))
         best, least = scales.copy(), np.full(len(scales), np.inf, np.float32)
         for step in (1, 0):
-            power = np.copysign(np.exp2(np.maximum(exponent + step, -126)), scales).astype(np.float32)
+            power = np.copysign(np.exp2(np.maximum(exponent + step, -126.0 - exponents)), scales).astype(np.float32)
             self._keep_better(blocks, power, best, least)
         return best
 
