@@ -11,6 +11,7 @@ import pytest
 from onnx import helper
 
 from onnxcomp.graph.codec import decode
+from onnxcomp.runtime import chain as module
 from onnxcomp.runtime.chain import Chain, cut
 from onnxcomp.runtime.session import open_session
 
@@ -28,6 +29,27 @@ def test_parts_give_what_the_whole_gives(parts: int) -> None:
     values = chain.run(feed)
     for name, wanted in zip(chain.outputs, builders.run(proto, feed), strict=True):
         np.testing.assert_allclose(values[name], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_no_part_keeps_memory_between_its_runs(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dozen sessions that each keep what their largest layer took held twice the budget on a U-Net."""
+    proto = builders.residual_cnn()
+    graph, feed = decode(proto), builders.feeds_of(proto)
+    kept: list[bool] = []
+
+    def seen(name: str) -> None:
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, **given: kept.append(given.get("arena", True)) or original(*a, **given)
+        )
+
+    seen("open_session")
+    seen("open_graph")
+    chain = Chain(graph, cut(graph.nodes, spans(graph), parts), threads=1)
+    values = chain.run(feed)
+    chain.other_form(0, graph, chain.parts[0], values)
+    assert len(kept) == len(chain.parts) + 1 and not any(kept)
 
 
 def test_a_part_that_gives_other_values_changes_the_outputs_and_nothing_that_is_kept() -> None:

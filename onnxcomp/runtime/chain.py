@@ -77,7 +77,8 @@ class Chain:
         nodes = list(nodes)
         outputs = [t for node in nodes for t in node.outputs if t.name in names]
         fed = {t: values[t.name] for t in self._read(nodes, values)}
-        return open_session(piece(graph, nodes, fed, list(outputs)), threads=self.threads, config=config)
+        model = piece(graph, nodes, fed, list(outputs))
+        return open_session(model, threads=self.threads, arena=False, config=config)
 
     def _run(self, at: int, values: Values) -> Values:
         nodes, handed = self.parts[at], self._handed[at]
@@ -91,8 +92,9 @@ class Chain:
 
     def _opened(self, at: int, fed: Mapping[Tensor, Array]) -> Session:
         if len(self.parts) == 1:  # a model too large to be copied
-            return open_graph(self.graph, threads=self.threads)
-        return open_session(piece(self.graph, self.parts[at], fed, list(self._handed[at])), threads=self.threads)
+            return open_graph(self.graph, threads=self.threads, arena=False)
+        model = piece(self.graph, self.parts[at], fed, list(self._handed[at]))
+        return open_session(model, threads=self.threads, arena=False)
 
     @staticmethod
     def _read(nodes: Sequence[Node], values: Mapping[str, Array]) -> list[Tensor]:
