@@ -249,6 +249,7 @@ class Agreement:
         decisions: how many decisions of the original it is a share of: samples, boxes, places, rows; None where it is
             no such share.
         evidence: as many decisions that know nothing of each other would be as sure; None where that is not known.
+        also: the same figure where a user may draw the line elsewhere: in words, and its value.
     """
 
     kind: str
@@ -261,6 +262,7 @@ class Agreement:
     flips: tuple[tuple[int, int, int], ...] = ()
     decisions: int | None = None
     evidence: int | None = None
+    also: tuple[tuple[str, float], ...] = ()
 
     @property
     def seen(self) -> int:

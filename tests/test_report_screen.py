@@ -153,3 +153,22 @@ def test_operations_are_told_with_the_shapes_that_they_are_counted_at(tmp_path: 
     assert ("MACs, one sample", "2.94 k", "2.94 k", "at words [1, 23, 16]") in figures(report)
     assert "at words [1, 23, 16]" in document(report)
     assert shapes_text(dict.fromkeys("abcde", (1, 4))) == "at a [1, 4], b [1, 4], c [1, 4], 2 more"
+
+
+@pytest.mark.parametrize(
+    ("value", "lower", "said"),
+    [
+        (1.0, 0.97, "boxes matched above 0.25: 100.00%, above 0.1: 97.00%"),
+        (0.98, 0.97, "boxes matched above 0.25: 98.00%, above 0.1: 97.00%"),
+        (0.98, 0.995, "boxes matched above 0.25: 98.00%"),
+        (1.0, 0.995, ""),
+    ],
+)
+def test_a_loss_among_fainter_boxes_stands_there_too(value: float, lower: float, said: str) -> None:
+    report = sample()
+    report.verdict, report.reason, report.doubts = "accepted", "", []
+    agreement = Agreement("boxes", ("y",), "boxes matched above 0.25", value, 64, also=(("above 0.1", lower),))
+    assert report.fidelity is not None
+    report.fidelity = replace(report.fidelity, agreements=(agreement,))
+    line = shown(report, 200, terminal=False).splitlines()[1]
+    assert line.endswith(said) if said else "above" not in line

@@ -204,6 +204,17 @@ def test_raw_heads_are_matched_anchor_by_anchor():
     assert bad.value < 0.5
 
 
+def test_what_is_lost_among_fainter_boxes_is_told_beside():
+    """Applications draw boxes from 0.25 on, or from 0.1."""
+    boxes, scores = things()
+    before, after = scores.copy(), scores.copy()
+    before[:, 7, 2] = 0.15  # one in each picture, which the other model does not find
+    (found,), _ = judged(*({"y": np.concatenate([boxes, s], axis=2).transpose(0, 2, 1)} for s in (before, after)), BIG)
+    assert found.value == 1.0 and found.measure.endswith("above 0.25")
+    ((where, share),) = found.also
+    assert where == "above 0.1" and share == pytest.approx(2 * 4 / (4 + 5), abs=0.01)
+
+
 def test_few_boxes_are_weak_evidence():
     boxes, scores = things()
     quiet = {"y": np.concatenate([boxes, 0.001 * scores], axis=2).transpose(0, 2, 1)}

@@ -82,12 +82,16 @@ def gist(report: Report) -> list[str]:
 
 
 def _lost_words(report: Report) -> list[str]:
-    """A loss of more than a point of the task's own measure, which no table may be needed to see."""
+    """A loss of more than a point of the task's own measure, which no table may be needed to see.
+
+    Where boxes are drawn from lower scores on, as many applications do, the loss there counts as well.
+    """
     found = report.fidelity.least_agreeing if report.fidelity is not None else None
-    if found is None or found.value is None or found.value > WHOLE or report.verdict == "unchanged":
+    if found is None or found.value is None or report.verdict == "unchanged":
         return []
-    words = f"{found.measure}: {found.value:.2%}"
-    return [] if words in report.reason else [words]
+    words, lost = f"{found.measure}: {found.value:.2%}", [pair for pair in found.also if pair[1] <= WHOLE]
+    told = [] if words in report.reason or (found.value > WHOLE and not lost) else [words]
+    return told + [f"{where}: {value:.2%}" for where, value in lost]
 
 
 def _pruned_words(report: Report) -> list[str]:

@@ -17,6 +17,7 @@ from onnxcomp.results import Agreement
 from onnxcomp.runtime.session import Array
 from onnxcomp.verify.tasks.base import KINDS, Measure
 
+LEAST_SURE = 0.1  # boxes are drawn from scores of so much on; lower ones serve curves of precision
 THRESHOLDS = (0.25, 0.1, 0.03)  # of scores; the first at which the original finds enough
 NMS_IOU, MATCH_IOU = 0.45, 0.5
 LEAST = 10  # boxes; fewer tell little
@@ -78,12 +79,24 @@ class Boxes(Measure):
             doubts.append(f"the original finds {_boxes(found)} above {threshold:g} in {self.samples} samples")
         elif threshold < THRESHOLDS[0]:
             doubts.append(f"the original is sure of hardly any box: those above {threshold:g} are matched")
-        value = 2 * self.matched[threshold] / (found + other) if found + other else None
+        value = self._f1(threshold) if found + other else None
         words = f"{KINDS['boxes']} above {threshold:g}"
         details = {"threshold": threshold, "before": float(found), "after": float(other)}
+        lower = [t for t in enough if LEAST_SURE <= t < threshold]
         return Agreement(
-            self.kind, self.outputs, words, value, self.samples, details=details, doubts=tuple(doubts), decisions=found
+            self.kind,
+            self.outputs,
+            words,
+            value,
+            self.samples,
+            details=details,
+            doubts=tuple(doubts),
+            decisions=found,
+            also=tuple((f"above {t:g}", self._f1(t)) for t in lower),
         )
+
+    def _f1(self, threshold: float) -> float:
+        return 2 * self.matched[threshold] / (self.before[threshold] + self.after[threshold])
 
 
 def _boxes(count: int) -> str:
