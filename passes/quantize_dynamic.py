@@ -21,7 +21,7 @@ from onnxcomp.passes.weights.coders import IntegerCoder
 from onnxcomp.passes.weights.kernels import BlockCodes, BlockMatMul, RowGather, block_matmul_refusal, state_type
 from onnxcomp.passes.weights.layout import Assembly, Layout, Reader
 from onnxcomp.passes.weights.rounding import LEVELS, int8_rows, solved_rows
-from onnxcomp.passes.weights.smoothing import Group, Verdict, measure
+from onnxcomp.passes.weights.smoothing import Group, Verdict, measure, without
 from onnxcomp.passes.weights.sources import other_weights
 from onnxcomp.targets.base import Target
 from onnxcomp.targets.table import find
@@ -48,6 +48,8 @@ class QuantizeDynamic(Pass):
 
     With calibration data the input channels of a product are evened out where that makes its error smaller on samples
     not used to find it: x / s times s W, with s = max|x|^smooth / max|W|^(1 - smooth) (SmoothQuant, arXiv 2211.10438).
+    Where a few channels reach far beyond all others, as hidden units of transformers do that fire at the first token,
+    those are multiplied in float beside the others, whose range they would set (after LLM.int8(), arXiv 2208.07339).
     """
 
     name: ClassVar[str] = "quantize-dynamic"
@@ -71,6 +73,9 @@ class QuantizeDynamic(Pass):
         minimum=0,
         maximum=1,
         search=Range(0.0, 1.0),
+    )
+    apart: bool = option(
+        True, "with calibration data: multiply few channels in float beside the others, whose range they would set"
     )
     least: int = option(4096, "elements of the smallest weight worth it", minimum=1)
     windows: Literal["measured", "always"] = option(
@@ -118,10 +123,10 @@ class QuantizeDynamic(Pass):
 
     def _look(self, graph: Graph, groups: list[Group], context: PassContext) -> dict[str, Verdict]:
         """What calibration data says of each activation; empty where there is none or nobody asks."""
-        if context.calibration is None or not (self.smooth or self.protect):
+        if context.calibration is None or not (self.smooth or self.protect or self.apart):
             return {}
         inside = [group for group in groups if any(node is group.uses[0].node for node in graph.nodes)]
-        return measure(graph, inside, context, self.smooth)
+        return measure(graph, inside, context, self.smooth, apart=self.apart)
 
     def _protected(
         self, products: list[WeightUse], groups: list[Group], verdicts: dict[str, Verdict], work: _Work
@@ -152,6 +157,7 @@ class _Work:
     portable: bool
     changed: int = 0
     _codes: dict[tuple[Constant, int, str], tuple[Constant, Array]] = field(default_factory=dict)
+    _few: dict[str, Variable] = field(default_factory=dict)
     _quantized: dict[str, tuple[Variable, Variable, Variable]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -231,46 +237,60 @@ class _Work:
     def quantize(self, group: Group, verdict: Verdict | None, protected: set[Node]) -> None:
         """Rewrite the products of one activation."""
         smoothing = verdict.smoothing if verdict is not None else None
+        apart = verdict.apart if verdict is not None else None
         for use in group.uses:
             if use.node in protected:
                 self._protect(use)
                 continue
-            made = self._weight(use, group.key, smoothing)
+            made = self._weight(use, group.key, smoothing, apart)
             if made is None:
                 self.outcome.skip(use.node, f"{use.constant.name} holds NaN or infinity")
                 continue
-            activation = self._activation(group, self.owners[use.node], smoothing)
+            activation = self._activation(group, self.owners[use.node], smoothing, apart)
             if use.node.op == "Attention":
                 write_attention(self.graph, use.node, activation, *made, self.shapes)
             else:
+                output = use.node.outputs[0]
                 self._rewrite(use, activation, *made)
+                if apart is not None:
+                    self._beside(use, group, apart, output)
             how = "int8, smoothed input" if smoothing is not None else "int8"
+            if apart is not None:
+                how = f"int8, {len(apart)} channels in float"
             if verdict is not None:
                 how = f"{how}, {verdict.sqnr_db[use.node.name]:.1f} dB"
             self.outcome.change(use.node, how)
             self.changed += 1
 
-    def _activation(self, group: Group, owner: Graph, smoothing: Array | None) -> tuple[Variable, Variable, Variable]:
+    def _activation(
+        self, group: Group, owner: Graph, smoothing: Array | None, apart: Array | None
+    ) -> tuple[Variable, Variable, Variable]:
         """The quantized activation, its scale and its zero point; made once for a group."""
         if group.key not in self._quantized:
             x: Variable = group.activation
             base = x.name
             if group.turned:
                 x = owner.add_node("Transpose", [x], name=f"{base}_turned", attrs={"perm": [1, 0]}).outputs[0]
-            if smoothing is not None:
-                factor = self.graph.add_constant(f"{base}_smooth", (1 / smoothing).astype(np.float32))
+            if smoothing is not None or apart is not None:
+                layout = Layout.of(group.uses[0].constant.shape, group.uses[0].weight, 0)
+                factors = 1 / smoothing if smoothing is not None else np.ones(layout.columns)
+                if apart is not None:
+                    factors[apart] = 0
+                factor = self.graph.add_constant(f"{base}_smooth", factors.astype(np.float32))
                 x = owner.add_node("Mul", [x, factor], name=f"{base}_smoothed").outputs[0]
             made = owner.add_node("DynamicQuantizeLinear", [x], name=f"{base}_quantized", outputs=3)
             self._quantized[group.key] = tuple(made.outputs)
         return self._quantized[group.key]
 
-    def _weight(self, use: WeightUse, key: str, smoothing: Array | None) -> tuple[Constant, Array] | None:
+    def _weight(
+        self, use: WeightUse, key: str, smoothing: Array | None, apart: Array | None
+    ) -> tuple[Constant, Array] | None:
         """int8 [K, N] and its float32 scales [N]; nodes that share a weight and its smoothing share the copy.
 
         None where the weight is not finite.
         """
         constant, out_axis = use.constant, use.weight.out_axis % 2
-        where = (constant, out_axis, key if smoothing is not None else "")
+        where = (constant, out_axis, key if smoothing is not None or apart is not None else "")
         if where not in self._codes:
             layout, reader = Layout.of(constant.shape, use.weight, 0), Reader(constant)
             codes = np.empty((layout.columns, layout.rows), np.int8)
@@ -281,6 +301,8 @@ class _Work:
                     return None
                 if smoothing is not None:
                     rows *= smoothing
+                if apart is not None:
+                    rows = without(rows, apart)
                 chosen, scales[piece] = int8_rows(rows, portable=self.portable)
                 codes[:, piece] = chosen.T
             self._codes[where] = (self.graph.add_constant(f"{constant.name}_q8", codes), scales)
@@ -310,6 +332,24 @@ class _Work:
             times = self.graph.add_constant(f"{node.name}_beta", np.asarray(beta, np.float32))
             bias = owner.add_node("Mul", [bias, times], name=f"{node.name}_bias").outputs[0]
         owner.add_node("Add", [product, bias], name=f"{node.name}_add", outputs=[out])
+
+    def _beside(self, use: WeightUse, group: Group, apart: Array, output: Variable) -> None:
+        """Add what the channels that are left out give, in float, in front of a bias: each tensor stays what it is."""
+        owner, base = self.owners[use.node], group.activation.name
+        if group.key not in self._few:
+            places = self.graph.add_constant(f"{base}_places", apart)
+            attrs = {"axis": -1}
+            few = owner.add_node("Gather", [group.activation, places], name=f"{base}_apart", attrs=attrs).outputs[0]
+            self._few[group.key] = few
+        rows = Layout.of(use.constant.shape, use.weight, 0).read(use.constant.values, slice(None))  # [N, K]
+        weight = np.ascontiguousarray(rows[:, apart].T * np.float32(use.weight.alpha))
+        stored = self.graph.add_constant(f"{use.constant.name}_apart", weight)
+        side = owner.add_node("MatMul", [self._few[group.key], stored], name=f"{use.node.name}_apart").outputs[0]
+        maker = output.producer
+        assert maker is not None
+        others = Variable(self.graph.unique_name(f"{output.name}_others"), FLOAT32, output.shape)
+        maker.outputs[0] = others
+        owner.add_node("Add", [others, side], name=f"{use.node.name}_all", outputs=[output])
 
     def _protect(self, use: WeightUse) -> None:
         """An 8-bit block product, whose activations get a scale for every few elements."""

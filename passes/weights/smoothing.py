@@ -1,4 +1,4 @@
-"""Does it pay to move the range of an activation into the weights behind it? Measured on samples kept apart."""
+"""Does it pay to move an activation's range into the weights, or to take out a few channels? Measured on samples."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ from onnxcomp.runtime.taps import stream
 MOST_SAMPLES = 128
 ROWS_A_BATCH = 64  # of an activation, evenly drawn, on which errors are measured; three times as many decide alike
 WORTH_DB = 0.25
+APART = 16  # channels that are multiplied in float beside the others
+FAR = 1.5  # times the largest of the channels left that the first of those reaches at least
+LEAST_CHANNELS = 256  # a product of so few channels beside it would cost as much as it does
+WORTH_APART_DB = 1.0  # a Mul, a Gather, a small product and a sum more
 LEVELS = Levels.signed(8)
 
 
@@ -37,6 +41,14 @@ class Group:
     uses: list[WeightUse]
     turned: bool = False
 
+    @property
+    def parts(self) -> bool:
+        """Whether some of the channels may be multiplied apart: what adds that up takes time for every output."""
+        if self.turned or any(use.node.op == "Attention" for use in self.uses):
+            return False
+        layouts = [Layout.of(use.constant.shape, use.weight, 0) for use in self.uses]
+        return sum(layout.rows for layout in layouts) <= layouts[0].columns
+
     def rows(self, values: Array) -> Array:
         """The activation as [rows, K]."""
         return values.T if self.turned else values.reshape(-1, values.shape[-1])
@@ -49,11 +61,13 @@ class Verdict:
     Attributes:
         smoothing: float32 [K], what the activation is divided by and the weights are multiplied with; None where that
             does not pay.
+        apart: channels that are multiplied in float beside the others, whose range they would set; int64 [few] or None.
         sqnr_db: by node name, the product's own error in the form that was chosen.
     """
 
     smoothing: Array | None
     sqnr_db: dict[str, float]
+    apart: Array | None = None
 
 
 @dataclass
@@ -62,12 +76,15 @@ class _Trial:
 
     group: Group
     smooth: float
+    divides: bool
     largest: Array | None = None
     factors: Array | None = None
     signal: list[float] = field(default_factory=list)
     plain: list[float] = field(default_factory=list)
     smoothed: list[float] = field(default_factory=list)
-    _weights: list[tuple[Array, Array, Array]] = field(default_factory=list)
+    parted: list[float] = field(default_factory=list)
+    apart: Array | None = None
+    _weights: list[tuple[Array, Array, Array, Array]] = field(default_factory=list)
 
     def learn(self, values: Array) -> None:
         found = np.abs(self.group.rows(values)).max(axis=0, initial=0.0)
@@ -81,11 +98,17 @@ class _Trial:
         step = max(1, len(rows) // ROWS_A_BATCH)
         picked = rows[::step]
         plain, smoothed = _dynamic(rows)(picked), _dynamic(rows / self.factors)(picked / self.factors)
-        for i, (weight, integers, smooth_integers) in enumerate(self._weights):
+        for i, (weight, integers, smooth_integers, _) in enumerate(self._weights):
             wanted = picked @ weight
             self.signal[i] += energy(wanted)
             self.plain[i] += energy(plain @ integers - wanted)
             self.smoothed[i] += energy(smoothed @ smooth_integers - wanted)
+        if self.apart is not None:
+            left, few = np.array(rows), np.array(picked)
+            left[:, self.apart] = few[:, self.apart] = 0
+            others = _dynamic(left)(few)
+            for i, (weight, *_, integers) in enumerate(self._weights):
+                self.parted[i] += energy(others @ integers - few @ weight)
 
     def verdict(self) -> Verdict:
         before, after = sum(self.plain), sum(self.smoothed)
@@ -95,8 +118,13 @@ class _Trial:
             and 10 * np.log10(max(before, 1e-30) / max(after, 1e-30)) > WORTH_DB
         )
         noise = self.smoothed if pays else self.plain
+        apart = self.apart
+        if apart is None or 10 * np.log10(max(sum(noise), 1e-30) / max(sum(self.parted), 1e-30)) < WORTH_APART_DB:
+            apart = None
+        else:
+            pays, noise = False, self.parted
         sqnr = {use.node.name: sqnr_db(s, n) for use, s, n in zip(self.group.uses, self.signal, noise, strict=True)}
-        return Verdict(self.factors if pays else None, sqnr)
+        return Verdict(self.factors if pays else None, sqnr, apart)
 
     def _prepare(self) -> None:
         """The factors, and every weight as float, rounded, and rounded after smoothing: [K, N]."""
@@ -107,9 +135,31 @@ class _Trial:
         assert self.largest is not None
         heaviest = np.max([np.abs(weight).max(axis=0, initial=0.0) for weight in weights], axis=0)
         self.factors = smoothing_factors(self.largest, heaviest, self.smooth)
+        self.apart = far_channels(self.largest) if self.divides and self.group.parts else None
         for weight in weights:
-            self._weights.append((weight.T, _rounded(weight).T, _rounded(weight * self.factors).T))
-        self.signal, self.plain, self.smoothed = ([0.0] * len(weights) for _ in range(3))
+            rest = weight if self.apart is None else without(weight, self.apart)
+            self._weights.append((weight.T, _rounded(weight).T, _rounded(weight * self.factors).T, _rounded(rest).T))
+        self.signal, self.plain, self.smoothed, self.parted = ([0.0] * len(weights) for _ in range(4))
+
+
+def far_channels(largest: Array) -> Array | None:
+    """The few channels that reach far beyond all others and so set the range; None where there are none.
+
+    Args:
+        largest: of the magnitudes in each channel, [K].
+    """
+    if len(largest) < LEAST_CHANNELS:
+        return None
+    order = np.argsort(-largest, kind="stable")
+    first, left = largest[order[[0, APART]]]
+    return np.sort(order[:APART]).astype(np.int64) if first > FAR * left > 0 else None
+
+
+def without(weight: Array, channels: Array) -> Array:
+    """A weight [N, K] that leaves out some of its input channels."""
+    left = np.array(weight)
+    left[:, channels] = 0
+    return left
 
 
 def smoothing_factors(activation: Array, weight: Array, smooth: float) -> Array:
@@ -121,14 +171,20 @@ def smoothing_factors(activation: Array, weight: Array, smooth: float) -> Array:
     return np.clip(np.nan_to_num(factors / middle, nan=1.0), 1e-3, 1e3).astype(np.float32)
 
 
-def measure(graph: Graph, groups: list[Group], context: PassContext, smooth: float) -> dict[str, Verdict]:
+def measure(
+    graph: Graph, groups: list[Group], context: PassContext, smooth: float, *, apart: bool = False
+) -> dict[str, Verdict]:
     """A verdict by group key, for groups of the main graph whose activations are finite.
+
+    Args:
+        smooth: how much of the range of activations may move into weights.
+        apart: whether channels may be multiplied apart.
 
     The first half of the samples gives the ranges, the second half the errors.
     """
     assert context.calibration is not None
     samples = FirstSamples(context.calibration, MOST_SAMPLES)
-    trials = {group.key: _Trial(group, smooth) for group in groups}
+    trials = {group.key: _Trial(group, smooth, apart) for group in groups}
     by_name: dict[str, list[_Trial]] = {}
     for trial in trials.values():
         by_name.setdefault(trial.group.activation.name, []).append(trial)
