@@ -9,6 +9,7 @@ import common
 
 Row = dict[str, Any]
 LOSS = 0.99
+MOST_MB = 2000
 EXITS = {0: "done", 13: "nothing could be improved"}
 
 
@@ -104,6 +105,8 @@ def _open(found: dict[str, list[Row]]) -> list[str]:
                 faults.append(f"agreement {row['agreement_other_size']:.3f} at another size")
             if row.get("time", 0) > 1.03:
                 faults.append(f"{row['time']:.2f} of the float model's time")
+            if row.get("peak_memory_mb", 0) > MOST_MB:
+                faults.append(f"{row['peak_memory_mb']} MB at its peak")
             if faults:
                 lines.append(f"- {row['model']}, {run}: {'; '.join(faults)}")
     return lines
