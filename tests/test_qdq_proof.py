@@ -19,10 +19,14 @@ from nets import Net
 from onnx import ModelProto
 
 from onnxcomp.graph.codec import decode, encode
+from onnxcomp.graph.ir import Graph
 from onnxcomp.manager.base import PassContext
 from onnxcomp.manager.pipeline import PassManager, Pipeline
+from onnxcomp.passes.qdq import proof
 from onnxcomp.results import PassRecord
 from onnxcomp.runtime import kernels
+from onnxcomp.runtime.session import Session
+from onnxcomp.runtime.taps import Sessions
 
 TABLE = "quantize-qdq{placement=table,min_sqnr=0}"
 
@@ -322,6 +326,24 @@ def test_a_layer_that_would_run_in_float_is_named_with_the_kernel_that_runs_it()
     assert builders.ops(after) == builders.ops(before)
     assert all("in float between Q and DQ" in skip.why for skip in record.skips)
     assert record.summary.startswith("0 of 2 MatMul quantized")
+
+
+def test_what_proves_integers_keeps_no_memory_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A literal run hands out every tensor at once; an arena would hold what computed them besides."""
+    kept: list[bool] = []
+    original = proof._Probe.__init__
+
+    def watched(self: proof._Probe, graph: Graph, planned: Any, feed: Any, sessions: Sessions) -> None:
+        class Watching(Sessions):
+            def of(self, graph: Graph, **given: Any) -> Session:
+                kept.append(given.get("arena", True))
+                return super().of(graph, **given)
+
+        original(self, graph, planned, feed, Watching(sessions.threads))
+
+    monkeypatch.setattr(proof._Probe, "__init__", watched)
+    _, record = quantized(*net_of("average"))
+    assert record.changes and len(kept) >= 2 and not any(kept)
 
 
 def test_kernels_are_traced_to_the_nodes_they_came_from() -> None:

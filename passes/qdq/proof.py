@@ -120,7 +120,7 @@ class _Probe:
         cuts = [node.outputs[0] for node in graph.nodes if node.op == "QuantizeLinear"]
         shown = [_shown(node, self._ends[name]) for name, node in self.nodes.items()]
         literal = extract(graph, graph.inputs, list(dict.fromkeys((*cuts, *shown)))).graph
-        self.values: dict[str, Array] = sessions.of(literal, optimize=False).run(self.feed)
+        self.values: dict[str, Array] = sessions.of(literal, optimize=False, arena=False).run(self.feed)
         apart = extract(graph, [*graph.inputs, *cuts], list(dict.fromkeys(shown)))
         self._made = dict(zip(dict.fromkeys(t.name for t in shown), apart.graph.outputs, strict=True))
         self.cut = apart.graph
@@ -138,7 +138,7 @@ class _Probe:
     def refused(self) -> dict[str, str]:
         """The nodes that the runtime refuses to run in the form that it makes of them, by name, with its reason."""
         try:
-            self._session = self.sessions.of(self.cut, strict=True)
+            self._session = self.sessions.of(self.cut, strict=True, arena=False)
         except ModelError:
             return {name: why for name in self.names if (why := self._refuses(name))}
         return {}
@@ -155,7 +155,7 @@ class _Probe:
         """The nodes whose kernels compute something else than the literal run, by name, with how much."""
         known = list(nodes)
         names = list(dict.fromkeys(self._made[self.names[name]].name for name in known))
-        got = (self._session or self.sessions.of(self.cut)).run(self.feed, names) if names else {}
+        got = (self._session or self.sessions.of(self.cut, arena=False)).run(self.feed, names) if names else {}
         found = {}
         for name in known:
             shown = self.names[name]
