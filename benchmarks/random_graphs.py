@@ -42,6 +42,7 @@ SPECS = (
     "fuse-batchnorm",
     "fuse-slices",
     "gather-rows",
+    "chain-pools",
     "conv-before-resize",
     "convolve-shortcuts",
     "widen-conv",

@@ -14,7 +14,7 @@ from onnxcomp.targets.base import Target
 from onnxcomp.verify.budget import Budget
 
 CLEAN = (
-    "fold-constants,cleanup,gather-rows,fuse-batchnorm,fuse-slices,conv-before-resize,convolve-shortcuts,"
+    "fold-constants,cleanup,gather-rows,fuse-batchnorm,fuse-slices,chain-pools,conv-before-resize,convolve-shortcuts,"
     "widen-conv,fuse-activations,split-softmax,cleanup"
 )
 # for recipes that store what is left: in the file it takes few bits again, whatever it is computed in

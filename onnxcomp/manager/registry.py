@@ -20,6 +20,7 @@ BUILTIN = {
     "compute-float32": "onnxcomp.passes.compute_float32:ComputeFloat32",
     "fuse-batchnorm": "onnxcomp.passes.fuse_batchnorm:FuseBatchNorm",
     "fuse-slices": "onnxcomp.passes.fuse_slices:FuseSlices",
+    "chain-pools": "onnxcomp.passes.chain_pools:ChainPools",
     "conv-before-resize": "onnxcomp.passes.conv_before_resize:ConvBeforeResize",
     "convolve-shortcuts": "onnxcomp.passes.convolve_shortcuts:ConvolveShortcuts",
     "fuse-activations": "onnxcomp.passes.fuse_activations:FuseActivations",
