@@ -7,6 +7,7 @@ from pathlib import Path
 
 import builders
 import pytest
+from nets import Net
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from onnxcomp import inspect, optimize
@@ -153,3 +154,13 @@ def test_groups_that_part_no_channels_are_the_models_fault(group: int, tmp_path:
 def test_an_error_of_ours_on_a_right_graph_stays_one() -> None:
     with pytest.raises(KeyError), blamed_on(decode(builders.mlp())):
         raise KeyError("ours")
+
+
+@pytest.mark.parametrize("axes", [[1, 1], [7], [0, -4]])
+def test_axes_that_are_not_there_or_twice_are_the_models_fault(axes: list[int], tmp_path: Path) -> None:
+    net = Net()
+    x = net.op("Unsqueeze", net.op("MatMul", net.input("N", 8), net.weight(8, 8)), net.const(axes))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(net.model(x).SerializeToString())
+    with pytest.raises(ModelError, match="axes"):
+        inspect(path, groups=True)

@@ -328,6 +328,21 @@ def test_a_layer_that_would_run_in_float_is_named_with_the_kernel_that_runs_it()
     assert record.summary.startswith("0 of 2 MatMul quantized")
 
 
+def test_a_whole_that_does_not_run_where_its_parts_do_is_no_error() -> None:
+    """ONNX Runtime carries its layout through Pad and permutes the pads of all axes, where only some are given."""
+    net = Net(opset=18)
+    x = net.conv(net.input("N", 1, 8, 6), 1, 4)
+    net.op(
+        "Reshape", x, net.op("Concat", net.op("Gather", net.op("Shape", x), net.const([0])), net.const([-1]), axis=0)
+    )
+    padded = net.op("Pad", x, net.const([1, 1]), net.const(0.0, np.float32), net.const([-1]))
+    before = net.model(net.conv(padded, 4, 8, 1))
+    feeds = builders.feeds_of(before, batch=16)
+    after, record = quantized(before, feeds)
+    assert builders.sqnr_db(builders.run(before, feeds)[0], builders.run(after, feeds)[0]) > 28
+    assert any("does not run the whole" in skip.why for skip in record.skips)
+
+
 def test_what_proves_integers_keeps_no_memory_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A literal run hands out every tensor at once; an arena would hold what computed them besides."""
     kept: list[bool] = []

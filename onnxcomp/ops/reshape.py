@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxcomp.errors import ModelError
 from onnxcomp.graph.coupling.flow import Axes, Kept, Labels, Step, UnknownShapeError, positive, set_ints
 from onnxcomp.graph.ir import Dim, Node
 from onnxcomp.graph.noops import Known, Same, first, same_shape
@@ -172,6 +173,10 @@ def unsqueeze(step: Step) -> None:
         raise UnknownShapeError(f"the axes of {step.node} are computed")
     rank = len(axes) + len(given)
     new = {positive(a, rank) for a in given}
+    if len(new) != len(given) or not new <= set(range(rank)):
+        raise ModelError(
+            f"axes {list(given)} are none of {rank}, each once", where=str(step.node), do="export it again"
+        )
     rest = iter(axes)
     step.emit([None if a in new else next(rest) for a in range(rank)])
 

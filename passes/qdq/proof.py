@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxcomp.errors import ModelError
+from onnxcomp.errors import DataError, ModelError
 from onnxcomp.graph.clone import extract
 from onnxcomp.graph.ir import Array, Graph, Node, Variable
 from onnxcomp.passes.qdq.regions import Plan
@@ -70,7 +70,14 @@ def faults(graph: Graph, plan: Plan, target: Target, feed: Feeds, *, saturates: 
     if found:
         return found
     moving = {node.name for node in plan.moving}
-    for name, kernel in kernels.ran(graph, feed, threads=sessions.threads).items():
+    try:
+        ran = kernels.ran(graph, feed, threads=sessions.threads)
+    except (ModelError, DataError) as error:
+        # parts run and the whole does not: what the runtime carries its layouts through goes first, then all
+        blamed = plan.moving or (*plan.weighted, *plan.joined)
+        found.barred = dict.fromkeys(blamed, f"ONNX Runtime does not run the whole with it on integers ({error.what})")
+        return found
+    for name, kernel in ran.items():
         node = planned.get(name)
         if node is not None and not kernel.integer and name not in moving:
             found.barred[node] = f"{IN_FLOAT} ({kernel.op})"
