@@ -54,7 +54,7 @@ ROUNDS = 12
 LEAST_ROUNDS = 5
 LEAST_PAIRS = 2
 BLOCK_SECONDS = 0.006
-WARM_UP_SECONDS = 0.02
+WARM_UP_SECONDS = 0.01
 WARM_UP_CALLS = 2  # behind the first, which is checked: it finds the memory that the second uses
 OPENING_SHARE = 0.5
 TRIMMED_SHARE = 0.2
@@ -62,7 +62,7 @@ SESSION_SPREAD = 0.01
 PRIOR_ROUNDS = 3
 NARROWEST = 0.005
 WIDE = 0.02
-ENOUGH = 0.01  # as two sessions of one file differ
+ENOUGH = 0.0125  # hardly more than two sessions of one file differ
 SPREAD_BINS, SPREAD_SHARE = 60, 0.98
 # two-sided 95 % quantiles of Student's t by degrees of freedom
 _T95 = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12)
