@@ -392,7 +392,7 @@ def test_the_training_worker_hears_of_telemetry_too(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["search", "m.onnx"], "trials that ended are kept"),
+        (["search", "m.onnx"], "trials that had ended are kept"),
         (["-q", "build"], "models that were done stand"),
         (["optimize", "m.onnx"], "nothing was written"),
     ],

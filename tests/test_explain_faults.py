@@ -128,6 +128,16 @@ def test_a_fault_goes_before_a_coarse_range_that_costs_more(what: str, words: st
     assert found.to_json()["layers"][0]["fault"] is True
 
 
+def test_samples_twenty_times_too_dark_are_no_lost_bias(tmp_path: Path) -> None:
+    before = Path(__file__).resolve().parent.parent / "models" / "digits-cnn.onnx"
+    feeds = {"image": builders.rng().random((16, 1, 8, 8)).astype(np.float32)}
+    dark = {name: values[:4] * np.float32(0.05) for name, values in feeds.items()}
+    quantize_static(before, tmp_path / "after.onnx", Reader(dark), quant_format=QuantFormat.QDQ)
+    found = explain(before, tmp_path / "after.onnx", feeds, times=False)
+    assert not any(layer.fault for layer in found.layers)
+    assert found.layers[0].remedy.startswith("calibrate on samples like these")
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -43,7 +43,7 @@ COMMANDS = {
     "help": ("help", "The help of a command."),
 }
 KEPT = {  # what an interrupted command leaves behind, of those that go on where they stopped
-    "search": "trials that ended are kept, and the best model so far: the same command goes on",
+    "search": "trials that had ended are kept, if any had, with the best model of them: the same command goes on",
     "build": "models that were done stand: the same command makes the others",
     "distill": "no model was written; the training goes on from its last checkpoint with the same command",
 }

@@ -145,6 +145,7 @@ def cause_of(finding: Finding, weights: Weights) -> Cause:
     found = (
         _clipped_output(finding, error)
         or _dead(error, weights)
+        or _clipped(finding, CHOSEN)
         or _lost_bias(finding, error)
         or _zero_point_of_weights(weights)
         or _zero_point_of_input(finding)
@@ -167,7 +168,7 @@ def _lost_bias(finding: Finding, error: Error) -> Cause | None:
     if bias_elsewhere(finding.pair):
         return None
     for bias in (before, *finding.pair.before.vectors):
-        if bias is None or not bias.any():
+        if bias is None or not bias.any() or any(_alike(bias, kept) for kept in finding.pair.after.vectors):
             continue
         missing, share = _along(behind, bias)
         plain = LOST[0] < -missing < LOST[1] and share > EXPLAINS
@@ -175,6 +176,11 @@ def _lost_bias(finding: Finding, error: Error) -> Cause | None:
             words = f"its bias, of {np.abs(bias).max():.3g} at most, is lost"
             return Cause(words, "put the bias of the original back into this layer", fault=True)
     return None
+
+
+def _alike(vector: Array, other: Array) -> bool:
+    """Whether a vector is another as far as 8 bits hold it."""
+    return vector.shape == other.shape and bool(np.linalg.norm(vector - other) < 0.1 * np.linalg.norm(vector))
 
 
 def _zero_point_of_weights(weights: Weights) -> Cause | None:
@@ -231,9 +237,10 @@ def _saturated(weights: Weights, error: Error) -> Cause | None:
     )
 
 
-def _clipped(finding: Finding) -> Cause | None:
+def _clipped(finding: Finding, beyond: float = 1e-3) -> Cause | None:
+    """More than a share of its input is cut off; beyond `CHOSEN` that comes first: it moves all means, like a bias."""
     entry = finding.pair.entry[1] if finding.pair.entry is not None else None
-    if entry is None or finding.fed.beyond <= 1e-3 * finding.fed.count:
+    if entry is None or finding.fed.beyond <= beyond * finding.fed.count:
         return None
     return _cut_off("input", finding.fed, entry)
 

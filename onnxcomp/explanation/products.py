@@ -6,7 +6,7 @@ So a convolution, the same with its weight behind DequantizeLinear, and QLinearC
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -182,7 +182,7 @@ def _layer(node: Node, form: IntegerForm, index: int, reading: Reading) -> Layer
     bias = _bias(node, form, reading)
     aside = {form.data, *reading.operators.facts(node).quantization_ports}
     others = [t for p, t in enumerate(node.inputs) if t.name and p not in aside and t in reading.moving]
-    ahead = [c for place in (out, linear.tensor) for c in place.consumers]
+    ahead = [c for tensor in (out, linear.tensor) for c in _readers(tensor)]
     vectors = [v for c in ahead for t in c.inputs if (v := reading.value(t)) is not None and v.ndim == 1 and v.size > 1]
     return Layer(
         node,
@@ -200,6 +200,15 @@ def _layer(node: Node, form: IntegerForm, index: int, reading: Reading) -> Layer
         bool(others) and form.like not in ("LSTM", "GRU", "RNN"),
         tuple(vectors),
     )
+
+
+def _readers(tensor: Variable) -> Iterator[Node]:
+    """What reads a tensor, or its values behind Q and DQ."""
+    for node in tensor.consumers:
+        if node.op in PASSED and node.output() is not None:
+            yield from _readers(node.outputs[0])
+        else:
+            yield node
 
 
 def _ports(node: Node, ports: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
