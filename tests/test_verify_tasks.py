@@ -417,6 +417,22 @@ def test_heads_of_unlike_classes_or_few_are_read_alone(sizes: tuple[int, ...]):
     assert len(found) == len(guesses) == len(sizes)
 
 
+def test_heads_with_axes_of_size_one_are_read_alone():
+    outputs = {f"y{k}": normal(ROWS, 1, 16, seed=k) for k in range(3)}
+    found, guesses = judged(outputs, outputs, PICTURE, **dict.fromkeys(outputs, ("MatMul",)))
+    assert len(found) == len(guesses) == len(outputs)
+    assert all(f"output y{k} taken for scores of classes" in guesses[k] for k in range(3))
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (16, 1), (1, 1, 16), (16, 1, 1)])
+def test_classes_are_told_along_their_axis_whatever_ones_stand_around(shape: tuple[int, ...]):
+    before = normal(ROWS, 16)
+    after = before.copy()
+    after[:6] = np.roll(after[:6], 1, axis=1)
+    found = one(before.reshape(ROWS, *shape), after.reshape(ROWS, *shape), TOKENS, tail="MatMul")
+    assert found.value == pytest.approx((ROWS - 6) / ROWS)
+
+
 def test_cosine_is_about_the_mean():
     common = np.float32(5)
     a = common + normal(ROWS, 64, scale=0.05)

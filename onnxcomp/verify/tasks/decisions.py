@@ -157,7 +157,7 @@ class Together(Measure):
         same = np.ones(rows, bool)
         for name in self.outputs:
             a, b = before[name], after[name]
-            if a.shape != b.shape:
+            if a.shape != b.shape or a.ndim != 2 or len(a) != rows:
                 return
             known = ~(np.isnan(a).any(axis=1) | np.isnan(b).any(axis=1))
             same &= (a.argmax(axis=1) == b.argmax(axis=1)) & known

@@ -110,7 +110,7 @@ def look(seen: Seen, asked: Mapping[str, str]) -> Tasks:
         makers.append(maker)
         if not given:
             guesses.append(_line((name,), words))
-            if words == CLASSES and array.shape[-1] >= LETTERS:
+            if words == CLASSES and array.ndim == 2 and array.shape[-1] >= LETTERS:
                 characters.setdefault(array.shape[-1], []).append(name)
     for names in characters.values():
         if len(names) > 1:
@@ -179,7 +179,7 @@ def _guessed(name: str, array: Array, seen: Seen) -> tuple[Callable[[], Measure]
         return _map(name, array, seen, tail)
     flat = array.reshape(seen.rows, -1) if array.shape[:1] == (seen.rows,) else None
     if flat is not None and flat.shape[1] == max(array.shape[1:], default=0):
-        return _vector(name, flat, tail, seen)
+        return _vector(name, flat, array.shape.index(flat.shape[1], 1), tail, seen)
     if array.ndim == 3 and (_last_is_normalised(tail) or seen.text):
         return lambda: Embeddings(name), "vectors, one a place"
     return lambda: Values(name), "numbers, a regression"
@@ -241,15 +241,15 @@ def _unmasked(flat: Array) -> Array:
     return np.where(large, np.where(np.isfinite(least), least, 0.0), flat)
 
 
-def _vector(name: str, flat: Array, tail: tuple[str, ...], seen: Seen) -> tuple[Callable[[], Measure], str]:
-    """One row a sample: scores of classes, an embedding, or the numbers of a regression."""
+def _vector(name: str, flat: Array, axis: int, tail: tuple[str, ...], seen: Seen) -> tuple[Callable[[], Measure], str]:
+    """One row a sample, along one axis: scores of classes, an embedding, or the numbers of a regression."""
     width, masked = flat.shape[1], bool((~(np.abs(flat) < FILLED)).any())
     flat = _unmasked(flat)
     lengths = np.linalg.norm(flat.astype(np.float64), axis=1)
     of_length_one = bool(np.allclose(lengths, 1.0, atol=1e-3)) and bool((flat < 0).any())
     probable = float(flat.min()) >= UNIT[0] and np.allclose(flat.sum(axis=1), 1.0, atol=1e-3)
     if (tail[:1] and tail[0] in RANKED) or probable:
-        return lambda: Classes("classes", name, 1), CLASSES
+        return lambda: Classes("classes", name, axis), CLASSES
     if of_length_one or _last_is_normalised(tail) or (tail[:1] and tail[0] in FEATURES):
         if width <= FEW_CLASSES // 2 and not of_length_one:
             return lambda: Values(name), "numbers, a regression"
@@ -259,7 +259,7 @@ def _vector(name: str, flat: Array, tail: tuple[str, ...], seen: Seen) -> tuple[
     if (_offset(flat) or _places(flat)) and not masked:
         return lambda: Values(name), "numbers, a regression"
     if masked or width <= FEW_CLASSES or _sure(flat):
-        return lambda: Classes("classes", name, 1), CLASSES
+        return lambda: Classes("classes", name, axis), CLASSES
     return lambda: Embeddings(name), "an embedding"
 
 
