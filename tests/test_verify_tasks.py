@@ -519,3 +519,9 @@ def test_one_look_serves_every_comparison(tmp_path: Path):
     first = book.tasks
     assert first is not None
     assert first.guesses == ("output y taken for scores of classes: override with --task",)
+
+
+def test_maps_of_unlike_numbers_of_samples_are_no_heads():
+    outputs = {"p3": normal(ROWS, 6, 8, 8), "p4": normal(2, 6, 4, 4, seed=2)}
+    found, _ = judged(outputs, outputs, PICTURE)
+    assert all(a.kind != "boxes" for a in found)

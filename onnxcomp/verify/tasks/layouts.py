@@ -287,7 +287,7 @@ def _heads(numbers: Mapping[str, Array], seen: Seen) -> Boxes | None:
     Anchors are three where that divides the channels, else one; their sizes are not known and do not matter: each is
     matched with itself.
     """
-    maps = {name: array for name, array in numbers.items() if array.ndim in (4, 5)}
+    maps = {n: a for n, a in numbers.items() if a.ndim in (4, 5) and len(a) == seen.rows}
     sizes = sorted({int(np.prod(_places(array))) for array in maps.values()}, reverse=True)
     if not 2 <= len(maps) <= 5 or len(sizes) != len(maps) or any(a < 2 * b for a, b in pairwise(sizes)):
         return None
