@@ -174,9 +174,8 @@ def unsqueeze(step: Step) -> None:
     rank = len(axes) + len(given)
     new = {positive(a, rank) for a in given}
     if len(new) != len(given) or not new <= set(range(rank)):
-        raise ModelError(
-            f"axes {list(given)} are none of {rank}, each once", where=str(step.node), do="export it again"
-        )
+        wrong = f"axes {list(given)} are not {len(given)} different ones of {rank}"
+        raise ModelError(wrong, where=str(step.node), do="export the model again")
     rest = iter(axes)
     step.emit([None if a in new else next(rest) for a in range(rank)])
 
