@@ -188,22 +188,24 @@ def test_smoothing_helps_where_channels_differ_and_is_not_applied_where_it_does_
     assert builders.sqnr_db(exact, builders.run(flat, even)[0]) > 35
 
 
-def far_units(outputs: int, *, transposed: bool = False) -> tuple[ModelProto, dict[str, np.ndarray]]:
-    """A product of 512 channels, one of which is large in the first row of each 16 and weighs as much as any other."""
+def far_units(
+    outputs: int, channels: int = 2048, *, transposed: bool = False
+) -> tuple[ModelProto, dict[str, np.ndarray]]:
+    """A product of many channels, one of which is large in the first row of each 16 and weighs as much as any other."""
     net = Net()
-    weight = net.weight(outputs, 512) if transposed else net.weight(512, outputs)
+    weight = net.weight(outputs, channels) if transposed else net.weight(channels, outputs)
     bias = net.const(np.linspace(-1, 1, outputs), np.float32)
-    x = net.input("N", 512)
+    x = net.input("N", channels)
     y = net.op("Gemm", x, weight, bias, transB=1, alpha=0.5) if transposed else net.op("MatMul", x, weight)
     proto = onnx.shape_inference.infer_shapes(net.model(y), strict_mode=True)
-    rows = builders.rng(6).standard_normal((64, 512)).astype(np.float32)
-    rows[::16, 77] = 90
+    rows = builders.rng(6).standard_normal((64, channels)).astype(np.float32)
+    rows[::16, 77] = 4 * channels**0.5
     return proto, {"x0": rows}
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_channels_that_reach_far_beyond_all_others_are_multiplied_apart(transposed: bool) -> None:
-    proto, feeds = far_units(96, transposed=transposed)
+    proto, feeds = far_units(2048, transposed=transposed)
     exact = builders.run(proto, feeds)[0]
     inside, _ = quantized(proto, "quantize-dynamic{least=1,apart=false}", feeds)
     apart, record = quantized(proto, "quantize-dynamic{least=1}", feeds)
@@ -215,10 +217,11 @@ def test_channels_that_reach_far_beyond_all_others_are_multiplied_apart(transpos
 
 
 def test_channels_are_not_multiplied_apart_where_that_costs_more_than_it_gives() -> None:
-    wide, feeds = far_units(640)  # a sum over more outputs than there are channels
-    after, _ = quantized(wide, feeds=feeds)
-    assert "Gather" not in builders.ops(after)
-    even, _ = far_units(96)
+    for outputs, channels in ((2560, 2048), (96, 512)):  # a sum over more outputs than channels; a small product
+        proto, feeds = far_units(outputs, channels)
+        after, _ = quantized(proto, feeds=feeds)
+        assert "Gather" not in builders.ops(after)
+    even, _ = far_units(2048)
     after, _ = quantized(even, feeds=builders.feeds_of(even, batch=64))
     assert "Gather" not in builders.ops(after)
 

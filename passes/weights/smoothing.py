@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ WORTH_DB = 0.25
 APART = 16  # channels that are multiplied in float beside the others
 FAR = 1.5  # times the largest of the channels left that the first of those reaches at least
 LEAST_CHANNELS = 256  # a product of so few channels beside it would cost as much as it does
+LEAST_WORK = 4_000_000  # multiply-accumulates a sample: what comes beside smaller products takes a good part of theirs
 WORTH_APART_DB = 1.0  # a Mul, a Gather, a small product and a sum more
 LEVELS = Levels.signed(8)
 
@@ -78,6 +80,7 @@ class _Trial:
     smooth: float
     divides: bool
     largest: Array | None = None
+    places: int = 1  # rows a sample, of the longest
     factors: Array | None = None
     signal: list[float] = field(default_factory=list)
     plain: list[float] = field(default_factory=list)
@@ -89,6 +92,7 @@ class _Trial:
     def learn(self, values: Array) -> None:
         found = np.abs(self.group.rows(values)).max(axis=0, initial=0.0)
         self.largest = found if self.largest is None else np.maximum(self.largest, found)
+        self.places = max(self.places, prod(values.shape[1:-1]))
 
     def judge(self, values: Array) -> None:
         if self.factors is None:
@@ -135,7 +139,9 @@ class _Trial:
         assert self.largest is not None
         heaviest = np.max([np.abs(weight).max(axis=0, initial=0.0) for weight in weights], axis=0)
         self.factors = smoothing_factors(self.largest, heaviest, self.smooth)
-        self.apart = far_channels(self.largest) if self.divides and self.group.parts else None
+        work = self.places * sum(weight.size for weight in weights)
+        if self.divides and self.group.parts and work >= LEAST_WORK:
+            self.apart = far_channels(self.largest)
         for weight in weights:
             rest = weight if self.apart is None else without(weight, self.apart)
             self._weights.append((weight.T, _rounded(weight).T, _rounded(weight * self.factors).T, _rounded(rest).T))
